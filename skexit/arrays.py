@@ -1,0 +1,337 @@
+"""X as scikit-learn sees it: two-dimensional, lazy, and aware of its exits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from skexit.layout import FRAME_ATTRIBUTE, ExitLayout, resolve_layout
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class ColumnSource(Protocol):
+    """Where an ExitArray reads its columns."""
+
+    n_rows: int
+    dtype: np.dtype
+
+    def read(self, layout: ExitLayout, k: int, part: str, rows: Any) -> NDArray[Any]:
+        """The ``"logits"`` or ``"features"`` of exit `k`; `rows` is an index array or slice."""
+
+
+class ExitArray:
+    """Rows of a cache, or of arrays in memory, as a lazy two-dimensional X with a layout.
+
+    Rows are read when they are asked for. Indexing rows (with a mask, integers or a slice) gives
+    another ExitArray; ``numpy.asarray`` reads everything. An ExitArray on a cache pickles as the
+    path of the cache and the row numbers, so that workers do not copy the data.
+
+    Made by :func:`stack_exits`, :attr:`skexit.FeatureCache.X`, :meth:`from_array` and
+    :meth:`from_frame`.
+
+    Parameters
+    ----------
+    source : ColumnSource
+        Where the columns are read.
+    layout : ExitLayout
+        Which columns are which exit's.
+    rows : ndarray of shape (n_samples,) of int, default=None
+        Rows of the source, in order; None means all.
+
+    Attributes
+    ----------
+    layout : ExitLayout
+        Columns, classes and costs of the exits.
+    shape : tuple of int
+        ``(n_samples, n_columns)``.
+    dtype : numpy.dtype
+        Type of the values that are read.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skexit import stack_exits
+    >>> X = stack_exits(features=[np.ones((4, 2)), np.zeros((4, 3))])
+    >>> X
+    ExitArray(4 rows, 5 columns, 2 exits, float64)
+    >>> X[X.features(0)[:, 0] > 0].shape
+    (4, 5)
+    >>> X.features(1, rows=[0, 2]).shape
+    (2, 3)
+    """
+
+    ndim = 2
+
+    def __init__(self, source: ColumnSource, layout: ExitLayout, rows: NDArray[np.int64] | None = None) -> None:
+        self.source = source
+        self.layout = layout
+        self._rows = rows
+
+    @classmethod
+    def from_array(cls, X: ArrayLike, layout: ExitLayout | int | None = None) -> ExitArray:
+        """Give a two-dimensional array a layout; an int splits its columns evenly."""
+        if isinstance(X, ExitArray) and layout is None:
+            return X
+        array = np.asarray(X)
+        if array.ndim != 2:
+            raise ValueError(f"X has shape {array.shape}; it must be two-dimensional, one row a sample.")
+        return cls(_ArraySource(array), resolve_layout(layout, X, array.shape[1]))
+
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame, layout: ExitLayout | None = None) -> ExitArray:
+        """Read a DataFrame with columns ``exit0__logit0``, as :meth:`to_frame` makes it."""
+        return cls.from_array(frame, layout)  # type: ignore[arg-type]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self), self.layout.n_columns
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.source.dtype
+
+    def __len__(self) -> int:
+        return self.source.n_rows if self._rows is None else len(self._rows)
+
+    def logits(self, k: int, rows: ArrayLike | slice | None = None) -> NDArray[Any] | None:
+        """Logits of exit `k`, None where the exit has none.
+
+        Parameters
+        ----------
+        k : int
+            The exit.
+        rows : array-like of int or bool, or slice, default=None
+            Rows of this array; None means all.
+
+        Returns
+        -------
+        ndarray of shape (n_rows, n_classes), or None
+        """
+        if not self.layout.has_logits(k):
+            return None
+        return self.source.read(self.layout, k, "logits", self._source_rows(rows))
+
+    def features(self, k: int, rows: ArrayLike | slice | None = None) -> NDArray[Any]:
+        """Features of exit `k`.
+
+        Parameters
+        ----------
+        k : int
+            The exit.
+        rows : array-like of int or bool, or slice, default=None
+            Rows of this array; None means all.
+
+        Returns
+        -------
+        ndarray of shape (n_rows, n_features)
+        """
+        return self.source.read(self.layout, k, "features", self._source_rows(rows))
+
+    def batches(self, batch_size: int) -> Iterator[slice]:
+        """Slices that cover the rows in order."""
+        for start in range(0, len(self), batch_size):
+            yield slice(start, min(start + batch_size, len(self)))
+
+    def to_frame(self, index: Any = None) -> pd.DataFrame:
+        """The whole array as a DataFrame with named columns, its layout kept in ``attrs``.
+
+        Parameters
+        ----------
+        index : array-like of shape (n_samples,), default=None
+            Index of the DataFrame.
+
+        Returns
+        -------
+        pandas.DataFrame
+        """
+        import pandas as pd
+
+        frame = pd.DataFrame(np.asarray(self), columns=self.layout.column_names(), index=index)
+        frame.attrs[FRAME_ATTRIBUTE] = self.layout.to_dict()
+        return frame
+
+    def __getitem__(self, key: Any) -> Any:
+        columns: Any = ...
+        if isinstance(key, tuple):
+            if len(key) > 2:
+                raise IndexError(f"ExitArray has 2 dimensions, but the index has {len(key)}.")
+            key, columns = (*key, ...)[:2]
+        if key is ...:
+            key = slice(None)
+        if isinstance(key, int | np.integer):
+            return np.asarray(self[[int(key)]])[0][columns]
+        taken = ExitArray(self.source, self.layout, self._absolute(key))
+        if columns is ... or (isinstance(columns, slice) and columns == slice(None)):
+            return taken
+        return np.asarray(taken)[:, columns]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False and not self._is_whole_array():
+            raise ValueError("an ExitArray is read from its source, which needs a copy; pass copy=None.")
+        if self._is_whole_array():
+            return np.array(self.source.array, dtype=dtype, copy=copy)  # type: ignore[attr-defined]
+        out = np.empty(self.shape, dtype=dtype or self.dtype)
+        rows = self._source_rows(None)
+        for k in range(self.layout.n_exits):
+            if self.layout.has_logits(k):
+                out[:, self.layout.logit_columns(k)] = self.source.read(self.layout, k, "logits", rows)
+            if self.layout.n_features[k]:
+                out[:, self.layout.feature_columns(k)] = self.source.read(self.layout, k, "features", rows)
+        return out
+
+    def __repr__(self) -> str:
+        rows, columns = self.shape
+        return f"ExitArray({rows} rows, {columns} columns, {self.layout.n_exits} exits, {self.dtype})"
+
+    def _is_whole_array(self) -> bool:
+        return self._rows is None and isinstance(self.source, _ArraySource)
+
+    def _absolute(self, rows: Any) -> NDArray[np.int64]:
+        """Row numbers in the source for an index into this array."""
+        if isinstance(rows, list) and not rows:
+            rows = np.empty(0, dtype=np.int64)
+        own = np.arange(self.source.n_rows) if self._rows is None else self._rows
+        return own[rows if isinstance(rows, slice) else np.asarray(rows)]
+
+    def _source_rows(self, rows: Any) -> Any:
+        if rows is None:
+            return slice(None) if self._rows is None else self._rows
+        if self._rows is None and isinstance(rows, slice):
+            return rows
+        return self._absolute(rows)
+
+
+class _ArraySource:
+    """The columns of a two-dimensional array in memory."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array = array
+        self.n_rows = len(array)
+        self.dtype = array.dtype
+
+    def read(self, layout: ExitLayout, k: int, part: str, rows: Any) -> NDArray[Any]:
+        columns = layout.logit_columns(k) if part == "logits" else layout.feature_columns(k)
+        return self.array[rows, columns]
+
+
+class LogitsSource:
+    """The columns of another ExitArray, with the logits of some exits laid over it."""
+
+    def __init__(self, base: ExitArray, logits: dict[int, NDArray[Any]]) -> None:
+        self.base = base
+        self.logits = logits
+        self.n_rows = len(base)
+        self.dtype = np.result_type(base.dtype, *logits.values())
+
+    def read(self, layout: ExitLayout, k: int, part: str, rows: Any) -> NDArray[Any]:
+        if part == "features":
+            return self.base.features(k, rows)
+        if k in self.logits:
+            return self.logits[k][rows]
+        logits = self.base.logits(k, rows)
+        assert logits is not None  # the layout has logits where the base or this source has them
+        return logits
+
+
+def stack_exits(
+    logits: ArrayLike | Sequence[ArrayLike | None] | None = None,
+    features: Sequence[ArrayLike | None] | None = None,
+    *,
+    costs: ArrayLike | None = None,
+    classes: ArrayLike | None = None,
+    cost_unit: str | None = None,
+) -> ExitArray:
+    """Build X from the logits and features that each exit of a network gave.
+
+    Parameters
+    ----------
+    logits : array-like of shape (n_samples, n_exits, n_classes), or list of n_exits arrays of \
+shape (n_samples, n_classes) or None, default=None
+        Logits of each exit; in a list, None where an exit has none.
+    features : list of n_exits arrays of shape (n_samples, n_features_k) or None, default=None
+        Features of each exit, None where an exit has none.
+    costs : array-like of shape (n_exits,), default=None
+        Cumulative cost of an answer at each exit, in `cost_unit`, strictly increasing. By default
+        the fractions ``(k + 1) / n_exits``.
+    classes : array-like of shape (n_classes,), default=None
+        Class labels in the order of the logits. By default they are found in y.
+    cost_unit : str, default=None
+        Unit of `costs`: ``"FLOPs"``, ``"MACs"``, ``"ms"`` or any other name.
+
+    Returns
+    -------
+    X : ExitArray of shape (n_samples, n_columns)
+
+    Raises
+    ------
+    ValueError
+        If there are neither logits nor features, or the arrays do not fit each other.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skexit import stack_exits
+    >>> logits = np.zeros((5, 3, 10))  # five samples, three exits, ten classes
+    >>> stack_exits(logits, costs=[1e6, 3e6, 9e6], cost_unit="FLOPs")
+    ExitArray(5 rows, 30 columns, 3 exits, float64)
+
+    A frozen network has logits at its last exit only:
+
+    >>> X = stack_exits([None, np.zeros((5, 10))], [np.ones((5, 4)), np.ones((5, 8))])
+    >>> X.layout.n_logits, X.layout.n_features
+    ((0, 10), (4, 8))
+    """
+    logit_blocks = _split_logits(logits)
+    feature_blocks = [] if features is None else [_as_block(block, "features", k) for k, block in enumerate(features)]
+    n_exits = max(len(logit_blocks), len(feature_blocks))
+    logit_blocks = logit_blocks or [None] * n_exits
+    feature_blocks = feature_blocks or [None] * n_exits
+    if n_exits == 0:
+        raise ValueError("stack_exits needs logits, features, or both.")
+    if len(logit_blocks) != len(feature_blocks):
+        raise ValueError(
+            f"logits has {len(logit_blocks)} exits and features {len(feature_blocks)}; put None where an exit has none."
+        )
+    blocks = [block for pair in zip(logit_blocks, feature_blocks, strict=True) for block in pair]
+    lengths = {len(block) for block in blocks if block is not None}
+    if len(lengths) > 1:
+        raise ValueError(f"the arrays have different numbers of rows: {sorted(lengths)}.")
+    layout = ExitLayout(
+        n_logits=[0 if block is None else block.shape[1] for block in logit_blocks],
+        n_features=[0 if block is None else block.shape[1] for block in feature_blocks],
+        costs=costs,
+        cost_unit=cost_unit,
+        classes=classes,
+    )
+    array = np.concatenate([block for block in blocks if block is not None], axis=1)
+    return ExitArray(_ArraySource(np.ascontiguousarray(array)), layout)
+
+
+def _split_logits(logits: Any) -> list[NDArray[Any] | None]:
+    if logits is None:
+        return []
+    if not isinstance(logits, list | tuple):
+        logits = np.asarray(logits)
+        if logits.ndim != 3:
+            raise ValueError(
+                f"logits has shape {logits.shape}; pass (n_samples, n_exits, n_classes), or a list "
+                "of arrays, one an exit."
+            )
+        logits = list(np.moveaxis(logits, 1, 0))
+    return [_as_block(block, "logits", k) for k, block in enumerate(logits)]
+
+
+def _as_block(block: Any, name: str, k: int) -> NDArray[Any] | None:
+    if block is None:
+        return None
+    array = np.asarray(block)
+    if array.ndim != 2:
+        raise ValueError(f"{name}[{k}] has shape {array.shape}; it must be (n_samples, width).")
+    if array.dtype.kind in "fiub":
+        return array if array.dtype.kind == "f" else array.astype(np.float64)
+    raise ValueError(f"{name}[{k}] has dtype {array.dtype}; it must be numeric.")

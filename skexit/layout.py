@@ -1,0 +1,301 @@
+"""Which columns of X belong to which exit, and what each exit costs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+_COLUMN_NAME = re.compile(r"exit(\d+)__(logit|feature)(\d+)")
+
+#: Key under which :meth:`skexit.ExitArray.to_frame` stores the layout in ``DataFrame.attrs``.
+FRAME_ATTRIBUTE = "skexit_layout"
+
+
+class ExitLayout:
+    """Columns, classes and costs of the exits of a network.
+
+    X has one row a sample and one block of columns an exit:
+    ``[exit 0 | exit 1 | ... | exit K-1]``. Each block is ``[logits | features]``; either part may
+    be absent, and the numbers of features may differ between exits.
+
+    Parameters
+    ----------
+    n_logits : sequence of int, one an exit
+        Number of logit columns of each exit: the number of classes, or 0 where an exit has no
+        logits.
+    n_features : sequence of int, one an exit
+        Number of feature columns of each exit, 0 where an exit has none.
+    costs : array-like of shape (n_exits,), default=None
+        Cumulative cost of an answer at each exit, strictly increasing, in `cost_unit`. By default
+        the fractions ``(k + 1) / n_exits``.
+    cost_unit : str, default=None
+        Unit of `costs`: ``"FLOPs"`` (a multiply-add counts as two), ``"MACs"`` (a multiply-add
+        counts as one), ``"ms"``, or any other name. ``"fraction"`` when `costs` is None.
+    classes : array-like of shape (n_classes,), default=None
+        Class labels in the order of the logit columns.
+
+    Attributes
+    ----------
+    n_exits : int
+        Number of exits.
+    n_columns : int
+        Number of columns of X.
+    n_classes : int or None
+        Number of classes, None when neither logits nor `classes` tell.
+    cost_fractions : ndarray of shape (n_exits,)
+        `costs` as fractions of the last exit's cost.
+
+    Raises
+    ------
+    ValueError
+        If the widths do not describe at least one column for each exit, the costs do not
+        increase, or the classes do not fit the logits.
+
+    Examples
+    --------
+    >>> from skexit import ExitLayout
+    >>> layout = ExitLayout(n_logits=[0, 3], n_features=[2, 1], costs=[1e6, 4e6], cost_unit="MACs")
+    >>> layout.column_names()
+    ['exit0__feature0', 'exit0__feature1', 'exit1__logit0', 'exit1__logit1', 'exit1__logit2', 'exit1__feature0']
+    >>> layout.logit_columns(1)
+    slice(2, 5, None)
+    >>> layout.cost_fractions.tolist()
+    [0.25, 1.0]
+    """
+
+    def __init__(
+        self,
+        n_logits: Sequence[int],
+        n_features: Sequence[int],
+        *,
+        costs: ArrayLike | None = None,
+        cost_unit: str | None = None,
+        classes: ArrayLike | None = None,
+    ) -> None:
+        self.n_logits = tuple(int(width) for width in n_logits)
+        self.n_features = tuple(int(width) for width in n_features)
+        _check_widths(self.n_logits, self.n_features)
+        self.costs = _check_costs(costs, self.n_exits)
+        self.cost_unit = "fraction" if costs is None and cost_unit is None else cost_unit
+        self.classes = _check_classes(classes, max(self.n_logits))
+        widths = np.column_stack([self.n_logits, self.n_features]).ravel()
+        self._edges = np.concatenate([[0], np.cumsum(widths)])
+
+    @property
+    def n_exits(self) -> int:
+        return len(self.n_logits)
+
+    @property
+    def n_columns(self) -> int:
+        return int(self._edges[-1])
+
+    @property
+    def n_classes(self) -> int | None:
+        if max(self.n_logits):
+            return max(self.n_logits)
+        return None if self.classes is None else len(self.classes)
+
+    @property
+    def cost_fractions(self) -> NDArray[np.float64]:
+        return self.costs / self.costs[-1]
+
+    def logit_columns(self, k: int) -> slice:
+        """Columns of the logits of exit `k`."""
+        return slice(int(self._edges[2 * k]), int(self._edges[2 * k + 1]))
+
+    def feature_columns(self, k: int) -> slice:
+        """Columns of the features of exit `k`."""
+        return slice(int(self._edges[2 * k + 1]), int(self._edges[2 * k + 2]))
+
+    def has_logits(self, k: int) -> bool:
+        """Whether exit `k` has logits."""
+        return self.n_logits[k] > 0
+
+    def column_names(self) -> list[str]:
+        """Names of the columns of X: ``exit0__logit0``, ..., ``exit0__feature0``, ..."""
+        return [
+            f"exit{k}__{part}{j}"
+            for k in range(self.n_exits)
+            for part, width in (("logit", self.n_logits[k]), ("feature", self.n_features[k]))
+            for j in range(width)
+        ]
+
+    def replace(self, **changes: Any) -> ExitLayout:
+        """A layout that differs from this one in the given parameters."""
+        parameters: dict[str, Any] = {
+            "n_logits": self.n_logits,
+            "n_features": self.n_features,
+            "costs": self.costs,
+            "cost_unit": self.cost_unit,
+            "classes": self.classes,
+        }
+        return ExitLayout(**(parameters | changes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The layout as a dict that JSON can hold; `from_dict` reads it back."""
+        return {
+            "n_logits": list(self.n_logits),
+            "n_features": list(self.n_features),
+            "costs": self.costs.tolist(),
+            "cost_unit": self.cost_unit,
+            "classes": None if self.classes is None else self.classes.tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, description: dict[str, Any]) -> ExitLayout:
+        """The layout that `to_dict` described."""
+        return cls(**description)
+
+    @classmethod
+    def even(cls, n_columns: int, n_exits: int) -> ExitLayout:
+        """Layout of `n_columns` feature columns, split evenly into `n_exits` exits."""
+        if n_exits < 1 or n_columns % n_exits:
+            raise ValueError(
+                f"layout={n_exits} splits the columns of X evenly into {n_exits} exits, but X has "
+                f"{n_columns} columns. Pass an ExitLayout that gives the width of each exit."
+            )
+        return cls(n_logits=[0] * n_exits, n_features=[n_columns // n_exits] * n_exits)
+
+    @classmethod
+    def from_column_names(cls, names: Sequence[Any]) -> ExitLayout | None:
+        """Layout that `column_names` gave these names, None if no name is of that form."""
+        matches = [_COLUMN_NAME.fullmatch(name) if isinstance(name, str) else None for name in names]
+        if not any(matches):
+            return None
+        for name, match in zip(names, matches, strict=True):
+            if match is None:
+                raise ValueError(
+                    f"column {name!r} stands among columns named like 'exit0__logit3' but belongs "
+                    "to no exit. Drop it, or pass layout=."
+                )
+        n_exits = 1 + max(int(match[1]) for match in matches if match)
+        widths = {"logit": [0] * n_exits, "feature": [0] * n_exits}
+        for match in matches:
+            if match:
+                widths[match[2]][int(match[1])] += 1
+        layout = cls(n_logits=widths["logit"], n_features=widths["feature"])
+        if layout.column_names() != list(names):
+            raise ValueError(
+                "the columns exit<k>__logit<j> and exit<k>__feature<j> are incomplete or out of "
+                "order. Order each exit's logits before its features: "
+                f"{layout.column_names()[:4]} ..."
+            )
+        return layout
+
+    def fingerprint(self) -> str:
+        """Hexadecimal digest of everything that the layout says."""
+        text = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ExitLayout) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint())
+
+    def __repr__(self) -> str:
+        costs = ", ".join(f"{cost:.4g}" for cost in self.costs)
+        return (
+            f"ExitLayout(n_logits={list(self.n_logits)}, n_features={list(self.n_features)}, "
+            f"costs=[{costs}], cost_unit={self.cost_unit!r})"
+        )
+
+
+def resolve_layout(layout: ExitLayout | int | None, X: Any, n_columns: int) -> ExitLayout:
+    """Find the layout of `X`: `layout`, else ``X.layout``, else column names, else one exit.
+
+    Parameters
+    ----------
+    layout : ExitLayout, int or None
+        The `layout` parameter of an estimator; an int splits the columns evenly into that many
+        exits.
+    X : object
+        What the user passed, before it became an array.
+    n_columns : int
+        Number of columns of `X`.
+
+    Raises
+    ------
+    ValueError
+        If the layout does not have `n_columns` columns.
+    """
+    if layout is None:
+        layout = getattr(X, "layout", None)
+    if layout is None and hasattr(X, "columns"):
+        layout = _layout_of_frame(X)
+    if layout is None:
+        layout = 1
+    if isinstance(layout, int | np.integer) and not isinstance(layout, bool):
+        return ExitLayout.even(n_columns, int(layout))
+    if not isinstance(layout, ExitLayout):
+        raise ValueError(f"layout={layout!r} is neither an ExitLayout nor a number of exits.")
+    if layout.n_columns != n_columns:
+        raise ValueError(
+            f"layout describes {layout.n_columns} columns but X has {n_columns}. Pass the layout "
+            "that X was built with, or leave layout=None for an ExitArray."
+        )
+    return layout
+
+
+def _layout_of_frame(frame: Any) -> ExitLayout | None:
+    layout = ExitLayout.from_column_names(list(frame.columns))
+    stored = getattr(frame, "attrs", {}).get(FRAME_ATTRIBUTE)
+    if layout is None or stored is None:
+        return layout
+    stored = ExitLayout.from_dict(stored)
+    if (stored.n_logits, stored.n_features) != (layout.n_logits, layout.n_features):
+        raise ValueError(
+            "the columns of the DataFrame are not those of the layout kept in its attrs. Pass "
+            f"layout=, or delete attrs[{FRAME_ATTRIBUTE!r}]."
+        )
+    return stored
+
+
+def _check_widths(n_logits: tuple[int, ...], n_features: tuple[int, ...]) -> None:
+    if len(n_logits) != len(n_features) or not n_logits:
+        raise ValueError(
+            f"n_logits={list(n_logits)} and n_features={list(n_features)} must have one entry for "
+            "each exit, and there must be an exit."
+        )
+    for k, (logits, features) in enumerate(zip(n_logits, n_features, strict=True)):
+        if min(logits, features) < 0 or logits + features == 0:
+            raise ValueError(f"exit {k} has {logits} logits and {features} features; give it one or the other.")
+    present = {width for width in n_logits if width}
+    if len(present) > 1:
+        raise ValueError(f"n_logits={list(n_logits)}: every exit that has logits needs the same number.")
+    if present == {1}:
+        raise ValueError(
+            "n_logits=1: an exit needs one logit a class. For a binary network with a single output z, stack [0, z]."
+        )
+
+
+def _check_costs(costs: ArrayLike | None, n_exits: int) -> NDArray[np.float64]:
+    if costs is None:
+        return np.arange(1, n_exits + 1) / n_exits
+    costs = np.asarray(costs, dtype=np.float64)
+    if costs.shape != (n_exits,):
+        raise ValueError(f"costs has shape {costs.shape}; give one cumulative cost for each of {n_exits} exits.")
+    if not np.isfinite(costs).all() or costs[0] <= 0 or (np.diff(costs) <= 0).any():
+        raise ValueError(
+            f"costs={costs.tolist()} must be positive, finite and strictly increasing: the cost of "
+            "an answer at exit k includes all that comes before it. For costs of single stages "
+            "pass numpy.cumsum(costs)."
+        )
+    return costs
+
+
+def _check_classes(classes: ArrayLike | None, n_logits: int) -> NDArray[Any] | None:
+    if classes is None:
+        return None
+    classes = np.asarray(classes)
+    if classes.ndim != 1 or len(np.unique(classes)) != len(classes):
+        raise ValueError("classes must be one-dimensional, without repeated labels.")
+    if n_logits and len(classes) != n_logits:
+        raise ValueError(f"classes has {len(classes)} labels but each exit has {n_logits} logits.")
+    return classes
