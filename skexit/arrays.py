@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 class ColumnSource(Protocol):
     """Where an ExitArray reads its columns."""
 
-    n_rows: int
     dtype: np.dtype
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
 
     def read(self, layout: ExitLayout, k: int, part: str, rows: Any) -> NDArray[Any]:
         """The ``"logits"`` or ``"features"`` of exit `k`; `rows` is an index array or slice."""
@@ -85,7 +88,7 @@ class ExitArray:
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, layout: ExitLayout | None = None) -> ExitArray:
         """Read a DataFrame with columns ``exit0__logit0``, as :meth:`to_frame` makes it."""
-        return cls.from_array(frame, layout)  # type: ignore[arg-type]
+        return cls.from_array(frame, layout)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -409,7 +409,7 @@ class _GrowingArray:
         self._data_start = self._file.tell()
 
     def append(self, block: NDArray[Any]) -> None:
-        data = memoryview(np.ascontiguousarray(block)).cast("B")
+        data = np.ascontiguousarray(block).data.cast("B")
         self._file.write(data)
         self._hash.update(data)
         self._n_rows += len(block)
@@ -441,7 +441,7 @@ def _describe(shape: tuple[int, ...], dtype: np.dtype, checksum: str) -> dict[st
 
 
 def _checksum(array: NDArray[Any]) -> str:
-    return hashlib.sha256(memoryview(np.ascontiguousarray(array).view(np.uint8).reshape(-1))).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data).hexdigest()
 
 
 def _to_storage(block: NDArray[Any], dtype: np.dtype, name: str) -> NDArray[Any]:
