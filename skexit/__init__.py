@@ -2,8 +2,22 @@
 
 from skexit.arrays import ExitArray, stack_exits
 from skexit.cache import FeatureCache
+from skexit.heads import ExitHeads
 from skexit.layout import ExitLayout
+from skexit.policies import EMExitAssigner, Oracle, RandomExit, StaticExit, ThresholdPolicy, oracle
 
 __version__ = "0.1.0"
 
-__all__ = ["ExitArray", "ExitLayout", "FeatureCache", "stack_exits"]
+__all__ = [
+    "EMExitAssigner",
+    "ExitArray",
+    "ExitHeads",
+    "ExitLayout",
+    "FeatureCache",
+    "Oracle",
+    "RandomExit",
+    "StaticExit",
+    "ThresholdPolicy",
+    "oracle",
+    "stack_exits",
+]

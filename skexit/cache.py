@@ -63,6 +63,8 @@ class FeatureCache:
         Number of rows.
     complete : bool
         Whether the extraction that wrote the cache came to its end.
+    origin : dict of str to str
+        What identifies the model, the settings of the extraction and the data.
 
     Raises
     ------
@@ -99,7 +101,7 @@ class FeatureCache:
             )
         self.layout = ExitLayout.from_dict(manifest["layout"])
         self.dtype = np.dtype(np.float32)
-        self._origin: dict[str, str] = manifest["origin"]
+        self.origin: dict[str, str] = manifest["origin"]
         self._shards = [_Shard(folder, number) for number, folder in enumerate(_shard_folders(self.path))]
         self._edges = np.concatenate([[0], np.cumsum([shard.n_rows for shard in self._shards], dtype=np.int64)])
         if self.complete and self.n_rows != manifest["n_rows"]:
@@ -157,11 +159,11 @@ class FeatureCache:
         return f"FeatureCache({str(self.path)!r}, {self.n_rows} rows, {self.layout.n_exits} exits{state})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "allow_partial": self.allow_partial, "origin": self._origin}
+        return {"path": self.path, "allow_partial": self.allow_partial, "origin": self.origin}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["path"], allow_partial=state["allow_partial"])  # type: ignore[misc]
-        if self._origin != state["origin"]:
+        if self.origin != state["origin"]:
             raise ValueError(
                 f"the cache at {str(self.path)!r} is not the one this array was taken from: it was "
                 "extracted from another model or with other settings."
@@ -225,7 +227,7 @@ class CacheWriter:
         self.path.mkdir(parents=True, exist_ok=True)
         if (self.path / _MANIFEST).exists():
             self._check_same_cache(_read_manifest(self.path))
-        elif any(self.path.iterdir()):
+        elif any(entry.name != _temporary(_MANIFEST) for entry in self.path.iterdir()):
             raise ValueError(
                 f"the folder {str(self.path)!r} is not empty and holds no cache; give a new or empty folder."
             )
@@ -492,6 +494,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(_temporary(path.name))
     temporary.write_text(json.dumps(content, indent=1))
     os.replace(temporary, path)
+
+
+def _temporary(name: str) -> str:
+    return f"{name}.tmp"

@@ -1,0 +1,139 @@
+"""Checks that every estimator makes of its input."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.model_selection import KFold, StratifiedKFold, check_cv
+from sklearn.utils import column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_consistent_length, validate_data
+
+from skexit._sklearn import _check_sample_weight
+from skexit.arrays import ExitArray
+from skexit.layout import ExitLayout, resolve_layout
+
+
+def validate_training_data(
+    estimator: BaseEstimator, X: Any, y: Any, sample_weight: Any
+) -> tuple[ExitArray, NDArray[Any], NDArray[np.int64], NDArray[np.float64]]:
+    """Check what was passed to ``fit``; rows of zero weight are dropped.
+
+    Returns
+    -------
+    X : ExitArray of shape (n_samples, n_columns)
+    classes : ndarray of shape (n_classes,)
+    labels : ndarray of shape (n_samples,)
+        Index into `classes` of each row's label.
+    sample_weight : ndarray of shape (n_samples,)
+        All positive.
+    """
+    if isinstance(X, ExitArray):
+        validate_data(estimator, X, y, skip_check_array=True)
+        checked = X
+        y = column_or_1d(y, warn=True)
+        check_consistent_length(X, y)
+    else:
+        array, y = validate_data(estimator, X, y, dtype=[np.float64, np.float32])
+        checked = ExitArray.from_array(array, resolve_layout(estimator.layout, X, array.shape[1]))
+    if estimator.layout is not None:
+        layout = resolve_layout(estimator.layout, X, checked.shape[1])
+        checked = ExitArray(checked.source, layout, checked._rows)
+    check_classification_targets(y)
+    classes, labels = encode_labels(y, checked.layout)
+    weight = _check_sample_weight(sample_weight, labels, dtype=np.float64, ensure_non_negative=True)
+    used = weight > 0
+    if not used.any():
+        raise ValueError("sample_weight is zero for every row; at least one row needs a positive weight.")
+    if not used.all():
+        checked, labels, weight = checked[used], labels[used], weight[used]
+    return checked, classes, labels, weight
+
+
+def validate_new_data(estimator: BaseEstimator, X: Any, layout: ExitLayout) -> ExitArray:
+    """Check what was passed to ``predict`` or ``transform`` of an estimator fitted with `layout`."""
+    if isinstance(X, ExitArray):
+        validate_data(estimator, X, reset=False, skip_check_array=True)
+        if (X.layout.n_logits, X.layout.n_features) != (layout.n_logits, layout.n_features):
+            raise ValueError(
+                f"X has the layout {X.layout}, but {type(estimator).__name__} was fitted with {layout}. Pass the "
+                "exits that it was fitted with."
+            )
+        return X
+    array = validate_data(estimator, X, reset=False, dtype=[np.float64, np.float32])
+    return ExitArray.from_array(array, layout)
+
+
+def encode_labels(y: NDArray[Any], layout: ExitLayout) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Classes in the order of the logits, and the index of each label among them."""
+    present = np.unique(y)
+    if layout.classes is not None:
+        classes = layout.classes
+    elif layout.n_classes is None:
+        classes = present
+    elif present.dtype.kind in "iu" and present[0] >= 0 and present[-1] < layout.n_classes:
+        classes = np.arange(layout.n_classes)
+    elif len(present) == layout.n_classes:
+        classes = present
+    else:
+        raise ValueError(
+            f"y has {len(present)} classes and X logits for {layout.n_classes}, so that it is unclear which logit is "
+            "which class. Give the labels in the order of the logits: stack_exits(..., classes=...)."
+        )
+    unknown = np.setdiff1d(present, classes)
+    if len(unknown):
+        raise ValueError(
+            f"y has the class {unknown.tolist()[0]!r}, which the layout does not know: its classes are "
+            f"{classes.tolist()}. Correct y, or the classes of the layout."
+        )
+    order = np.argsort(classes)
+    return classes, order[np.searchsorted(classes, y, sorter=order)]
+
+
+def cross_validation_splits(
+    cv: Any, labels: NDArray[np.int64], random_state: int | np.random.RandomState | None
+) -> Any:
+    """Training and test rows of each fold; an int shuffles, and stratifies where classes allow."""
+    if not isinstance(cv, Integral):
+        return check_cv(cv, labels, classifier=True).split(labels, labels)
+    n_splits = min(int(cv), len(labels))
+    counts = np.bincount(labels)
+    kind = StratifiedKFold if counts[counts > 0].min() >= n_splits else KFold
+    return kind(n_splits, shuffle=True, random_state=random_state).split(labels, labels)
+
+
+def read_logits(X: ExitArray, k: int, rows: Any = None) -> NDArray[np.float64] | None:
+    """Logits of exit `k` in double precision, checked to be finite."""
+    logits = X.logits(k, rows)
+    return None if logits is None else _finite(logits, k, "logits")
+
+
+def read_features(X: ExitArray, k: int, rows: Any = None) -> NDArray[np.float64]:
+    """Features of exit `k` in double precision, checked to be finite."""
+    return _finite(X.features(k, rows), k, "features")
+
+
+def _finite(block: NDArray[Any], k: int, part: str) -> NDArray[np.float64]:
+    # A sum is not finite if an element is not, and takes a tenth of the time of isfinite().all().
+    if not np.isfinite(np.sum(block, dtype=np.float64)) and not np.isfinite(block).all():
+        row = np.flatnonzero(~np.isfinite(block).all(axis=1))[0]
+        raise ValueError(
+            f"X contains NaN or infinity: the {part} of exit {k} (first in row {row} of those read). Remove such rows, "
+            "or look for an overflow in the network."
+        )
+    return block.astype(np.float64, copy=False)
+
+
+def check_budget(budget: float, cost_fractions: NDArray[np.float64]) -> None:
+    """Raise unless the budget is in (0, 1] and pays for the first exit."""
+    if not 0 < budget <= 1:
+        raise ValueError(f"budget={budget!r} must be in (0, 1]: it is a fraction of the last exit's cost.")
+    if budget < cost_fractions[0] * (1 - 1e-12):
+        raise ValueError(
+            f"budget={budget!r} is below the cost of the first exit, {cost_fractions[0]:.4g} of the last exit's. "
+            "Raise the budget, or add an earlier exit."
+        )

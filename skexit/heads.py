@@ -1,0 +1,380 @@
+"""A classifier at each exit, trained on the cached features."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+from array_api_compat import array_namespace
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.linear_model import LogisticRegression
+from sklearn.utils import Tags, check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from skexit._sklearn import Interval, StrOptions, _fit_context, _get_output_config
+from skexit._validation import (
+    cross_validation_splits,
+    read_features,
+    read_logits,
+    validate_new_data,
+    validate_training_data,
+)
+from skexit.arrays import ExitArray, LogitsSource
+from skexit.layout import ExitLayout
+from skexit.networks import DenseNetwork, Training, train, weighted_scaling
+
+#: Up to this many bytes of features, a linear head is solved for in memory.
+_IN_MEMORY_BYTES = 2**31
+_BATCH_ROWS = 8192
+#: Logit of a class that the training rows lack. Logits of the others sum to zero.
+_ABSENT_CLASS_LOGIT = -10.0
+
+
+class ExitHeads(TransformerMixin, BaseEstimator):
+    """Train a classifier on the features of each exit, and add its logits to X.
+
+    An exit that has logits already, such as the last exit of a frozen network, keeps them.
+
+    The logits that ``fit_transform`` gives are cross-fitted: each row's come from heads that were
+    trained without it. A policy that learns from the logits of heads trained on the same rows
+    would take them for better than they are. ``transform`` uses the heads trained on all rows, so
+    ``fit(X, y).transform(X)`` differs from ``fit_transform(X, y)``, as in
+    :class:`sklearn.preprocessing.TargetEncoder`. With a single exit there is no decision to
+    learn, and the two agree.
+
+    Parameters
+    ----------
+    hidden : int, default=0
+        Units in a hidden layer; 0 makes the heads linear.
+    cascade : bool, default=False
+        Let the head at exit k see the features of all exits up to k.
+    solver : {"auto", "lbfgs", "adam"}, default="auto"
+        ``"lbfgs"`` fits linear heads by scikit-learn's logistic regression, in memory. ``"adam"``
+        trains by mini-batches that are read when they are needed, so that the features may be
+        larger than memory. ``"auto"`` takes ``"lbfgs"`` for linear heads whose features take at
+        most 2 GiB.
+    alpha : float, default=1e-3
+        Strength of the squared penalty on the weights, for standardised features: the loss is the
+        mean cross-entropy plus ``alpha / 2`` times the squared norm. Decoupled weight decay for
+        ``"adam"``.
+    learning_rate : float, default=0.01
+        Highest learning rate of ``"adam"``.
+    max_epochs : int, default=30
+        Passes of ``"adam"`` over the rows.
+    batch_size : int, default=128
+        Rows in a step of ``"adam"``.
+    cv : int, cross-validation generator or iterable, default=5
+        How ``fit_transform`` splits the rows.
+    layout : ExitLayout or int, default=None
+        Layout of X, or the number of exits into which its columns split evenly. By default found
+        in X: from an ExitArray, or from column names; else X is one exit of features.
+    random_state : int, RandomState instance or None, default=None
+        Seeds the splits, and the initial weights and batches of ``"adam"``.
+    verbose : bool, default=False
+        Show the progress of ``"adam"``.
+
+    Attributes
+    ----------
+    networks_ : list of DenseNetwork or None, one an exit
+        The trained heads, None where an exit keeps its own logits.
+    classes_ : ndarray of shape (n_classes,)
+        Class labels, in the order of the logits.
+    layout_ : ExitLayout
+        Layout of the X that was fitted.
+    layout_out_ : ExitLayout
+        Layout of the X that ``transform`` gives. Where costs are in FLOPs or MACs, each exit's
+        include the heads up to it.
+    n_features_in_ : int
+        Number of columns of X.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the columns, when X was a DataFrame.
+
+    References
+    ----------
+    Phase 1 of "EM-Based Adaptive Computation in Multi-Exit Neural Networks": the sum of the
+    cross-entropies of separate heads is least where each head's is.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skexit import ExitHeads
+    >>> X, y = load_digits(return_X_y=True)
+    >>> heads = ExitHeads(layout=2, random_state=0)  # the upper and the lower half of the images
+    >>> X_with_logits = heads.fit_transform(X, y)
+    >>> X_with_logits
+    ExitArray(1797 rows, 84 columns, 2 exits, float64)
+    >>> (X_with_logits.logits(0).argmax(axis=1) == y).mean().round(1)
+    np.float64(0.9)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "hidden": [Interval(Integral, 0, None, closed="left")],
+        "cascade": ["boolean"],
+        "solver": [StrOptions({"auto", "lbfgs", "adam"})],
+        "alpha": [Interval(Real, 0, None, closed="left")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "cv": ["cv_object"],
+        "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        hidden: int = 0,
+        *,
+        cascade: bool = False,
+        solver: str = "auto",
+        alpha: float = 1e-3,
+        learning_rate: float = 0.01,
+        max_epochs: int = 30,
+        batch_size: int = 128,
+        cv: Any = 5,
+        layout: ExitLayout | int | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.hidden = hidden
+        self.cascade = cascade
+        self.solver = solver
+        self.alpha = alpha
+        self.learning_rate = learning_rate
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.cv = cv
+        self.layout = layout
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> ExitHeads:
+        """Train the heads on all rows.
+
+        Parameters
+        ----------
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+        y : array-like of shape (n_samples,)
+            Class labels.
+        sample_weight : array-like of shape (n_samples,), default=None
+
+        Returns
+        -------
+        self : ExitHeads
+
+        Raises
+        ------
+        ValueError
+            If X does not fit its layout, is not finite, or y has a class that X does not know.
+        """
+        self._fit(*validate_training_data(self, X, y, sample_weight))
+        return self
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit_transform(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Any:
+        """Train the heads, and add cross-fitted logits to X.
+
+        Parameters
+        ----------
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+        y : array-like of shape (n_samples,)
+            Class labels.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Rows of zero weight train nothing, and get the logits of ``transform``.
+
+        Returns
+        -------
+        ExitArray of shape (n_samples, n_columns_out)
+            A DataFrame after ``set_output(transform="pandas")``.
+        """
+        used, classes, labels, weight = validate_training_data(self, X, y, sample_weight)
+        self._fit(used, classes, labels, weight)
+        new = validate_new_data(self, X, self.layout_)
+        logits = self._all_logits(new)
+        if self.layout_.n_exits > 1:
+            positions = np.arange(len(new)) if sample_weight is None else np.flatnonzero(np.asarray(sample_weight) > 0)
+            for train_rows, test_rows in cross_validation_splits(self.cv, labels, self.random_state):
+                networks = self._train(used[train_rows], labels[train_rows], weight[train_rows])
+                for k, values in self._all_logits(used[test_rows], networks).items():
+                    logits[k][positions[test_rows]] = values
+        return self._output(new, logits, X)
+
+    def transform(self, X: Any) -> Any:
+        """Add the logits of the heads to X.
+
+        Parameters
+        ----------
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+
+        Returns
+        -------
+        ExitArray of shape (n_samples, n_columns_out)
+            A DataFrame after ``set_output(transform="pandas")``.
+        """
+        check_is_fitted(self)
+        new = validate_new_data(self, X, self.layout_)
+        return self._output(new, self._all_logits(new), X)
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
+        """Names of the columns that ``transform`` gives.
+
+        Parameters
+        ----------
+        input_features : ignored
+            The names follow from the layout.
+
+        Returns
+        -------
+        ndarray of shape (n_columns_out,) of str
+        """
+        check_is_fitted(self)
+        return np.asarray(self.layout_out_.column_names(), dtype=object)
+
+    def exit_logits(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
+        """Logits of exit `k` for the samples that are still running.
+
+        Parameters
+        ----------
+        k : int
+            The exit.
+        logits : array of shape (n_samples, n_classes) or None
+            The exit's own logits, which are kept.
+        features : array of shape (n_samples, n_features)
+            Features of the exit, of any array-API namespace.
+        memory : dict of str to array
+            What earlier calls noted of these samples; changed in place.
+
+        Returns
+        -------
+        array of shape (n_samples, n_classes)
+        """
+        return _exit_logits(self.networks_, self.cascade, k, logits, features, memory)
+
+    def _fit(self, X: ExitArray, classes: NDArray[Any], labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
+        self.layout_ = X.layout
+        self.classes_ = classes
+        self.networks_ = self._train(X, labels, weight)
+        self.layout_out_ = self._layout_with_heads()
+
+    def _train(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> list[DenseNetwork | None]:
+        random_state = check_random_state(self.random_state)
+        networks: list[DenseNetwork | None] = []
+        for k in range(X.layout.n_exits):
+            if X.layout.has_logits(k):
+                networks.append(None)
+            elif self._solver(X, k) == "lbfgs":
+                networks.append(self._solve(X, k, labels, weight))
+            else:
+                networks.append(self._train_by_batches(X, k, labels, weight, random_state))
+        return networks
+
+    def _solver(self, X: ExitArray, k: int) -> str:
+        if self.solver == "lbfgs" and self.hidden:
+            raise ValueError(f"solver='lbfgs' fits linear heads only, but hidden={self.hidden}; use solver='adam'.")
+        if self.solver != "auto":
+            return self.solver
+        n_bytes = 8 * len(X) * sum(X.layout.n_features[j] for j in self._seen(k))
+        return "adam" if self.hidden or n_bytes > _IN_MEMORY_BYTES else "lbfgs"
+
+    def _solve(self, X: ExitArray, k: int, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> DenseNetwork:
+        inputs = self._inputs(X, k)
+        mean, scale = weighted_scaling(iter([(inputs, weight)]))
+        inputs = (inputs - mean) / scale
+        strength = np.inf if self.alpha == 0 else 1 / (self.alpha * weight.sum())
+        model = LogisticRegression(C=strength, max_iter=1000).fit(inputs, labels, sample_weight=weight)
+        coefficients, intercepts = model.coef_, model.intercept_
+        if len(model.classes_) == 2:
+            coefficients = np.concatenate([-coefficients, coefficients]) / 2
+            intercepts = np.concatenate([-intercepts, intercepts]) / 2
+        weights = np.zeros((inputs.shape[1], len(self.classes_)))
+        biases = np.full(len(self.classes_), _ABSENT_CLASS_LOGIT)
+        weights[:, model.classes_] = coefficients.T
+        biases[model.classes_] = intercepts
+        return DenseNetwork((weights,), (biases,)).after_scaling(mean, scale)
+
+    def _train_by_batches(
+        self,
+        X: ExitArray,
+        k: int,
+        labels: NDArray[np.int64],
+        weight: NDArray[np.float64],
+        random_state: np.random.RandomState,
+    ) -> DenseNetwork:
+        return train(
+            lambda rows: self._inputs(X, k, rows),
+            labels,
+            weight,
+            hidden=[self.hidden] if self.hidden else [],
+            n_outputs=len(self.classes_),
+            training=Training(self.learning_rate, self.alpha, self.max_epochs, self.batch_size),
+            random_state=random_state,
+            description=f"head of exit {k}" if self.verbose else None,
+        )
+
+    def _seen(self, k: int) -> range:
+        """Exits whose features the head at exit `k` sees."""
+        return range(k + 1) if self.cascade else range(k, k + 1)
+
+    def _inputs(self, X: ExitArray, k: int, rows: Any = None) -> NDArray[np.float64]:
+        return np.concatenate([read_features(X, j, rows) for j in self._seen(k)], axis=1)
+
+    def _all_logits(
+        self, X: ExitArray, networks: list[DenseNetwork | None] | None = None
+    ) -> dict[int, NDArray[np.float64]]:
+        """Logits of every exit that has a head."""
+        networks = self.networks_ if networks is None else networks
+        logits = {k: np.empty((len(X), len(self.classes_))) for k, head in enumerate(networks) if head is not None}
+        for batch in X.batches(_BATCH_ROWS):
+            memory: dict[str, Any] = {}
+            for k in range(X.layout.n_exits):
+                values = _exit_logits(
+                    networks, self.cascade, k, read_logits(X, k, batch), read_features(X, k, batch), memory
+                )
+                if k in logits:
+                    logits[k][batch] = values
+        return logits
+
+    def _layout_with_heads(self) -> ExitLayout:
+        multiply_adds = np.cumsum([0 if head is None else head.n_multiply_adds for head in self.networks_])
+        per_multiply_add = {"FLOPs": 2, "MACs": 1}.get(self.layout_.cost_unit or "", 0)
+        return self.layout_.replace(
+            n_logits=[len(self.classes_)] * self.layout_.n_exits,
+            costs=self.layout_.costs + per_multiply_add * multiply_adds,
+            classes=self.classes_,
+        )
+
+    def _output(self, X: ExitArray, logits: dict[int, NDArray[np.float64]], original: Any) -> Any:
+        output = ExitArray(LogitsSource(X, logits), self.layout_out_)
+        if _get_output_config("transform", self)["dense"] == "pandas":
+            return output.to_frame(index=getattr(original, "index", None))
+        return output
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.target_tags.one_d_labels = True
+        return tags
+
+
+def _exit_logits(
+    networks: list[DenseNetwork | None],
+    cascade: bool,
+    k: int,
+    logits: Any,
+    features: Any,
+    memory: dict[str, Any],
+) -> Any:
+    if cascade:
+        features = memory["features"] = _append_columns(memory.get("features"), features)
+    if logits is not None:
+        return logits
+    network = networks[k]
+    assert network is not None  # an exit without logits has a head
+    return network(features)
+
+
+def _append_columns(seen: Any, features: Any) -> Any:
+    return features if seen is None else array_namespace(features).concat([seen, features], axis=1)

@@ -1,0 +1,106 @@
+"""Expectation-maximisation over which exit each sample belongs to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+
+def group_patterns(correct: NDArray[np.bool_], weight: Floats) -> tuple[NDArray[np.bool_], NDArray[Any], NDArray[np.intp]]:
+    """Group samples by which exits get them right.
+
+    Parameters
+    ----------
+    correct : ndarray of shape (n_samples, n_exits) of bool
+    weight : ndarray of shape (n_samples,)
+
+    Returns
+    -------
+    patterns : ndarray of shape (n_patterns, n_exits) of bool
+        Every pattern that occurs, once.
+    pattern_weight : ndarray of shape (n_patterns,)
+        Weight of the samples with each pattern.
+    pattern_of_row : ndarray of shape (n_samples,)
+        Index of each sample's pattern.
+    """
+    n_exits = correct.shape[1]
+    if n_exits <= 20:
+        codes = np.zeros(len(correct), dtype=np.int64)
+        for k in range(n_exits):
+            codes |= correct[:, k].astype(np.int64) << k
+        weights = np.bincount(codes, weights=weight, minlength=2**n_exits)
+        occurring = np.flatnonzero(weights)
+        position = np.zeros(2**n_exits, dtype=np.int64)
+        position[occurring] = np.arange(len(occurring))
+        return (occurring[:, None] >> np.arange(n_exits) & 1).astype(bool), weights[occurring], position[codes]
+    patterns, pattern_of_row = np.unique(correct, axis=0, return_inverse=True)
+    return patterns, np.bincount(pattern_of_row, weights=weight), pattern_of_row
+
+
+def expectation(
+    correct: NDArray[np.bool_], prior: Floats, lam: float, costs: Floats, noise: float
+) -> tuple[Floats, Floats]:
+    """E-step: probability of each exit for each sample or pattern.
+
+    Parameters
+    ----------
+    correct : ndarray of shape (n_samples, n_exits) of bool
+    prior : ndarray of shape (n_exits,)
+    lam : float
+    costs : ndarray of shape (n_exits,)
+        Fractions of the last exit's cost.
+    noise : float
+
+    Returns
+    -------
+    posterior : ndarray of shape (n_samples, n_exits)
+        ``prior_k * (1 if correct else noise) * exp(-lam * c_k)``, normalised.
+    log_likelihood : ndarray of shape (n_samples,)
+        Logarithm of the sum before it is normalised.
+    """
+    with np.errstate(divide="ignore"):
+        joint = np.log(prior) - lam * costs + np.where(correct, 0.0, np.log(noise))
+    largest = joint.max(axis=1, keepdims=True)
+    posterior = np.exp(joint - largest)
+    total = posterior.sum(axis=1, keepdims=True)
+    return posterior / total, (largest + np.log(total))[:, 0]
+
+
+def fit_exit_prior(
+    patterns: NDArray[np.bool_],
+    pattern_weight: Floats,
+    lam: float,
+    costs: Floats,
+    noise: float,
+    max_iter: int,
+) -> tuple[Floats, Floats]:
+    """Iterate E-step and M-step from a uniform prior.
+
+    Parameters
+    ----------
+    patterns : ndarray of shape (n_patterns, n_exits) of bool
+    pattern_weight : ndarray of shape (n_patterns,)
+    lam : float
+    costs : ndarray of shape (n_exits,)
+    noise : float
+    max_iter : int
+
+    Returns
+    -------
+    prior : ndarray of shape (n_exits,)
+    log_likelihood : ndarray of shape (max_iter + 1,)
+        Weighted mean over the samples, before each iteration and after the last.
+    """
+    share = pattern_weight / pattern_weight.sum()
+    prior = np.full(len(costs), 1 / len(costs))
+    log_likelihood = np.empty(max_iter + 1)
+    for iteration in range(max_iter):
+        posterior, evidence = expectation(patterns, prior, lam, costs, noise)
+        log_likelihood[iteration] = share @ evidence
+        prior = share @ posterior
+    log_likelihood[max_iter] = share @ expectation(patterns, prior, lam, costs, noise)[1]
+    return prior, log_likelihood

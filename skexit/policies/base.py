@@ -1,0 +1,319 @@
+"""What every exit policy has in common."""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any, Self, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_is_fitted
+
+from skexit._sklearn import _fit_context
+from skexit._validation import check_budget, read_features, read_logits, validate_new_data, validate_training_data
+from skexit.arrays import ExitArray
+from skexit.heads import ExitHeads
+from skexit.policies.quotas import exits_from_scores
+from skexit.uncertainty import softmax
+
+_BATCH_ROWS = 8192
+
+
+class ExitPolicy(ClassifierMixin, BaseEstimator):
+    """A classifier that decides at each exit whether a sample stops there.
+
+    A subclass writes two methods: `_score_exit` scores one exit for the samples that are still
+    running, and `_fit_policy` learns and sets ``thresholds_``. A sample stops at the first exit
+    whose score is at least the exit's threshold.
+
+    Its ``__init__`` has the parameters `layout` and `heads`.
+    """
+
+    #: Whether `_score_exit` looks at features.
+    _needs_features = False
+
+    layout: Any
+    heads: Any
+    thresholds_: NDArray[np.float64]
+
+    @abstractmethod
+    def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
+        """Score exit `k` for the samples that are still running.
+
+        Parameters
+        ----------
+        k : int
+            The exit.
+        logits : array of shape (n_samples, n_classes)
+        features : array of shape (n_samples, n_features) or None
+            None unless the policy needs features.
+        memory : dict of str to array of shape (n_samples, ...)
+            What was noted of these samples at earlier exits. A policy adds to it what it needs
+            later; rows are dropped as their samples leave.
+
+        Returns
+        -------
+        array of shape (n_samples,)
+        """
+
+    @abstractmethod
+    def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
+        """Learn from exits that all have logits, and set ``thresholds_``."""
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> ExitPolicy:
+        """Learn when samples may stop.
+
+        Parameters
+        ----------
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits. Where an exit has no logits, :class:`ExitHeads` is
+            fitted first.
+        y : array-like of shape (n_samples,)
+            Class labels.
+        sample_weight : array-like of shape (n_samples,), default=None
+
+        Returns
+        -------
+        self : ExitPolicy
+
+        Raises
+        ------
+        ValueError
+            If X does not fit its layout or is not finite, y has a class that X does not know, or
+            the budget does not pay for the first exit.
+        """
+        exits, self.classes_, labels, weight = validate_training_data(self, X, y, sample_weight)
+        self._layout_in = exits.layout
+        exits = self._fit_heads(exits, labels, weight)
+        self.layout_ = exits.layout
+        self.costs_ = self.layout_.cost_fractions
+        self._check_budget()
+        self._fit_policy(exits, labels, weight)
+        return self
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Class of each sample, as said by the exit at which it stops.
+
+        Parameters
+        ----------
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+        """
+        predicted = np.argmax(self.predict_proba(X), axis=1)
+        return self.classes_[predicted]
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Class probabilities of each sample, as said by the exit at which it stops.
+
+        Parameters
+        ----------
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes)
+        """
+        exits = self._check_new(X)
+        probabilities = np.empty((len(exits), len(self.classes_)))
+        for _, rows, logits in self._departures(exits):
+            probabilities[rows] = softmax(logits)
+        return probabilities
+
+    def predict_exit(self, X: Any) -> NDArray[np.int64]:
+        """Exit at which each sample stops.
+
+        Parameters
+        ----------
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+
+        Returns
+        -------
+        ndarray of shape (n_samples,) of int
+            Exits count from 0.
+        """
+        exits = self._check_new(X)
+        stops = np.empty(len(exits), dtype=np.int64)
+        for k, rows, _ in self._departures(exits):
+            stops[rows] = k
+        return stops
+
+    def exit_scores(self, X: Any) -> NDArray[np.float64]:
+        """Scores of every exit, as if no sample stopped before it.
+
+        Parameters
+        ----------
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_exits)
+            A sample stops at the first exit where its score is at least ``thresholds_``.
+        """
+        return self._scores(self._check_new(X))
+
+    def mean_cost(self, X: Any) -> float:
+        """Mean cost of a sample, as a fraction of the last exit's cost.
+
+        Parameters
+        ----------
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+
+        Returns
+        -------
+        float
+        """
+        exits = self.predict_exit(X)
+        return float(self.costs_[exits].mean())
+
+    def _check_budget(self) -> None:
+        """Raise unless the budget can be met. With a single exit there is nothing to choose."""
+        budget = getattr(self, "budget", None)
+        if budget is not None and self.layout_.n_exits > 1:
+            check_budget(budget, self.costs_)
+
+    def _fit_heads(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> ExitArray:
+        """Fit heads where an exit lacks logits; gives X with logits at every exit."""
+        if all(X.layout.has_logits(k) for k in range(X.layout.n_exits)):
+            self.heads_: Any = None
+            return X if X.layout.classes is not None else self._with_classes(X)
+        if self.heads is None:
+            self.heads_ = ExitHeads(random_state=getattr(self, "random_state", None))
+        else:
+            self.heads_ = clone(self.heads)
+        return self.heads_.fit_transform(self._with_classes(X), self.classes_[labels], weight)
+
+    def _with_classes(self, X: ExitArray) -> ExitArray:
+        return ExitArray(X.source, X.layout.replace(classes=self.classes_), X._rows)
+
+    def _add_logits(self, X: ExitArray) -> ExitArray:
+        """X with the logits of the fitted heads where it has none."""
+        return self._with_classes(X) if self.heads_ is None else self.heads_.transform(X)
+
+    def _check_new(self, X: Any) -> ExitArray:
+        check_is_fitted(self)
+        return validate_new_data(self, X, self._layout_in)
+
+    def _observe(self, X: ExitArray, k: int, rows: Any, memory: dict[str, Any]) -> tuple[Any, Any]:
+        """Logits and features of exit `k`, read for the given rows only."""
+        logits = read_logits(X, k, rows)
+        needs_heads = X.layout.n_logits != self.layout_.n_logits
+        features = read_features(X, k, rows) if self._needs_features or needs_heads else None
+        if needs_heads:
+            logits = self.heads_.exit_logits(k, logits, features, memory)
+        return logits, features
+
+    def _departures(self, X: ExitArray) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.float64]]]:
+        """Walk through the exits: which rows stop at exit k, with their logits there."""
+        last = self.layout_.n_exits - 1
+        for batch in X.batches(_BATCH_ROWS):
+            running = np.arange(batch.start, batch.stop)
+            memory: dict[str, Any] = {}
+            for k in range(last + 1):
+                logits, features = self._observe(X, k, running, memory)
+                if k == last:
+                    yield k, running, logits
+                    break
+                leaves = self._score_exit(k, logits, features, memory) >= self.thresholds_[k]
+                yield k, running[leaves], logits[leaves]
+                running = running[~leaves]
+                memory = {name: noted[~leaves] for name, noted in memory.items()}
+                if len(running) == 0:
+                    break
+
+    def _scores(self, X: ExitArray) -> NDArray[np.float64]:
+        scores = np.empty((len(X), X.layout.n_exits))
+        for batch in X.batches(_BATCH_ROWS):
+            memory: dict[str, Any] = {}
+            for k in range(X.layout.n_exits):
+                logits, features = self._observe(X, k, batch, memory)
+                scores[batch, k] = self._score_exit(k, logits, features, memory)
+        return scores
+
+    def _record_distribution(self, scores: NDArray[np.float64], weight: NDArray[np.float64]) -> None:
+        """Set ``exit_distribution_`` to the shares of the fitting rows."""
+        stops = exits_from_scores(scores, self.thresholds_)
+        self.exit_distribution_ = np.bincount(stops, weights=weight, minlength=scores.shape[1]) / weight.sum()
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.one_d_labels = True
+        return tags
+
+
+class BudgetedPolicy(ExitPolicy):
+    """A policy whose thresholds follow from its scores on the fitting data and a budget.
+
+    Its ``__init__`` also has the parameter `budget`. A subclass writes `_choose_thresholds`.
+    """
+
+    budget: Any
+
+    @abstractmethod
+    def _choose_thresholds(self, scores: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Thresholds for `budget`, from the scores and weights of the fitting data."""
+
+    def with_budget(self, budget: float) -> Self:
+        """A fitted copy for another budget; nothing is trained again.
+
+        Parameters
+        ----------
+        budget : float
+            Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last
+            exit's cost.
+
+        Returns
+        -------
+        BudgetedPolicy
+            The same kind of policy.
+
+        Raises
+        ------
+        ValueError
+            If the budget is outside (0, 1] or below the first exit's cost.
+        """
+        check_is_fitted(self)
+        policy = copy.copy(self).set_params(budget=budget)
+        policy._check_budget()
+        policy._apply_thresholds()
+        return policy
+
+    def _fit_thresholds(self, X: ExitArray, weight: NDArray[np.float64]) -> None:
+        self._fitting_scores = self._scores(X)
+        self._fitting_weight = weight
+        self._apply_thresholds()
+
+    def _apply_thresholds(self) -> None:
+        self.thresholds_ = self._choose_thresholds(self._fitting_scores, self._fitting_weight)
+        self._record_distribution(self._fitting_scores, self._fitting_weight)
+
+
+def correct_exits(X: ExitArray, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which exits are right for which samples.
+
+    Parameters
+    ----------
+    X : ExitArray of shape (n_samples, n_columns)
+        With logits at every exit.
+    labels : ndarray of shape (n_samples,)
+        Index of the true class.
+
+    Returns
+    -------
+    ndarray of shape (n_samples, n_exits) of bool
+    """
+    correct = np.empty((len(X), X.layout.n_exits), dtype=bool)
+    for k in range(X.layout.n_exits):
+        if not X.layout.has_logits(k):
+            raise ValueError(f"exit {k} has no logits; add them with ExitHeads().fit_transform(X, y).")
+        for batch in X.batches(_BATCH_ROWS):
+            predicted = np.argmax(cast(Any, read_logits(X, k, batch)), axis=1)
+            correct[batch, k] = predicted == labels[batch]
+    return correct

@@ -1,0 +1,395 @@
+"""Exit assignments found by expectation-maximisation, and routers that learn them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+from array_api_compat import array_namespace
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+
+from skexit._sklearn import HasMethods, Interval, StrOptions
+from skexit._validation import cross_validation_splits, encode_labels, read_features, read_logits
+from skexit.arrays import ExitArray
+from skexit.layout import ExitLayout
+from skexit.networks import DenseNetwork, Training, train
+from skexit.policies.assignment import expectation, fit_exit_prior, group_patterns
+from skexit.policies.base import BudgetedPolicy, correct_exits
+from skexit.policies.quotas import exits_from_scores, quota_thresholds
+from skexit.uncertainty import margin, max_probability, normalized_entropy, softmax
+
+Floats = NDArray[np.float64]
+
+#: The search for `lam` stops at this price; exp(-lam) is then far below `noise`.
+_LARGEST_LAM = 2.0**12
+#: Weights of the confidence from which the best is chosen; 0 trusts the routers alone.
+_CONFIDENCE_WEIGHTS = (0.0, 1.0, 3.0, 10.0, 30.0)
+
+_BATCH_ROWS = 8192
+
+
+class EMExitAssigner(BudgetedPolicy):
+    """Assign samples to exits by expectation-maximisation, and learn routers that do the same.
+
+    The exit of a sample is a latent variable. Exit k explains a sample by ``exp(-lam * c_k)``
+    where its prediction is right, and by `noise` times that where it is wrong; c_k is the exit's
+    cost as a fraction of the last exit's. The E-step computes how probable each exit is for each
+    sample, the M-step how probable each exit is overall. At each exit but the last, a router then
+    learns the probability that the sample was assigned to this exit or an earlier one, and a
+    sample stops at the first exit whose router says so.
+
+    Parameters
+    ----------
+    lam : float, default=1.0
+        Price of the whole network: larger means earlier exits. With nine exits, values between 1
+        and 5 span the useful costs. Not used with `budget`, which finds it.
+    max_iter : int, default=10
+        Iterations of expectation-maximisation.
+    assignment : {"soft", "hard"}, default="soft"
+        What the routers learn at exit k: the probability that the sample's exit is k or earlier,
+        or whether its most probable exit is.
+    noise : float, default=1e-3
+        Likelihood of a sample at an exit that gets it wrong, relative to one that gets it right.
+        The paper has 0, which leaves samples that no exit gets right undefined.
+    router_hidden : tuple of int, default=(64,)
+        Width of each hidden layer of a router; ``()`` makes the routers linear.
+    router_input : {"both", "features", "probabilities"}, default="both"
+        What a router sees: the exit's features (as in the paper), its class probabilities with
+        their largest value, entropy and margin, or both.
+    threshold : float, default=0.5
+        A sample stops where its score is at least this. Not used with `budget`.
+    budget : float, default=None
+        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's
+        cost. Finds the `lam` at which the assignments have that mean cost, and one threshold an
+        exit at which the routers have it.
+    confidence_weight : "auto" or float, default="auto"
+        A sample's score is the weighted geometric mean of its router's probability, with weight 1,
+        and the largest class probability, with this weight. 0 is the paper's router. ``"auto"``
+        is 0 without a budget; with one, it is the weight that is most accurate within the budget
+        for routers trained on other rows.
+    learning_rate : float, default=5e-3
+        Highest learning rate of the routers. (The paper's is 1e-3.)
+    alpha : float, default=1e-2
+        Weight decay of the routers.
+    max_epochs : int, default=20
+        Passes over the rows in training a router; the epoch that does best on a held-out tenth of
+        the rows is kept.
+    batch_size : int, default=512
+        Rows in a step of training a router.
+    cv : int, cross-validation generator or iterable, default=3
+        How rows are split in choosing the weight of the confidence.
+    heads : ExitHeads, default=None
+        Heads to fit where exits have no logits; by default ``ExitHeads()``.
+    layout : ExitLayout or int, default=None
+        Layout of X, or the number of exits into which its columns split evenly. By default found
+        in X: from an ExitArray, or from column names; else X is one exit of features.
+    random_state : int, RandomState instance or None, default=None
+        Seeds the training of heads and routers.
+    verbose : bool, default=False
+        Show the progress of the routers.
+
+    Attributes
+    ----------
+    exit_prior_ : ndarray of shape (n_exits,)
+        Probability of each exit over all samples (π in the paper).
+    log_likelihood_ : ndarray of shape (max_iter + 1,)
+        Mean log-likelihood of the fitting samples before each iteration and after the last; it
+        never falls.
+    n_iter_ : int
+        Number of iterations, `max_iter`.
+    lam_ : float
+        `lam`, or what was found for `budget`. Negative for a budget so large that the assignments
+        would not use it at no price.
+    confidence_weight_ : float
+        `confidence_weight`, or what was chosen.
+    routers_ : list of DenseNetwork, one an exit but the last
+        Each gives the logit of the probability of stopping.
+    thresholds_ : ndarray of shape (n_exits,)
+        A sample stops where its score is at least the threshold; ``inf`` where nobody stops,
+        ``-inf`` at the last exit.
+    exit_distribution_ : ndarray of shape (n_exits,)
+        Share of the fitting samples that stop at each exit.
+    costs_ : ndarray of shape (n_exits,)
+        Cumulative costs as fractions of the last exit's.
+    classes_ : ndarray of shape (n_classes,)
+        Class labels.
+    layout_ : ExitLayout
+        Layout of X, with the logits and costs of the heads.
+    heads_ : ExitHeads or None
+        The heads that were fitted.
+    n_features_in_ : int
+        Number of columns of X.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the columns, when X was a DataFrame.
+
+    See Also
+    --------
+    ThresholdPolicy : Stops where the classifier is confident; learns nothing.
+
+    Notes
+    -----
+    With `budget`, the routers learn the assignments of the `lam_` that was found, and `with_budget`
+    finds another `lam_` and other thresholds for the same routers.
+
+    The E-step sees a sample only through which exits get it right. Samples are grouped by that
+    pattern once, so that an iteration costs as many steps as there are patterns.
+
+    References
+    ----------
+    "EM-Based Adaptive Computation in Multi-Exit Neural Networks", phases 2 to 4.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skexit import EMExitAssigner
+    >>> X, y = load_digits(return_X_y=True)
+    >>> policy = EMExitAssigner(budget=0.75, layout=2, random_state=0).fit(X, y)
+    >>> policy.exit_distribution_.round(2)
+    array([0.5, 0.5])
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "lam": [Real],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "assignment": [StrOptions({"soft", "hard"})],
+        "noise": [Interval(Real, 0, 1, closed="neither")],
+        "router_hidden": ["array-like"],
+        "router_input": [StrOptions({"both", "features", "probabilities"})],
+        "threshold": [Interval(Real, 0, 1, closed="both")],
+        "budget": [Real, None],
+        "confidence_weight": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "alpha": [Interval(Real, 0, None, closed="left")],
+        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "cv": ["cv_object"],
+        "heads": [HasMethods(["fit_transform", "exit_logits"]), None],
+        "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        lam: float = 1.0,
+        *,
+        max_iter: int = 10,
+        assignment: str = "soft",
+        noise: float = 1e-3,
+        router_hidden: Sequence[int] = (64,),
+        router_input: str = "both",
+        threshold: float = 0.5,
+        budget: float | None = None,
+        confidence_weight: float | str = "auto",
+        learning_rate: float = 5e-3,
+        alpha: float = 1e-2,
+        max_epochs: int = 20,
+        batch_size: int = 512,
+        cv: Any = 3,
+        heads: Any = None,
+        layout: ExitLayout | int | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.lam = lam
+        self.max_iter = max_iter
+        self.assignment = assignment
+        self.noise = noise
+        self.router_hidden = router_hidden
+        self.router_input = router_input
+        self.threshold = threshold
+        self.budget = budget
+        self.confidence_weight = confidence_weight
+        self.learning_rate = learning_rate
+        self.alpha = alpha
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.cv = cv
+        self.heads = heads
+        self.layout = layout
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def assignments(self, X: Any, y: ArrayLike) -> Floats:
+        """Probability of each exit for each sample, given its label (the E-step).
+
+        Parameters
+        ----------
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+        y : array-like of shape (n_samples,)
+            Class labels.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_exits)
+            Rows sum to one.
+        """
+        check_is_fitted(self)
+        exits = self._add_logits(self._check_new(X))
+        _, labels = encode_labels(np.asarray(y), exits.layout)
+        return expectation(correct_exits(exits, labels), self.exit_prior_, self.lam_, self.costs_, self.noise)[0]
+
+    def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
+        self._correct = correct_exits(X, labels)
+        self._patterns, self._pattern_weight, pattern_of_row = group_patterns(self._correct, weight)
+        self._find_assignments()
+        targets = np.minimum(np.cumsum(self._assigned(self.lam_, self.exit_prior_), axis=1), 1)[pattern_of_row]
+        random_state = check_random_state(self.random_state)
+        self._confidence = self._confidences(X)
+        self._held_out_probability = None
+        if self._chooses_weight():
+            self._held_out_probability = self._cross_fit_routers(X, labels, targets, weight, random_state)
+        self.routers_ = self._train_routers(X, targets, weight, random_state)
+        self._router_probability = self._router_probabilities(X, self.routers_)
+        self._fitting_weight = weight
+        self._apply_thresholds()
+
+    def _find_assignments(self) -> None:
+        finds_lam = self.budget is not None and len(self.costs_) > 1
+        self.lam_ = self._find_lam(self.budget) if finds_lam else float(self.lam)
+        self.n_iter_ = self.max_iter
+        self.exit_prior_, self.log_likelihood_ = self._maximize(self.lam_)
+
+    def _maximize(self, lam: float) -> tuple[Floats, Floats]:
+        return fit_exit_prior(self._patterns, self._pattern_weight, lam, self.costs_, self.noise, self.max_iter)
+
+    def _find_lam(self, budget: float) -> float:
+        def mean_cost(lam: float) -> float:
+            assigned = self._assigned(lam, self._maximize(lam)[0])
+            return float(np.average(assigned @ self.costs_, weights=self._pattern_weight))
+
+        # The mean cost falls as the price rises, from the last exit's to the first exit's.
+        low, high = -1.0, 1.0
+        while mean_cost(low) < budget and low > -_LARGEST_LAM:
+            low *= 2
+        while mean_cost(high) > budget and high < _LARGEST_LAM:
+            high *= 2
+        for _ in range(50):
+            middle = (low + high) / 2
+            low, high = (middle, high) if mean_cost(middle) > budget else (low, middle)
+        return high
+
+    def _assigned(self, lam: float, prior: Floats) -> Floats:
+        """Probability of each exit for each pattern; 0 or 1 for hard assignments."""
+        posterior, _ = expectation(self._patterns, prior, lam, self.costs_, self.noise)
+        if self.assignment == "hard":
+            return np.eye(len(self.costs_))[np.argmax(posterior, axis=1)]
+        return posterior
+
+    def _train_routers(
+        self, X: ExitArray, targets: Floats, weight: Floats, random_state: np.random.RandomState
+    ) -> list[DenseNetwork]:
+        def train_router(k: int) -> DenseNetwork:
+            return train(
+                lambda rows: self._router_inputs(k, read_logits(X, k, rows), read_features(X, k, rows)),
+                targets[:, k],
+                weight,
+                hidden=self.router_hidden,
+                n_outputs=1,
+                training=training,
+                random_state=random_state,
+                description=f"router of exit {k}" if self.verbose else None,
+            )
+
+        training = Training(self.learning_rate, self.alpha, self.max_epochs, self.batch_size, early_stopping=True)
+        return [train_router(k) for k in range(X.layout.n_exits - 1)]
+
+    def _cross_fit_routers(
+        self,
+        X: ExitArray,
+        labels: NDArray[np.int64],
+        targets: Floats,
+        weight: Floats,
+        random_state: np.random.RandomState,
+    ) -> Floats:
+        """Probabilities that routers trained on other rows give to each row."""
+        probability = np.empty((len(X), X.layout.n_exits))
+        for fit_rows, held_out in cross_validation_splits(self.cv, labels, random_state):
+            routers = self._train_routers(X[fit_rows], targets[fit_rows], weight[fit_rows], random_state)
+            probability[held_out] = self._router_probabilities(X[held_out], routers)
+        return probability
+
+    def _router_probabilities(self, X: ExitArray, routers: list[DenseNetwork]) -> Floats:
+        probability = np.ones((len(X), X.layout.n_exits))
+        for batch in X.batches(_BATCH_ROWS):
+            for k, router in enumerate(routers):
+                inputs = self._router_inputs(k, read_logits(X, k, batch), read_features(X, k, batch))
+                probability[batch, k] = _probability(router, inputs)
+        return probability
+
+    def _confidences(self, X: ExitArray) -> Floats:
+        confidence = np.empty((len(X), X.layout.n_exits))
+        for batch in X.batches(_BATCH_ROWS):
+            for k in range(X.layout.n_exits):
+                confidence[batch, k] = max_probability(softmax(read_logits(X, k, batch)))
+        return confidence
+
+    def _router_inputs(self, k: int, logits: Any, features: Any) -> Any:
+        parts = []
+        if self.router_input != "probabilities" and features.shape[1]:
+            parts.append(features)
+        elif self.router_input == "features":
+            raise ValueError(
+                f"router_input='features', but exit {k} has no features. Use router_input='probabilities' or 'both', "
+                "or keep features in the cache."
+            )
+        xp = array_namespace(logits)
+        if self.router_input != "features":
+            probabilities = softmax(logits)
+            scores = [max_probability(probabilities), normalized_entropy(probabilities), margin(probabilities)]
+            parts += [probabilities, xp.stack(scores, axis=1)]
+        return xp.concat(parts, axis=1)
+
+    @property
+    def _needs_features(self) -> bool:  # type: ignore[override]
+        return self.router_input != "probabilities"
+
+    def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
+        confidence = max_probability(softmax(logits))
+        if k == self.layout_.n_exits - 1:
+            probability = array_namespace(logits).ones_like(confidence)
+        else:
+            probability = _probability(self.routers_[k], self._router_inputs(k, logits, features))
+        return _score(probability, confidence, self.confidence_weight_)
+
+    def _apply_thresholds(self) -> None:
+        self._find_assignments()
+        self.confidence_weight_ = self._find_confidence_weight()
+        self._fitting_scores = _score(self._router_probability, self._confidence, self.confidence_weight_)
+        super()._apply_thresholds()
+
+    def _choose_thresholds(self, scores: Floats, weight: Floats) -> Floats:
+        if self.budget is None:
+            return np.append(np.full(scores.shape[1] - 1, float(self.threshold)), -np.inf)
+        return quota_thresholds(scores, self.costs_, self.budget, sample_weight=weight)
+
+    def _chooses_weight(self) -> bool:
+        return self.budget is not None and self.confidence_weight == "auto" and len(self.costs_) > 1
+
+    def _find_confidence_weight(self) -> float:
+        if self.confidence_weight != "auto":
+            return float(self.confidence_weight)
+        if self._held_out_probability is None:
+            return 0.0
+        return max(_CONFIDENCE_WEIGHTS, key=self._held_out_accuracy)
+
+    def _held_out_accuracy(self, confidence_weight: float) -> float:
+        scores = _score(self._held_out_probability, self._confidence, confidence_weight)
+        stops = exits_from_scores(scores, self._choose_thresholds(scores, self._fitting_weight))
+        return float(np.average(self._correct[np.arange(len(stops)), stops], weights=self._fitting_weight))
+
+
+def _probability(router: DenseNetwork, inputs: Any) -> Any:
+    outputs = router(inputs)[:, 0]
+    return 1 / (1 + array_namespace(outputs).exp(-outputs))
+
+
+def _score(probability: Any, confidence: Any, confidence_weight: float) -> Any:
+    """Weighted geometric mean of a router's probability and the classifier's."""
+    if confidence_weight == 0:
+        return probability
+    return (probability * confidence**confidence_weight) ** (1 / (1 + confidence_weight))

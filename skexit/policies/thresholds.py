@@ -1,0 +1,148 @@
+"""Confidence thresholds, as BranchyNet, MSDNet and PABEE use them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skexit._sklearn import HasMethods, Interval, StrOptions
+from skexit.arrays import ExitArray
+from skexit.layout import ExitLayout
+from skexit.policies.base import BudgetedPolicy
+from skexit.policies.quotas import quota_thresholds, shared_threshold
+from skexit.uncertainty import SCORES, count_votes, softmax, vote
+
+
+class ThresholdPolicy(BudgetedPolicy):
+    """Stop at the first exit that is confident enough, within a budget.
+
+    With the geometric schedule these are the baselines of the EENet paper: BranchyNet with
+    ``score="entropy"``, MSDNet with ``score="max_prob"``, PABEE with ``score="vote"``.
+
+    Parameters
+    ----------
+    score : {"max_prob", "entropy", "margin", "vote"}, default="max_prob"
+        What is held against the thresholds: the largest probability (EENet, eq. 5), one minus the
+        normalised entropy (eq. 6), the largest probability minus the second, or the share of the
+        exits so far that agree (eq. 7). Few values of ``"vote"`` are possible, so that it cannot
+        meet every budget; a warning says by how much it falls short.
+    schedule : {"geometric", "shared"}, default="geometric"
+        ``"geometric"``: exit k serves a share of the samples in proportion to ``q ** k``, with the
+        q that meets the budget. ``"shared"``: the same threshold at every exit.
+    budget : float, default=0.5
+        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's
+        cost.
+    heads : ExitHeads, default=None
+        Heads to fit where exits have no logits; by default ``ExitHeads()``.
+    layout : ExitLayout or int, default=None
+        Layout of X, or the number of exits into which its columns split evenly. By default found
+        in X: from an ExitArray, or from column names; else X is one exit of features.
+
+    Attributes
+    ----------
+    thresholds_ : ndarray of shape (n_exits,)
+        A sample stops where its score is at least the threshold; ``inf`` where nobody stops,
+        ``-inf`` at the last exit.
+    exit_distribution_ : ndarray of shape (n_exits,)
+        Share of the fitting samples that stop at each exit.
+    costs_ : ndarray of shape (n_exits,)
+        Cumulative costs as fractions of the last exit's.
+    classes_ : ndarray of shape (n_classes,)
+        Class labels.
+    layout_ : ExitLayout
+        Layout of X, with the logits and costs of the heads.
+    heads_ : ExitHeads or None
+        The heads that were fitted.
+    n_features_in_ : int
+        Number of columns of X.
+    feature_names_in_ : ndarray of shape (n_features_in_,)
+        Names of the columns, when X was a DataFrame.
+
+    References
+    ----------
+    .. [1] Teerapittayanon et al. "BranchyNet: Fast inference via early exiting from deep neural
+       networks." ICPR 2016.
+    .. [2] Huang et al. "Multi-scale dense networks for resource efficient image classification."
+       ICLR 2018.
+    .. [3] Zhou et al. "BERT loses patience: Fast and robust inference with early exit." NeurIPS
+       2020.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skexit import ThresholdPolicy
+    >>> X, y = load_digits(return_X_y=True)
+    >>> policy = ThresholdPolicy(budget=0.75, layout=2).fit(X, y)
+    >>> policy.exit_distribution_.round(2)
+    array([0.5, 0.5])
+    >>> policy.with_budget(0.6).exit_distribution_.round(2)
+    array([0.8, 0.2])
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "score": [StrOptions({*SCORES, "vote"})],
+        "schedule": [StrOptions({"geometric", "shared"})],
+        "budget": [Real],
+        "heads": [HasMethods(["fit_transform", "exit_logits"]), None],
+        "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
+    }
+
+    def __init__(
+        self,
+        score: str = "max_prob",
+        *,
+        schedule: str = "geometric",
+        budget: float = 0.5,
+        heads: Any = None,
+        layout: ExitLayout | int | None = None,
+    ) -> None:
+        self.score = score
+        self.schedule = schedule
+        self.budget = budget
+        self.heads = heads
+        self.layout = layout
+
+    # `score` names a parameter here and the method of every classifier. Reading the attribute gives
+    # the method, setting it sets the parameter, and get_params knows the difference.
+    __metadata_request__score: ClassVar[dict[str, None]] = {"sample_weight": None}
+
+    @property
+    def score(self) -> Callable[..., float]:
+        """Accuracy on the given data: ``policy.score(X, y, sample_weight=None)``."""
+        return super().score
+
+    @score.setter
+    def score(self, score: str) -> None:
+        self._score = score
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Parameters of the policy.
+
+        Parameters
+        ----------
+        deep : bool, default=True
+            Also give the parameters of `heads`.
+
+        Returns
+        -------
+        dict
+        """
+        return super().get_params(deep) | {"score": self._score}
+
+    def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
+        probabilities = softmax(logits)
+        if self._score == "vote":
+            memory["votes"] = count_votes(probabilities, memory.get("votes"))
+            return vote(memory["votes"])
+        return SCORES[self._score](probabilities)
+
+    def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
+        self._fit_thresholds(X, weight)
+
+    def _choose_thresholds(self, scores: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+        choose = quota_thresholds if self.schedule == "geometric" else shared_threshold
+        return choose(scores, self.costs_, self.budget, sample_weight=weight)

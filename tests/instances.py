@@ -1,0 +1,40 @@
+"""The one place that knows how the tests construct estimators and data."""
+
+import numpy as np
+
+from skexit import EMExitAssigner, ExitHeads, RandomExit, StaticExit, ThresholdPolicy, stack_exits
+
+#: Policies with settings that matter for two exits or more.
+POLICIES = [
+    ThresholdPolicy(),
+    ThresholdPolicy("entropy"),
+    ThresholdPolicy("margin", schedule="shared"),
+    ThresholdPolicy("vote"),
+    StaticExit(1),
+    RandomExit(random_state=0),
+    RandomExit(budget=0.6, random_state=0),
+    EMExitAssigner(random_state=0, max_epochs=3),
+    EMExitAssigner(budget=0.6, random_state=0, max_epochs=3),
+    EMExitAssigner(lam=3.0, assignment="hard", router_input="features", router_hidden=(), random_state=0, max_epochs=3),
+]
+
+
+def estimators():
+    """Every public estimator, with default parameters."""
+    return [EMExitAssigner(), ExitHeads(), RandomExit(), StaticExit(), ThresholdPolicy()]
+
+
+def make_exits(n_samples, n_exits, n_classes, random_state, n_features=4):
+    """Exits whose logits become more often right, with features that tell how hard a sample is."""
+    rng = np.random.default_rng(random_state)
+    y = rng.integers(n_classes, size=n_samples)
+    difficulty = rng.exponential(size=n_samples)
+    logits, features = [], []
+    for k in range(n_exits):
+        noise = rng.normal(size=(n_samples, n_classes))
+        logits.append((1 + k) * np.eye(n_classes)[y] + (0.3 + difficulty)[:, None] * noise)
+        feature = rng.normal(size=(n_samples, n_features))
+        feature[:, 0] += difficulty
+        feature[:, 1 : 1 + min(n_classes, n_features - 1)] += np.eye(n_classes)[y][:, : n_features - 1] * (1 + k)
+        features.append(feature)
+    return stack_exits(np.stack(logits, axis=1), features), y

@@ -1,0 +1,228 @@
+"""Every public estimator keeps scikit-learn's conventions and the policy contract."""
+
+import copy
+
+import joblib
+import numpy as np
+import pytest
+from instances import POLICIES, estimators, make_exits
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from skexit import ExitArray, ExitHeads, ExitLayout, stack_exits
+
+# PABEE's votes are tied, and so fall short of most budgets.
+pytestmark = pytest.mark.filterwarnings("ignore:the mean cost on the fitting data:UserWarning")
+
+
+@parametrize_with_checks(estimators())
+def test_scikit_learn_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.fixture(scope="module")
+def data():
+    X, y = make_exits(n_samples=300, n_exits=4, n_classes=3, random_state=0)
+    return X, y
+
+
+@pytest.fixture(scope="module", params=POLICIES, ids=repr)
+def fitted(request, data):
+    X, y = data
+    return clone(request.param).fit(X, y)
+
+
+def test_fitted_attributes(fitted, data):
+    X, _ = data
+    n_exits = X.layout.n_exits
+    assert fitted.thresholds_.shape == (n_exits,)
+    assert fitted.thresholds_[-1] == -np.inf
+    assert fitted.exit_distribution_.sum() == pytest.approx(1)
+    assert fitted.costs_.tolist() == X.layout.cost_fractions.tolist()
+    assert fitted.n_features_in_ == X.shape[1]
+    assert fitted.layout_.n_logits == X.layout.n_logits
+
+
+def test_a_sample_stops_at_the_first_exit_whose_score_passes(fitted, data):
+    X, _ = data
+    scores, exits = fitted.exit_scores(X), fitted.predict_exit(X)
+    assert scores.shape == (len(X), X.layout.n_exits)
+    for row, exit in enumerate(exits):
+        assert (scores[row, :exit] < fitted.thresholds_[:exit]).all()
+        assert scores[row, exit] >= fitted.thresholds_[exit]
+
+
+def test_answers_are_those_of_the_exit(fitted, data):
+    X, _ = data
+    exits, probabilities = fitted.predict_exit(X), fitted.predict_proba(X)
+    for row, exit in enumerate(exits):
+        logits = X.logits(exit, [row])[0]
+        expected = np.exp(logits) / np.exp(logits).sum()
+        np.testing.assert_allclose(probabilities[row], expected)
+    np.testing.assert_array_equal(fitted.predict(X), fitted.classes_[probabilities.argmax(axis=1)])
+
+
+def test_mean_cost_and_score(fitted, data):
+    X, y = data
+    assert fitted.mean_cost(X) == pytest.approx(np.mean([fitted.costs_[k] for k in fitted.predict_exit(X)]))
+    assert fitted.score(X, y) == pytest.approx(np.mean(fitted.predict(X) == y))
+
+
+def test_later_exits_never_change_an_earlier_decision(fitted, data):
+    X, _ = data
+    exits, values = fitted.predict_exit(X), np.asarray(X)
+    noise = np.random.default_rng(0).normal(size=values.shape)
+    for k in range(X.layout.n_exits - 1):
+        changed = values.copy()
+        later = slice(X.layout.logit_columns(k + 1).start, None)
+        changed[:, later] = 10 * noise[:, later]
+        new_exits = fitted.predict_exit(ExitArray.from_array(changed, X.layout))
+        np.testing.assert_array_equal(new_exits == k, exits == k)
+        np.testing.assert_array_equal(new_exits < k, exits < k)
+
+
+def test_an_exit_is_read_only_for_samples_that_reach_it(fitted, data):
+    X, _ = data
+
+    class CountingSource:
+        def __init__(self):
+            self.n_rows, self.dtype = len(X), X.dtype
+            self.rows = {}
+
+        def read(self, layout, k, part, rows):
+            if part == "logits":
+                self.rows.setdefault(k, set()).update(np.arange(self.n_rows)[rows].tolist())
+            return X.source.read(layout, k, part, rows)
+
+    source = CountingSource()
+    exits = fitted.predict_exit(ExitArray(source, X.layout))
+    for k in range(X.layout.n_exits):
+        assert source.rows.get(k, set()) == set(np.flatnonzero(exits >= k).tolist())
+
+
+def test_predictions_do_not_depend_on_other_rows(fitted, data):
+    X, _ = data
+    rows = np.random.default_rng(1).permutation(len(X))[:50]
+    np.testing.assert_array_equal(fitted.predict_exit(X)[rows], fitted.predict_exit(X[rows]))
+
+
+def test_fitting_again_gives_the_same(fitted, data):
+    X, y = data
+    again = clone(fitted).fit(X, y).fit(X, y)
+    np.testing.assert_array_equal(again.thresholds_, fitted.thresholds_)
+    np.testing.assert_array_equal(again.exit_scores(X), fitted.exit_scores(X))
+
+
+def test_fitted_state_needs_no_torch(fitted, data, tmp_path):
+    """A fitted policy is loaded and applied in a process that cannot import torch."""
+    import subprocess
+    import sys
+
+    X, _ = data
+    joblib.dump((fitted, np.asarray(X), X.layout), tmp_path / "policy.joblib")
+    code = (
+        "import sys\n"
+        "class NoTorch:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch': raise ImportError('torch is not here')\n"
+        "sys.meta_path.insert(0, NoTorch())\n"
+        "import joblib, numpy as np, skexit\n"
+        f"policy, X, layout = joblib.load({str(tmp_path / 'policy.joblib')!r})\n"
+        "print(policy.predict_exit(skexit.ExitArray.from_array(X, layout)).tolist())"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == str(fitted.predict_exit(X).tolist())
+
+
+def test_policies_run_on_torch_tensors(fitted, data):
+    """One exit is scored by the same code for NumPy arrays and torch tensors."""
+    torch = pytest.importorskip("torch")
+    X, _ = data
+    numpy_memory, torch_memory = {}, {}
+    for k in range(X.layout.n_exits):
+        logits, features = X.logits(k), X.features(k)
+        expected = fitted._score_exit(k, logits, features, numpy_memory)
+        scores = fitted._score_exit(k, torch.from_numpy(logits), torch.from_numpy(features), torch_memory)
+        assert isinstance(scores, torch.Tensor)
+        np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_unfitted_policies_say_so(fitted, data):
+    X, _ = data
+    for method in ("predict", "predict_proba", "predict_exit", "exit_scores", "mean_cost"):
+        with pytest.raises(NotFittedError):
+            getattr(clone(fitted), method)(X)
+
+
+def test_another_layout_is_refused(fitted, data):
+    X, _ = data
+    other = ExitLayout(n_logits=X.layout.n_logits, n_features=[3, 5, 4, 4], costs=X.layout.costs)
+    with pytest.raises(ValueError, match="was fitted with"):
+        fitted.predict(ExitArray(X.source, other))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_refused(fitted, data, value):
+    X, y = data
+    values = np.asarray(X).copy()
+    values[7, X.layout.logit_columns(0).start] = value
+    with pytest.raises(ValueError, match="NaN or infinity: the logits of exit 0"):
+        clone(fitted).fit(ExitArray.from_array(values, X.layout), y)
+    with pytest.raises(ValueError, match="NaN or infinity: the logits of exit 0"):
+        fitted.predict(ExitArray.from_array(values, X.layout))
+
+
+def test_a_class_that_the_layout_does_not_know_is_refused(fitted, data):
+    X, y = data
+    y = y.copy()
+    y[0] = 3
+    with pytest.raises(ValueError, match="y has the class 3, which the layout does not know"):
+        clone(fitted).fit(
+            stack_exits([X.logits(k) for k in range(4)], [X.features(k) for k in range(4)], classes=[0, 1, 2]), y
+        )
+
+
+def test_budgets(fitted, data):
+    X, y = data
+    if not hasattr(fitted, "with_budget"):
+        pytest.skip("has no budget")
+    for budget in (0.3, 0.55, 0.8, 1.0):
+        policy = fitted.with_budget(budget)
+        assert policy.budget == budget
+        assert policy.mean_cost(X) <= budget + 1e-9
+        if policy.get_params().get("score") != "vote":
+            assert policy.mean_cost(X) >= budget - 1 / len(X) - 1e-9
+        assert policy.exit_distribution_ @ policy.costs_ == pytest.approx(policy.mean_cost(X))
+    for wrong in (0, -0.1, 1.01, np.nan):
+        with pytest.raises(ValueError, match=r"budget=.* must be in \(0, 1\]"):
+            fitted.with_budget(wrong)
+        with pytest.raises(ValueError, match=r"budget=.* must be in \(0, 1\]"):
+            clone(fitted).set_params(budget=wrong).fit(X, y)
+    with pytest.raises(ValueError, match=r"budget=0\.1 is below the cost of the first exit, 0\.25"):
+        fitted.with_budget(0.1)
+
+
+def test_with_budget_leaves_the_policy_as_it_was(fitted):
+    if not hasattr(fitted, "with_budget"):
+        pytest.skip("has no budget")
+    before = copy.deepcopy(fitted.__dict__)
+    fitted.with_budget(0.9)
+    assert joblib.hash(before) == joblib.hash(fitted.__dict__)
+
+
+def test_heads_are_fitted_where_logits_are_missing(fitted, data):
+    X, y = data
+    features = stack_exits(
+        [None, None, None, X.logits(3)], [X.features(k) for k in range(4)], costs=X.layout.costs * 1e4, cost_unit="MACs"
+    )
+    policy = clone(fitted).fit(features, y)
+    assert isinstance(policy.heads_, ExitHeads)
+    assert policy.layout_.n_logits == (3, 3, 3, 3)
+    assert (policy.layout_.costs >= features.layout.costs).all()
+    assert policy.layout_.costs[-1] - features.layout.costs[-1] == 3 * 4 * 3  # three heads, 4 features, 3 classes
+    exits = policy.predict_exit(features)
+    np.testing.assert_array_equal(exits, policy.predict_exit(np.asarray(features)))
+    at_last = exits == 3
+    logits = features.logits(3)[at_last]
+    np.testing.assert_array_equal(policy.predict(features)[at_last], logits.argmax(axis=1))
