@@ -77,7 +77,20 @@ class ExitArray:
 
     @classmethod
     def from_array(cls, X: ArrayLike, layout: ExitLayout | int | None = None) -> ExitArray:
-        """Give a two-dimensional array a layout; an int splits its columns evenly."""
+        """Give a two-dimensional array a layout; an int splits its columns evenly.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_columns)
+            Values of all columns.
+        layout : ExitLayout or int, default=None
+            Columns of the exits, or the number of exits into which they split evenly. By default
+            that of X, where it knows one; else X is one exit of features.
+
+        Returns
+        -------
+        ExitArray
+        """
         if isinstance(X, ExitArray) and layout is None:
             return X
         array = np.asarray(X)
@@ -87,15 +100,29 @@ class ExitArray:
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, layout: ExitLayout | None = None) -> ExitArray:
-        """Read a DataFrame with columns ``exit0__logit0``, as :meth:`to_frame` makes it."""
+        """Read a DataFrame with columns ``exit0__logit0``, as :meth:`to_frame` makes it.
+
+        Parameters
+        ----------
+        frame : pandas.DataFrame
+            Its columns tell the layout, and its ``attrs`` classes and costs.
+        layout : ExitLayout, default=None
+            Layout to use instead.
+
+        Returns
+        -------
+        ExitArray
+        """
         return cls.from_array(frame, layout)
 
     @property
     def shape(self) -> tuple[int, int]:
+        """Number of samples and number of columns."""
         return len(self), self.layout.n_columns
 
     @property
     def dtype(self) -> np.dtype:
+        """Type of the values that are read."""
         return self.source.dtype
 
     def __len__(self) -> int:
@@ -136,7 +163,17 @@ class ExitArray:
         return self.source.read(self.layout, k, "features", self._source_rows(rows))
 
     def batches(self, batch_size: int) -> Iterator[slice]:
-        """Slices that cover the rows in order."""
+        """Slices that cover the rows in order.
+
+        Parameters
+        ----------
+        batch_size : int
+            Rows in a slice; the last may have fewer.
+
+        Yields
+        ------
+        slice
+        """
         for start in range(0, len(self), batch_size):
             yield slice(start, min(start + batch_size, len(self)))
 
@@ -163,15 +200,21 @@ class ExitArray:
         if isinstance(key, tuple):
             if len(key) > 2:
                 raise IndexError(f"ExitArray has 2 dimensions, but the index has {len(key)}.")
-            key, columns = (*key, ...)[:2]
+            key, columns = (*key, ..., ...)[:2]
         if key is ...:
             key = slice(None)
-        if isinstance(key, int | np.integer):
+        if isinstance(key, int | np.integer) or (isinstance(key, np.ndarray) and key.ndim == 0):
             return np.asarray(self[[int(key)]])[0][columns]
-        taken = ExitArray(self.source, self.layout, self._absolute(key))
+        rows = self._absolute(key)
+        taken = ExitArray(self.source, self.layout, rows.ravel())
         if columns is ... or (isinstance(columns, slice) and columns == slice(None)):
+            if rows.ndim != 1:
+                raise IndexError(f"rows of an ExitArray are taken by a one-dimensional index, not one of {rows.ndim}.")
             return taken
-        return np.asarray(taken)[:, columns]
+        if isinstance(key, slice):
+            return np.asarray(taken)[:, columns]
+        # As in NumPy, an array of rows and an array of columns are broadcast against each other.
+        return np.asarray(taken)[np.arange(rows.size).reshape(rows.shape), columns]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False and not self._is_whole_array():

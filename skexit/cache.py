@@ -105,13 +105,17 @@ class FeatureCache:
         self._shards = [_Shard(folder, number) for number, folder in enumerate(_shard_folders(self.path))]
         self._edges = np.concatenate([[0], np.cumsum([shard.n_rows for shard in self._shards], dtype=np.int64)])
         if self.complete and self.n_rows != manifest["n_rows"]:
-            raise ValueError(
-                f"the cache {str(self.path)!r} has {self.n_rows} rows but its manifest promises "
-                f"{manifest['n_rows']}: a shard is missing. Extract again into an empty folder."
-            )
+            if not allow_partial:
+                raise ValueError(
+                    f"the cache {str(self.path)!r} has {self.n_rows} rows but its manifest promises "
+                    f"{manifest['n_rows']}: a shard after shard-{len(self._shards) - 1:05d} is missing. Extract again to "
+                    "replace it."
+                )
+            self.complete = False
 
     @property
     def n_rows(self) -> int:
+        """Number of rows."""
         return int(self._edges[-1])
 
     @property
@@ -127,7 +131,23 @@ class FeatureCache:
         return np.concatenate([shard.open(_LABELS) for shard in self._shards])
 
     def read(self, layout: ExitLayout, k: int, part: str, rows: Any) -> NDArray[Any]:
-        """The ``"logits"`` or ``"features"`` of exit `k` in the given rows (see ExitArray)."""
+        """The ``"logits"`` or ``"features"`` of exit `k` in the given rows (see ExitArray).
+
+        Parameters
+        ----------
+        layout : ExitLayout
+            Layout of the rows that are read.
+        k : int
+            The exit.
+        part : {"logits", "features"}
+            What to read.
+        rows : ndarray of int or slice
+            Which rows of the cache.
+
+        Returns
+        -------
+        ndarray of shape (n_rows, width)
+        """
         name = _block_name(k, part)
         if isinstance(rows, slice):
             rows = np.arange(self.n_rows)[rows]
@@ -293,7 +313,8 @@ class CacheWriter:
 
     def _check_same_cache(self, found: dict[str, Any]) -> None:
         mine = self._manifest
-        differing = [name for name in mine["origin"] if found["origin"].get(name) != mine["origin"][name]]
+        names = sorted({*mine["origin"], *found["origin"]})
+        differing = [name for name in names if found["origin"].get(name) != mine["origin"].get(name)]
         differing += [name for name in ("dtype", "layout") if found[name] != mine[name]]
         if differing:
             raise ValueError(
@@ -308,11 +329,11 @@ class _Shard:
     def __init__(self, folder: Path, number: int) -> None:
         self.folder = folder
         try:
-            description = json.loads((folder / _SHARD).read_text())
+            description = _read_json(folder / _SHARD)
             self.number: int = description["number"]
             self.n_rows: int = description["n_rows"]
             self._files: dict[str, dict[str, Any]] = description["files"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._damage(_SHARD, str(error)) from error
         if self.number != number:
             raise self._damage(_SHARD, f"it says that it is shard {self.number}")
@@ -340,9 +361,9 @@ class _Shard:
     def _map(self, name: str) -> NDArray[Any]:
         expected = self._files[name]
         try:
-            # NumPy checks the length of the file against the shape in its header.
-            array = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            # NumPy checks the length of the file against the shape in its header. A damaged header can raise anything.
+            array = np.lib.format.open_memmap(self.folder / name, mode="r")
+        except Exception as error:
             raise self._damage(name, str(error)) from error
         if list(array.shape) != expected["shape"] or array.dtype.str != expected["dtype"]:
             raise self._damage(name, f"it has shape {array.shape} and dtype {array.dtype}")
@@ -370,15 +391,21 @@ class _ShardWriter:
 
     def append(self, blocks: dict[str, NDArray[Any]], y: Any) -> int:
         n_rows = {len(block) for block in blocks.values()}
-        if y is not None:
-            self._labels.append(_check_labels(y))
-            n_rows.add(len(self._labels[-1]))
+        labels = None if y is None else _check_labels(y)
+        if labels is not None:
+            n_rows.add(len(labels))
         if len(n_rows) != 1:
             raise ValueError(f"the exits and labels of a batch have different numbers of rows: {sorted(n_rows)}.")
-        for name, block in blocks.items():
+        if self.n_rows and (labels is None) == bool(self._labels):
+            raise ValueError("some batches have labels and others none; give labels for all rows or for none.")
+        # Nothing is written before everything is found right, so that a refused batch leaves no trace.
+        stored = {name: _to_storage(block, self._dtype, name) for name, block in blocks.items()}
+        for name, block in stored.items():
             if name not in self._files:
                 self._files[name] = _GrowingArray(self._folder / name, block.shape[1], self._dtype)
-            self._files[name].append(_to_storage(block, self._dtype, name))
+            self._files[name].append(block)
+        if labels is not None:
+            self._labels.append(labels)
         added = n_rows.pop()
         self.n_rows += added
         return added
@@ -411,7 +438,7 @@ class _GrowingArray:
         self._data_start = self._file.tell()
 
     def append(self, block: NDArray[Any]) -> None:
-        data = np.ascontiguousarray(block).data.cast("B")
+        data = _bytes(block)
         self._file.write(data)
         self._hash.update(data)
         self._n_rows += len(block)
@@ -443,7 +470,11 @@ def _describe(shape: tuple[int, ...], dtype: np.dtype, checksum: str) -> dict[st
 
 
 def _checksum(array: NDArray[Any]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data).hexdigest()
+    return hashlib.sha256(_bytes(array)).hexdigest()
+
+
+def _bytes(array: NDArray[Any]) -> memoryview:
+    return np.ascontiguousarray(array).view(np.uint8).reshape(-1).data
 
 
 def _to_storage(block: NDArray[Any], dtype: np.dtype, name: str) -> NDArray[Any]:
@@ -481,22 +512,35 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not file.exists():
         raise FileNotFoundError(f"there is no cache at {str(path)!r}: it has no {_MANIFEST}.")
     try:
-        manifest: dict[str, Any] = json.loads(file.read_text())
-        version = manifest["format"]
-        if version > FORMAT_VERSION:
-            raise ValueError(f"it has format {version}, written by a newer skexit; upgrade to read it")
+        manifest = _read_json(file)
         missing = {"complete", "n_rows", "dtype", "origin", "layout"} - set(manifest)
         if missing:
             raise ValueError(f"it lacks {sorted(missing)}")
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the manifest of the cache {str(path)!r} cannot be used: {error}.") from error
     return manifest
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read what `_write_json` wrote, and compare it with its checksum."""
+    content: dict[str, Any] = json.loads(path.read_text())
+    version = content.get("format", FORMAT_VERSION)
+    if version > FORMAT_VERSION:
+        raise ValueError(f"it has format {version}, written by a newer skexit; upgrade to read it")
+    checksum = content.pop("sha256", None)
+    if checksum != _json_checksum(content):
+        raise ValueError("its checksum differs")
+    return content
+
+
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     temporary = path.with_name(_temporary(path.name))
-    temporary.write_text(json.dumps(content, indent=1))
+    temporary.write_text(json.dumps(content | {"sha256": _json_checksum(content)}, indent=1))
     os.replace(temporary, path)
+
+
+def _json_checksum(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _temporary(name: str) -> str:

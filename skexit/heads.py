@@ -12,21 +12,23 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
+from threadpoolctl import threadpool_limits
 
 from skexit._sklearn import Interval, StrOptions, _fit_context, _get_output_config
 from skexit._validation import (
     cross_validation_splits,
     read_features,
-    read_logits,
     validate_new_data,
     validate_training_data,
 )
-from skexit.arrays import ExitArray, LogitsSource
+from skexit.arrays import ColumnSource, ExitArray, LogitsSource
 from skexit.layout import ExitLayout
 from skexit.networks import DenseNetwork, Training, train, weighted_scaling
 
 #: Up to this many bytes of features, a linear head is solved for in memory.
 _IN_MEMORY_BYTES = 2**31
+#: From this many numbers on, the solver of a linear head uses several threads.
+_WORTH_THREADS = 10**7
 _BATCH_ROWS = 8192
 #: Logit of a class that the training rows lack. Logits of the others sum to zero.
 _ABSENT_CLASS_LOGIT = -10.0
@@ -64,7 +66,7 @@ class ExitHeads(TransformerMixin, BaseEstimator):
     max_epochs : int, default=30
         Passes of ``"adam"`` over the rows.
     batch_size : int, default=128
-        Rows in a step of ``"adam"``.
+        Rows in a step of ``"adam"``; fewer where there would be less than 20 steps in an epoch.
     cv : int, cross-validation generator or iterable, default=5
         How ``fit_transform`` splits the rows.
     layout : ExitLayout or int, default=None
@@ -88,7 +90,7 @@ class ExitHeads(TransformerMixin, BaseEstimator):
         include the heads up to it.
     n_features_in_ : int
         Number of columns of X.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_columns,)
         Names of the columns, when X was a DataFrame.
 
     References
@@ -193,17 +195,17 @@ class ExitHeads(TransformerMixin, BaseEstimator):
         used, classes, labels, weight = validate_training_data(self, X, y, sample_weight)
         self._fit(used, classes, labels, weight)
         new = validate_new_data(self, X, self.layout_)
-        logits = self._all_logits(new)
+        logits = self._head_logits(new, self.networks_)
         if self.layout_.n_exits > 1:
-            positions = np.arange(len(new)) if sample_weight is None else np.flatnonzero(np.asarray(sample_weight) > 0)
+            positions = np.arange(len(new)) if len(used) == len(new) else np.flatnonzero(np.asarray(sample_weight) > 0)
             for train_rows, test_rows in cross_validation_splits(self.cv, labels, self.random_state):
                 networks = self._train(used[train_rows], labels[train_rows], weight[train_rows])
-                for k, values in self._all_logits(used[test_rows], networks).items():
+                for k, values in self._head_logits(used[test_rows], networks).items():
                     logits[k][positions[test_rows]] = values
-        return self._output(new, logits, X)
+        return self._output(LogitsSource(new, logits), X)
 
     def transform(self, X: Any) -> Any:
-        """Add the logits of the heads to X.
+        """Add the logits of the heads to X. They are computed when they are read.
 
         Parameters
         ----------
@@ -216,7 +218,7 @@ class ExitHeads(TransformerMixin, BaseEstimator):
         """
         check_is_fitted(self)
         new = validate_new_data(self, X, self.layout_)
-        return self._output(new, self._all_logits(new), X)
+        return self._output(_HeadSource(new, self.networks_, self.cascade), X)
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
         """Names of the columns that ``transform`` gives.
@@ -251,9 +253,14 @@ class ExitHeads(TransformerMixin, BaseEstimator):
         -------
         array of shape (n_samples, n_classes)
         """
-        return _exit_logits(self.networks_, self.cascade, k, logits, features, memory)
+        if self.cascade:
+            features = memory["features"] = _append_columns(memory.get("features"), features)
+        network = self.networks_[k]
+        return logits if network is None else network(features)
 
     def _fit(self, X: ExitArray, classes: NDArray[Any], labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
+        if len(classes) == 1:
+            raise ValueError(f"y has 1 class, {classes.tolist()[0]!r}; a classifier needs two or more.")
         self.layout_ = X.layout
         self.classes_ = classes
         self.networks_ = self._train(X, labels, weight)
@@ -276,21 +283,27 @@ class ExitHeads(TransformerMixin, BaseEstimator):
             raise ValueError(f"solver='lbfgs' fits linear heads only, but hidden={self.hidden}; use solver='adam'.")
         if self.solver != "auto":
             return self.solver
-        n_bytes = 8 * len(X) * sum(X.layout.n_features[j] for j in self._seen(k))
+        n_bytes = 8 * len(X) * sum(X.layout.n_features[j] for j in _seen(k, self.cascade))
         return "adam" if self.hidden or n_bytes > _IN_MEMORY_BYTES else "lbfgs"
 
     def _solve(self, X: ExitArray, k: int, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> DenseNetwork:
-        inputs = self._inputs(X, k)
+        inputs = _head_inputs(X, k, self.cascade)
+        weights = np.zeros((inputs.shape[1], len(self.classes_)))
+        biases = np.full(len(self.classes_), _ABSENT_CLASS_LOGIT)
+        if (labels == labels[0]).all():
+            biases[labels[0]] = 0
+            return DenseNetwork((weights,), (biases,))
         mean, scale = weighted_scaling(iter([(inputs, weight)]))
         inputs = (inputs - mean) / scale
         strength = np.inf if self.alpha == 0 else 1 / (self.alpha * weight.sum())
-        model = LogisticRegression(C=strength, max_iter=1000).fit(inputs, labels, sample_weight=weight)
+        # On small matrices threads cost more than they bring, above all when others use the cores.
+        n_threads = 1 if inputs.size < _WORTH_THREADS else None
+        with threadpool_limits(n_threads, user_api="blas"):
+            model = LogisticRegression(C=strength, max_iter=1000).fit(inputs, labels, sample_weight=weight)
         coefficients, intercepts = model.coef_, model.intercept_
         if len(model.classes_) == 2:
             coefficients = np.concatenate([-coefficients, coefficients]) / 2
             intercepts = np.concatenate([-intercepts, intercepts]) / 2
-        weights = np.zeros((inputs.shape[1], len(self.classes_)))
-        biases = np.full(len(self.classes_), _ABSENT_CLASS_LOGIT)
         weights[:, model.classes_] = coefficients.T
         biases[model.classes_] = intercepts
         return DenseNetwork((weights,), (biases,)).after_scaling(mean, scale)
@@ -304,7 +317,7 @@ class ExitHeads(TransformerMixin, BaseEstimator):
         random_state: np.random.RandomState,
     ) -> DenseNetwork:
         return train(
-            lambda rows: self._inputs(X, k, rows),
+            lambda rows: _head_inputs(X, k, self.cascade, rows),
             labels,
             weight,
             hidden=[self.hidden] if self.hidden else [],
@@ -314,27 +327,13 @@ class ExitHeads(TransformerMixin, BaseEstimator):
             description=f"head of exit {k}" if self.verbose else None,
         )
 
-    def _seen(self, k: int) -> range:
-        """Exits whose features the head at exit `k` sees."""
-        return range(k + 1) if self.cascade else range(k, k + 1)
-
-    def _inputs(self, X: ExitArray, k: int, rows: Any = None) -> NDArray[np.float64]:
-        return np.concatenate([read_features(X, j, rows) for j in self._seen(k)], axis=1)
-
-    def _all_logits(
-        self, X: ExitArray, networks: list[DenseNetwork | None] | None = None
-    ) -> dict[int, NDArray[np.float64]]:
-        """Logits of every exit that has a head."""
-        networks = self.networks_ if networks is None else networks
+    def _head_logits(self, X: ExitArray, networks: list[DenseNetwork | None]) -> dict[int, NDArray[np.float64]]:
+        """Logits of every exit that has a head, for all rows."""
+        source = _HeadSource(X, networks, self.cascade)
         logits = {k: np.empty((len(X), len(self.classes_))) for k, head in enumerate(networks) if head is not None}
-        for batch in X.batches(_BATCH_ROWS):
-            memory: dict[str, Any] = {}
-            for k in range(X.layout.n_exits):
-                values = _exit_logits(
-                    networks, self.cascade, k, read_logits(X, k, batch), read_features(X, k, batch), memory
-                )
-                if k in logits:
-                    logits[k][batch] = values
+        for k, values in logits.items():
+            for batch in X.batches(_BATCH_ROWS):
+                values[batch] = source.read(self.layout_out_, k, "logits", batch)
         return logits
 
     def _layout_with_heads(self) -> ExitLayout:
@@ -346,8 +345,8 @@ class ExitHeads(TransformerMixin, BaseEstimator):
             classes=self.classes_,
         )
 
-    def _output(self, X: ExitArray, logits: dict[int, NDArray[np.float64]], original: Any) -> Any:
-        output = ExitArray(LogitsSource(X, logits), self.layout_out_)
+    def _output(self, source: ColumnSource, original: Any) -> Any:
+        output = ExitArray(source, self.layout_out_)
         if _get_output_config("transform", self)["dense"] == "pandas":
             return output.to_frame(index=getattr(original, "index", None))
         return output
@@ -359,21 +358,34 @@ class ExitHeads(TransformerMixin, BaseEstimator):
         return tags
 
 
-def _exit_logits(
-    networks: list[DenseNetwork | None],
-    cascade: bool,
-    k: int,
-    logits: Any,
-    features: Any,
-    memory: dict[str, Any],
-) -> Any:
-    if cascade:
-        features = memory["features"] = _append_columns(memory.get("features"), features)
-    if logits is not None:
+class _HeadSource:
+    """The columns of an ExitArray, with the logits of heads, computed when they are read."""
+
+    def __init__(self, base: ExitArray, networks: list[DenseNetwork | None], cascade: bool) -> None:
+        self.base = base
+        self.networks = networks
+        self.cascade = cascade
+        self.n_rows = len(base)
+        self.dtype = np.dtype(np.float64)
+
+    def read(self, layout: ExitLayout, k: int, part: str, rows: Any) -> NDArray[Any]:
+        if part == "features":
+            return self.base.features(k, rows)
+        network = self.networks[k]
+        if network is not None:
+            return network(_head_inputs(self.base, k, self.cascade, rows))
+        logits = self.base.logits(k, rows)
+        assert logits is not None  # an exit without a head has logits
         return logits
-    network = networks[k]
-    assert network is not None  # an exit without logits has a head
-    return network(features)
+
+
+def _seen(k: int, cascade: bool) -> range:
+    """Exits whose features the head at exit `k` sees."""
+    return range(k + 1) if cascade else range(k, k + 1)
+
+
+def _head_inputs(X: ExitArray, k: int, cascade: bool, rows: Any = None) -> NDArray[np.float64]:
+    return np.concatenate([read_features(X, j, rows) for j in _seen(k, cascade)], axis=1)
 
 
 def _append_columns(seen: Any, features: Any) -> Any:

@@ -89,36 +89,75 @@ class ExitLayout:
 
     @property
     def n_exits(self) -> int:
+        """Number of exits."""
         return len(self.n_logits)
 
     @property
     def n_columns(self) -> int:
+        """Number of columns of X."""
         return int(self._edges[-1])
 
     @property
     def n_classes(self) -> int | None:
+        """Number of classes, None when neither logits nor classes tell."""
         if max(self.n_logits):
             return max(self.n_logits)
         return None if self.classes is None else len(self.classes)
 
     @property
     def cost_fractions(self) -> NDArray[np.float64]:
+        """Costs as fractions of the last exit's."""
         return self.costs / self.costs[-1]
 
     def logit_columns(self, k: int) -> slice:
-        """Columns of the logits of exit `k`."""
+        """Columns of the logits of exit `k`.
+
+        Parameters
+        ----------
+        k : int
+            The exit, counted from 0.
+
+        Returns
+        -------
+        slice
+        """
         return slice(int(self._edges[2 * k]), int(self._edges[2 * k + 1]))
 
     def feature_columns(self, k: int) -> slice:
-        """Columns of the features of exit `k`."""
+        """Columns of the features of exit `k`.
+
+        Parameters
+        ----------
+        k : int
+            The exit, counted from 0.
+
+        Returns
+        -------
+        slice
+        """
         return slice(int(self._edges[2 * k + 1]), int(self._edges[2 * k + 2]))
 
     def has_logits(self, k: int) -> bool:
-        """Whether exit `k` has logits."""
+        """Whether exit `k` has logits.
+
+        Parameters
+        ----------
+        k : int
+            The exit, counted from 0.
+
+        Returns
+        -------
+        bool
+        """
         return self.n_logits[k] > 0
 
     def column_names(self) -> list[str]:
-        """Names of the columns of X: ``exit0__logit0``, ..., ``exit0__feature0``, ..."""
+        """Names of the columns of X: ``exit0__logit0``, ..., ``exit0__feature0``, ...
+
+        Returns
+        -------
+        list of str
+        """
         return [
             f"exit{k}__{part}{j}"
             for k in range(self.n_exits)
@@ -127,7 +166,17 @@ class ExitLayout:
         ]
 
     def replace(self, **changes: Any) -> ExitLayout:
-        """A layout that differs from this one in the given parameters."""
+        """A layout that differs from this one in the given parameters.
+
+        Parameters
+        ----------
+        **changes
+            Parameters of :class:`ExitLayout`.
+
+        Returns
+        -------
+        ExitLayout
+        """
         parameters: dict[str, Any] = {
             "n_logits": self.n_logits,
             "n_features": self.n_features,
@@ -138,7 +187,12 @@ class ExitLayout:
         return ExitLayout(**(parameters | changes))
 
     def to_dict(self) -> dict[str, Any]:
-        """The layout as a dict that JSON can hold; `from_dict` reads it back."""
+        """The layout as a dict that JSON can hold; `from_dict` reads it back.
+
+        Returns
+        -------
+        dict
+        """
         return {
             "n_logits": list(self.n_logits),
             "n_features": list(self.n_features),
@@ -149,12 +203,39 @@ class ExitLayout:
 
     @classmethod
     def from_dict(cls, description: dict[str, Any]) -> ExitLayout:
-        """The layout that `to_dict` described."""
+        """The layout that `to_dict` described.
+
+        Parameters
+        ----------
+        description : dict
+            What `to_dict` gave.
+
+        Returns
+        -------
+        ExitLayout
+        """
         return cls(**description)
 
     @classmethod
     def even(cls, n_columns: int, n_exits: int) -> ExitLayout:
-        """Layout of `n_columns` feature columns, split evenly into `n_exits` exits."""
+        """Layout of `n_columns` feature columns, split evenly into `n_exits` exits.
+
+        Parameters
+        ----------
+        n_columns : int
+            Number of columns of X, a multiple of `n_exits`.
+        n_exits : int
+            Number of exits.
+
+        Returns
+        -------
+        ExitLayout
+
+        Raises
+        ------
+        ValueError
+            If the columns do not split evenly.
+        """
         if n_exits < 1 or n_columns % n_exits:
             raise ValueError(
                 f"layout={n_exits} splits the columns of X evenly into {n_exits} exits, but X has "
@@ -164,7 +245,22 @@ class ExitLayout:
 
     @classmethod
     def from_column_names(cls, names: Sequence[Any]) -> ExitLayout | None:
-        """Layout that `column_names` gave these names, None if no name is of that form."""
+        """Layout that `column_names` gave these names, None if no name is of that form.
+
+        Parameters
+        ----------
+        names : sequence of str
+            Names of all columns, in order.
+
+        Returns
+        -------
+        ExitLayout or None
+
+        Raises
+        ------
+        ValueError
+            If only some names are of that form, or they are out of order.
+        """
         matches = [_COLUMN_NAME.fullmatch(name) if isinstance(name, str) else None for name in names]
         if not any(matches):
             return None
@@ -189,7 +285,12 @@ class ExitLayout:
         return layout
 
     def fingerprint(self) -> str:
-        """Hexadecimal digest of everything that the layout says."""
+        """Hexadecimal digest of everything that the layout says.
+
+        Returns
+        -------
+        str
+        """
         text = json.dumps(self.to_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -197,7 +298,7 @@ class ExitLayout:
         return isinstance(other, ExitLayout) and self.to_dict() == other.to_dict()
 
     def __hash__(self) -> int:
-        return hash(self.fingerprint())
+        return hash((self.n_logits, self.n_features, self.cost_unit, *self.costs.tolist()))
 
     def __repr__(self) -> str:
         costs = ", ".join(f"{cost:.4g}" for cost in self.costs)
@@ -225,10 +326,10 @@ def resolve_layout(layout: ExitLayout | int | None, X: Any, n_columns: int) -> E
     ValueError
         If the layout does not have `n_columns` columns.
     """
-    if layout is None:
-        layout = getattr(X, "layout", None)
     if layout is None and hasattr(X, "columns"):
         layout = _layout_of_frame(X)
+    elif layout is None:
+        layout = getattr(X, "layout", None)
     if layout is None:
         layout = 1
     if isinstance(layout, int | np.integer) and not isinstance(layout, bool):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 #: Up to this many bytes of inputs are read once and kept; more are read for each batch.
 _IN_MEMORY_BYTES = 2**30
 
+_FEWEST_STEPS = 20
+
 ReadRows = Callable[[NDArray[np.int64]], NDArray[Any]]
 
 
@@ -80,7 +82,7 @@ class Training:
     max_epochs : int
         Passes over the training rows.
     batch_size : int
-        Rows in a step.
+        Rows in a step; fewer where there would be less than 20 steps in an epoch.
     early_stopping : bool
         Hold out a tenth of the rows, and keep the weights of the epoch with the lowest loss there.
     """
@@ -147,21 +149,23 @@ def train(
         weight = torch.as_tensor(sample_weight[batch], dtype=torch.float32)
         return (_losses(model(inputs), target) * weight).sum() / weight.sum()
 
-    n_batches = -(-len(rows) // training.batch_size)
+    batch_size = min(training.batch_size, -(-len(rows) // _FEWEST_STEPS))
+    n_batches = -(-len(rows) // batch_size)
+    n_steps = n_batches * training.max_epochs + 1
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=training.learning_rate, weight_decay=training.alpha, fused=True
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=training.learning_rate,
-        total_steps=n_batches * training.max_epochs + 1,
-        pct_start=0.1,
+        total_steps=n_steps,
+        pct_start=max(0.1, 1.5 / n_steps),  # where the rise would end at step 0, OneCycleLR divides by zero
     )
     best_loss, best = np.inf, _to_dense(model)
     epochs = tqdm(range(training.max_epochs), desc=description, unit="epoch", disable=description is None, leave=False)
-    with _one_thread():
+    with one_thread():
         for _ in epochs:
-            for batch in _batches(random_state.permutation(rows), training.batch_size):
+            for batch in _batches(random_state.permutation(rows), batch_size):
                 optimizer.zero_grad()
                 loss(batch).backward()
                 optimizer.step()
@@ -175,7 +179,7 @@ def train(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Small steps gain nothing from threads, and the result then does not depend on their number."""
     import torch
 
@@ -241,7 +245,8 @@ def _build(sizes: Sequence[int], generator: torch.Generator) -> torch.nn.Sequent
 
     layers: list[nn.Module] = []
     for n_inputs, n_outputs in pairwise(sizes):
-        layer = nn.Linear(n_inputs, n_outputs)
+        # Without skip_init, the default initialisation draws from torch's global generator.
+        layer = nn.utils.skip_init(nn.Linear, n_inputs, n_outputs)
         nn.init.kaiming_uniform_(layer.weight, a=5**0.5, generator=generator)
         nn.init.zeros_(layer.bias)
         layers += [layer, nn.ReLU()]

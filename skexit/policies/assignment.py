@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 
-def group_patterns(correct: NDArray[np.bool_], weight: Floats) -> tuple[NDArray[np.bool_], NDArray[Any], NDArray[np.intp]]:
+def group_patterns(
+    correct: NDArray[np.bool_], weight: Floats
+) -> tuple[NDArray[np.bool_], NDArray[Any], NDArray[np.intp]]:
     """Group samples by which exits get them right.
 
     Parameters

@@ -48,7 +48,7 @@ class StaticExit(ExitPolicy):
         The heads that were fitted.
     n_features_in_ : int
         Number of columns of X.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_columns,)
         Names of the columns, when X was a DataFrame.
 
     Examples
@@ -120,7 +120,7 @@ class RandomExit(BudgetedPolicy):
         The heads that were fitted.
     n_features_in_ : int
         Number of columns of X.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_columns,)
         Names of the columns, when X was a DataFrame.
 
     Examples

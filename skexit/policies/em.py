@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -26,8 +27,14 @@ Floats = NDArray[np.float64]
 
 #: The search for `lam` stops at this price; exp(-lam) is then far below `noise`.
 _LARGEST_LAM = 2.0**12
-#: Weights of the confidence from which the best is chosen; 0 trusts the routers alone.
-_CONFIDENCE_WEIGHTS = (0.0, 1.0, 3.0, 10.0, 30.0)
+#: Weights from which the best are chosen: of the confidence in the scores, where 0 trusts the
+#: routers alone, and of the assignments in the quotas, where 0 makes the quotas geometric.
+_CONFIDENCE_WEIGHTS = (0.0, 1.0, 3.0, 10.0, 30.0, np.inf)
+_ASSIGNMENT_WEIGHTS = (0.0, 0.5, 1.0)
+#: The confidence alone with geometric quotas: what learning has to beat.
+_CONFIDENCE_ALONE = (np.inf, 0.0)
+#: An exit that no sample was assigned to keeps this share before the quotas are tilted.
+_SMALLEST_SHARE = 1e-6
 
 _BATCH_ROWS = 8192
 
@@ -70,7 +77,8 @@ class EMExitAssigner(BudgetedPolicy):
         A sample's score is the weighted geometric mean of its router's probability, with weight 1,
         and the largest class probability, with this weight. 0 is the paper's router. ``"auto"``
         is 0 without a budget; with one, it is the weight that is most accurate within the budget
-        for routers trained on other rows.
+        for routers trained on other rows, and infinite, the confidence alone, unless another gains
+        more than one standard error.
     learning_rate : float, default=5e-3
         Highest learning rate of the routers. (The paper's is 1e-3.)
     alpha : float, default=1e-2
@@ -79,9 +87,10 @@ class EMExitAssigner(BudgetedPolicy):
         Passes over the rows in training a router; the epoch that does best on a held-out tenth of
         the rows is kept.
     batch_size : int, default=512
-        Rows in a step of training a router.
+        Rows in a step of training a router; fewer where there would be less than 20 steps in an
+        epoch.
     cv : int, cross-validation generator or iterable, default=3
-        How rows are split in choosing the weight of the confidence.
+        How rows are split in choosing the weights of the confidence and of the assignments.
     heads : ExitHeads, default=None
         Heads to fit where exits have no logits; by default ``ExitHeads()``.
     layout : ExitLayout or int, default=None
@@ -106,6 +115,11 @@ class EMExitAssigner(BudgetedPolicy):
         would not use it at no price.
     confidence_weight_ : float
         `confidence_weight`, or what was chosen.
+    assignment_weight_ : float
+        With `budget`, exit k serves a share of the samples in proportion to
+        ``assigned_k ** assignment_weight_ * exp(t * c_k)``, with the t that meets the budget; 0
+        makes the shares geometric. Chosen with `confidence_weight_` from 0, 0.5 and 1; 1 where
+        that weight is given.
     routers_ : list of DenseNetwork, one an exit but the last
         Each gives the logit of the probability of stopping.
     thresholds_ : ndarray of shape (n_exits,)
@@ -123,7 +137,7 @@ class EMExitAssigner(BudgetedPolicy):
         The heads that were fitted.
     n_features_in_ : int
         Number of columns of X.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_columns,)
         Names of the columns, when X was a DataFrame.
 
     See Also
@@ -241,7 +255,7 @@ class EMExitAssigner(BudgetedPolicy):
         random_state = check_random_state(self.random_state)
         self._confidence = self._confidences(X)
         self._held_out_probability = None
-        if self._chooses_weight():
+        if self._chooses_weights():
             self._held_out_probability = self._cross_fit_routers(X, labels, targets, weight, random_state)
         self.routers_ = self._train_routers(X, targets, weight, random_state)
         self._router_probability = self._router_probabilities(X, self.routers_)
@@ -358,29 +372,50 @@ class EMExitAssigner(BudgetedPolicy):
 
     def _apply_thresholds(self) -> None:
         self._find_assignments()
-        self.confidence_weight_ = self._find_confidence_weight()
+        self.confidence_weight_, self.assignment_weight_ = self._find_weights()
         self._fitting_scores = _score(self._router_probability, self._confidence, self.confidence_weight_)
         super()._apply_thresholds()
 
     def _choose_thresholds(self, scores: Floats, weight: Floats) -> Floats:
+        return self._thresholds_for(scores, weight, self.assignment_weight_)
+
+    def _thresholds_for(self, scores: Floats, weight: Floats, assignment_weight: float) -> Floats:
         if self.budget is None:
             return np.append(np.full(scores.shape[1] - 1, float(self.threshold)), -np.inf)
-        return quota_thresholds(scores, self.costs_, self.budget, sample_weight=weight)
+        if assignment_weight == 0:
+            return quota_thresholds(scores, self.costs_, self.budget, sample_weight=weight)
+        shares = np.average(self._assigned(self.lam_, self.exit_prior_), axis=0, weights=self._pattern_weight)
+        log_prior = assignment_weight * np.log(np.maximum(shares, _SMALLEST_SHARE))
+        return quota_thresholds(
+            scores, self.costs_, self.budget, log_prior=log_prior, direction=self.costs_, sample_weight=weight
+        )
 
-    def _chooses_weight(self) -> bool:
+    def _chooses_weights(self) -> bool:
         return self.budget is not None and self.confidence_weight == "auto" and len(self.costs_) > 1
 
-    def _find_confidence_weight(self) -> float:
-        if self.confidence_weight != "auto":
-            return float(self.confidence_weight)
+    def _find_weights(self) -> tuple[float, float]:
+        """Weights of the confidence and of the assignments."""
         if self._held_out_probability is None:
-            return 0.0
-        return max(_CONFIDENCE_WEIGHTS, key=self._held_out_accuracy)
+            return 0.0 if self.confidence_weight == "auto" else float(self.confidence_weight), 1.0
+        candidates = list(product(_CONFIDENCE_WEIGHTS, _ASSIGNMENT_WEIGHTS))
+        right = np.stack([self._held_out_right(*candidate) for candidate in candidates])
+        best = int(np.argmax(np.average(right, axis=1, weights=self._fitting_weight)))
+        gain = right[best].astype(np.float64) - right[candidates.index(_CONFIDENCE_ALONE)]
+        return candidates[best] if _exceeds_its_error(gain, self._fitting_weight) else _CONFIDENCE_ALONE
 
-    def _held_out_accuracy(self, confidence_weight: float) -> float:
+    def _held_out_right(self, confidence_weight: float, assignment_weight: float) -> NDArray[np.bool_]:
+        """Whether each row is answered right, by routers that were trained on other rows."""
         scores = _score(self._held_out_probability, self._confidence, confidence_weight)
-        stops = exits_from_scores(scores, self._choose_thresholds(scores, self._fitting_weight))
-        return float(np.average(self._correct[np.arange(len(stops)), stops], weights=self._fitting_weight))
+        thresholds = self._thresholds_for(scores, self._fitting_weight, assignment_weight)
+        stops = exits_from_scores(scores, thresholds)
+        return self._correct[np.arange(len(stops)), stops]
+
+
+def _exceeds_its_error(gain: Floats, weight: Floats) -> bool:
+    """Whether a mean gain is more than one standard error above zero."""
+    mean = np.average(gain, weights=weight)
+    share = weight / weight.sum()
+    return bool(mean > np.sqrt(np.sum(share**2 * (gain - mean) ** 2)))
 
 
 def _probability(router: DenseNetwork, inputs: Any) -> Any:
@@ -392,4 +427,6 @@ def _score(probability: Any, confidence: Any, confidence_weight: float) -> Any:
     """Weighted geometric mean of a router's probability and the classifier's."""
     if confidence_weight == 0:
         return probability
+    if np.isinf(confidence_weight):
+        return confidence
     return (probability * confidence**confidence_weight) ** (1 / (1 + confidence_weight))

@@ -102,17 +102,19 @@ def quota_thresholds(
     thresholds[-1] = -np.inf
     running = np.arange(n_samples)
     left_to_spend = budget * weight.sum()
-    for k in range(n_exits - 1):
+    usable = np.isfinite(log_prior)
+    for k in np.flatnonzero(usable[:-1]):
         mass = weight[running].sum()
         if len(running) == 0:
             break
+        next_cost = next((costs[j] for j in range(k + 1, n_exits) if usable[j]), costs[-1])
         distribution = tilted_distribution(log_prior[k:], direction[k:], costs[k:], left_to_spend / mass)
         thresholds[k], mass_leaving = _fill_quota(
             scores[running, k],
             weight[running],
             quota=distribution[0] * mass,
-            # Those who stay need at least the next exit's cost.
-            smallest=(mass * costs[k + 1] - left_to_spend) / (costs[k + 1] - costs[k]),
+            # Those who stay need at least the cost of the next exit that is used.
+            smallest=(mass * next_cost - left_to_spend) / (next_cost - costs[k]),
         )
         left_to_spend -= mass_leaving * costs[k]
         running = running[scores[running, k] < thresholds[k]]

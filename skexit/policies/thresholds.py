@@ -59,7 +59,7 @@ class ThresholdPolicy(BudgetedPolicy):
         The heads that were fitted.
     n_features_in_ : int
         Number of columns of X.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (n_columns,)
         Names of the columns, when X was a DataFrame.
 
     References

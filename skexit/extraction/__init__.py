@@ -1,0 +1,7 @@
+"""Run a torch network once and keep what it says and knows at each exit."""
+
+from skexit.extraction.costs import ExitCosts, exit_costs
+from skexit.extraction.exit_points import exit_points
+from skexit.extraction.extractor import ExitExtractor
+
+__all__ = ["ExitCosts", "ExitExtractor", "exit_costs", "exit_points"]

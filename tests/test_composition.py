@@ -1,0 +1,313 @@
+"""Estimators in the hands of scikit-learn: pipelines, searches, persistence, routing, display."""
+
+import subprocess
+import sys
+import time
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn
+from instances import make_exits
+from sklearn.base import clone
+from sklearn.experimental import enable_halving_search_cv  # noqa: F401
+from sklearn.metrics import accuracy_score
+from sklearn.model_selection import (
+    GridSearchCV,
+    HalvingGridSearchCV,
+    StratifiedKFold,
+    cross_val_predict,
+    cross_validate,
+)
+from sklearn.pipeline import Pipeline
+from sklearn.utils import estimator_html_repr
+
+from skexit import (
+    EMExitAssigner,
+    ExitArray,
+    ExitHeads,
+    FeatureCache,
+    RandomExit,
+    StaticExit,
+    ThresholdPolicy,
+    stack_exits,
+)
+from skexit.cache import CacheWriter
+
+N_EXITS = 3
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Features at three exits, logits at the last, as a frozen network gives them."""
+    X, y = make_exits(n_samples=240, n_exits=N_EXITS, n_classes=3, random_state=0)
+    logits, features = [None, None, X.logits(2)], [X.features(k) for k in range(N_EXITS)]
+    return stack_exits(logits, features, costs=[1e4, 3e4, 4e4], cost_unit="MACs"), y
+
+
+@pytest.fixture(scope="module")
+def cache(data, tmp_path_factory):
+    X, y = data
+    path = tmp_path_factory.mktemp("cache")
+    with CacheWriter(path, X.layout, origin={"model": "test"}, shard_rows=100) as writer:
+        for part in X.batches(60):
+            logits, features = ([read(k, part) for k in range(N_EXITS)] for read in (X.logits, X.features))
+            writer.append(logits, features, y[part])
+    return FeatureCache(path)
+
+
+def make_pipeline(**parameters):
+    policy = EMExitAssigner(max_epochs=2, router_hidden=(), cv=2, random_state=0, **parameters)
+    return Pipeline([("heads", ExitHeads(cv=2, random_state=0)), ("policy", policy)])
+
+
+class TestPipeline:
+    def test_equals_its_steps(self, data):
+        X, y = data
+        pipeline = make_pipeline(budget=0.6).fit(X, y)
+        heads = ExitHeads(cv=2, random_state=0)
+        policy = clone(pipeline["policy"]).fit(heads.fit_transform(X, y), y)
+        new, _ = make_exits(50, N_EXITS, 3, 1)
+        new = stack_exits([None, None, new.logits(2)], [new.features(k) for k in range(N_EXITS)])
+        np.testing.assert_array_equal(pipeline.predict_proba(new), policy.predict_proba(heads.transform(new)))
+        assert policy.layout_.cost_unit == "MACs"
+
+    def test_equals_a_policy_that_fits_its_heads(self, data):
+        X, y = data
+        heads, policy = (step for _, step in make_pipeline(budget=0.6).steps)
+        alone = clone(policy).set_params(heads=heads).fit(X, y)
+        pipeline = make_pipeline(budget=0.6).fit(X, y)
+        np.testing.assert_array_equal(pipeline["policy"].thresholds_, alone.thresholds_)
+        np.testing.assert_array_equal(pipeline.predict(X), alone.predict(X))
+
+    def test_clone_and_parameters(self):
+        pipeline = make_pipeline().set_params(policy__lam=3.0, heads__hidden=5, policy__budget=0.5)
+        copied = clone(pipeline)
+        assert copied["policy"].get_params() == pipeline["policy"].get_params()
+        assert (copied["policy"].lam, copied["policy"].budget, copied["heads"].hidden) == (3.0, 0.5, 5)
+
+    @pytest.mark.parametrize("grid", [{"policy__lam": [0.5, 3.0]}, {"policy__budget": [0.4, 0.9]}], ids=str)
+    def test_grid_search(self, data, grid):
+        X, y = data
+        search = GridSearchCV(make_pipeline(), grid, cv=2, error_score="raise").fit(X, y)
+        assert search.best_params_.keys() == grid.keys()
+        assert search.best_score_ > 0.5
+        assert search.predict(X).shape == (len(X),)
+
+    def test_cross_val_predict_equals_a_loop(self, data):
+        X, y = data
+        folds = StratifiedKFold(2)
+        found = cross_val_predict(make_pipeline(budget=0.6), X, y, cv=folds, method="predict_proba")
+        for train, test in folds.split(np.zeros(len(y)), y):
+            expected = make_pipeline(budget=0.6).fit(X[train], y[train]).predict_proba(X[test])
+            np.testing.assert_array_equal(found[test], expected)
+
+    def test_joblib(self, data, tmp_path):
+        X, y = data
+        pipeline = make_pipeline(budget=0.6).fit(X, y)
+        joblib.dump(pipeline, tmp_path / "pipeline.joblib")
+        again = joblib.load(tmp_path / "pipeline.joblib")
+        np.testing.assert_array_equal(again.predict_proba(X), pipeline.predict_proba(X))
+        np.testing.assert_array_equal(
+            again["policy"].with_budget(0.9).thresholds_, pipeline["policy"].with_budget(0.9).thresholds_
+        )
+
+    def test_pandas_output(self, data):
+        X, y = data
+        expected = make_pipeline(budget=0.6).fit(X, y)
+        pipeline = make_pipeline(budget=0.6).set_output(transform="pandas").fit(X.to_frame(), y)
+        assert isinstance(pipeline["heads"].transform(X.to_frame()), pd.DataFrame)
+        assert pipeline["policy"].layout_ == expected["policy"].layout_
+        np.testing.assert_array_equal(pipeline.predict_proba(X.to_frame()), expected.predict_proba(X))
+        assert pipeline["policy"].feature_names_in_.tolist() == expected["heads"].get_feature_names_out().tolist()
+
+    def test_frames_in_a_search(self, data):
+        X, y = data
+        search = GridSearchCV(make_pipeline(), {"policy__budget": [0.6]}, cv=2, error_score="raise")
+        by_array = search.fit(X, y).best_score_
+        by_frame = search.fit(X.to_frame(), pd.Series(y)).best_score_
+        assert by_frame == by_array
+        assert search.best_estimator_["policy"].layout_.cost_unit == "MACs"
+
+    def test_cache_and_two_processes(self, cache):
+        in_memory = ExitArray.from_array(np.asarray(cache.X), cache.layout)
+        grid = {"policy__budget": [0.5, 0.8]}
+        search = GridSearchCV(make_pipeline(), grid, cv=2, error_score="raise")
+        expected = search.fit(in_memory, cache.y).cv_results_["mean_test_score"]
+        search.set_params(n_jobs=2).fit(cache.X, cache.y)
+        np.testing.assert_array_equal(search.cv_results_["mean_test_score"], expected)
+
+    def test_cross_validate(self, data):
+        X, y = data
+
+        def cost(estimator, X, y):
+            return estimator.mean_cost(X)
+
+        policy = ThresholdPolicy(budget=0.6, heads=ExitHeads(cv=2, random_state=0))
+        results = cross_validate(
+            policy, X, y, cv=2, scoring={"accuracy": "accuracy", "cost": cost}, return_train_score=True
+        )
+        assert results["test_cost"] == pytest.approx(0.6, abs=0.15)
+        assert (results["test_accuracy"] > 0.5).all()
+
+    def test_halving(self, data):
+        X, y = data
+        search = HalvingGridSearchCV(
+            Pipeline([("heads", ExitHeads(cv=2)), ("policy", ThresholdPolicy())]),
+            {"policy__budget": [0.4, 0.6, 0.9]},
+            cv=2,
+            random_state=0,
+            error_score="raise",
+        ).fit(X, y)
+        assert search.best_params_["policy__budget"] in (0.4, 0.6, 0.9)
+
+    def test_display(self, data):
+        pipeline = make_pipeline(budget=0.6)
+        for estimator in (pipeline, pipeline.fit(*data)):
+            assert "EMExitAssigner(budget=0.6" in repr(estimator)
+            html = estimator_html_repr(estimator)
+            assert "ExitHeads" in html
+            assert "EMExitAssigner" in html
+            assert estimator._repr_html_()
+
+
+class TestSampleWeight:
+    @pytest.fixture
+    def weight(self, data):
+        return np.random.default_rng(0).integers(0, 3, size=len(data[1])).astype(float)
+
+    def expected(self, data, weight):
+        X, y = data
+        heads, policy = ExitHeads(cv=2, random_state=0), ThresholdPolicy(budget=0.6)
+        return policy.fit(heads.fit_transform(X, y, sample_weight=weight), y, sample_weight=weight).thresholds_
+
+    def pipeline(self):
+        return Pipeline([("heads", ExitHeads(cv=2, random_state=0)), ("policy", ThresholdPolicy(budget=0.6))])
+
+    def test_without_metadata_routing(self, data, weight):
+        pipeline = self.pipeline().fit(*data, heads__sample_weight=weight, policy__sample_weight=weight)
+        np.testing.assert_array_equal(pipeline["policy"].thresholds_, self.expected(data, weight))
+
+    def test_for_the_policy_alone(self, data, weight):
+        X, y = data
+        pipeline = self.pipeline().fit(X, y, policy__sample_weight=weight)
+        unweighted = ExitHeads(cv=2, random_state=0).fit_transform(X, y)
+        expected = ThresholdPolicy(budget=0.6).fit(unweighted, y, sample_weight=weight)
+        np.testing.assert_array_equal(pipeline["policy"].thresholds_, expected.thresholds_)
+
+    def test_with_metadata_routing(self, data, weight):
+        X, y = data
+        with sklearn.config_context(enable_metadata_routing=True):
+            pipeline = self.pipeline()
+            pipeline["heads"].set_fit_request(sample_weight=True)
+            pipeline["policy"].set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+            pipeline.fit(X, y, sample_weight=weight)
+            np.testing.assert_array_equal(pipeline["policy"].thresholds_, self.expected(data, weight))
+            assert pipeline.score(X, y, sample_weight=weight) == pytest.approx(
+                accuracy_score(y, pipeline.predict(X), sample_weight=weight)
+            )
+
+    def test_search_with_metadata_routing(self, data, weight):
+        X, y = data
+        with sklearn.config_context(enable_metadata_routing=True):
+            pipeline = self.pipeline()
+            pipeline["heads"].set_fit_request(sample_weight=True)
+            pipeline["policy"].set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+            search = GridSearchCV(pipeline, {"policy__budget": [0.5, 0.8]}, cv=2, error_score="raise")
+            search.fit(X, y, sample_weight=weight)
+        chosen = self.pipeline().set_params(**search.best_params_)
+        chosen.fit(X, y, heads__sample_weight=weight, policy__sample_weight=weight)
+        np.testing.assert_array_equal(search.best_estimator_["policy"].thresholds_, chosen["policy"].thresholds_)
+
+    def test_what_was_not_requested_is_refused(self, data, weight):
+        with sklearn.config_context(enable_metadata_routing=True), pytest.raises(ValueError, match="sample_weight"):
+            self.pipeline().fit(*data, sample_weight=weight)
+
+    @pytest.mark.parametrize(
+        "policy",
+        [
+            ThresholdPolicy(),
+            ThresholdPolicy("entropy", schedule="shared"),
+            RandomExit(0.6, random_state=0),
+            StaticExit(1),
+        ],
+        ids=repr,
+    )
+    def test_rows_of_zero_weight_are_as_absent(self, policy, weight):
+        X, y = make_exits(240, 3, 3, 0)
+        weighted = clone(policy).fit(X, y, sample_weight=(weight > 0).astype(float))
+        absent = clone(policy).fit(X[weight > 0], y[weight > 0])
+        np.testing.assert_array_equal(weighted.thresholds_, absent.thresholds_)
+        np.testing.assert_array_equal(weighted.exit_distribution_, absent.exit_distribution_)
+
+
+class TestParameterNamedScore:
+    """ThresholdPolicy has a parameter `score`, and like every classifier a method score()."""
+
+    def test_get_and_set(self):
+        policy = ThresholdPolicy("margin")
+        assert policy.get_params()["score"] == "margin"
+        assert policy.set_params(score="entropy").get_params()["score"] == "entropy"
+        assert clone(policy).get_params() == policy.get_params()
+        assert "score='entropy'" in repr(policy)
+
+    def test_method(self, data):
+        X, y = make_exits(200, 3, 3, 0)
+        policy = ThresholdPolicy("margin").fit(X, y)
+        weight = np.arange(len(y), dtype=float)
+        assert policy.score(X, y) == accuracy_score(y, policy.predict(X))
+        assert policy.score(X, y, sample_weight=weight) == accuracy_score(y, policy.predict(X), sample_weight=weight)
+
+    def test_grid_search(self):
+        X, y = make_exits(200, 3, 3, 0)
+        scores = ["max_prob", "entropy", "margin"]
+        search = GridSearchCV(ThresholdPolicy(), {"score": scores}, cv=2, error_score="raise").fit(X, y)
+        for score, mean in zip(scores, search.cv_results_["mean_test_score"], strict=True):
+            expected = [
+                ThresholdPolicy(score).fit(X[train], y[train]).score(X[test], y[test])
+                for train, test in StratifiedKFold(2).split(np.zeros(len(y)), y)
+            ]
+            assert mean == pytest.approx(np.mean(expected))
+
+    def test_persistence(self, tmp_path):
+        X, y = make_exits(200, 3, 3, 0)
+        policy = ThresholdPolicy("entropy").fit(X, y)
+        joblib.dump(policy, tmp_path / "policy.joblib")
+        again = joblib.load(tmp_path / "policy.joblib")
+        assert again.get_params() == policy.get_params()
+        np.testing.assert_array_equal(again.exit_scores(X), policy.exit_scores(X))
+
+    def test_metadata_requests(self):
+        with sklearn.config_context(enable_metadata_routing=True):
+            policy = ThresholdPolicy().set_score_request(sample_weight=True)
+            assert policy.get_metadata_routing().score.requests == {"sample_weight": True}
+            assert clone(policy).get_metadata_routing().score.requests == {"sample_weight": True}
+
+    def test_unknown(self):
+        X, y = make_exits(20, 2, 2, 0)
+        with pytest.raises(ValueError, match="The 'score' parameter of ThresholdPolicy must be a str among"):
+            ThresholdPolicy("loud").fit(X, y)
+
+
+class TestImport:
+    def test_does_not_import_torch(self):
+        code = "import sys, skexit; print([name for name in sys.modules if name.split('.')[0] in ('torch', 'pandas')])"
+        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert "torch" not in out.stdout
+
+    def test_adds_little_to_the_time_of_scikit_learn(self):
+        """Least of three runs, so that a busy machine does not decide."""
+        needed = (
+            "import sklearn.linear_model, sklearn.model_selection, sklearn.utils.validation, scipy.optimize, tqdm.auto"
+        )
+
+        def seconds(code):
+            times = []
+            for _ in range(3):
+                start = time.perf_counter()
+                subprocess.run([sys.executable, "-c", code], check=True)
+                times.append(time.perf_counter() - start)
+            return min(times)
+
+        assert seconds("import skexit") < seconds(needed) + 1.0

@@ -1,0 +1,406 @@
+"""ExitHeads: what the heads are, what they see, and that no row's logits come from itself."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import KFold, StratifiedKFold
+from sklearn.preprocessing import StandardScaler
+
+import skexit.heads
+import skexit.networks
+from skexit import ExitArray, ExitHeads, ExitLayout, FeatureCache, ThresholdPolicy, stack_exits
+from skexit.cache import CacheWriter
+
+WIDTHS = (3, 5, 2)
+
+
+def make_features(n_samples=240, n_classes=3, seed=0, own_logits=True, **options):
+    """Three exits with features on scales of their own; the last has logits."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(n_classes, size=n_samples)
+    features = []
+    for k, width in enumerate(WIDTHS):
+        centres = np.random.default_rng(k).normal(size=(n_classes, width))
+        features.append(10.0**k * (rng.normal(size=(n_samples, width)) + centres[y]) + k)
+    logits = [None, None, rng.normal(size=(n_samples, n_classes)) + 3 * np.eye(n_classes)[y]] if own_logits else None
+    return stack_exits(logits, features, **options), y
+
+
+def as_softmax(logits):
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def slow_head(features, y, weight=None, alpha=1e-3):
+    """What a linear head is said to be: scikit-learn's logistic regression on standardised features."""
+    weight = np.ones(len(y)) if weight is None else weight
+    scaler = StandardScaler().fit(features, sample_weight=weight)
+    model = LogisticRegression(C=1 / (alpha * weight.sum()), max_iter=1000, tol=1e-8)
+    model.fit(scaler.transform(features), y, sample_weight=weight)
+    return lambda new: model.predict_proba(scaler.transform(new))
+
+
+class TestLinearHeads:
+    @pytest.mark.parametrize("n_classes", [2, 3, 5])
+    @pytest.mark.parametrize("alpha", [1e-3, 1.0])
+    def test_are_logistic_regressions_on_standardised_features(self, n_classes, alpha):
+        X, y = make_features(n_classes=n_classes)
+        new, _ = make_features(n_classes=n_classes, seed=1)
+        added = ExitHeads(alpha=alpha).fit(X, y).transform(new)
+        for k in (0, 1):
+            expected = slow_head(X.features(k), y, alpha=alpha)(new.features(k))
+            np.testing.assert_allclose(as_softmax(added.logits(k)), expected, atol=2e-3)
+
+    def test_weights(self):
+        X, y = make_features()
+        weight = np.random.default_rng(0).exponential(size=len(y))
+        added = ExitHeads().fit(X, y, sample_weight=weight).transform(X)
+        np.testing.assert_allclose(
+            as_softmax(added.logits(0)), slow_head(X.features(0), y, weight)(X.features(0)), atol=2e-3
+        )
+
+    def test_no_penalty(self):
+        X, y = make_features()
+        model = LogisticRegression(C=np.inf, max_iter=1000).fit(X.features(0), y)
+        np.testing.assert_allclose(
+            as_softmax(ExitHeads(alpha=0).fit(X, y).transform(X).logits(0)),
+            model.predict_proba(X.features(0)),
+            atol=2e-3,
+        )
+
+    def test_cascaded_heads_see_the_features_of_earlier_exits(self):
+        X, y = make_features()
+        added = ExitHeads(cascade=True).fit(X, y).transform(X)
+        joined = stack_exits(features=[np.hstack([X.features(j) for j in range(k + 1)]) for k in range(3)])
+        expected = ExitHeads().fit(joined, y).transform(joined)
+        for k in (0, 1):
+            np.testing.assert_allclose(added.logits(k), expected.logits(k))
+
+    @pytest.mark.parametrize("cascade", [False, True])
+    def test_later_features_do_not_matter(self, cascade):
+        X, y = make_features()
+        changed = stack_exits([None, None, X.logits(2)], [X.features(0), X.features(1), 0 * X.features(2)])
+        for k in (0, 1):
+            one, other = (clone(ExitHeads(cascade=cascade)).fit(Z, y).transform(Z).logits(k) for Z in (X, changed))
+            np.testing.assert_array_equal(one, other)
+
+
+class TestOwnLogits:
+    @pytest.mark.parametrize("method", ["transform", "fit_transform"])
+    def test_are_kept(self, method):
+        X, y = make_features()
+        heads = ExitHeads(random_state=0).fit(X, y)
+        added = heads.transform(X) if method == "transform" else heads.fit_transform(X, y)
+        np.testing.assert_array_equal(added.logits(2), X.logits(2))
+        assert heads.networks_[2] is None
+        for k in range(3):
+            np.testing.assert_array_equal(added.features(k), X.features(k))
+
+    def test_of_every_exit_leave_nothing_to_train(self):
+        X = stack_exits(np.random.default_rng(0).normal(size=(20, 2, 3)))
+        y = np.arange(20) % 3
+        np.testing.assert_array_equal(np.asarray(ExitHeads().fit_transform(X, y)), np.asarray(X))
+
+    def test_order_of_classes_is_that_of_the_logits(self):
+        X, y = make_features(classes=["eel", "cat", "dog"])
+        labels = np.array(["eel", "cat", "dog"])[y]
+        heads = ExitHeads().fit(X, labels)
+        assert heads.classes_.tolist() == ["eel", "cat", "dog"]
+        assert heads.layout_out_.classes.tolist() == ["eel", "cat", "dog"]
+        expected = ExitHeads().fit(*make_features()).transform(X)
+        np.testing.assert_allclose(heads.transform(X).logits(0), expected.logits(0))
+
+
+class TestCrossFitting:
+    @pytest.mark.parametrize("cv", [3, KFold(4), StratifiedKFold(3, shuffle=True, random_state=1)], ids=repr)
+    def test_equals_a_loop_over_the_folds(self, cv):
+        X, y = make_features()
+        found = ExitHeads(cv=cv, random_state=0).fit_transform(X, y)
+        splitter = StratifiedKFold(3, shuffle=True, random_state=0) if cv == 3 else cv
+        for train, test in splitter.split(np.zeros(len(y)), y):
+            expected = ExitHeads().fit(X[train], y[train]).transform(X[test])
+            np.testing.assert_allclose(np.asarray(found[test]), np.asarray(expected))
+
+    def test_an_iterable_of_folds(self):
+        X, y = make_features()
+        folds = list(KFold(3).split(y))
+        found = ExitHeads(cv=folds).fit_transform(X, y)
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(ExitHeads(cv=KFold(3)).fit_transform(X, y)))
+
+    @pytest.mark.parametrize("solver", ["lbfgs", "adam"])
+    def test_labels_that_nothing_explains_are_guessed_at_chance(self, solver):
+        """Many features and random labels: what a head says of its own rows is nearly always right, and means nothing."""
+        accuracies = []
+        for seed in range(3):
+            rng = np.random.default_rng(seed)
+            X = stack_exits(features=[rng.normal(size=(100, 120)), rng.normal(size=(100, 120))])
+            y = rng.permutation(np.arange(100) % 2)
+            heads = ExitHeads(random_state=seed, solver=solver, max_epochs=10, cv=3)
+            own, others = heads.fit(X, y).transform(X), heads.fit_transform(X, y)
+            accuracies += [[(Z.logits(k).argmax(axis=1) == y).mean() for Z in (own, others)] for k in (0, 1)]
+        own, cross_fitted = np.mean(accuracies, axis=0)
+        assert own > 0.97
+        # Standard error of 600 guesses: 0.02. Balanced folds leave a guess a little under one half.
+        assert cross_fitted == pytest.approx(0.5, abs=0.08)
+
+    def test_a_single_exit_needs_none(self):
+        X, y = make_features()
+        X = stack_exits(features=[X.features(0)])
+        heads = ExitHeads()
+        np.testing.assert_array_equal(np.asarray(heads.fit_transform(X, y)), np.asarray(heads.transform(X)))
+
+    def test_the_heads_kept_are_those_of_all_rows(self):
+        X, y = make_features()
+        heads = ExitHeads(random_state=0)
+        heads.fit_transform(X, y)
+        np.testing.assert_array_equal(np.asarray(heads.transform(X)), np.asarray(ExitHeads().fit(X, y).transform(X)))
+
+    @pytest.mark.parametrize("solver", ["lbfgs", "adam"])
+    def test_a_class_too_rare_for_the_folds(self, solver):
+        X, y = make_features(n_classes=2)
+        y[:] = 0
+        y[5] = 1
+        added = ExitHeads(random_state=0, solver=solver, max_epochs=2).fit_transform(X, y)
+        assert np.isfinite(np.asarray(added)).all()
+        assert added.logits(0).argmax(axis=1)[5] == 0
+
+
+class TestAbsentClasses:
+    @pytest.mark.parametrize("solver", ["lbfgs", "adam"])
+    def test_are_improbable(self, solver):
+        X, y = make_features(n_classes=4)
+        present = y != 2
+        heads = ExitHeads(solver=solver).fit(X[present], y[present])
+        assert heads.classes_.tolist() == [0, 1, 2, 3]
+        probabilities = as_softmax(heads.transform(X).logits(0))
+        assert probabilities[:, 2].mean() < 0.05
+
+    def test_the_others_are_as_without_it(self):
+        X, y = make_features(n_classes=4)
+        present = y != 2
+        logits = ExitHeads().fit(X[present], y[present]).transform(X).logits(0)[:, [0, 1, 3]]
+        expected = slow_head(X[present].features(0), y[present])(X.features(0))
+        np.testing.assert_allclose(as_softmax(logits), expected, atol=2e-3)
+
+    def test_a_class_that_the_layout_does_not_know_is_refused(self):
+        X, y = make_features(n_classes=3, classes=[0, 1, 2])
+        y[0] = 5
+        with pytest.raises(
+            ValueError, match=r"y has the class 5, which the layout does not know: its classes are \[0, 1, 2\]"
+        ):
+            ExitHeads().fit(X, y)
+
+    def test_classes_that_cannot_be_matched_to_logits_are_refused(self):
+        X, y = make_features(n_classes=3)
+        with pytest.raises(
+            ValueError, match=r"y has 2 classes and X logits for 3, .* stack_exits\(\.\.\., classes=\.\.\.\)"
+        ):
+            ExitHeads().fit(X, np.array(["a", "b"])[y % 2])
+
+
+class TestCosts:
+    COSTS = (100.0, 1000.0, 5000.0)
+
+    @pytest.mark.parametrize(
+        ("unit", "options", "heads"),
+        [
+            ("MACs", {}, (3 * 4, 3 * 4 + 5 * 4, 3 * 4 + 5 * 4)),
+            ("FLOPs", {}, (2 * 12, 2 * 32, 2 * 32)),
+            ("MACs", {"cascade": True}, (12, 12 + (3 + 5) * 4, 12 + 8 * 4)),
+            ("MACs", {"hidden": 7, "max_epochs": 1}, (3 * 7 + 7 * 4, 49 + 5 * 7 + 7 * 4, 49 + 63)),
+            ("FLOPs", {"hidden": 7, "cascade": True, "max_epochs": 1}, (98, 98 + 2 * (8 * 7 + 7 * 4), 98 + 168)),
+            ("ms", {}, (0, 0, 0)),
+            ("joules", {}, (0, 0, 0)),
+        ],
+    )
+    def test_by_hand(self, unit, options, heads):
+        """Four classes; the last exit has its own logits, so that only two heads cost anything."""
+        X, y = make_features(n_classes=4, costs=self.COSTS, cost_unit=unit)
+        fitted = ExitHeads(**options).fit(X, y)
+        np.testing.assert_array_equal(fitted.layout_out_.costs, np.add(self.COSTS, heads))
+        assert fitted.layout_out_.cost_unit == unit
+        np.testing.assert_array_equal(fitted.transform(X).layout.costs, fitted.layout_out_.costs)
+
+    def test_fractions_are_left_alone(self):
+        assert ExitHeads().fit(*make_features()).layout_out_.costs.tolist() == [1 / 3, 2 / 3, 1]
+
+
+class TestAdam:
+    def test_reaches_the_loss_of_lbfgs(self):
+        X, y = make_features(600)
+        new, new_y = make_features(600, seed=1)
+        for seed in range(3):
+            losses = {
+                solver: [
+                    log_loss(new_y, as_softmax(heads.transform(new).logits(k)))
+                    for heads in [ExitHeads(solver=solver, random_state=seed).fit(X, y)]
+                    for k in (0, 1)
+                ]
+                for solver in ("lbfgs", "adam")
+            }
+            np.testing.assert_allclose(losses["adam"], losses["lbfgs"], atol=0.03)
+
+    def test_a_hidden_layer_learns_what_no_line_separates(self):
+        rng = np.random.default_rng(0)
+        features = rng.normal(size=(600, 2))
+        y = (features.prod(axis=1) > 0).astype(int)
+        X = stack_exits(features=[features, features])
+        accuracy = {
+            hidden: (ExitHeads(hidden, random_state=0, cv=3).fit_transform(X, y).logits(0).argmax(axis=1) == y).mean()
+            for hidden in (0, 16)
+        }
+        assert accuracy[0] < 0.65
+        assert accuracy[16] > 0.9
+
+    def test_same_seed_same_logits(self):
+        X, y = make_features()
+        outputs = [np.asarray(ExitHeads(4, max_epochs=2, random_state=seed).fit_transform(X, y)) for seed in (0, 0, 1)]
+        np.testing.assert_array_equal(outputs[0], outputs[1])
+        assert not np.array_equal(outputs[0], outputs[2])
+
+    def test_lbfgs_has_no_hidden_layer(self):
+        with pytest.raises(ValueError, match=r"solver='lbfgs' fits linear heads only, but hidden=3; use solver='adam'"):
+            ExitHeads(3, solver="lbfgs").fit(*make_features())
+
+
+class TestLargeData:
+    @pytest.mark.parametrize("hidden", [0, 4])
+    @pytest.mark.parametrize("cascade", [False, True])
+    def test_reading_batches_gives_the_same_as_memory(self, monkeypatch, hidden, cascade):
+        X, y = make_features()
+        heads = ExitHeads(hidden, cascade=cascade, solver="adam", max_epochs=2, cv=2, random_state=0)
+        expected = np.asarray(heads.fit_transform(X, y))
+        monkeypatch.setattr(skexit.networks, "_IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr(skexit.heads, "_BATCH_ROWS", 17)
+        np.testing.assert_allclose(np.asarray(heads.fit_transform(X, y)), expected, rtol=1e-9)
+
+    def test_auto_changes_to_batches(self, monkeypatch):
+        X, y = make_features()
+        expected = ExitHeads(solver="adam", random_state=0).fit(X, y).transform(X)
+        small = ExitHeads(solver="lbfgs").fit(X, y).transform(X)
+        # 240 rows of 3 features at exit 0 fit, of 5 features at exit 1 do not.
+        monkeypatch.setattr(skexit.heads, "_IN_MEMORY_BYTES", 8 * 240 * 4)
+        found = ExitHeads(random_state=0).fit(X, y)
+        np.testing.assert_array_equal(found.transform(X).logits(0), small.logits(0))
+        assert not np.array_equal(found.transform(X).logits(1), small.logits(1))
+        monkeypatch.setattr(skexit.heads, "_IN_MEMORY_BYTES", 0)
+        np.testing.assert_array_equal(
+            np.asarray(ExitHeads(random_state=0).fit(X, y).transform(X)), np.asarray(expected)
+        )
+
+    @pytest.mark.parametrize("solver", ["lbfgs", "adam"])
+    def test_cache(self, tmp_path, solver):
+        X, y = make_features()
+        with CacheWriter(tmp_path, X.layout, origin={"model": "test"}, shard_rows=50) as writer:
+            for part in X.batches(40):
+                logits, features = ([read(k, part) for k in range(3)] for read in (X.logits, X.features))
+                writer.append(logits, features, y[part])
+        cache = FeatureCache(tmp_path)
+        heads = ExitHeads(solver=solver, max_epochs=2, random_state=0, cv=2)
+        in_memory = ExitArray.from_array(np.asarray(cache.X), cache.layout)
+        expected = heads.fit_transform(in_memory, y)
+        np.testing.assert_array_equal(np.asarray(heads.fit_transform(cache.X, cache.y)), np.asarray(expected))
+
+    def test_transform_reads_features_of_the_rows_that_are_asked_for(self):
+        X, y = make_features()
+        added = ExitHeads().fit(X, y).transform(X)
+        np.testing.assert_array_equal(np.asarray(added[[5, 2]]), np.asarray(added)[[5, 2]])
+
+
+class TestOutput:
+    def test_names(self):
+        X, y = make_features()
+        heads = ExitHeads().fit(X, y)
+        expected = ExitLayout([3, 3, 3], WIDTHS).column_names()
+        assert heads.get_feature_names_out().tolist() == expected
+        assert heads.get_feature_names_out(["ignored"]).tolist() == expected
+        assert heads.transform(X).layout.column_names() == expected
+
+    def test_pandas(self):
+        X, y = make_features(costs=[1e3, 2e3, 9e3], cost_unit="MACs")
+        heads = ExitHeads(random_state=0).set_output(transform="pandas")
+        frame = heads.fit_transform(X, y)
+        assert isinstance(frame, pd.DataFrame)
+        assert frame.columns.tolist() == heads.get_feature_names_out().tolist()
+        np.testing.assert_array_equal(frame, np.asarray(ExitHeads(random_state=0).fit_transform(X, y)))
+        assert ExitArray.from_frame(frame).layout == heads.layout_out_
+
+    def test_pandas_keeps_the_index(self):
+        X, y = make_features()
+        frame = X.to_frame(index=[f"image {row}" for row in range(len(X))])
+        heads = ExitHeads().set_output(transform="pandas").fit(frame, y)
+        assert heads.transform(frame.iloc[5:9]).index.tolist() == [f"image {row}" for row in range(5, 9)]
+        assert heads.feature_names_in_.tolist() == X.layout.column_names()
+
+    def test_pandas_into_a_policy_keeps_costs(self):
+        X, y = make_features(costs=[1e3, 2e3, 9e3], cost_unit="MACs")
+        heads = ExitHeads(random_state=0).fit(X, y)
+        expected = ThresholdPolicy().fit(heads.transform(X), y)
+        found = ThresholdPolicy().fit(heads.set_output(transform="pandas").transform(X), y)
+        assert found.layout_ == expected.layout_ == heads.layout_out_
+        np.testing.assert_array_equal(found.thresholds_, expected.thresholds_)
+
+
+class TestSampleWeight:
+    @pytest.mark.parametrize("solver", ["lbfgs", "adam"])
+    def test_rows_of_zero_weight_train_nothing(self, solver):
+        X, y = make_features()
+        used = np.random.default_rng(0).uniform(size=len(y)) < 0.7
+        heads = ExitHeads(solver=solver, random_state=0, max_epochs=2)
+        found = heads.fit_transform(X, y, sample_weight=used.astype(float))
+        refitted = heads.transform(X)
+        expected = clone(heads).fit_transform(X[used], y[used])
+        np.testing.assert_allclose(np.asarray(found)[used], np.asarray(expected))
+        np.testing.assert_array_equal(np.asarray(found)[~used], np.asarray(refitted)[~used])
+
+    def test_one_number_for_all_rows(self):
+        X, y = make_features()
+        heads = ExitHeads(random_state=0, cv=2)
+        expected = heads.fit_transform(X, y, sample_weight=np.full(len(y), 2.0))
+        np.testing.assert_array_equal(np.asarray(heads.fit_transform(X, y, sample_weight=2.0)), np.asarray(expected))
+
+    @pytest.mark.parametrize(
+        ("weight", "message"),
+        [(0.0, "must contain at least one non-zero number"), (-1.0, "Negative values in data passed to")],
+    )
+    def test_refused(self, weight, message):
+        X, y = make_features()
+        with pytest.raises(ValueError, match=message):
+            ExitHeads().fit(X, y, sample_weight=np.full(len(y), weight))
+
+
+class TestErrors:
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    @pytest.mark.parametrize("solver", ["lbfgs", "adam"])
+    def test_features_that_are_not_finite(self, solver, value):
+        X, y = make_features()
+        values = np.asarray(X).copy()
+        values[11, X.layout.feature_columns(1).start] = value
+        broken = ExitArray.from_array(values, X.layout)
+        with pytest.raises(ValueError, match=r"X contains NaN or infinity: the features of exit 1 \(first in row 11"):
+            ExitHeads(solver=solver, max_epochs=1).fit(broken, y)
+        with pytest.raises(ValueError, match="NaN or infinity: the features of exit 1"):
+            ExitHeads().fit(X, y).transform(broken)
+
+    def test_another_layout(self):
+        X, y = make_features()
+        other = ExitLayout(X.layout.n_logits, [5, 3, 2])
+        with pytest.raises(ValueError, match="but ExitHeads was fitted with"):
+            ExitHeads().fit(X, y).transform(ExitArray.from_array(np.asarray(X), other))
+
+    def test_a_layout_of_another_width(self):
+        X, y = make_features()
+        with pytest.raises(ValueError, match="layout describes 4 columns but X has 13"):
+            ExitHeads(layout=ExitLayout([0], [4])).fit(np.asarray(X), y)
+
+    @pytest.mark.parametrize(
+        "parameters",
+        [{"hidden": -1}, {"solver": "sgd"}, {"alpha": -1}, {"max_epochs": 0}, {"batch_size": 0}, {"layout": 0}],
+        ids=str,
+    )
+    def test_parameters(self, parameters):
+        with pytest.raises(ValueError, match=rf"The '{next(iter(parameters))}' parameter of ExitHeads must be"):
+            ExitHeads(**parameters).fit(*make_features())
