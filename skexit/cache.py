@@ -15,26 +15,31 @@ is there in full or not at all. Nothing is ever unpickled.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from skexit.arrays import ExitArray
 from skexit.layout import ExitLayout
+from skexit.shards import (
+    FORMAT_VERSION,
+    LABELS,
+    UNFINISHED,
+    Shard,
+    ShardWriter,
+    read_json,
+    shard_folders,
+    temporary_name,
+    write_json,
+)
 
-FORMAT_VERSION = 1
 _MANIFEST = "manifest.json"
-_SHARD = "shard.json"
-_LABELS = "y.npy"
-_UNFINISHED = "unfinished-"
 
 #: Rows of a shard are chosen so that it has about this many bytes.
 _SHARD_BYTES = 64 * 2**20
@@ -102,14 +107,14 @@ class FeatureCache:
         self.layout = ExitLayout.from_dict(manifest["layout"])
         self.dtype = np.dtype(np.float32)
         self.origin: dict[str, str] = manifest["origin"]
-        self._shards = [_Shard(folder, number) for number, folder in enumerate(_shard_folders(self.path))]
+        self._shards = [Shard(folder, number) for number, folder in enumerate(shard_folders(self.path))]
         self._edges = np.concatenate([[0], np.cumsum([shard.n_rows for shard in self._shards], dtype=np.int64)])
         if self.complete and self.n_rows != manifest["n_rows"]:
             if not allow_partial:
                 raise ValueError(
                     f"the cache {str(self.path)!r} has {self.n_rows} rows but its manifest promises "
-                    f"{manifest['n_rows']}: a shard after shard-{len(self._shards) - 1:05d} is missing. Extract again to "
-                    "replace it."
+                    f"{manifest['n_rows']}: a shard after shard-{len(self._shards) - 1:05d} is missing. Extract again "
+                    "to replace it."
                 )
             self.complete = False
 
@@ -126,9 +131,12 @@ class FeatureCache:
     @cached_property
     def y(self) -> NDArray[Any] | None:
         """Labels of all rows, None when the loader gave none."""
-        if not all(shard.has(_LABELS) for shard in self._shards) or not self._shards:
+        labelled = [shard.has(LABELS) for shard in self._shards]
+        if not any(labelled):
             return None
-        return np.concatenate([shard.open(_LABELS) for shard in self._shards])
+        if not all(labelled):
+            raise ValueError(f"some shards of the cache {str(self.path)!r} have labels and others none; extract again.")
+        return np.concatenate([shard.open(LABELS) for shard in self._shards])
 
     def read(self, layout: ExitLayout, k: int, part: str, rows: Any) -> NDArray[Any]:
         """The ``"logits"`` or ``"features"`` of exit `k` in the given rows (see ExitArray).
@@ -179,7 +187,8 @@ class FeatureCache:
         return f"FeatureCache({str(self.path)!r}, {self.n_rows} rows, {self.layout.n_exits} exits{state})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "allow_partial": self.allow_partial, "origin": self.origin}
+        # A worker process may have another working directory.
+        return {"path": self.path.absolute(), "allow_partial": self.allow_partial, "origin": self.origin}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["path"], allow_partial=state["allow_partial"])  # type: ignore[misc]
@@ -247,17 +256,17 @@ class CacheWriter:
         self.path.mkdir(parents=True, exist_ok=True)
         if (self.path / _MANIFEST).exists():
             self._check_same_cache(_read_manifest(self.path))
-        elif any(entry.name != _temporary(_MANIFEST) for entry in self.path.iterdir()):
+        elif any(entry.name != temporary_name(_MANIFEST) for entry in self.path.iterdir()):
             raise ValueError(
                 f"the folder {str(self.path)!r} is not empty and holds no cache; give a new or empty folder."
             )
-        for leftover in self.path.glob(f"{_UNFINISHED}*"):
+        for leftover in self.path.glob(f"{UNFINISHED}*"):
             shutil.rmtree(leftover)
-        folders = _shard_folders(self.path)
+        folders = shard_folders(self.path)
         self._next_shard = len(folders)
-        self.n_rows = sum(_Shard(folder, number).n_rows for number, folder in enumerate(folders))
+        self.n_rows = sum(Shard(folder, number).n_rows for number, folder in enumerate(folders))
         self._write_manifest()
-        self._shard: _ShardWriter | None = None
+        self._shard: ShardWriter | None = None
 
     def append(self, logits: list[Any], features: list[Any], y: Any = None) -> None:
         """Add rows.
@@ -270,7 +279,7 @@ class CacheWriter:
             Labels of the rows.
         """
         if self._shard is None:
-            self._shard = _ShardWriter(self.path, self._next_shard, self.dtype)
+            self._shard = ShardWriter(self.path, self._next_shard, self.dtype)
         blocks: dict[str, NDArray[Any]] = {}
         for k in range(self.layout.n_exits):
             for part, block, width in (
@@ -309,7 +318,7 @@ class CacheWriter:
             self._next_shard += 1
 
     def _write_manifest(self) -> None:
-        _write_json(self.path / _MANIFEST, self._manifest)
+        write_json(self.path / _MANIFEST, self._manifest)
 
     def _check_same_cache(self, found: dict[str, Any]) -> None:
         mine = self._manifest
@@ -323,188 +332,8 @@ class CacheWriter:
             )
 
 
-class _Shard:
-    """A complete shard, opened for reading."""
-
-    def __init__(self, folder: Path, number: int) -> None:
-        self.folder = folder
-        try:
-            description = _read_json(folder / _SHARD)
-            self.number: int = description["number"]
-            self.n_rows: int = description["n_rows"]
-            self._files: dict[str, dict[str, Any]] = description["files"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise self._damage(_SHARD, str(error)) from error
-        if self.number != number:
-            raise self._damage(_SHARD, f"it says that it is shard {self.number}")
-        self._open: dict[str, NDArray[Any]] = {}
-
-    def has(self, name: str) -> bool:
-        return name in self._files
-
-    def open(self, name: str) -> NDArray[Any]:
-        """Memory-map a file, after comparing it with its checksum."""
-        if name not in self._open:
-            if not self.has(name):
-                raise self._damage(name, "the shard has no such file")
-            array = self._map(name)
-            if _checksum(array) != self._files[name]["sha256"]:
-                raise self._damage(name, "its checksum differs")
-            self._open[name] = array
-        return self._open[name]
-
-    def verify(self) -> None:
-        for name in self._files:
-            self._open.pop(name, None)
-            self.open(name)
-
-    def _map(self, name: str) -> NDArray[Any]:
-        expected = self._files[name]
-        try:
-            # NumPy checks the length of the file against the shape in its header. A damaged header can raise anything.
-            array = np.lib.format.open_memmap(self.folder / name, mode="r")
-        except Exception as error:
-            raise self._damage(name, str(error)) from error
-        if list(array.shape) != expected["shape"] or array.dtype.str != expected["dtype"]:
-            raise self._damage(name, f"it has shape {array.shape} and dtype {array.dtype}")
-        return array
-
-    def _damage(self, name: str, reason: str) -> ValueError:
-        return ValueError(
-            f"the shard {str(self.folder)!r} is damaged: {name}: {reason}. Delete that shard and all later ones, "
-            "and extract again to replace them."
-        )
-
-
-class _ShardWriter:
-    """A shard being written: one growing .npy file for each block."""
-
-    def __init__(self, path: Path, number: int, dtype: np.dtype) -> None:
-        self._folder = path / f"{_UNFINISHED}{number:05d}"
-        self._final_folder = path / f"shard-{number:05d}"
-        self._folder.mkdir()
-        self._number = number
-        self._dtype = dtype
-        self._files: dict[str, _GrowingArray] = {}
-        self._labels: list[NDArray[Any]] = []
-        self.n_rows = 0
-
-    def append(self, blocks: dict[str, NDArray[Any]], y: Any) -> int:
-        n_rows = {len(block) for block in blocks.values()}
-        labels = None if y is None else _check_labels(y)
-        if labels is not None:
-            n_rows.add(len(labels))
-        if len(n_rows) != 1:
-            raise ValueError(f"the exits and labels of a batch have different numbers of rows: {sorted(n_rows)}.")
-        if self.n_rows and (labels is None) == bool(self._labels):
-            raise ValueError("some batches have labels and others none; give labels for all rows or for none.")
-        # Nothing is written before everything is found right, so that a refused batch leaves no trace.
-        stored = {name: _to_storage(block, self._dtype, name) for name, block in blocks.items()}
-        for name, block in stored.items():
-            if name not in self._files:
-                self._files[name] = _GrowingArray(self._folder / name, block.shape[1], self._dtype)
-            self._files[name].append(block)
-        if labels is not None:
-            self._labels.append(labels)
-        added = n_rows.pop()
-        self.n_rows += added
-        return added
-
-    def close(self) -> None:
-        files = {name: file.close() for name, file in self._files.items()}
-        if self._labels:
-            labels = np.concatenate(self._labels)
-            np.save(self._folder / _LABELS, labels, allow_pickle=False)
-            files[_LABELS] = _describe(labels.shape, labels.dtype, _checksum(labels))
-        _write_json(self._folder / _SHARD, {"number": self._number, "n_rows": self.n_rows, "files": files})
-        self._folder.rename(self._final_folder)
-
-    def discard(self) -> None:
-        for file in self._files.values():
-            file.abandon()
-        shutil.rmtree(self._folder)
-
-
-class _GrowingArray:
-    """A two-dimensional .npy file that grows by rows; its header is corrected at the end."""
-
-    def __init__(self, path: Path, width: int, dtype: np.dtype) -> None:
-        self._file: BinaryIO = path.open("wb")
-        self._width = width
-        self._dtype = dtype
-        self._n_rows = 0
-        self._hash = hashlib.sha256()
-        self._write_header()
-        self._data_start = self._file.tell()
-
-    def append(self, block: NDArray[Any]) -> None:
-        data = _bytes(block)
-        self._file.write(data)
-        self._hash.update(data)
-        self._n_rows += len(block)
-
-    def close(self) -> dict[str, Any]:
-        self._file.seek(0)
-        self._write_header()
-        # NumPy pads headers so that the first dimension can grow in place.
-        assert self._file.tell() == self._data_start
-        self._file.close()
-        return _describe((self._n_rows, self._width), self._dtype, self._hash.hexdigest())
-
-    def abandon(self) -> None:
-        self._file.close()
-
-    def _write_header(self) -> None:
-        np.lib.format.write_array_header_1_0(
-            self._file,
-            {
-                "descr": np.lib.format.dtype_to_descr(self._dtype),
-                "fortran_order": False,
-                "shape": (self._n_rows, self._width),
-            },
-        )
-
-
-def _describe(shape: tuple[int, ...], dtype: np.dtype, checksum: str) -> dict[str, Any]:
-    return {"shape": list(shape), "dtype": dtype.str, "sha256": checksum}
-
-
-def _checksum(array: NDArray[Any]) -> str:
-    return hashlib.sha256(_bytes(array)).hexdigest()
-
-
-def _bytes(array: NDArray[Any]) -> memoryview:
-    return np.ascontiguousarray(array).view(np.uint8).reshape(-1).data
-
-
-def _to_storage(block: NDArray[Any], dtype: np.dtype, name: str) -> NDArray[Any]:
-    if block.dtype == dtype:
-        return block
-    with np.errstate(over="ignore"):
-        stored = block.astype(dtype)
-    if np.isinf(stored).any() and np.isfinite(block).all():
-        raise ValueError(
-            f"{name.removesuffix('.npy')} has values up to {np.abs(block).max():.3g}, too large for {dtype}; "
-            "extract with dtype='float32'."
-        )
-    return stored
-
-
-def _check_labels(y: Any) -> NDArray[Any]:
-    labels = np.asarray(y)
-    if labels.ndim != 1 or labels.dtype.kind not in "iubfU":
-        raise ValueError(
-            f"labels have shape {labels.shape} and dtype {labels.dtype}; give one number or string for each row."
-        )
-    return labels
-
-
 def _block_name(k: int, part: str) -> str:
     return f"exit{k}.{part}.npy"
-
-
-def _shard_folders(path: Path) -> list[Path]:
-    return sorted(path.glob("shard-*"))
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -512,36 +341,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not file.exists():
         raise FileNotFoundError(f"there is no cache at {str(path)!r}: it has no {_MANIFEST}.")
     try:
-        manifest = _read_json(file)
+        manifest = read_json(file)
         missing = {"complete", "n_rows", "dtype", "origin", "layout"} - set(manifest)
         if missing:
             raise ValueError(f"it lacks {sorted(missing)}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the manifest of the cache {str(path)!r} cannot be used: {error}.") from error
     return manifest
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Read what `_write_json` wrote, and compare it with its checksum."""
-    content: dict[str, Any] = json.loads(path.read_text())
-    version = content.get("format", FORMAT_VERSION)
-    if version > FORMAT_VERSION:
-        raise ValueError(f"it has format {version}, written by a newer skexit; upgrade to read it")
-    checksum = content.pop("sha256", None)
-    if checksum != _json_checksum(content):
-        raise ValueError("its checksum differs")
-    return content
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(_temporary(path.name))
-    temporary.write_text(json.dumps(content | {"sha256": _json_checksum(content)}, indent=1))
-    os.replace(temporary, path)
-
-
-def _json_checksum(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _temporary(name: str) -> str:
-    return f"{name}.tmp"

@@ -1,5 +1,6 @@
 """A cache gives back what was written, or says what is damaged: never anything else."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 
 import skexit.cache
+import skexit.shards
 from skexit import ExitLayout, FeatureCache
-from skexit.cache import FORMAT_VERSION, CacheWriter, _read_json, _write_json
+from skexit.cache import CacheWriter
+from skexit.shards import FORMAT_VERSION, read_json, write_json
 
 LAYOUT = ExitLayout([0, 2], [3, 1], costs=[10, 30], cost_unit="MACs", classes=["no", "yes"])
 ORIGIN = {"model": "a", "data": "b"}
@@ -141,8 +144,8 @@ class TestLaziness:
 
     def test_a_file_is_checked_once(self, tmp_path, monkeypatch):
         checked = []
-        checksum = skexit.cache._checksum
-        monkeypatch.setattr(skexit.cache, "_checksum", lambda array: checked.append(array.shape) or checksum(array))
+        checksum = skexit.shards._checksum
+        monkeypatch.setattr(skexit.shards, "_checksum", lambda array: checked.append(array.shape) or checksum(array))
         X = write(tmp_path).X
         for row in range(N_ROWS):
             X.features(0, [row])
@@ -151,12 +154,17 @@ class TestLaziness:
 
 class TestCompleteness:
     def interrupt(self, path, n_rows):
+        """Write some rows, then stop as by Ctrl-C."""
+
+        def batches():
+            yield from range(0, n_rows, 2)
+            raise KeyboardInterrupt
+
         logits, features = values()
-        with pytest.raises(KeyboardInterrupt), CacheWriter(path, LAYOUT, origin=ORIGIN, shard_rows=4) as writer:
-            for start in range(0, n_rows, 2):
+        with contextlib.suppress(KeyboardInterrupt), CacheWriter(path, LAYOUT, origin=ORIGIN, shard_rows=4) as writer:
+            for start in batches():
                 rows = slice(start, start + 2)
                 writer.append(part(logits, rows), part(features, rows))
-            raise KeyboardInterrupt
 
     def test_an_unfinished_cache_is_refused(self, tmp_path):
         self.interrupt(tmp_path, 6)
@@ -349,9 +357,9 @@ class TestDamagedFolders:
     def test_a_description_that_lacks_a_file(self, tmp_path):
         write(tmp_path)
         file = tmp_path / "shard-00001" / "shard.json"
-        description = _read_json(file)
+        description = read_json(file)
         del description["files"]["exit1.logits.npy"]
-        _write_json(file, description)
+        write_json(file, description)
         with pytest.raises(
             ValueError, match=r"shard-00001' is damaged: exit1\.logits\.npy: the shard has no such file"
         ):

@@ -383,7 +383,12 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"X contains NaN or infinity: the features of exit 1 \(first in row 11"):
             ExitHeads(solver=solver, max_epochs=1).fit(broken, y)
         with pytest.raises(ValueError, match="NaN or infinity: the features of exit 1"):
-            ExitHeads().fit(X, y).transform(broken)
+            np.asarray(ExitHeads().fit(X, y).transform(broken))
+
+    def test_a_single_class(self):
+        X, y = make_features(own_logits=False)
+        with pytest.raises(ValueError, match="y has 1 class, 0; a classifier needs two or more"):
+            ExitHeads().fit(X, 0 * y)
 
     def test_another_layout(self):
         X, y = make_features()

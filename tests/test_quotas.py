@@ -29,9 +29,8 @@ def priors(draw, n_exits, switched_off=False):
     """Log-probabilities, with some exits but not the last switched off."""
     log_prior = np.array(draw(st.lists(st.floats(-5, 2), min_size=n_exits, max_size=n_exits)))
     if switched_off:
-        log_prior[
-            np.array(draw(st.lists(st.booleans(), min_size=n_exits - 1, max_size=n_exits - 1)) + [False])
-        ] = -np.inf
+        used = draw(st.lists(st.booleans(), min_size=n_exits - 1, max_size=n_exits - 1))
+        log_prior[~np.array([*used, True])] = -np.inf
     return log_prior
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -405,7 +406,8 @@ def _find_cache(path: str | os.PathLike[str], origin: dict[str, str]) -> Feature
         found = FeatureCache(path, allow_partial=True)
     except FileNotFoundError:
         return None
-    differing = [name for name in origin if found.origin.get(name) != origin[name]]
+    names = sorted({*origin, *found.origin})
+    differing = [name for name in names if found.origin.get(name) != origin.get(name)]
     if differing:
         raise ValueError(
             f"the folder {str(found.path)!r} holds a cache that differs in {', '.join(differing)}. "
@@ -446,5 +448,6 @@ def _digest(inputs: Inputs) -> str:
 
 
 def _update_digest(digest: hashlib._Hash, name: str, tensor: torch.Tensor) -> None:
-    digest.update(f"{name}: {tensor.dtype}, {tuple(tensor.shape)}\n".encode())
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    # The values enter by their CRC, which takes a third of the time that their digest would take.
+    values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    digest.update(f"{name}: {tensor.dtype}, {tuple(tensor.shape)}, {zlib.crc32(values.data)}\n".encode())

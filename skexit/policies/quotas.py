@@ -84,8 +84,9 @@ def quota_thresholds(
     -------
     thresholds : ndarray of shape (n_exits,)
         A sample leaves where its score is at least the threshold. ``inf`` where nobody leaves,
-        ``-inf`` at the last exit. The mean cost never exceeds the budget; it falls short of it by
-        less than one sample's cost, unless tied scores make that impossible, which is warned of.
+        ``-inf`` at the last exit. The mean cost never exceeds the budget, and without ties falls
+        short of it by less than one sample's cost. Samples with tied scores leave together; a
+        warning says how much of the budget that leaves unspent.
 
     Examples
     --------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -106,18 +105,10 @@ class ThresholdPolicy(BudgetedPolicy):
         self.heads = heads
         self.layout = layout
 
-    # `score` names a parameter here and the method of every classifier. Reading the attribute gives
-    # the method, setting it sets the parameter, and get_params knows the difference.
-    __metadata_request__score: ClassVar[dict[str, None]] = {"sample_weight": None}
-
-    @property
-    def score(self) -> Callable[..., float]:
-        """Accuracy on the given data: ``policy.score(X, y, sample_weight=None)``."""
-        return super().score
-
-    @score.setter
-    def score(self, score: str) -> None:
-        self._score = score
+    def __setattr__(self, name: str, value: Any) -> None:
+        # `score` names a parameter here and the method of every classifier. Reading the attribute
+        # gives the method, setting it sets the parameter, and get_params knows the difference.
+        super().__setattr__("_score" if name == "score" else name, value)
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """Parameters of the policy.
