@@ -57,10 +57,9 @@ class ExitHeads(TransformerMixin, BaseEstimator):
         trains by mini-batches that are read when they are needed, so that the features may be
         larger than memory. ``"auto"`` takes ``"lbfgs"`` for linear heads whose features take at
         most 2 GiB.
-    alpha : float, default=1e-3
+    alpha : float, default=3e-3
         Strength of the squared penalty on the weights, for standardised features: the loss is the
-        mean cross-entropy plus ``alpha / 2`` times the squared norm. Decoupled weight decay for
-        ``"adam"``.
+        mean cross-entropy plus ``alpha / 2`` times their squared norm.
     learning_rate : float, default=0.01
         Highest learning rate of ``"adam"``.
     max_epochs : int, default=30
@@ -131,7 +130,7 @@ class ExitHeads(TransformerMixin, BaseEstimator):
         *,
         cascade: bool = False,
         solver: str = "auto",
-        alpha: float = 1e-3,
+        alpha: float = 3e-3,
         learning_rate: float = 0.01,
         max_epochs: int = 30,
         batch_size: int = 128,

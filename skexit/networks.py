@@ -78,7 +78,8 @@ class Training:
     learning_rate : float
         Highest learning rate of Adam; it rises over a tenth of the steps and falls to zero.
     alpha : float
-        Decoupled weight decay: each step shrinks the weights by learning rate times `alpha`.
+        The loss is the mean loss of the rows plus ``alpha / 2`` times the squared norm of the
+        weights.
     max_epochs : int
         Passes over the training rows.
     batch_size : int
@@ -152,9 +153,11 @@ def train(
     batch_size = min(training.batch_size, -(-len(rows) // _FEWEST_STEPS))
     n_batches = -(-len(rows) // batch_size)
     n_steps = n_batches * training.max_epochs + 1
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=training.learning_rate, weight_decay=training.alpha, fused=True
-    )
+    parameters = [
+        {"params": [p for p in model.parameters() if p.ndim == 2], "weight_decay": training.alpha},
+        {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.Adam(parameters, lr=training.learning_rate, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=training.learning_rate,

@@ -173,7 +173,7 @@ class TestTrain:
 
     def test_number_of_threads_is_restored_after_an_error(self, monkeypatch):
         n_threads = torch.get_num_threads()
-        monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: 1 / 0)
+        monkeypatch.setattr(torch.optim.Adam, "step", lambda self: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             fit(*problem())
         assert torch.get_num_threads() == n_threads

@@ -82,7 +82,7 @@ class EMExitAssigner(BudgetedPolicy):
     learning_rate : float, default=5e-3
         Highest learning rate of the routers. (The paper's is 1e-3.)
     alpha : float, default=1e-2
-        Weight decay of the routers.
+        Strength of the squared penalty on the routers' weights.
     max_epochs : int, default=20
         Passes over the rows in training a router; the epoch that does best on a held-out tenth of
         the rows is kept.

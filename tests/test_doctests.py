@@ -1,0 +1,24 @@
+"""The examples in docstrings, of the package as it is installed, and in the documentation."""
+
+import doctest
+import importlib
+import pkgutil
+from pathlib import Path
+
+import pytest
+
+import skexit
+
+OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+MODULES = [module.name for module in pkgutil.walk_packages(skexit.__path__, "skexit.")]
+PAGES = sorted((Path(__file__).parents[1] / "docs").glob("**/*.rst"))
+
+
+@pytest.mark.parametrize("name", ["skexit", *MODULES])
+def test_docstrings(name):
+    assert doctest.testmod(importlib.import_module(name), optionflags=OPTIONS).failed == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_documentation(page):
+    assert doctest.testfile(str(page), module_relative=False, optionflags=OPTIONS).failed == 0
