@@ -185,7 +185,7 @@ class ExitPolicy(ClassifierMixin, BaseEstimator):
             self.heads_: Any = None
             return X if X.layout.classes is not None else self._with_classes(X)
         if self.heads is None:
-            self.heads_ = ExitHeads(random_state=getattr(self, "random_state", None))
+            self.heads_ = ExitHeads(random_state=getattr(self, "random_state", 0))
         else:
             self.heads_ = clone(self.heads)
         return self.heads_.fit_transform(self._with_classes(X), self.classes_[labels], weight)

@@ -27,7 +27,8 @@ class StaticExit(ExitPolicy):
     exit : int, default=-1
         The exit; negative numbers count from the last.
     heads : ExitHeads, default=None
-        Heads to fit where exits have no logits; by default ``ExitHeads()``.
+        Heads to fit where exits have no logits; by default
+        ``ExitHeads(random_state=0)``.
     layout : ExitLayout or int, default=None
         Layout of X, or the number of exits into which its columns split evenly. By default found
         in X: from an ExitArray, or from column names; else X is one exit of features.
@@ -97,7 +98,8 @@ class RandomExit(BudgetedPolicy):
         cost; exits are then drawn from the geometric distribution that meets it. None draws every
         exit with the same probability.
     heads : ExitHeads, default=None
-        Heads to fit where exits have no logits; by default ``ExitHeads()``.
+        Heads to fit where exits have no logits; by default ``ExitHeads()`` with this
+        `random_state`.
     layout : ExitLayout or int, default=None
         Layout of X, or the number of exits into which its columns split evenly. By default found
         in X: from an ExitArray, or from column names; else X is one exit of features.

@@ -92,7 +92,8 @@ class EMExitAssigner(BudgetedPolicy):
     cv : int, cross-validation generator or iterable, default=3
         How rows are split in choosing the weights of the confidence and of the assignments.
     heads : ExitHeads, default=None
-        Heads to fit where exits have no logits; by default ``ExitHeads()``.
+        Heads to fit where exits have no logits; by default ``ExitHeads()`` with this
+        `random_state`.
     layout : ExitLayout or int, default=None
         Layout of X, or the number of exits into which its columns split evenly. By default found
         in X: from an ExitArray, or from column names; else X is one exit of features.

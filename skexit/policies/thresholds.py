@@ -36,7 +36,8 @@ class ThresholdPolicy(BudgetedPolicy):
         Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's
         cost.
     heads : ExitHeads, default=None
-        Heads to fit where exits have no logits; by default ``ExitHeads()``.
+        Heads to fit where exits have no logits; by default
+        ``ExitHeads(random_state=0)``.
     layout : ExitLayout or int, default=None
         Layout of X, or the number of exits into which its columns split evenly. By default found
         in X: from an ExitArray, or from column names; else X is one exit of features.
