@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,14 @@ from skexit.layout import ExitLayout, resolve_layout
 def validate_training_data(
     estimator: BaseEstimator, X: Any, y: Any, sample_weight: Any
 ) -> tuple[ExitArray, NDArray[Any], NDArray[np.int64], NDArray[np.float64]]:
-    """Check what was passed to ``fit``; rows of zero weight are dropped.
+    """Check what was passed to ``fit``, and keep its layout as ``_layout_in`` of the estimator.
 
     Returns
     -------
     X : ExitArray of shape (n_samples, n_columns)
+        Without the rows of zero weight; its logits are in the order of `classes`.
     classes : ndarray of shape (n_classes,)
+        Sorted, as scikit-learn expects.
     labels : ndarray of shape (n_samples,)
         Index into `classes` of each row's label.
     sample_weight : ndarray of shape (n_samples,)
@@ -34,42 +36,94 @@ def validate_training_data(
     """
     if isinstance(X, ExitArray):
         validate_data(estimator, X, y, skip_check_array=True)
-        checked = X
+        _check_not_empty(estimator, X)
+        checked = X if estimator.layout is None else _with_layout(X, estimator.layout)
         y = column_or_1d(y, warn=True)
         check_consistent_length(X, y)
     else:
         array, y = validate_data(estimator, X, y, dtype=[np.float64, np.float32])
         checked = ExitArray.from_array(array, resolve_layout(estimator.layout, X, array.shape[1]))
-    if estimator.layout is not None:
-        layout = resolve_layout(estimator.layout, X, checked.shape[1])
-        checked = ExitArray(checked.source, layout, checked._rows)
     check_classification_targets(y)
+    estimator._layout_in = checked.layout
+    checked = sort_classes(checked)
     classes, labels = encode_labels(y, checked.layout)
     weight = _check_sample_weight(sample_weight, labels, dtype=np.float64, ensure_non_negative=True)
     used = weight > 0
-    if not used.any():
-        raise ValueError("sample_weight is zero for every row; at least one row needs a positive weight.")
     if not used.all():
         checked, labels, weight = checked[used], labels[used], weight[used]
     return checked, classes, labels, weight
 
 
-def validate_new_data(estimator: BaseEstimator, X: Any, layout: ExitLayout) -> ExitArray:
-    """Check what was passed to ``predict`` or ``transform`` of an estimator fitted with `layout`."""
-    if isinstance(X, ExitArray):
-        validate_data(estimator, X, reset=False, skip_check_array=True)
-        if (X.layout.n_logits, X.layout.n_features) != (layout.n_logits, layout.n_features):
-            raise ValueError(
-                f"X has the layout {X.layout}, but {type(estimator).__name__} was fitted with {layout}. Pass the "
-                "exits that it was fitted with."
-            )
+def validate_new_data(estimator: BaseEstimator, X: Any) -> ExitArray:
+    """Check what was passed to a method of a fitted estimator; logits are in the order of ``classes_``."""
+    layout: ExitLayout = estimator._layout_in
+    if not isinstance(X, ExitArray):
+        array = validate_data(estimator, X, reset=False, dtype=[np.float64, np.float32])
+        return sort_classes(ExitArray.from_array(array, layout))
+    validate_data(estimator, X, reset=False, skip_check_array=True)
+    _check_not_empty(estimator, X)
+    if (X.layout.n_logits, X.layout.n_features) != (layout.n_logits, layout.n_features):
+        raise ValueError(
+            f"X has the layout {X.layout}, but {type(estimator).__name__} was fitted with {layout}. Pass the "
+            "exits that it was fitted with."
+        )
+    X = sort_classes(X)
+    if X.layout.classes is not None and not np.array_equal(X.layout.classes, estimator.classes_):
+        raise ValueError(
+            f"the layout of X has the classes {X.layout.classes.tolist()}, but {type(estimator).__name__} was fitted "
+            f"with {estimator.classes_.tolist()}. Pass logits of the classes that it was fitted with."
+        )
+    return X
+
+
+def sort_classes(X: ExitArray) -> ExitArray:
+    """X with its logits in the order of the sorted classes, which is scikit-learn's order."""
+    classes = X.layout.classes
+    if classes is None or (classes[:-1] < classes[1:]).all():
         return X
-    array = validate_data(estimator, X, reset=False, dtype=[np.float64, np.float32])
-    return ExitArray.from_array(array, layout)
+    order = np.argsort(classes)
+    return ExitArray(_ReorderedLogits(X, order), X.layout.replace(classes=classes[order]))
 
 
-def encode_labels(y: NDArray[Any], layout: ExitLayout) -> tuple[NDArray[Any], NDArray[np.int64]]:
+class _ReorderedLogits:
+    """The columns of an ExitArray, with the logits of each exit in another order."""
+
+    def __init__(self, base: ExitArray, order: NDArray[np.intp]) -> None:
+        self.base = base
+        self.order = order
+        self.n_rows = len(base)
+        self.dtype = base.dtype
+
+    def read(self, layout: ExitLayout, k: int, part: str, rows: Any) -> NDArray[Any]:
+        if part == "features":
+            return self.base.features(k, rows)
+        logits = self.base.logits(k, rows)
+        assert logits is not None  # the layout has logits where the base has them
+        return logits[:, self.order]
+
+
+def _with_layout(X: ExitArray, layout: ExitLayout | int) -> ExitArray:
+    """X with other costs or classes; the columns must stay those of its exits."""
+    layout = resolve_layout(layout, X, X.shape[1])
+    if (X.layout.n_logits, X.layout.n_features) != (layout.n_logits, layout.n_features):
+        raise ValueError(
+            f"layout={layout} divides the columns otherwise than X, which has {X.layout}. Leave layout=None, or pass "
+            "numpy.asarray(X)."
+        )
+    return X.with_layout(layout)
+
+
+def _check_not_empty(estimator: BaseEstimator, X: ExitArray) -> None:
+    if len(X) == 0:
+        raise ValueError(
+            f"Found array with 0 sample(s) (shape={X.shape}) while a minimum of 1 is required by "
+            f"{type(estimator).__name__}."
+        )
+
+
+def encode_labels(y: Any, layout: ExitLayout) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Classes in the order of the logits, and the index of each label among them."""
+    y = column_or_1d(y)
     present = np.unique(y)
     if layout.classes is not None:
         classes = layout.classes
@@ -77,12 +131,14 @@ def encode_labels(y: NDArray[Any], layout: ExitLayout) -> tuple[NDArray[Any], ND
         classes = present
     elif present.dtype.kind in "iu" and present[0] >= 0 and present[-1] < layout.n_classes:
         classes = np.arange(layout.n_classes)
-    elif len(present) == layout.n_classes:
+    elif present.dtype.kind not in "iu" and len(present) == layout.n_classes:
         classes = present
     else:
+        # Integers 1 to C are refused, too: on rows that lack class C they would pass for 0 to C - 1.
         raise ValueError(
-            f"y has {len(present)} classes and X logits for {layout.n_classes}, so that it is unclear which logit is "
-            "which class. Give the labels in the order of the logits: stack_exits(..., classes=...)."
+            f"y has {len(present)} classes, {present.tolist()[0]!r} to {present.tolist()[-1]!r}, and X logits for "
+            f"{layout.n_classes}, so that it is unclear which logit is which class. Give the labels in the order of "
+            "the logits: stack_exits(..., classes=...)."
         )
     unknown = np.setdiff1d(present, classes)
     if len(unknown):
@@ -96,14 +152,21 @@ def encode_labels(y: NDArray[Any], layout: ExitLayout) -> tuple[NDArray[Any], ND
 
 def cross_validation_splits(
     cv: Any, labels: NDArray[np.int64], random_state: int | np.random.RandomState | None
-) -> Any:
+) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """Training and test rows of each fold; an int shuffles, and stratifies where classes allow."""
+    n_samples = len(labels)
     if not isinstance(cv, Integral):
-        return check_cv(cv, labels, classifier=True).split(labels, labels)
-    n_splits = min(int(cv), len(labels))
+        splits = list(check_cv(cv, labels, classifier=True).split(labels, labels))
+        test_rows = np.concatenate([test for _, test in splits])
+        if not np.array_equal(np.sort(test_rows), np.arange(n_samples)):
+            raise ValueError(
+                f"cv={cv!r} must put each of the {n_samples} rows of positive weight into exactly one test fold."
+            )
+        return splits
+    n_splits = min(int(cv), n_samples)
     counts = np.bincount(labels)
     kind = StratifiedKFold if counts[counts > 0].min() >= n_splits else KFold
-    return kind(n_splits, shuffle=True, random_state=random_state).split(labels, labels)
+    return list(kind(n_splits, shuffle=True, random_state=random_state).split(labels, labels))
 
 
 def read_logits(X: ExitArray, k: int, rows: Any = None) -> NDArray[np.float64] | None:
@@ -130,7 +193,7 @@ def _finite(block: NDArray[Any], k: int, part: str) -> NDArray[np.float64]:
 
 def check_budget(budget: float, cost_fractions: NDArray[np.float64]) -> None:
     """Raise unless the budget is in (0, 1] and pays for the first exit."""
-    if not 0 < budget <= 1:
+    if not isinstance(budget, Real) or not 0 < budget <= 1:
         raise ValueError(f"budget={budget!r} must be in (0, 1]: it is a fraction of the last exit's cost.")
     if budget < cost_fractions[0] * (1 - 1e-12):
         raise ValueError(

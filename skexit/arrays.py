@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+#: Rows that are worked on at a time where all rows are gone through.
+BATCH_ROWS = 8192
+
+
 class ColumnSource(Protocol):
     """Where an ExitArray reads its columns."""
 
@@ -162,6 +166,20 @@ class ExitArray:
         """
         return self.source.read(self.layout, k, "features", self._source_rows(rows))
 
+    def with_layout(self, layout: ExitLayout) -> ExitArray:
+        """The same rows and columns with other costs or classes.
+
+        Parameters
+        ----------
+        layout : ExitLayout
+            With the same columns.
+
+        Returns
+        -------
+        ExitArray
+        """
+        return ExitArray(self.source, layout, self._rows)
+
     def batches(self, batch_size: int) -> Iterator[slice]:
         """Slices that cover the rows in order.
 
@@ -286,7 +304,7 @@ class LogitsSource:
 
 def stack_exits(
     logits: ArrayLike | Sequence[ArrayLike | None] | None = None,
-    features: Sequence[ArrayLike | None] | None = None,
+    features: ArrayLike | Sequence[ArrayLike | None] | None = None,
     *,
     costs: ArrayLike | None = None,
     classes: ArrayLike | None = None,
@@ -299,8 +317,9 @@ def stack_exits(
     logits : array-like of shape (n_samples, n_exits, n_classes), or list of n_exits arrays of \
 shape (n_samples, n_classes) or None, default=None
         Logits of each exit; in a list, None where an exit has none.
-    features : list of n_exits arrays of shape (n_samples, n_features_k) or None, default=None
-        Features of each exit, None where an exit has none.
+    features : list of n_exits arrays of shape (n_samples, n_features_k) or None, or array-like of \
+shape (n_samples, n_exits, n_features), default=None
+        Features of each exit; in a list, None where an exit has none.
     costs : array-like of shape (n_exits,), default=None
         Cumulative cost of an answer at each exit, in `cost_unit`, strictly increasing. By default
         the fractions ``(k + 1) / n_exits``.
@@ -332,8 +351,8 @@ shape (n_samples, n_classes) or None, default=None
     >>> X.layout.n_logits, X.layout.n_features
     ((0, 10), (4, 8))
     """
-    logit_blocks = _split_logits(logits)
-    feature_blocks = [] if features is None else [_as_block(block, "features", k) for k, block in enumerate(features)]
+    logit_blocks = _split_exits(logits, "logits")
+    feature_blocks = _split_exits(features, "features")
     n_exits = max(len(logit_blocks), len(feature_blocks))
     logit_blocks = logit_blocks or [None] * n_exits
     feature_blocks = feature_blocks or [None] * n_exits
@@ -358,18 +377,19 @@ shape (n_samples, n_classes) or None, default=None
     return ExitArray(_ArraySource(np.ascontiguousarray(array)), layout)
 
 
-def _split_logits(logits: Any) -> list[NDArray[Any] | None]:
-    if logits is None:
+def _split_exits(blocks: Any, name: str) -> list[NDArray[Any] | None]:
+    if blocks is None:
         return []
-    if not isinstance(logits, list | tuple):
-        logits = np.asarray(logits)
-        if logits.ndim != 3:
+    if not isinstance(blocks, list | tuple):
+        blocks = np.asarray(blocks)
+        if blocks.ndim != 3:
+            width = "n_classes" if name == "logits" else "n_features"
             raise ValueError(
-                f"logits has shape {logits.shape}; pass (n_samples, n_exits, n_classes), or a list "
-                "of arrays, one an exit."
+                f"{name} has shape {blocks.shape}; pass (n_samples, n_exits, {width}), or a list of arrays, one an "
+                "exit."
             )
-        logits = list(np.moveaxis(logits, 1, 0))
-    return [_as_block(block, "logits", k) for k, block in enumerate(logits)]
+        blocks = list(np.moveaxis(blocks, 1, 0))
+    return [_as_block(block, name, k) for k, block in enumerate(blocks)]
 
 
 def _as_block(block: Any, name: str, k: int) -> NDArray[Any] | None:

@@ -21,7 +21,7 @@ from skexit._validation import (
     validate_new_data,
     validate_training_data,
 )
-from skexit.arrays import ColumnSource, ExitArray, LogitsSource
+from skexit.arrays import BATCH_ROWS, ColumnSource, ExitArray, LogitsSource
 from skexit.layout import ExitLayout
 from skexit.networks import DenseNetwork, Training, train, weighted_scaling
 
@@ -29,7 +29,6 @@ from skexit.networks import DenseNetwork, Training, train, weighted_scaling
 _IN_MEMORY_BYTES = 2**31
 #: From this many numbers on, the solver of a linear head uses several threads.
 _WORTH_THREADS = 10**7
-_BATCH_ROWS = 8192
 #: Logit of a class that the training rows lack. Logits of the others sum to zero.
 _ABSENT_CLASS_LOGIT = -10.0
 
@@ -83,7 +82,7 @@ class ExitHeads(TransformerMixin, BaseEstimator):
     classes_ : ndarray of shape (n_classes,)
         Class labels, in the order of the logits.
     layout_ : ExitLayout
-        Layout of the X that was fitted.
+        Layout of the X that was fitted, its classes sorted.
     layout_out_ : ExitLayout
         Layout of the X that ``transform`` gives. Where costs are in FLOPs or MACs, each exit's
         include the heads up to it.
@@ -193,7 +192,7 @@ class ExitHeads(TransformerMixin, BaseEstimator):
         """
         used, classes, labels, weight = validate_training_data(self, X, y, sample_weight)
         self._fit(used, classes, labels, weight)
-        new = validate_new_data(self, X, self.layout_)
+        new = validate_new_data(self, X)
         logits = self._head_logits(new, self.networks_)
         if self.layout_.n_exits > 1:
             positions = np.arange(len(new)) if len(used) == len(new) else np.flatnonzero(np.asarray(sample_weight) > 0)
@@ -216,7 +215,7 @@ class ExitHeads(TransformerMixin, BaseEstimator):
             A DataFrame after ``set_output(transform="pandas")``.
         """
         check_is_fitted(self)
-        new = validate_new_data(self, X, self.layout_)
+        new = validate_new_data(self, X)
         return self._output(_HeadSource(new, self.networks_, self.cascade), X)
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
@@ -331,7 +330,7 @@ class ExitHeads(TransformerMixin, BaseEstimator):
         source = _HeadSource(X, networks, self.cascade)
         logits = {k: np.empty((len(X), len(self.classes_))) for k, head in enumerate(networks) if head is not None}
         for k, values in logits.items():
-            for batch in X.batches(_BATCH_ROWS):
+            for batch in X.batches(BATCH_ROWS):
                 values[batch] = source.read(self.layout_out_, k, "logits", batch)
         return logits
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -284,16 +282,6 @@ class ExitLayout:
             )
         return layout
 
-    def fingerprint(self) -> str:
-        """Hexadecimal digest of everything that the layout says.
-
-        Returns
-        -------
-        str
-        """
-        text = json.dumps(self.to_dict(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
-
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ExitLayout) and self.to_dict() == other.to_dict()
 
@@ -329,7 +317,8 @@ def resolve_layout(layout: ExitLayout | int | None, X: Any, n_columns: int) -> E
     if layout is None and hasattr(X, "columns"):
         layout = _layout_of_frame(X)
     elif layout is None:
-        layout = getattr(X, "layout", None)
+        own = getattr(X, "layout", None)  # a torch tensor has a layout of another kind
+        layout = own if isinstance(own, ExitLayout) else None
     if layout is None:
         layout = 1
     if isinstance(layout, int | np.integer) and not isinstance(layout, bool):

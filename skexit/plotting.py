@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -113,5 +114,5 @@ def _by_cost(costs: ArrayLike, accuracies: ArrayLike) -> tuple[NDArray[np.float6
     return costs[order], accuracies[order]
 
 
-def _markers() -> list[str]:
-    return ["o", "s", "^", "D", "v", "P", "X", "<", ">", "*"] * 3
+def _markers() -> Iterator[str]:
+    return cycle(["o", "s", "^", "D", "v", "P", "X", "<", ">", "*"])

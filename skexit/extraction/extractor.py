@@ -35,7 +35,7 @@ from skexit.extraction._network import (
     resolve_heads,
     tensors_of,
 )
-from skexit.extraction.costs import exit_costs
+from skexit.extraction.costs import COST_UNITS, exit_costs
 from skexit.extraction.exit_points import exit_points
 from skexit.extraction.pooling import Pool, check_pool, pool_name, pool_output
 from skexit.layout import ExitLayout
@@ -118,6 +118,10 @@ class ExitExtractor:
     ) -> None:
         check_pool(pool)
         self.model = model
+        if dtype not in ("float32", "float16"):
+            raise ValueError(f"dtype={dtype!r} must be 'float32' or 'float16'.")
+        if cost_unit not in COST_UNITS:
+            raise ValueError(f"cost_unit={cost_unit!r} must be one of {list(COST_UNITS)}.")
         self.exits = exit_points(model) if exits is None else exits
         find_modules(model, self.exits, "exits")
         self._heads = resolve_heads(model, head, len(self.exits))
@@ -150,7 +154,8 @@ class ExitExtractor:
         path : str or path-like
             Folder of the cache: new, empty, or of an earlier extraction.
         classes : array-like of shape (n_classes,), default=None
-            Class labels in the order of the logits, kept in the layout.
+            Class labels in the order of the logits, kept in the layout. Where they are names and
+            the loader gives integers, these are indices of classes.
         shard_rows : int, default=None
             Rows after which a part of the cache is complete and survives a crash. By default as
             many as make about 64 MiB.
@@ -170,7 +175,7 @@ class ExitExtractor:
             does not call each exit exactly once, or gives infinities or NaN.
         """
         _check_fixed_order(loader)
-        batches = _read_batches(loader)
+        batches = _read_batches(loader, None if classes is None else np.asarray(classes))
         first = next(batches, None)
         if first is None:
             raise ValueError("loader is empty; give at least one batch.")
@@ -315,11 +320,11 @@ class _Output:
         return len(self.features[0])
 
 
-def _read_batches(loader: Iterable[Any]) -> Iterator[_Batch]:
+def _read_batches(loader: Iterable[Any], classes: NDArray[Any] | None) -> Iterator[_Batch]:
     """The batches of a loader that have rows."""
     has_labels = None
     for number, item in enumerate(loader):
-        batch = _read_batch(number, item)
+        batch = _read_batch(number, item, classes)
         if has_labels is None:
             has_labels = batch.y is not None
         if has_labels != (batch.y is not None):
@@ -331,7 +336,7 @@ def _read_batches(loader: Iterable[Any]) -> Iterator[_Batch]:
             yield batch
 
 
-def _read_batch(number: int, item: Any) -> _Batch:
+def _read_batch(number: int, item: Any, classes: NDArray[Any] | None) -> _Batch:
     inputs, y = item, None
     if isinstance(item, list | tuple):
         if len(item) not in (1, 2):
@@ -350,7 +355,23 @@ def _read_batch(number: int, item: Any) -> _Batch:
     lengths = [len(value) for value in values] + ([] if labels is None else [len(np.atleast_1d(labels))])
     if len(set(lengths)) > 1:
         raise ValueError(f"loader: the parts of batch {number} have different numbers of rows: {lengths}.")
+    if labels is not None and classes is not None:
+        labels = _as_classes(labels, classes, number)
     return _Batch(number, inputs, labels)
+
+
+def _as_classes(labels: NDArray[Any], classes: NDArray[Any], number: int) -> NDArray[Any]:
+    """The labels, checked to be among the classes; indices of classes with names become names."""
+    if labels.dtype.kind in "iu" and classes.dtype.kind not in "iuf":
+        known = (labels >= 0) & (labels < len(classes))
+        named = classes[np.where(known, labels, 0)]
+    else:
+        known, named = np.isin(labels, classes), labels
+    if not known.all():
+        raise ValueError(
+            f"loader: batch {number} has the label {labels[~known].tolist()[0]!r}, which is none of classes={classes.tolist()}."
+        )
+    return named
 
 
 def _check_fixed_order(loader: Iterable[Any]) -> None:
@@ -417,7 +438,7 @@ def _find_cache(path: str | os.PathLike[str], origin: dict[str, str]) -> Feature
 
 
 def _as_logits(output: Any, source: str) -> torch.Tensor:
-    logits = getattr(output, "logits", output)
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
         shape = f" of shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else ""
         raise ValueError(

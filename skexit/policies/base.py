@@ -15,12 +15,10 @@ from sklearn.utils.validation import check_is_fitted
 
 from skexit._sklearn import _fit_context
 from skexit._validation import check_budget, read_features, read_logits, validate_new_data, validate_training_data
-from skexit.arrays import ExitArray
+from skexit.arrays import BATCH_ROWS, ExitArray
 from skexit.heads import ExitHeads
 from skexit.policies.quotas import exits_from_scores
 from skexit.uncertainty import softmax
-
-_BATCH_ROWS = 8192
 
 
 class ExitPolicy(ClassifierMixin, BaseEstimator):
@@ -88,7 +86,6 @@ class ExitPolicy(ClassifierMixin, BaseEstimator):
             the budget does not pay for the first exit.
         """
         exits, self.classes_, labels, weight = validate_training_data(self, X, y, sample_weight)
-        self._layout_in = exits.layout
         exits = self._fit_heads(exits, labels, weight)
         self.layout_ = exits.layout
         self.costs_ = self.layout_.cost_fractions
@@ -159,19 +156,22 @@ class ExitPolicy(ClassifierMixin, BaseEstimator):
         """
         return self._scores(self._check_new(X))
 
-    def mean_cost(self, X: Any) -> float:
+    def mean_cost(self, X: Any, sample_weight: ArrayLike | None = None) -> float:
         """Mean cost of a sample, as a fraction of the last exit's cost.
 
         Parameters
         ----------
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+        sample_weight : array-like of shape (n_samples,), default=None
 
         Returns
         -------
         float
         """
         exits = self.predict_exit(X)
-        return float(self.costs_[exits].mean())
+        return float(
+            np.average(self.costs_[exits], weights=None if sample_weight is None else np.asarray(sample_weight))
+        )
 
     def _check_budget(self) -> None:
         """Raise unless the budget can be met. With a single exit there is nothing to choose."""
@@ -191,7 +191,7 @@ class ExitPolicy(ClassifierMixin, BaseEstimator):
         return self.heads_.fit_transform(self._with_classes(X), self.classes_[labels], weight)
 
     def _with_classes(self, X: ExitArray) -> ExitArray:
-        return ExitArray(X.source, X.layout.replace(classes=self.classes_), X._rows)
+        return X.with_layout(X.layout.replace(classes=self.classes_))
 
     def _add_logits(self, X: ExitArray) -> ExitArray:
         """X with the logits of the fitted heads where it has none."""
@@ -199,7 +199,7 @@ class ExitPolicy(ClassifierMixin, BaseEstimator):
 
     def _check_new(self, X: Any) -> ExitArray:
         check_is_fitted(self)
-        return validate_new_data(self, X, self._layout_in)
+        return validate_new_data(self, X)
 
     def _observe(self, X: ExitArray, k: int, rows: Any, memory: dict[str, Any]) -> tuple[Any, Any]:
         """Logits and features of exit `k`, read for the given rows only."""
@@ -213,7 +213,7 @@ class ExitPolicy(ClassifierMixin, BaseEstimator):
     def _departures(self, X: ExitArray) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.float64]]]:
         """Walk through the exits: which rows stop at exit k, with their logits there."""
         last = self.layout_.n_exits - 1
-        for batch in X.batches(_BATCH_ROWS):
+        for batch in X.batches(BATCH_ROWS):
             running = np.arange(batch.start, batch.stop)
             memory: dict[str, Any] = {}
             for k in range(last + 1):
@@ -230,7 +230,7 @@ class ExitPolicy(ClassifierMixin, BaseEstimator):
 
     def _scores(self, X: ExitArray) -> NDArray[np.float64]:
         scores = np.empty((len(X), X.layout.n_exits))
-        for batch in X.batches(_BATCH_ROWS):
+        for batch in X.batches(BATCH_ROWS):
             memory: dict[str, Any] = {}
             for k in range(X.layout.n_exits):
                 logits, features = self._observe(X, k, batch, memory)
@@ -280,8 +280,9 @@ class BudgetedPolicy(ExitPolicy):
             If the budget is outside (0, 1] or below the first exit's cost.
         """
         check_is_fitted(self)
+        if self.layout_.n_exits > 1:
+            check_budget(budget, self.costs_)
         policy = copy.copy(self).set_params(budget=budget)
-        policy._check_budget()
         policy._apply_thresholds()
         return policy
 
@@ -291,8 +292,11 @@ class BudgetedPolicy(ExitPolicy):
         self._apply_thresholds()
 
     def _apply_thresholds(self) -> None:
-        self.thresholds_ = self._choose_thresholds(self._fitting_scores, self._fitting_weight)
-        self._record_distribution(self._fitting_scores, self._fitting_weight)
+        self._set_thresholds(self._fitting_scores)
+
+    def _set_thresholds(self, scores: NDArray[np.float64]) -> None:
+        self.thresholds_ = self._choose_thresholds(scores, self._fitting_weight)
+        self._record_distribution(scores, self._fitting_weight)
 
 
 def correct_exits(X: ExitArray, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -313,7 +317,7 @@ def correct_exits(X: ExitArray, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     for k in range(X.layout.n_exits):
         if not X.layout.has_logits(k):
             raise ValueError(f"exit {k} has no logits; add them with ExitHeads().fit_transform(X, y).")
-        for batch in X.batches(_BATCH_ROWS):
+        for batch in X.batches(BATCH_ROWS):
             predicted = np.argmax(cast(Any, read_logits(X, k, batch)), axis=1)
             correct[batch, k] = predicted == labels[batch]
     return correct

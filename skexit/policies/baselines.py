@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 from array_api_compat import array_namespace, device
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils import check_random_state
+from sklearn.utils import check_consistent_length, check_random_state
 
 from skexit._sklearn import HasMethods, Interval
-from skexit._validation import encode_labels
+from skexit._validation import encode_labels, sort_classes
 from skexit.arrays import ExitArray
 from skexit.layout import ExitLayout
 from skexit.policies.base import BudgetedPolicy, ExitPolicy, correct_exits
@@ -226,8 +226,9 @@ def oracle(X: Any, y: ArrayLike, *, layout: ExitLayout | int | None = None) -> O
     >>> oracle(stack_exits(logits), [0, 1])
     Oracle(exits=array([0, 1]), accuracy=1.0, mean_cost=0.75)
     """
-    X = ExitArray.from_array(X, layout)
-    _, labels = encode_labels(np.asarray(y), X.layout)
+    X = sort_classes(ExitArray.from_array(X, layout))
+    check_consistent_length(X, y)
+    _, labels = encode_labels(y, X.layout)
     correct = correct_exits(X, labels)
     exits = np.argmax(correct, axis=1)
     return Oracle(exits, float(correct.any(axis=1).mean()), float(X.layout.cost_fractions[exits].mean()))

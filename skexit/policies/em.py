@@ -11,11 +11,11 @@ import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from skexit._sklearn import HasMethods, Interval, StrOptions
 from skexit._validation import cross_validation_splits, encode_labels, read_features, read_logits
-from skexit.arrays import ExitArray
+from skexit.arrays import BATCH_ROWS, ExitArray
 from skexit.layout import ExitLayout
 from skexit.networks import DenseNetwork, Training, train
 from skexit.policies.assignment import expectation, fit_exit_prior, group_patterns
@@ -35,8 +35,6 @@ _ASSIGNMENT_WEIGHTS = (0.0, 0.5, 1.0)
 _CONFIDENCE_ALONE = (np.inf, 0.0)
 #: An exit that no sample was assigned to keeps this share before the quotas are tilted.
 _SMALLEST_SHARE = 1e-6
-
-_BATCH_ROWS = 8192
 
 
 class EMExitAssigner(BudgetedPolicy):
@@ -148,7 +146,9 @@ class EMExitAssigner(BudgetedPolicy):
     Notes
     -----
     With `budget`, the routers learn the assignments of the `lam_` that was found, and `with_budget`
-    finds another `lam_` and other thresholds for the same routers.
+    finds another `lam_` and other thresholds for the same routers. A policy that was fitted without a
+    budget has not chosen the weights of confidence and assignments: its copies for a budget use the
+    routers alone.
 
     The E-step sees a sample only through which exits get it right. Samples are grouped by that
     pattern once, so that an iteration costs as many steps as there are patterns.
@@ -168,7 +168,7 @@ class EMExitAssigner(BudgetedPolicy):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "lam": [Real],
+        "lam": [Interval(Real, None, None, closed="neither")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "assignment": [StrOptions({"soft", "hard"})],
         "noise": [Interval(Real, 0, 1, closed="neither")],
@@ -176,7 +176,7 @@ class EMExitAssigner(BudgetedPolicy):
         "router_input": [StrOptions({"both", "features", "probabilities"})],
         "threshold": [Interval(Real, 0, 1, closed="both")],
         "budget": [Real, None],
-        "confidence_weight": [StrOptions({"auto"}), Interval(Real, 0, None, closed="left")],
+        "confidence_weight": [StrOptions({"auto"}), Interval(Real, 0, None, closed="both")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "alpha": [Interval(Real, 0, None, closed="left")],
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
@@ -245,10 +245,12 @@ class EMExitAssigner(BudgetedPolicy):
         """
         check_is_fitted(self)
         exits = self._add_logits(self._check_new(X))
-        _, labels = encode_labels(np.asarray(y), exits.layout)
+        check_consistent_length(exits, y)
+        _, labels = encode_labels(y, exits.layout)
         return expectation(correct_exits(exits, labels), self.exit_prior_, self.lam_, self.costs_, self.noise)[0]
 
     def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
+        self._check_router_hidden()
         self._correct = correct_exits(X, labels)
         self._patterns, self._pattern_weight, pattern_of_row = group_patterns(self._correct, weight)
         self._find_assignments()
@@ -262,6 +264,13 @@ class EMExitAssigner(BudgetedPolicy):
         self._router_probability = self._router_probabilities(X, self.routers_)
         self._fitting_weight = weight
         self._apply_thresholds()
+
+    def _check_router_hidden(self) -> None:
+        if not all(isinstance(width, Integral) and width >= 1 for width in self.router_hidden):
+            raise ValueError(
+                f"router_hidden={self.router_hidden!r} must hold one positive integer for each hidden layer; "
+                "() makes the routers linear."
+            )
 
     def _find_assignments(self) -> None:
         finds_lam = self.budget is not None and len(self.costs_) > 1
@@ -330,7 +339,7 @@ class EMExitAssigner(BudgetedPolicy):
 
     def _router_probabilities(self, X: ExitArray, routers: list[DenseNetwork]) -> Floats:
         probability = np.ones((len(X), X.layout.n_exits))
-        for batch in X.batches(_BATCH_ROWS):
+        for batch in X.batches(BATCH_ROWS):
             for k, router in enumerate(routers):
                 inputs = self._router_inputs(k, read_logits(X, k, batch), read_features(X, k, batch))
                 probability[batch, k] = _probability(router, inputs)
@@ -338,7 +347,7 @@ class EMExitAssigner(BudgetedPolicy):
 
     def _confidences(self, X: ExitArray) -> Floats:
         confidence = np.empty((len(X), X.layout.n_exits))
-        for batch in X.batches(_BATCH_ROWS):
+        for batch in X.batches(BATCH_ROWS):
             for k in range(X.layout.n_exits):
                 confidence[batch, k] = max_probability(softmax(read_logits(X, k, batch)))
         return confidence
@@ -374,21 +383,26 @@ class EMExitAssigner(BudgetedPolicy):
     def _apply_thresholds(self) -> None:
         self._find_assignments()
         self.confidence_weight_, self.assignment_weight_ = self._find_weights()
-        self._fitting_scores = _score(self._router_probability, self._confidence, self.confidence_weight_)
-        super()._apply_thresholds()
+        self._set_thresholds(_score(self._router_probability, self._confidence, self.confidence_weight_))
 
     def _choose_thresholds(self, scores: Floats, weight: Floats) -> Floats:
         return self._thresholds_for(scores, weight, self.assignment_weight_)
 
-    def _thresholds_for(self, scores: Floats, weight: Floats, assignment_weight: float) -> Floats:
+    def _thresholds_for(self, scores: Floats, weight: Floats, assignment_weight: float, warn: bool = True) -> Floats:
         if self.budget is None:
             return np.append(np.full(scores.shape[1] - 1, float(self.threshold)), -np.inf)
         if assignment_weight == 0:
-            return quota_thresholds(scores, self.costs_, self.budget, sample_weight=weight)
+            return quota_thresholds(scores, self.costs_, self.budget, sample_weight=weight, warn=warn)
         shares = np.average(self._assigned(self.lam_, self.exit_prior_), axis=0, weights=self._pattern_weight)
         log_prior = assignment_weight * np.log(np.maximum(shares, _SMALLEST_SHARE))
         return quota_thresholds(
-            scores, self.costs_, self.budget, log_prior=log_prior, direction=self.costs_, sample_weight=weight
+            scores,
+            self.costs_,
+            self.budget,
+            log_prior=log_prior,
+            direction=self.costs_,
+            sample_weight=weight,
+            warn=warn,
         )
 
     def _chooses_weights(self) -> bool:
@@ -407,7 +421,7 @@ class EMExitAssigner(BudgetedPolicy):
     def _held_out_right(self, confidence_weight: float, assignment_weight: float) -> NDArray[np.bool_]:
         """Whether each row is answered right, by routers that were trained on other rows."""
         scores = _score(self._held_out_probability, self._confidence, confidence_weight)
-        thresholds = self._thresholds_for(scores, self._fitting_weight, assignment_weight)
+        thresholds = self._thresholds_for(scores, self._fitting_weight, assignment_weight, warn=False)
         stops = exits_from_scores(scores, thresholds)
         return self._correct[np.arange(len(stops)), stops]
 
@@ -421,7 +435,9 @@ def _exceeds_its_error(gain: Floats, weight: Floats) -> bool:
 
 def _probability(router: DenseNetwork, inputs: Any) -> Any:
     outputs = router(inputs)[:, 0]
-    return 1 / (1 + array_namespace(outputs).exp(-outputs))
+    xp = array_namespace(outputs)
+    small = xp.exp(-xp.abs(outputs))  # never overflows
+    return xp.where(outputs >= 0, 1 / (1 + small), small / (1 + small))
 
 
 def _score(probability: Any, confidence: Any, confidence_weight: float) -> Any:
@@ -430,4 +446,8 @@ def _score(probability: Any, confidence: Any, confidence_weight: float) -> Any:
         return probability
     if np.isinf(confidence_weight):
         return confidence
-    return (probability * confidence**confidence_weight) ** (1 / (1 + confidence_weight))
+    xp = array_namespace(probability)
+    tiny = xp.finfo(probability.dtype).smallest_normal
+    # In logarithms: a high power of a probability would vanish in single precision.
+    log_probability = xp.log(xp.where(probability > tiny, probability, tiny * xp.ones_like(probability)))
+    return xp.exp((log_probability + confidence_weight * xp.log(confidence)) / (1 + confidence_weight))

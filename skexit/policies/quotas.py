@@ -58,6 +58,7 @@ def quota_thresholds(
     log_prior: Floats | None = None,
     direction: Floats | None = None,
     sample_weight: Floats | None = None,
+    warn: bool = True,
 ) -> Floats:
     """One threshold an exit such that the mean cost on these samples is the budget.
 
@@ -79,6 +80,8 @@ def quota_thresholds(
     direction : ndarray of shape (n_exits,), default=None
         Direction of the tilt; ``arange(n_exits)`` by default.
     sample_weight : ndarray of shape (n_samples,), default=None
+    warn : bool, default=True
+        Warn where tied scores leave some of the budget unspent.
 
     Returns
     -------
@@ -120,7 +123,8 @@ def quota_thresholds(
         left_to_spend -= mass_leaving * costs[k]
         running = running[scores[running, k] < thresholds[k]]
     unspent = left_to_spend - weight[running].sum() * costs[-1]
-    _warn_if_missed(unspent / weight.sum(), budget, costs, weight)
+    if warn:
+        _warn_if_missed(unspent / weight.sum(), budget, costs, weight)
     return thresholds
 
 

@@ -351,7 +351,7 @@ def test_more_rows_are_added(model, images, labels, tmp_path):
         ({"head": None}, "head"),
         ({"dtype": "float16"}, "dtype"),
         ({"cost_unit": "MACs"}, "cost_unit"),
-        ({"classes": [4, 5, 6]}, "classes"),
+        ({"classes": ["a", "b", "c"]}, "classes"),
         ({"data": True}, "first input"),
     ],
 )
@@ -555,3 +555,22 @@ def test_silence_unless_on_a_terminal(model, loader, tmp_path, capsys):
     ExitExtractor(model, EXITS).extract(loader, tmp_path)
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
+
+
+def test_indices_of_named_classes_become_names(model, loader, tmp_path):
+    cache = ExitExtractor(model, EXITS).extract(loader, tmp_path / "named", classes=["cat", "dog", "eel"])
+    indices = ExitExtractor(model, EXITS).extract(loader, tmp_path / "indices").y
+    np.testing.assert_array_equal(cache.y, np.array(["cat", "dog", "eel"])[indices])
+
+
+def test_labels_that_are_no_classes_are_refused_before_the_network_runs(model, loader, tmp_path):
+    with pytest.raises(ValueError, match=r"batch 0 has the label \d+, which is none of classes=\[4, 5, 6\]"):
+        ExitExtractor(model, EXITS).extract(loader, tmp_path / "cache", classes=[4, 5, 6])
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("parameter", [{"dtype": "float64"}, {"cost_unit": "s"}])
+def test_parameters_are_checked_at_once(model, parameter):
+    (name, value), *_ = parameter.items()
+    with pytest.raises(ValueError, match=f"{name}='{value}' must be"):
+        ExitExtractor(model, EXITS, **parameter)
