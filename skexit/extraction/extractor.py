@@ -369,7 +369,8 @@ def _as_classes(labels: NDArray[Any], classes: NDArray[Any], number: int) -> NDA
         known, named = np.isin(labels, classes), labels
     if not known.all():
         raise ValueError(
-            f"loader: batch {number} has the label {labels[~known].tolist()[0]!r}, which is none of classes={classes.tolist()}."
+            f"loader: batch {number} has the label {labels[~known].tolist()[0]!r}, which is none of "
+            f"classes={classes.tolist()}."
         )
     return named
 
