@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits
+from tqdm.auto import tqdm
 
 from skexit._sklearn import Interval, StrOptions, _fit_context, _get_output_config
 from skexit._validation import (
@@ -73,7 +74,7 @@ class ExitHeads(TransformerMixin, BaseEstimator):
     random_state : int, RandomState instance or None, default=None
         Seeds the splits, and the initial weights and batches of ``"adam"``.
     verbose : bool, default=False
-        Show the progress of ``"adam"``.
+        Show progress bars.
 
     Attributes
     ----------
@@ -267,7 +268,7 @@ class ExitHeads(TransformerMixin, BaseEstimator):
     def _train(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> list[DenseNetwork | None]:
         random_state = check_random_state(self.random_state)
         networks: list[DenseNetwork | None] = []
-        for k in range(X.layout.n_exits):
+        for k in tqdm(range(X.layout.n_exits), desc="heads", unit="exit", disable=not self.verbose, leave=False):
             if X.layout.has_logits(k):
                 networks.append(None)
             elif self._solver(X, k) == "lbfgs":

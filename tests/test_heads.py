@@ -414,3 +414,12 @@ class TestErrors:
     def test_parameters(self, parameters):
         with pytest.raises(ValueError, match=rf"The '{next(iter(parameters))}' parameter of ExitHeads must be"):
             ExitHeads(**parameters).fit(*make_features())
+
+
+@pytest.mark.parametrize("hidden", [0, 4])
+def test_verbose_shows_progress(hidden, capsys):
+    X, y = make_features()
+    ExitHeads(hidden, max_epochs=1).fit(X, y)
+    assert capsys.readouterr().err == ""
+    ExitHeads(hidden, max_epochs=1, verbose=True).fit(X, y)
+    assert "heads:" in capsys.readouterr().err

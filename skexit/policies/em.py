@@ -329,9 +329,10 @@ class EMExitAssigner(BudgetedPolicy):
         targets: Floats,
         weight: Floats,
         random_state: np.random.RandomState,
-    ) -> Floats:
+    ) -> NDArray[np.float32]:
         """Probabilities that routers trained on other rows give to each row."""
-        probability = np.empty((len(X), X.layout.n_exits))
+        # They are kept to choose weights for other budgets; single precision is enough for that.
+        probability = np.empty((len(X), X.layout.n_exits), dtype=np.float32)
         for fit_rows, held_out in cross_validation_splits(self.cv, labels, random_state):
             routers = self._train_routers(X[fit_rows], targets[fit_rows], weight[fit_rows], random_state)
             probability[held_out] = self._router_probabilities(X[held_out], routers)
