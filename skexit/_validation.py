@@ -49,6 +49,8 @@ def validate_training_data(
     classes, labels = encode_labels(y, checked.layout)
     weight = _check_sample_weight(sample_weight, labels, dtype=np.float64, ensure_non_negative=True)
     used = weight > 0
+    if not used.any():  # scikit-learn says so itself from 1.9 on
+        raise ValueError("sample_weight is zero for every row; at least one row needs a positive weight.")
     if not used.all():
         checked, labels, weight = checked[used], labels[used], weight[used]
     return checked, classes, labels, weight

@@ -369,7 +369,7 @@ class TestSampleWeight:
 
     @pytest.mark.parametrize(
         ("weight", "message"),
-        [(0.0, "must contain at least one non-zero number"), (-1.0, "Negative values in data passed to")],
+        [(0.0, "at least one non-zero number|zero for every row"), (-1.0, "Negative values in data passed to")],
     )
     def test_refused(self, weight, message):
         X, y = make_features()
