@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import joblib
@@ -68,7 +69,7 @@ def run_demo(out: str | Path, *, seed: int = 0, report: Callable[[str], None] = 
     policies = _fit_policies(X_fit, y, seed)
 
     report("4. Searching the price of compute with GridSearchCV over a Pipeline ...")
-    search = _search_price(X, y, seed, memory=folder / "memory")
+    search = _search_price(X, y, seed)
     lam = search.best_params_["policy__lam"]
     report(f"   most accurate: lam={lam:g}, {search.best_score_:.1%} right in cross-validation")
 
@@ -172,12 +173,13 @@ def _fit_policies(X: Any, y: Any, seed: int) -> dict[str, list[Any]]:
     return policies
 
 
-def _search_price(X: Any, y: Any, seed: int, memory: Path) -> GridSearchCV:
-    pipeline = Pipeline(
-        [("heads", ExitHeads(random_state=seed)), ("policy", EMExitAssigner(random_state=seed))],
-        memory=str(memory),  # the heads are fitted once a fold, not once a price
-    )
-    return GridSearchCV(pipeline, {"policy__lam": _PRICES}, cv=3).fit(X, y)
+def _search_price(X: Any, y: Any, seed: int) -> GridSearchCV:
+    with TemporaryDirectory() as memory:
+        pipeline = Pipeline(
+            [("heads", ExitHeads(random_state=seed)), ("policy", EMExitAssigner(random_state=seed))],
+            memory=memory,  # the heads are fitted once a fold, not once a price
+        )
+        return GridSearchCV(pipeline, {"policy__lam": _PRICES}, cv=3).fit(X, y)
 
 
 def _best_within(budget: float, policies: dict[str, list[Any]], X: Any, y: Any) -> ExitPolicy:
