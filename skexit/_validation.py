@@ -14,7 +14,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, validate_data
 
 from skexit._sklearn import _check_sample_weight
-from skexit.arrays import ExitArray
+from skexit.arrays import ExitArray, OverlaidSource
 from skexit.layout import ExitLayout, resolve_layout
 
 
@@ -87,21 +87,15 @@ def sort_classes(X: ExitArray) -> ExitArray:
     return ExitArray(_ReorderedLogits(X, order), X.layout.replace(classes=classes[order]))
 
 
-class _ReorderedLogits:
+class _ReorderedLogits(OverlaidSource):
     """The columns of an ExitArray, with the logits of each exit in another order."""
 
     def __init__(self, base: ExitArray, order: NDArray[np.intp]) -> None:
-        self.base = base
+        super().__init__(base, base.dtype)
         self.order = order
-        self.n_rows = len(base)
-        self.dtype = base.dtype
 
-    def read(self, layout: ExitLayout, k: int, part: str, rows: Any) -> NDArray[Any]:
-        if part == "features":
-            return self.base.features(k, rows)
-        logits = self.base.logits(k, rows)
-        assert logits is not None  # the layout has logits where the base has them
-        return logits[:, self.order]
+    def read_logits(self, k: int, rows: Any) -> NDArray[Any]:
+        return super().read_logits(k, rows)[:, self.order]
 
 
 def _with_layout(X: ExitArray, layout: ExitLayout | int) -> ExitArray:

@@ -283,23 +283,33 @@ class _ArraySource:
         return self.array[rows, columns]
 
 
-class LogitsSource:
-    """The columns of another ExitArray, with the logits of some exits laid over it."""
+class OverlaidSource:
+    """The columns of another ExitArray; a subclass lays logits over its own by `read_logits`."""
 
-    def __init__(self, base: ExitArray, logits: dict[int, NDArray[Any]]) -> None:
+    def __init__(self, base: ExitArray, dtype: np.dtype) -> None:
         self.base = base
-        self.logits = logits
         self.n_rows = len(base)
-        self.dtype = np.result_type(base.dtype, *logits.values())
+        self.dtype = dtype
 
     def read(self, layout: ExitLayout, k: int, part: str, rows: Any) -> NDArray[Any]:
-        if part == "features":
-            return self.base.features(k, rows)
-        if k in self.logits:
-            return self.logits[k][rows]
+        return self.base.features(k, rows) if part == "features" else self.read_logits(k, rows)
+
+    def read_logits(self, k: int, rows: Any) -> NDArray[Any]:
+        """Logits of exit `k`; here those of the base."""
         logits = self.base.logits(k, rows)
-        assert logits is not None  # the layout has logits where the base or this source has them
+        assert logits is not None  # a layout has logits where the base or what is laid over it has them
         return logits
+
+
+class LogitsSource(OverlaidSource):
+    """The columns of another ExitArray, with given logits of some exits."""
+
+    def __init__(self, base: ExitArray, logits: dict[int, NDArray[Any]]) -> None:
+        super().__init__(base, np.result_type(base.dtype, *logits.values()))
+        self.logits = logits
+
+    def read_logits(self, k: int, rows: Any) -> NDArray[Any]:
+        return self.logits[k][rows] if k in self.logits else super().read_logits(k, rows)
 
 
 def stack_exits(

@@ -321,15 +321,23 @@ class CacheWriter:
         write_json(self.path / _MANIFEST, self._manifest)
 
     def _check_same_cache(self, found: dict[str, Any]) -> None:
-        mine = self._manifest
-        names = sorted({*mine["origin"], *found["origin"]})
-        differing = [name for name in names if found["origin"].get(name) != mine["origin"].get(name)]
-        differing += [name for name in ("dtype", "layout") if found[name] != mine[name]]
-        if differing:
-            raise ValueError(
-                f"the folder {str(self.path)!r} holds a cache that differs in {', '.join(differing)}. "
-                "Give another folder, or delete this one to extract again."
-            )
+        names = ("dtype", "layout")
+        check_same_cache(
+            self.path,
+            found["origin"] | {name: found[name] for name in names},
+            self._manifest["origin"] | {name: self._manifest[name] for name in names},
+        )
+
+
+def check_same_cache(path: Path, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raise a ValueError that names what differs between the cache of a folder and the one expected there."""
+    names = sorted({*found, *expected})
+    differing = [name for name in names if found.get(name) != expected.get(name)]
+    if differing:
+        raise ValueError(
+            f"the folder {str(path)!r} holds a cache that differs in {', '.join(differing)}. "
+            "Give another folder, or delete this one to extract again."
+        )
 
 
 def _block_name(k: int, part: str) -> str:

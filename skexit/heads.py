@@ -22,7 +22,7 @@ from skexit._validation import (
     validate_new_data,
     validate_training_data,
 )
-from skexit.arrays import BATCH_ROWS, ColumnSource, ExitArray, LogitsSource
+from skexit.arrays import BATCH_ROWS, ColumnSource, ExitArray, LogitsSource, OverlaidSource
 from skexit.layout import ExitLayout
 from skexit.networks import DenseNetwork, Training, train, weighted_scaling
 
@@ -332,7 +332,7 @@ class ExitHeads(TransformerMixin, BaseEstimator):
         logits = {k: np.empty((len(X), len(self.classes_))) for k, head in enumerate(networks) if head is not None}
         for k, values in logits.items():
             for batch in X.batches(BATCH_ROWS):
-                values[batch] = source.read(self.layout_out_, k, "logits", batch)
+                values[batch] = source.read_logits(k, batch)
         return logits
 
     def _layout_with_heads(self) -> ExitLayout:
@@ -357,25 +357,19 @@ class ExitHeads(TransformerMixin, BaseEstimator):
         return tags
 
 
-class _HeadSource:
+class _HeadSource(OverlaidSource):
     """The columns of an ExitArray, with the logits of heads, computed when they are read."""
 
     def __init__(self, base: ExitArray, networks: list[DenseNetwork | None], cascade: bool) -> None:
-        self.base = base
+        super().__init__(base, np.dtype(np.float64))
         self.networks = networks
         self.cascade = cascade
-        self.n_rows = len(base)
-        self.dtype = np.dtype(np.float64)
 
-    def read(self, layout: ExitLayout, k: int, part: str, rows: Any) -> NDArray[Any]:
-        if part == "features":
-            return self.base.features(k, rows)
+    def read_logits(self, k: int, rows: Any) -> NDArray[Any]:
         network = self.networks[k]
-        if network is not None:
-            return network(_head_inputs(self.base, k, self.cascade, rows))
-        logits = self.base.logits(k, rows)
-        assert logits is not None  # an exit without a head has logits
-        return logits
+        if network is None:
+            return super().read_logits(k, rows)
+        return network(_head_inputs(self.base, k, self.cascade, rows))
 
 
 def _seen(k: int, cascade: bool) -> range:

@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 from tqdm import tqdm
 
-from skexit.cache import CacheWriter, FeatureCache
+from skexit.cache import CacheWriter, FeatureCache, check_same_cache
 from skexit.extraction._network import (
     NETWORK_OUTPUT,
     Head,
@@ -428,13 +428,7 @@ def _find_cache(path: str | os.PathLike[str], origin: dict[str, str]) -> Feature
         found = FeatureCache(path, allow_partial=True)
     except FileNotFoundError:
         return None
-    names = sorted({*origin, *found.origin})
-    differing = [name for name in names if found.origin.get(name) != origin.get(name)]
-    if differing:
-        raise ValueError(
-            f"the folder {str(found.path)!r} holds a cache that differs in {', '.join(differing)}. "
-            "Give another folder, or delete this one to extract again."
-        )
+    check_same_cache(found.path, found.origin, origin)
     return found
 
 

@@ -89,7 +89,9 @@ class ExitPolicy(ClassifierMixin, BaseEstimator):
         exits = self._fit_heads(exits, labels, weight)
         self.layout_ = exits.layout
         self.costs_ = self.layout_.cost_fractions
-        self._check_budget()
+        budget = getattr(self, "budget", None)
+        if budget is not None:
+            self._check_budget(budget)
         self._fit_policy(exits, labels, weight)
         return self
 
@@ -173,10 +175,9 @@ class ExitPolicy(ClassifierMixin, BaseEstimator):
             np.average(self.costs_[exits], weights=None if sample_weight is None else np.asarray(sample_weight))
         )
 
-    def _check_budget(self) -> None:
+    def _check_budget(self, budget: float) -> None:
         """Raise unless the budget can be met. With a single exit there is nothing to choose."""
-        budget = getattr(self, "budget", None)
-        if budget is not None and self.layout_.n_exits > 1:
+        if self.layout_.n_exits > 1:
             check_budget(budget, self.costs_)
 
     def _fit_heads(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> ExitArray:
@@ -280,8 +281,7 @@ class BudgetedPolicy(ExitPolicy):
             If the budget is outside (0, 1] or below the first exit's cost.
         """
         check_is_fitted(self)
-        if self.layout_.n_exits > 1:
-            check_budget(budget, self.costs_)
+        self._check_budget(budget)
         policy = copy.copy(self).set_params(budget=budget)
         policy._apply_thresholds()
         return policy

@@ -309,7 +309,7 @@ class EMExitAssigner(BudgetedPolicy):
     ) -> list[DenseNetwork]:
         def train_router(k: int) -> DenseNetwork:
             return train(
-                lambda rows: self._router_inputs(k, read_logits(X, k, rows), read_features(X, k, rows)),
+                lambda rows: self._read_router_inputs(X, k, rows),
                 targets[:, k],
                 weight,
                 hidden=self.router_hidden,
@@ -342,8 +342,7 @@ class EMExitAssigner(BudgetedPolicy):
         probability = np.ones((len(X), X.layout.n_exits))
         for batch in X.batches(BATCH_ROWS):
             for k, router in enumerate(routers):
-                inputs = self._router_inputs(k, read_logits(X, k, batch), read_features(X, k, batch))
-                probability[batch, k] = _probability(router, inputs)
+                probability[batch, k] = _probability(router, self._read_router_inputs(X, k, batch))
         return probability
 
     def _confidences(self, X: ExitArray) -> Floats:
@@ -353,7 +352,11 @@ class EMExitAssigner(BudgetedPolicy):
                 confidence[batch, k] = max_probability(softmax(read_logits(X, k, batch)))
         return confidence
 
-    def _router_inputs(self, k: int, logits: Any, features: Any) -> Any:
+    def _read_router_inputs(self, X: ExitArray, k: int, rows: Any) -> Floats:
+        features = read_features(X, k, rows) if self._needs_features else None
+        return self._router_inputs(k, softmax(read_logits(X, k, rows)), features)
+
+    def _router_inputs(self, k: int, probabilities: Any, features: Any) -> Any:
         parts = []
         if self.router_input != "probabilities" and features.shape[1]:
             parts.append(features)
@@ -362,9 +365,8 @@ class EMExitAssigner(BudgetedPolicy):
                 f"router_input='features', but exit {k} has no features. Use router_input='probabilities' or 'both', "
                 "or keep features in the cache."
             )
-        xp = array_namespace(logits)
+        xp = array_namespace(probabilities)
         if self.router_input != "features":
-            probabilities = softmax(logits)
             scores = [max_probability(probabilities), normalized_entropy(probabilities), margin(probabilities)]
             parts += [probabilities, xp.stack(scores, axis=1)]
         return xp.concat(parts, axis=1)
@@ -374,11 +376,12 @@ class EMExitAssigner(BudgetedPolicy):
         return self.router_input != "probabilities"
 
     def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
-        confidence = max_probability(softmax(logits))
+        probabilities = softmax(logits)
+        confidence = max_probability(probabilities)
         if k == self.layout_.n_exits - 1:
             probability = array_namespace(logits).ones_like(confidence)
         else:
-            probability = _probability(self.routers_[k], self._router_inputs(k, logits, features))
+            probability = _probability(self.routers_[k], self._router_inputs(k, probabilities, features))
         return _score(probability, confidence, self.confidence_weight_)
 
     def _apply_thresholds(self) -> None:
