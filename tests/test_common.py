@@ -11,6 +11,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skexit import ExitArray, ExitHeads, ExitLayout, stack_exits
+from skexit.uncertainty import ConformalScores, softmax
 
 # PABEE's votes are tied, and so fall short of most budgets.
 pytestmark = pytest.mark.filterwarnings("ignore:the mean cost on the fitting data:UserWarning")
@@ -226,3 +227,124 @@ def test_heads_are_fitted_where_logits_are_missing(fitted, data):
     at_last = exits == 3
     logits = features.logits(3)[at_last]
     np.testing.assert_array_equal(policy.predict(features)[at_last], logits.argmax(axis=1))
+
+
+SET_METHODS = ["general", "ims", "strict", "gated"]
+
+
+@pytest.fixture(scope="module")
+def calibration_data():
+    return make_exits(n_samples=200, n_exits=4, n_classes=3, random_state=1)
+
+
+@pytest.fixture(scope="module")
+def calibrated(fitted, calibration_data):
+    return copy.deepcopy(fitted).calibrate(*calibration_data)
+
+
+def test_calibration_changes_no_decision(fitted, calibrated, data):
+    X, _ = data
+    np.testing.assert_array_equal(calibrated.thresholds_, fitted.thresholds_)
+    for method in ("predict", "predict_exit", "exit_scores"):
+        np.testing.assert_array_equal(getattr(calibrated, method)(X), getattr(fitted, method)(X))
+
+
+def test_calibrated_probabilities_are_those_of_the_temperatures(calibrated, data):
+    X, _ = data
+    assert calibrated.temperatures_.shape == (4,)
+    assert (calibrated.temperatures_ != 1).all()
+    exits = calibrated.predict_exit(X)
+    logits = np.stack([X.logits(k) for k in range(4)], axis=1)[np.arange(len(X)), exits]
+    expected = softmax(logits / calibrated.temperatures_[exits][:, None])
+    np.testing.assert_allclose(calibrated.predict_proba(X), expected)
+
+
+def test_conformal_scores_are_those_of_the_calibration_rows(calibrated, calibration_data):
+    X, y = calibration_data
+    np.testing.assert_array_equal(calibrated._conformal_scores.exits, calibrated.predict_exit(X))
+    for k in range(4):
+        expected = 1 - softmax(X.logits(k) / calibrated.temperatures_[k])[np.arange(len(X)), y]
+        np.testing.assert_allclose(calibrated._conformal_scores.scores[:, k], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", SET_METHODS)
+def test_sets(calibrated, data, method):
+    X, _ = data
+    probabilities, exits = calibrated.predict_proba(X), calibrated.predict_exit(X)
+    smaller = np.zeros((len(X), 3), dtype=bool)
+    for alpha in (0.5, 0.2, 0.05, 0.001):
+        sets = calibrated.predict_set(X, alpha, method)
+        assert sets.shape == (len(X), 3)
+        assert sets.dtype == bool
+        thresholds = calibrated._conformal_scores.thresholds(alpha, method)
+        np.testing.assert_array_equal(sets, 1 - probabilities <= thresholds[exits][:, None])
+        predicted = probabilities.argmax(axis=1)
+        np.testing.assert_array_equal(sets[np.arange(len(X)), predicted], sets.any(axis=1))
+        assert (sets >= smaller).all()
+        smaller = sets
+    np.testing.assert_array_equal(calibrated.predict_set(X), calibrated.predict_set(X, 0.05, "gated"))
+
+
+def test_calibration_is_dropped_where_other_samples_may_leave(calibrated, data):
+    X, y = data
+    others = [copy.deepcopy(calibrated).fit(X, y), clone(calibrated).fit(X, y)]
+    if hasattr(calibrated, "with_budget"):
+        others.append(calibrated.with_budget(0.8))
+    for policy in others:
+        assert policy.temperatures_.tolist() == [1, 1, 1, 1]
+        with pytest.raises(NotFittedError, match="is not calibrated"):
+            policy.predict_set(X)
+    assert (calibrated.temperatures_ != 1).all()
+    calibrated.predict_set(X)
+
+
+def test_calibration_survives_persistence(calibrated, data, tmp_path):
+    X, _ = data
+    joblib.dump(calibrated, tmp_path / "policy.joblib")
+    loaded = joblib.load(tmp_path / "policy.joblib")
+    np.testing.assert_array_equal(loaded.predict_proba(X), calibrated.predict_proba(X))
+    np.testing.assert_array_equal(loaded.predict_set(X, 0.1), calibrated.predict_set(X, 0.1))
+    assert isinstance(loaded._conformal_scores, ConformalScores)
+
+
+def test_errors_of_calibration(fitted, calibrated, data):
+    X, y = data
+    name = type(fitted).__name__
+    for method, arguments in [("calibrate", (X, y)), ("predict_set", (X,))]:
+        with pytest.raises(NotFittedError, match=f"This {name} instance is not fitted yet"):
+            getattr(clone(fitted), method)(*arguments)
+    message = (
+        f"^This {name} is not calibrated. Call 'calibrate' on rows that were not used in fitting before 'predict_set'.$"
+    )
+    with pytest.raises(NotFittedError, match=message):
+        fitted.predict_set(X)
+    with pytest.raises(ValueError, match=r"^method='loose' must be 'general', 'ims', 'strict' or 'gated'\.$"):
+        calibrated.predict_set(X, method="loose")
+    with pytest.raises(ValueError, match=r"^alpha=1 must be between 0 and 1"):
+        calibrated.predict_set(X, alpha=1)
+    policy = copy.deepcopy(fitted)
+    with pytest.raises(ValueError, match=r"inconsistent numbers of samples: \[300, 299\]"):
+        policy.calibrate(X, y[:-1])
+    with pytest.raises(ValueError, match="y has the class 3, which the layout does not know: its classes are"):
+        policy.calibrate(X, np.where(y == 2, 3, y))
+    with pytest.raises(NotFittedError):
+        policy.predict_set(X)  # what was refused has left nothing behind
+
+
+def test_calibration_rows_may_lack_classes(fitted, data):
+    X, y = data
+    policy = copy.deepcopy(fitted).calibrate(X[y == 1], y[y == 1])
+    assert policy.predict_set(X).shape == (len(X), 3)
+    assert np.isfinite(policy.predict_proba(X)).all()
+
+
+def test_calibration_with_heads_of_its_own(fitted, data):
+    X, y = data
+    features = stack_exits([None] * 4, [X.features(k) for k in range(4)])
+    policy = clone(fitted).fit(features[:200], y[:200]).calibrate(features[200:], y[200:])
+    exits = policy.predict_exit(features)
+    logits = np.stack([policy.heads_.transform(features).logits(k) for k in range(4)], axis=1)
+    expected = softmax(logits[np.arange(300), exits] / policy.temperatures_[exits][:, None])
+    np.testing.assert_allclose(policy.predict_proba(features), expected)
+    np.testing.assert_array_equal(policy._conformal_scores.exits, exits[200:])
+    assert policy.predict_set(np.asarray(features), 0.2).shape == (300, 3)

@@ -10,15 +10,23 @@ from typing import Any, Self, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.exceptions import NotFittedError
 from sklearn.utils import Tags
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from skexit._sklearn import _fit_context
-from skexit._validation import check_budget, read_features, read_logits, validate_new_data, validate_training_data
+from skexit._validation import (
+    check_budget,
+    encode_labels,
+    read_features,
+    read_logits,
+    validate_new_data,
+    validate_training_data,
+)
 from skexit.arrays import BATCH_ROWS, ExitArray
 from skexit.heads import ExitHeads
 from skexit.policies.quotas import exits_from_scores
-from skexit.uncertainty import softmax
+from skexit.uncertainty import FEWEST_ROWS, ConformalScores, fit_temperature, softmax
 
 
 class ExitPolicy(ClassifierMixin, BaseEstimator):
@@ -37,6 +45,8 @@ class ExitPolicy(ClassifierMixin, BaseEstimator):
     layout: Any
     heads: Any
     thresholds_: NDArray[np.float64]
+    temperatures_: NDArray[np.float64]
+    _conformal_scores: ConformalScores | None
 
     @abstractmethod
     def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
@@ -64,7 +74,7 @@ class ExitPolicy(ClassifierMixin, BaseEstimator):
 
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> ExitPolicy:
-        """Learn when samples may stop.
+        """Learn when samples may stop. An earlier calibration is dropped.
 
         Parameters
         ----------
@@ -86,13 +96,60 @@ class ExitPolicy(ClassifierMixin, BaseEstimator):
             the budget does not pay for the first exit.
         """
         exits, self.classes_, labels, weight = validate_training_data(self, X, y, sample_weight)
-        exits = self._fit_heads(exits, labels, weight)
+        return self._fit_on(self._fit_heads(exits, labels, weight), labels, weight)
+
+    def _fit_on(self, exits: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> Self:
+        """Fit on exits that all have logits, now that these are there."""
         self.layout_ = exits.layout
         self.costs_ = self.layout_.cost_fractions
+        self._drop_calibration()
         budget = getattr(self, "budget", None)
         if budget is not None:
             self._check_budget(budget)
         self._fit_policy(exits, labels, weight)
+        return self
+
+    def calibrate(self, X: Any, y: ArrayLike, *, temperature: bool = True) -> Self:
+        """Learn how far the exits can be trusted, from rows that were not used in fitting.
+
+        A temperature is fitted for each exit, on the rows that leave there (on all rows where
+        fewer than 20 do), and from then on divides the exit's logits in ``predict_proba`` and
+        ``predict_set``. The conformal scores of the rows are kept for ``predict_set``. Decisions
+        stay as they are: those of ``exit_scores``, ``predict_exit`` and ``predict``.
+
+        Parameters
+        ----------
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+        y : array-like of shape (n_samples,)
+            Class labels.
+        temperature : bool, default=True
+            Whether to fit temperatures. False keeps those of an earlier call, or 1. Sets have
+            their exact guarantee where the temperatures are from other rows than the sets:
+            ``policy.calibrate(X_1, y_1).calibrate(X_2, y_2, temperature=False)``.
+
+        Returns
+        -------
+        self : ExitPolicy
+            Its ``temperatures_``, an array of shape (n_exits,), are 1 before the first call.
+
+        Raises
+        ------
+        ValueError
+            If X does not fit the layout of the policy or is not finite, or y has a class that the
+            policy does not know.
+        """
+        exits = self._check_new(X)
+        check_consistent_length(exits, y)
+        _, labels = encode_labels(y, self.layout_)
+        stops = self._stops(exits)
+        temperatures, scores = self.temperatures_.copy(), np.empty((len(exits), self.layout_.n_exits))
+        for k, logits in self._logits_of_exits(exits):
+            if temperature:
+                leaves = stops == k
+                used = leaves if leaves.sum() >= FEWEST_ROWS else slice(None)
+                temperatures[k] = fit_temperature(logits[used], labels[used])
+            scores[:, k] = 1 - softmax(logits / temperatures[k])[np.arange(len(labels)), labels]
+        self.temperatures_, self._conformal_scores = temperatures, ConformalScores(scores, stops)
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:
@@ -106,7 +163,11 @@ class ExitPolicy(ClassifierMixin, BaseEstimator):
         -------
         ndarray of shape (n_samples,)
         """
-        predicted = np.argmax(self.predict_proba(X), axis=1)
+        exits = self._check_new(X)
+        predicted = np.empty(len(exits), dtype=np.int64)
+        for _, rows, logits in self._departures(exits):
+            # Of the logits: a temperature could part or join probabilities that differ by a rounding error.
+            predicted[rows] = np.argmax(logits, axis=1)
         return self.classes_[predicted]
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
@@ -122,9 +183,52 @@ class ExitPolicy(ClassifierMixin, BaseEstimator):
         """
         exits = self._check_new(X)
         probabilities = np.empty((len(exits), len(self.classes_)))
-        for _, rows, logits in self._departures(exits):
-            probabilities[rows] = softmax(logits)
+        for k, rows, logits in self._departures(exits):
+            probabilities[rows] = softmax(logits / self.temperatures_[k])
         return probabilities
+
+    def predict_set(self, X: Any, alpha: float = 0.05, method: str = "gated") -> NDArray[np.bool_]:
+        """Classes that contain the true one with a probability of about ``1 - alpha``.
+
+        A class is in the set of a sample if one minus its probability, at the exit where the
+        sample stops, is at most the exit's conformal threshold (JEI-DNN, eq. 10). Needs
+        ``calibrate``.
+
+        Parameters
+        ----------
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+        alpha : float, default=0.05
+            Share of sets that may miss the true class; between 0 and 1, both excluded.
+        method : {"general", "ims", "strict", "gated"}, default="gated"
+            Which calibration rows make the thresholds (JEI-DNN, 9.3). ``"general"``: one threshold
+            from all rows, each at the exit where it leaves. ``"ims"``: one an exit, from all rows at
+            that exit. ``"strict"``: one an exit, from the rows that leave there; where none does,
+            sets are empty. ``"gated"``: as strict, but the general one where fewer than 20 rows
+            leave.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes) of bool
+            All classes where there are too few calibration rows for the guarantee.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            If the policy is not calibrated.
+        ValueError
+            If alpha is not between 0 and 1, or there is no such method.
+        """
+        exits = self._check_new(X)
+        if self._conformal_scores is None:
+            raise NotFittedError(
+                f"This {type(self).__name__} is not calibrated. Call 'calibrate' on rows that were not used in fitting "
+                "before 'predict_set'."
+            )
+        thresholds = self._conformal_scores.thresholds(alpha, method)
+        sets = np.empty((len(exits), len(self.classes_)), dtype=bool)
+        for k, rows, logits in self._departures(exits):
+            sets[rows] = 1 - softmax(logits / self.temperatures_[k]) <= thresholds[k]
+        return sets
 
     def predict_exit(self, X: Any) -> NDArray[np.int64]:
         """Exit at which each sample stops.
@@ -138,11 +242,7 @@ class ExitPolicy(ClassifierMixin, BaseEstimator):
         ndarray of shape (n_samples,) of int
             Exits count from 0.
         """
-        exits = self._check_new(X)
-        stops = np.empty(len(exits), dtype=np.int64)
-        for k, rows, _ in self._departures(exits):
-            stops[rows] = k
-        return stops
+        return self._stops(self._check_new(X))
 
     def exit_scores(self, X: Any) -> NDArray[np.float64]:
         """Scores of every exit, as if no sample stopped before it.
@@ -229,6 +329,18 @@ class ExitPolicy(ClassifierMixin, BaseEstimator):
                 if len(running) == 0:
                     break
 
+    def _stops(self, X: ExitArray) -> NDArray[np.int64]:
+        stops = np.empty(len(X), dtype=np.int64)
+        for k, rows, _ in self._departures(X):
+            stops[rows] = k
+        return stops
+
+    def _logits_of_exits(self, X: ExitArray) -> Iterator[tuple[int, NDArray[np.float64]]]:
+        """Logits of all rows, one exit after another, so that one exit's are in memory at a time."""
+        batches: list[tuple[slice, dict[str, Any]]] = [(batch, {}) for batch in X.batches(BATCH_ROWS)]
+        for k in range(X.layout.n_exits):
+            yield k, np.concatenate([self._observe(X, k, batch, memory)[0] for batch, memory in batches])
+
     def _scores(self, X: ExitArray) -> NDArray[np.float64]:
         scores = np.empty((len(X), X.layout.n_exits))
         for batch in X.batches(BATCH_ROWS):
@@ -242,6 +354,10 @@ class ExitPolicy(ClassifierMixin, BaseEstimator):
         """Set ``exit_distribution_`` to the shares of the fitting rows."""
         stops = exits_from_scores(scores, self.thresholds_)
         self.exit_distribution_ = np.bincount(stops, weights=weight, minlength=scores.shape[1]) / weight.sum()
+
+    def _drop_calibration(self) -> None:
+        self.temperatures_ = np.ones(self.layout_.n_exits)
+        self._conformal_scores = None
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -264,6 +380,8 @@ class BudgetedPolicy(ExitPolicy):
     def with_budget(self, budget: float) -> Self:
         """A fitted copy for another budget; nothing is trained again.
 
+        The copy is not calibrated, as other samples leave at its exits.
+
         Parameters
         ----------
         budget : float
@@ -283,6 +401,7 @@ class BudgetedPolicy(ExitPolicy):
         check_is_fitted(self)
         self._check_budget(budget)
         policy = copy.copy(self).set_params(budget=budget)
+        policy._drop_calibration()
         policy._apply_thresholds()
         return policy
 

@@ -1,0 +1,37 @@
+"""How sure a classifier is, and how far it can be trusted."""
+
+from skexit.uncertainty.calibration import expected_calibration_error
+from skexit.uncertainty.conformal import (
+    FEWEST_ROWS,
+    ConformalScores,
+    conformal_threshold,
+    coverage_score,
+    inefficiency_score,
+)
+from skexit.uncertainty.scores import (
+    SCORES,
+    count_votes,
+    margin,
+    max_probability,
+    normalized_entropy,
+    softmax,
+    vote,
+)
+from skexit.uncertainty.temperature import fit_temperature
+
+__all__ = [
+    "FEWEST_ROWS",
+    "SCORES",
+    "ConformalScores",
+    "conformal_threshold",
+    "count_votes",
+    "coverage_score",
+    "expected_calibration_error",
+    "fit_temperature",
+    "inefficiency_score",
+    "margin",
+    "max_probability",
+    "normalized_entropy",
+    "softmax",
+    "vote",
+]

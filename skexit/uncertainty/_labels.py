@@ -1,0 +1,47 @@
+"""Which column of probabilities or sets is which class."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_consistent_length, column_or_1d
+
+
+def column_of_labels(y_true: ArrayLike, labels: ArrayLike | None, table: NDArray, name: str) -> NDArray[np.intp]:
+    """Column of each row's true class.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_samples,)
+    labels : array-like of shape (n_classes,) or None
+        Class of each column; None means the sorted classes of y_true.
+    table : ndarray of shape (n_samples, n_classes)
+    name : str
+        What the table is called in errors.
+
+    Returns
+    -------
+    ndarray of shape (n_samples,)
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not agree, y_true has a class that labels lacks, or labels has one twice.
+    """
+    y_true = column_or_1d(y_true)
+    check_consistent_length(y_true, table)
+    present = np.unique(y_true)
+    classes = present if labels is None else column_or_1d(labels)
+    if len(classes) != table.shape[1]:
+        source = "y_true" if labels is None else "labels"
+        raise ValueError(
+            f"{source} has {len(classes)} classes, and {name} {table.shape[1]} columns. Give the class of each column: "
+            "labels=policy.classes_."
+        )
+    order = np.argsort(classes)
+    if (classes[order][1:] == classes[order][:-1]).any():
+        raise ValueError(f"labels={classes.tolist()} names a class twice.")
+    unknown = np.setdiff1d(present, classes)
+    if len(unknown):
+        raise ValueError(f"y_true has the class {unknown.tolist()[0]!r}, which labels={classes.tolist()} lacks.")
+    return order[np.searchsorted(classes, y_true, sorter=order)]

@@ -1,0 +1,95 @@
+"""Whether probabilities are what they say: how often the answer is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from numbers import Integral
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_array
+
+from skexit.uncertainty._labels import column_of_labels
+
+
+def expected_calibration_error(
+    y_true: ArrayLike,
+    y_prob: ArrayLike,
+    *,
+    n_bins: int = 15,
+    strategy: str = "quantile",
+    labels: ArrayLike | None = None,
+) -> float:
+    """How far the probability of the predicted class is from how often it is right.
+
+    Rows are put into bins by the largest probability p of each. With N rows,
+
+        ``ECE = sum over bins b of |bin b| / N * |accuracy of b - mean p of b|``
+
+    which is eq. 19 of JEI-DNN.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_samples,)
+        Class labels.
+    y_prob : array-like of shape (n_samples, n_classes)
+        Class probabilities, as of ``predict_proba``.
+    n_bins : int, default=15
+        Number of bins, B.
+    strategy : {"quantile", "uniform"}, default="quantile"
+        ``"quantile"``: bins of as many rows each: of the rows in the order of p, bin b holds those
+        from ``N (b - 1) / B`` to ``N b / B``, as in JEI-DNN. Rows of equal p keep their order.
+        ``"uniform"``: bins of the same width: bin b holds the rows with p in
+        ``((b - 1) / B, b / B]``.
+    labels : array-like of shape (n_classes,), default=None
+        Class of each column of `y_prob`. By default the sorted classes of `y_true`.
+
+    Returns
+    -------
+    float
+        Between 0 and 1; 0 where each bin is right as often as it says.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not agree, y_true has a class that labels lacks, a probability is outside
+        [0, 1], or a parameter has another value than those above.
+
+    Examples
+    --------
+    Four samples are sure to 0.9, and three of them are right:
+
+    >>> y_prob = [[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.1, 0.9]]
+    >>> round(expected_calibration_error([0, 0, 1, 0], y_prob, n_bins=1), 4)
+    0.15
+    """
+    if not isinstance(n_bins, Integral) or n_bins < 1:
+        raise ValueError(f"n_bins={n_bins!r} must be a positive integer.")
+    if strategy not in _BINS:
+        raise ValueError(f"strategy={strategy!r} must be 'quantile' or 'uniform'.")
+    probabilities = check_array(y_prob, dtype=np.float64, input_name="y_prob")
+    if probabilities.min() < 0 or probabilities.max() > 1:
+        raise ValueError("y_prob must hold probabilities, between 0 and 1; pass those of predict_proba.")
+    true_columns = column_of_labels(y_true, labels, probabilities, "y_prob")
+    right = np.argmax(probabilities, axis=1) == true_columns
+    confidence = probabilities.max(axis=1)
+    gaps = np.bincount(_BINS[strategy](confidence, int(n_bins)), weights=right - confidence)
+    return float(np.abs(gaps).sum() / len(right))
+
+
+def _quantile_bins(confidence: NDArray[np.float64], n_bins: int) -> NDArray[np.intp]:
+    n_samples = len(confidence)
+    starts = n_samples * np.arange(n_bins + 1) // n_bins
+    bins = np.empty(n_samples, dtype=np.intp)
+    bins[np.argsort(confidence, kind="stable")] = np.repeat(np.arange(n_bins), np.diff(starts))
+    return bins
+
+
+def _uniform_bins(confidence: NDArray[np.float64], n_bins: int) -> NDArray[np.intp]:
+    return np.searchsorted(np.arange(1, n_bins) / n_bins, confidence, side="left")
+
+
+_BINS: dict[str, Callable[[NDArray[np.float64], int], NDArray[np.intp]]] = {
+    "quantile": _quantile_bins,
+    "uniform": _uniform_bins,
+}

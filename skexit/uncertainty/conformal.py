@@ -1,0 +1,175 @@
+"""Conformal sets: as many classes as it takes to contain the true one often enough."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Real
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_array, column_or_1d
+
+from skexit.uncertainty._labels import column_of_labels
+
+#: An exit where fewer calibration rows leave is not calibrated on these alone (JEI-DNN, 9.3).
+FEWEST_ROWS = 20
+
+
+def conformal_threshold(scores: ArrayLike, alpha: float) -> float:
+    """Score that a new one exceeds with a probability of at most `alpha`.
+
+    It is the ``ceil((n + 1) (1 - alpha))``-th smallest of the n scores. If the new score and these
+    are exchangeable, the new one is at most the threshold with a probability of at least
+    ``1 - alpha``; without ties, of ``ceil((n + 1) (1 - alpha)) / (n + 1)``.
+
+    Parameters
+    ----------
+    scores : array-like of shape (n_samples,)
+        Conformal scores of rows that the classifier was not trained on, larger where its answer
+        fits the label less.
+    alpha : float
+        Between 0 and 1, both excluded.
+
+    Returns
+    -------
+    float
+        Infinite where there are too few scores for the guarantee.
+
+    Raises
+    ------
+    ValueError
+        If alpha is not between 0 and 1.
+
+    Examples
+    --------
+    >>> scores = np.arange(1, 100) / 100
+    >>> conformal_threshold(scores, alpha=0.1)
+    0.9
+    >>> conformal_threshold(scores[:8], alpha=0.1)
+    inf
+    """
+    if not isinstance(alpha, Real) or not 0 < alpha < 1:
+        raise ValueError(f"alpha={alpha!r} must be between 0 and 1: the share of sets that may miss the true class.")
+    scores = column_or_1d(scores)
+    # The tolerance is for rounding: alpha = 0.1 written as 1 - 0.9 is a little less.
+    n_above = math.floor((len(scores) + 1) * alpha * (1 + 1e-12))
+    rank = max(len(scores) + 1 - n_above, 1)
+    if rank > len(scores):
+        return math.inf
+    return float(np.partition(scores, rank - 1)[rank - 1])
+
+
+@dataclass(frozen=True)
+class ConformalScores:
+    """Conformal scores of calibration rows, from which the thresholds of the exits follow.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (n_samples, n_exits)
+        One minus the probability of the true class, at every exit.
+    exits : ndarray of shape (n_samples,) of int
+        Exit where each row leaves.
+    """
+
+    scores: NDArray[np.float64]
+    exits: NDArray[np.int64]
+
+    def thresholds(self, alpha: float, method: str) -> NDArray[np.float64]:
+        """Largest score of a class that is in the set, at each exit (JEI-DNN, 9.3).
+
+        Parameters
+        ----------
+        alpha : float
+            Share of sets that may miss the true class.
+        method : {"general", "ims", "strict", "gated"}
+            Which scores make the threshold of an exit; see :meth:`ExitPolicy.predict_set`.
+
+        Returns
+        -------
+        ndarray of shape (n_exits,)
+            ``inf`` where every class is in the set, ``-inf`` where none is.
+
+        Raises
+        ------
+        ValueError
+            If alpha is not between 0 and 1, or there is no such method.
+        """
+        if method not in _METHODS:
+            raise ValueError(f"method={method!r} must be 'general', 'ims', 'strict' or 'gated'.")
+        n_exits = self.scores.shape[1]
+        if method == "ims":
+            return np.array([conformal_threshold(self.scores[:, k], alpha) for k in range(n_exits)])
+        general = conformal_threshold(self.scores[np.arange(len(self.exits)), self.exits], alpha)
+        if method == "general":
+            return np.full(n_exits, general)
+        leaving = [self.scores[self.exits == k, k] for k in range(n_exits)]
+        fewest, otherwise = (1, -math.inf) if method == "strict" else (FEWEST_ROWS, general)
+        return np.array([conformal_threshold(own, alpha) if len(own) >= fewest else otherwise for own in leaving])
+
+
+_METHODS = ("general", "ims", "strict", "gated")
+
+
+def coverage_score(y_true: ArrayLike, y_set: ArrayLike, *, labels: ArrayLike | None = None) -> float:
+    """Share of the samples whose true class is in the set (JEI-DNN, eq. 2).
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_samples,)
+        Class labels.
+    y_set : array-like of shape (n_samples, n_classes) of bool
+        Which classes are in the set of each sample, as of ``predict_set``.
+    labels : array-like of shape (n_classes,), default=None
+        Class of each column of `y_set`. By default the sorted classes of `y_true`.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not agree, y_set is not of bool, or y_true has a class that labels lacks.
+
+    Examples
+    --------
+    >>> coverage_score(["a", "b"], [[True, True], [True, False]])
+    0.5
+    """
+    sets = _check_sets(y_set)
+    true_columns = column_of_labels(y_true, labels, sets, "y_set")
+    return float(sets[np.arange(len(sets)), true_columns].mean())
+
+
+def inefficiency_score(y_set: ArrayLike) -> float:
+    """Mean number of classes in a set (JEI-DNN, eq. 2).
+
+    Parameters
+    ----------
+    y_set : array-like of shape (n_samples, n_classes) of bool
+        Which classes are in the set of each sample, as of ``predict_set``.
+
+    Returns
+    -------
+    float
+        Between 0 and n_classes.
+
+    Raises
+    ------
+    ValueError
+        If y_set is not two-dimensional, or not of bool.
+
+    Examples
+    --------
+    >>> inefficiency_score([[True, True], [True, False]])
+    1.5
+    """
+    return float(_check_sets(y_set).sum(axis=1).mean())
+
+
+def _check_sets(y_set: ArrayLike) -> NDArray[np.bool_]:
+    sets = check_array(y_set, dtype=None, input_name="y_set")
+    if sets.dtype != bool:
+        raise ValueError(f"y_set has dtype {sets.dtype}; it must be bool, as of predict_set.")
+    return sets
