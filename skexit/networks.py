@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +32,13 @@ class DenseNetwork:
     ----------
     weights : tuple of ndarray of shape (n_inputs, n_outputs), one a layer
     biases : tuple of ndarray of shape (n_outputs,), one a layer
+    negative_slope : float, default=0.0
+        Slope of the units below zero; larger than zero makes them leaky.
     """
 
     weights: tuple[NDArray[np.float64], ...]
     biases: tuple[NDArray[np.float64], ...]
+    negative_slope: float = 0.0
 
     def __call__(self, inputs: Any) -> Any:
         """Outputs of the last layer, as an array of the inputs' namespace, dtype and device.
@@ -53,7 +56,7 @@ class DenseNetwork:
         hidden = inputs
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if layer:
-                hidden = xp.where(hidden > 0, hidden, xp.zeros_like(hidden))
+                hidden = xp.where(hidden > 0, hidden, self.negative_slope * hidden)
             hidden = hidden @ xp.asarray(weight, **like) + xp.asarray(bias, **like)
         return hidden
 
@@ -66,7 +69,7 @@ class DenseNetwork:
         """The network that takes raw inputs where this one takes ``(inputs - mean) / scale``."""
         first = self.weights[0] / scale[:, None]
         bias = self.biases[0] - mean @ first
-        return DenseNetwork((first, *self.weights[1:]), (bias, *self.biases[1:]))
+        return replace(self, weights=(first, *self.weights[1:]), biases=(bias, *self.biases[1:]))
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ class Training:
         Rows in a step; fewer where there would be less than 20 steps in an epoch.
     early_stopping : bool
         Hold out a tenth of the rows, and keep the weights of the epoch with the lowest loss there.
+    patience : int, default=None
+        With early stopping, stop after so many epochs without a lower loss. By default never.
     """
 
     learning_rate: float
@@ -93,6 +98,7 @@ class Training:
     max_epochs: int
     batch_size: int
     early_stopping: bool = False
+    patience: int | None = None
 
 
 def train(
@@ -134,15 +140,14 @@ def train(
     rows = random_state.permutation(n_samples)
     n_held_out = n_samples // 10 if training.early_stopping else 0
     held_out, rows = rows[:n_held_out], rows[n_held_out:]
-    mean, scale = _scaling(read, rows, training.batch_size)
-    generator = torch.Generator().manual_seed(int(random_state.randint(2**31 - 1)))
-    model = _build([len(mean), *hidden, n_outputs], generator)
+    mean, scale = scaling(read, rows, training.batch_size)
+    model = build([len(mean), *hidden, n_outputs], torch_generator(random_state))
     target_type = torch.float32 if n_outputs == 1 else torch.int64
 
     def read_scaled(batch: NDArray[np.int64]) -> torch.Tensor:
         return torch.as_tensor((read(batch) - mean) / scale, dtype=torch.float32)
 
-    read_inputs = _keep_in_memory(read_scaled, n_samples, len(mean))
+    read_inputs = keep_in_memory(read_scaled, n_samples, len(mean))
 
     def loss(batch: NDArray[np.int64]) -> torch.Tensor:
         inputs = read_inputs(batch)
@@ -151,34 +156,124 @@ def train(
         return (_losses(model(inputs), target) * weight).sum() / weight.sum()
 
     batch_size = min(training.batch_size, -(-len(rows) // _FEWEST_STEPS))
-    n_batches = -(-len(rows) // batch_size)
-    n_steps = n_batches * training.max_epochs + 1
-    parameters = [
-        {"params": [p for p in model.parameters() if p.ndim == 2], "weight_decay": training.alpha},
-        {"params": [p for p in model.parameters() if p.ndim == 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.Adam(parameters, lr=training.learning_rate, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr=training.learning_rate,
-        total_steps=n_steps,
-        pct_start=max(0.1, 1.5 / n_steps),  # where the rise would end at step 0, OneCycleLR divides by zero
+    minimize(
+        loss,
+        list(model.parameters()),
+        rows,
+        held_out,
+        sample_weight,
+        training=replace(training, batch_size=batch_size),
+        random_state=random_state,
+        description=description,
     )
-    best_loss, best = np.inf, _to_dense(model)
+    return to_dense(model).after_scaling(mean, scale)
+
+
+def minimize(
+    loss: Callable[[NDArray[np.int64]], torch.Tensor],
+    parameters: Sequence[torch.Tensor],
+    rows: NDArray[np.int64],
+    held_out: NDArray[np.int64],
+    sample_weight: NDArray[np.float64],
+    *,
+    training: Training,
+    random_state: np.random.RandomState,
+    description: str | None = None,
+) -> int:
+    """Minimise a loss by mini-batches, and leave the parameters at their best.
+
+    Parameters
+    ----------
+    loss : callable
+        Takes row numbers and returns the mean loss of these rows.
+    parameters : sequence of torch.Tensor
+        Changed in place. Those with two dimensions are penalised.
+    rows : ndarray of shape (n_rows,) of int
+        Rows to train on.
+    held_out : ndarray of shape (n_held_out,) of int
+        Rows whose loss says which epoch was best; where there are none, it is the last.
+    sample_weight : ndarray of shape (n_samples,)
+        Weights of the rows in the mean of the held-out loss.
+    training : Training
+        Its `batch_size` is used as it is.
+    random_state : RandomState
+        Shuffles the rows before each epoch.
+    description : str, default=None
+        Label of a progress bar; None shows none.
+
+    Returns
+    -------
+    int
+        Epochs after which the parameters were at their best; 0 where the start was.
+    """
+    n_batches = -(-len(rows) // training.batch_size)
+    optimizer, schedule = _optimizer(parameters, training, n_batches * training.max_epochs)
+    best_loss, best_epoch, best = np.inf, training.max_epochs, []
     epochs = tqdm(range(training.max_epochs), desc=description, unit="epoch", disable=description is None, leave=False)
     with one_thread():
-        for _ in epochs:
-            for batch in _batches(random_state.permutation(rows), batch_size):
+        if len(held_out):
+            best_loss, best_epoch = _mean_loss(loss, held_out, sample_weight, training.batch_size), 0
+            best = _values(parameters)
+        for epoch in epochs:
+            for batch in batches(random_state.permutation(rows), training.batch_size):
                 optimizer.zero_grad()
                 loss(batch).backward()
                 optimizer.step()
                 schedule.step()
-            if n_held_out:
+            if len(held_out):
                 held_out_loss = _mean_loss(loss, held_out, sample_weight, training.batch_size)
                 epochs.set_postfix(held_out_loss=f"{held_out_loss:.4f}")
                 if held_out_loss < best_loss:
-                    best_loss, best = held_out_loss, _to_dense(model)
-    return (best if n_held_out else _to_dense(model)).after_scaling(mean, scale)
+                    best_loss, best_epoch, best = held_out_loss, epoch + 1, _values(parameters)
+                elif training.patience is not None and epoch + 1 - best_epoch >= training.patience:
+                    break
+    for parameter, value in zip(parameters, best, strict=False):
+        parameter.data.copy_(value)
+    return best_epoch
+
+
+def _optimizer(parameters: Sequence[torch.Tensor], training: Training, n_steps: int) -> tuple[Any, Any]:
+    """Adam, and a learning rate that rises over a tenth of the steps and falls to zero."""
+    import torch
+
+    groups = [
+        {"params": [p for p in parameters if p.ndim == 2], "weight_decay": training.alpha},
+        {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.Adam(groups, lr=training.learning_rate, fused=True)
+    return optimizer, one_cycle(optimizer, training.learning_rate, n_steps)
+
+
+def one_cycle(optimizer: torch.optim.Optimizer, learning_rate: float | list[float], n_steps: int) -> Any:
+    """A learning rate that rises over a tenth of the steps and falls to zero.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+    learning_rate : float or list of float
+        The highest; one for each group of parameters, or one for all.
+    n_steps : int
+
+    Returns
+    -------
+    torch.optim.lr_scheduler.OneCycleLR
+    """
+    from torch.optim.lr_scheduler import OneCycleLR
+
+    n_steps += 1  # the schedule also counts the step that would come after the last
+    # Where the rise would end at step 0, OneCycleLR divides by zero.
+    return OneCycleLR(optimizer, learning_rate, total_steps=n_steps, pct_start=max(0.1, 1.5 / n_steps))
+
+
+def _values(parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in parameters]
+
+
+def torch_generator(random_state: np.random.RandomState) -> torch.Generator:
+    """A generator of its own, so that torch's global one neither matters nor changes."""
+    import torch
+
+    return torch.Generator().manual_seed(int(random_state.randint(2**31 - 1)))
 
 
 @contextmanager
@@ -224,26 +319,32 @@ def weighted_scaling(
     return mean, np.where(constant, 1.0, scale)
 
 
-def _scaling(read: ReadRows, rows: NDArray[np.int64], batch_size: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    chunks = _batches(np.sort(rows), max(batch_size, 4096))
+def scaling(read: ReadRows, rows: NDArray[np.int64], batch_size: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Mean and standard deviation of the inputs of the given rows; 1 where an input is constant."""
+    chunks = batches(np.sort(rows), max(batch_size, 4096))
     return weighted_scaling((read(chunk).astype(np.float64), np.ones(len(chunk))) for chunk in chunks)
 
 
-def _keep_in_memory(
+def keep_in_memory(
     read: Callable[[NDArray[np.int64]], torch.Tensor], n_samples: int, n_inputs: int
 ) -> Callable[[NDArray[np.int64]], torch.Tensor]:
+    """Read all inputs now, where they are small; later calls then only look them up."""
+    import torch
+
     if 4 * n_samples * n_inputs > _IN_MEMORY_BYTES:
         return read
-    inputs = read(np.arange(n_samples))
+    inputs = torch.cat([read(chunk) for chunk in batches(np.arange(n_samples), 4096)])
     return lambda batch: inputs[batch]
 
 
-def _batches(rows: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:
+def batches(rows: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:
+    """Parts of the rows, of `batch_size` but for the last."""
     for start in range(0, len(rows), batch_size):
         yield rows[start : start + batch_size]
 
 
-def _build(sizes: Sequence[int], generator: torch.Generator) -> torch.nn.Sequential:
+def build(sizes: Sequence[int], generator: torch.Generator, negative_slope: float = 0.0) -> torch.nn.Sequential:
+    """A network of the given widths with random weights and no biases, as torch trains it."""
     from torch import nn
 
     layers: list[nn.Module] = []
@@ -252,7 +353,7 @@ def _build(sizes: Sequence[int], generator: torch.Generator) -> torch.nn.Sequent
         layer = nn.utils.skip_init(nn.Linear, n_inputs, n_outputs)
         nn.init.kaiming_uniform_(layer.weight, a=5**0.5, generator=generator)
         nn.init.zeros_(layer.bias)
-        layers += [layer, nn.ReLU()]
+        layers += [layer, nn.LeakyReLU(negative_slope)]
     return nn.Sequential(*layers[:-1])
 
 
@@ -268,15 +369,18 @@ def _mean_loss(loss: Callable[..., Any], rows: NDArray[np.int64], weight: NDArra
     import torch
 
     with torch.no_grad():
-        losses = [loss(batch).item() for batch in _batches(rows, batch_size)]
-    return float(np.average(losses, weights=[weight[batch].sum() for batch in _batches(rows, batch_size)]))
+        losses = [loss(batch).item() for batch in batches(rows, batch_size)]
+    return float(np.average(losses, weights=[weight[batch].sum() for batch in batches(rows, batch_size)]))
 
 
-def _to_dense(model: torch.nn.Sequential) -> DenseNetwork:
+def to_dense(model: torch.nn.Sequential) -> DenseNetwork:
+    """The network that torch has trained, as plain NumPy."""
     from torch import nn
 
     linear = [layer for layer in model if isinstance(layer, nn.Linear)]
+    slopes = [layer.negative_slope for layer in model if isinstance(layer, nn.LeakyReLU)]
     return DenseNetwork(
         tuple(layer.weight.detach().numpy().T.astype(np.float64) for layer in linear),
         tuple(layer.bias.detach().numpy().astype(np.float64) for layer in linear),
+        slopes[0] if slopes else 0.0,
     )

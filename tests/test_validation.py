@@ -159,9 +159,9 @@ def test_a_torch_tensor_is_an_array_without_a_layout(data):
 def test_scores_do_not_vanish_in_single_precision():
     import torch
 
-    from skexit.policies.em import _score
+    from skexit.policies.blending import blend
 
     probability, confidence = torch.full((2,), 1e-3), torch.tensor([0.02, 0.03])
-    single = _score(probability, confidence, 30.0).numpy()
-    double = _score(probability.numpy().astype(float), confidence.numpy().astype(float), 30.0)
+    single = blend(probability, confidence, 30.0).numpy()
+    double = blend(probability.numpy().astype(float), confidence.numpy().astype(float), 30.0)
     np.testing.assert_allclose(single, double, rtol=1e-5)

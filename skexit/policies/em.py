@@ -20,6 +20,7 @@ from skexit.layout import ExitLayout
 from skexit.networks import DenseNetwork, Training, train
 from skexit.policies.assignment import expectation, fit_exit_prior, group_patterns
 from skexit.policies.base import BudgetedPolicy, correct_exits
+from skexit.policies.blending import blend, sigmoid
 from skexit.policies.quotas import exits_from_scores, quota_thresholds
 from skexit.uncertainty import margin, max_probability, normalized_entropy, softmax
 
@@ -126,6 +127,8 @@ class EMExitAssigner(BudgetedPolicy):
         ``-inf`` at the last exit.
     exit_distribution_ : ndarray of shape (n_exits,)
         Share of the fitting samples that stop at each exit.
+    temperatures_ : ndarray of shape (n_exits,)
+        Temperatures of the answers; 1 before ``calibrate``.
     costs_ : ndarray of shape (n_exits,)
         Cumulative costs as fractions of the last exit's.
     classes_ : ndarray of shape (n_classes,)
@@ -342,7 +345,7 @@ class EMExitAssigner(BudgetedPolicy):
         probability = np.ones((len(X), X.layout.n_exits))
         for batch in X.batches(BATCH_ROWS):
             for k, router in enumerate(routers):
-                probability[batch, k] = _probability(router, self._read_router_inputs(X, k, batch))
+                probability[batch, k] = sigmoid(router(self._read_router_inputs(X, k, batch))[:, 0])
         return probability
 
     def _confidences(self, X: ExitArray) -> Floats:
@@ -381,13 +384,13 @@ class EMExitAssigner(BudgetedPolicy):
         if k == self.layout_.n_exits - 1:
             probability = array_namespace(logits).ones_like(confidence)
         else:
-            probability = _probability(self.routers_[k], self._router_inputs(k, probabilities, features))
-        return _score(probability, confidence, self.confidence_weight_)
+            probability = sigmoid(self.routers_[k](self._router_inputs(k, probabilities, features))[:, 0])
+        return blend(probability, confidence, self.confidence_weight_)
 
     def _apply_thresholds(self) -> None:
         self._find_assignments()
         self.confidence_weight_, self.assignment_weight_ = self._find_weights()
-        self._set_thresholds(_score(self._router_probability, self._confidence, self.confidence_weight_))
+        self._set_thresholds(blend(self._router_probability, self._confidence, self.confidence_weight_))
 
     def _choose_thresholds(self, scores: Floats, weight: Floats) -> Floats:
         return self._thresholds_for(scores, weight, self.assignment_weight_)
@@ -424,7 +427,7 @@ class EMExitAssigner(BudgetedPolicy):
 
     def _held_out_right(self, confidence_weight: float, assignment_weight: float) -> NDArray[np.bool_]:
         """Whether each row is answered right, by routers that were trained on other rows."""
-        scores = _score(self._held_out_probability, self._confidence, confidence_weight)
+        scores = blend(self._held_out_probability, self._confidence, confidence_weight)
         thresholds = self._thresholds_for(scores, self._fitting_weight, assignment_weight, warn=False)
         stops = exits_from_scores(scores, thresholds)
         return self._correct[np.arange(len(stops)), stops]
@@ -435,23 +438,3 @@ def _exceeds_its_error(gain: Floats, weight: Floats) -> bool:
     mean = np.average(gain, weights=weight)
     share = weight / weight.sum()
     return bool(mean > np.sqrt(np.sum(share**2 * (gain - mean) ** 2)))
-
-
-def _probability(router: DenseNetwork, inputs: Any) -> Any:
-    outputs = router(inputs)[:, 0]
-    xp = array_namespace(outputs)
-    small = xp.exp(-xp.abs(outputs))  # never overflows
-    return xp.where(outputs >= 0, 1 / (1 + small), small / (1 + small))
-
-
-def _score(probability: Any, confidence: Any, confidence_weight: float) -> Any:
-    """Weighted geometric mean of a router's probability and the classifier's."""
-    if confidence_weight == 0:
-        return probability
-    if np.isinf(confidence_weight):
-        return confidence
-    xp = array_namespace(probability)
-    tiny = xp.finfo(probability.dtype).smallest_normal
-    # In logarithms: a high power of a probability would vanish in single precision.
-    log_probability = xp.log(xp.where(probability > tiny, probability, tiny * xp.ones_like(probability)))
-    return xp.exp((log_probability + confidence_weight * xp.log(confidence)) / (1 + confidence_weight))
