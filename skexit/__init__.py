@@ -4,16 +4,29 @@ from skexit.arrays import ExitArray, stack_exits
 from skexit.cache import FeatureCache
 from skexit.heads import ExitHeads
 from skexit.layout import ExitLayout
-from skexit.policies import EMExitAssigner, Oracle, RandomExit, StaticExit, ThresholdPolicy, oracle
+from skexit.policies import (
+    EENetPolicy,
+    EMExitAssigner,
+    JEIGatedEnsemble,
+    LambdaPath,
+    Oracle,
+    RandomExit,
+    StaticExit,
+    ThresholdPolicy,
+    oracle,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "EENetPolicy",
     "EMExitAssigner",
     "ExitArray",
     "ExitHeads",
     "ExitLayout",
     "FeatureCache",
+    "JEIGatedEnsemble",
+    "LambdaPath",
     "Oracle",
     "RandomExit",
     "StaticExit",

@@ -257,6 +257,16 @@ class ExitHeads(TransformerMixin, BaseEstimator):
         network = self.networks_[k]
         return logits if network is None else network(features)
 
+    @classmethod
+    def _from_networks(cls, X: ExitArray, classes: NDArray[Any], networks: list[DenseNetwork | None]) -> ExitHeads:
+        """Heads that were trained elsewhere, on an X with sorted classes."""
+        heads = cls()
+        heads._layout_in = heads.layout_ = X.layout
+        heads.n_features_in_ = X.shape[1]
+        heads.classes_, heads.networks_ = classes, networks
+        heads.layout_out_ = heads._layout_with_heads()
+        return heads
+
     def _fit(self, X: ExitArray, classes: NDArray[Any], labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
         if len(classes) == 1:
             raise ValueError(f"y has 1 class, {classes.tolist()[0]!r}; a classifier needs two or more.")

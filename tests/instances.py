@@ -2,7 +2,16 @@
 
 import numpy as np
 
-from skexit import EMExitAssigner, ExitHeads, RandomExit, StaticExit, ThresholdPolicy, stack_exits
+from skexit import (
+    EENetPolicy,
+    EMExitAssigner,
+    ExitHeads,
+    JEIGatedEnsemble,
+    RandomExit,
+    StaticExit,
+    ThresholdPolicy,
+    stack_exits,
+)
 
 #: Policies with settings that matter for two exits or more.
 POLICIES = [
@@ -16,12 +25,34 @@ POLICIES = [
     EMExitAssigner(random_state=0, max_epochs=3),
     EMExitAssigner(budget=0.6, random_state=0, max_epochs=3),
     EMExitAssigner(lam=3.0, assignment="hard", router_input="features", router_hidden=(), random_state=0, max_epochs=3),
+    EENetPolicy(random_state=0, max_epochs=3),
+    EENetPolicy(0.6, init="random", confidence_weight=0, hidden_ratio=2, random_state=0, max_epochs=3),
+    EENetPolicy(learn_scores=False, random_state=0, max_epochs=3),
+    JEIGatedEnsemble(random_state=0, max_epochs=3),
+    JEIGatedEnsemble(budget=0.6, random_state=0, max_epochs=3),
+    JEIGatedEnsemble(
+        targets="exit_subsequent",
+        gate_reading="exit",
+        gate_inputs="seen",
+        decision="sampled",
+        temperature_scaling=False,
+        random_state=0,
+        max_epochs=3,
+    ),
 ]
 
 
 def estimators():
     """Every public estimator, with default parameters."""
-    return [EMExitAssigner(), ExitHeads(), RandomExit(), StaticExit(), ThresholdPolicy()]
+    return [
+        EENetPolicy(),
+        EMExitAssigner(),
+        ExitHeads(),
+        JEIGatedEnsemble(),
+        RandomExit(),
+        StaticExit(),
+        ThresholdPolicy(),
+    ]
 
 
 def make_exits(n_samples, n_exits, n_classes, random_state, n_features=4):

@@ -2,13 +2,18 @@
 
 from skexit.policies.base import BudgetedPolicy, ExitPolicy
 from skexit.policies.baselines import Oracle, RandomExit, StaticExit, oracle
+from skexit.policies.eenet import EENetPolicy
 from skexit.policies.em import EMExitAssigner
+from skexit.policies.jei import JEIGatedEnsemble, LambdaPath
 from skexit.policies.thresholds import ThresholdPolicy
 
 __all__ = [
     "BudgetedPolicy",
+    "EENetPolicy",
     "EMExitAssigner",
     "ExitPolicy",
+    "JEIGatedEnsemble",
+    "LambdaPath",
     "Oracle",
     "RandomExit",
     "StaticExit",

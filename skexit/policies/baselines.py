@@ -7,7 +7,7 @@ from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_consistent_length, check_random_state
 
@@ -16,6 +16,7 @@ from skexit._validation import encode_labels, sort_classes
 from skexit.arrays import ExitArray
 from skexit.layout import ExitLayout
 from skexit.policies.base import BudgetedPolicy, ExitPolicy, correct_exits
+from skexit.policies.draws import SampleDraws
 from skexit.policies.quotas import quota_thresholds
 
 
@@ -39,6 +40,8 @@ class StaticExit(ExitPolicy):
         ``inf`` before the exit, ``-inf`` from there on.
     exit_distribution_ : ndarray of shape (n_exits,)
         1 at the exit.
+    temperatures_ : ndarray of shape (n_exits,)
+        Temperatures of the answers; 1 before ``calibrate``.
     costs_ : ndarray of shape (n_exits,)
         Cumulative costs as fractions of the last exit's.
     classes_ : ndarray of shape (n_classes,)
@@ -112,6 +115,8 @@ class RandomExit(BudgetedPolicy):
         A sample stops where its draw from [0, 1) is at least the threshold.
     exit_distribution_ : ndarray of shape (n_exits,)
         Share of the fitting samples that stop at each exit.
+    temperatures_ : ndarray of shape (n_exits,)
+        Temperatures of the answers; 1 before ``calibrate``.
     costs_ : ndarray of shape (n_exits,)
         Cumulative costs as fractions of the last exit's.
     classes_ : ndarray of shape (n_classes,)
@@ -155,18 +160,13 @@ class RandomExit(BudgetedPolicy):
         self.random_state = random_state
 
     def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
-        xp = array_namespace(logits)
         if k == 0:
-            projection = xp.asarray(self._projection, dtype=logits.dtype, device=device(logits))
-            memory["sample"] = logits @ projection
-        # The fractional part of a steep sine looks uniform and needs no generator with a state.
-        draws = 1e4 * xp.sin(memory["sample"] + self._phases[k])
-        return draws - xp.floor(draws)
+            memory["sample"] = self._draws.project(logits)
+        return self._draws(k, memory["sample"])
 
     def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
         random_state = check_random_state(self.random_state)
-        self._projection = random_state.normal(size=len(self.classes_))
-        self._phases = random_state.uniform(0, 2 * np.pi, size=X.layout.n_exits).tolist()
+        self._draws = SampleDraws.from_seed(len(self.classes_), X.layout.n_exits, random_state)
         self._fit_thresholds(X, weight)
 
     def _choose_thresholds(self, scores: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -49,6 +49,8 @@ class ThresholdPolicy(BudgetedPolicy):
         ``-inf`` at the last exit.
     exit_distribution_ : ndarray of shape (n_exits,)
         Share of the fitting samples that stop at each exit.
+    temperatures_ : ndarray of shape (n_exits,)
+        Temperatures of the answers; 1 before ``calibrate``.
     costs_ : ndarray of shape (n_exits,)
         Cumulative costs as fractions of the last exit's.
     classes_ : ndarray of shape (n_classes,)
