@@ -20,7 +20,17 @@ from skexit.cache import FeatureCache
 from skexit.heads import ExitHeads
 from skexit.networks import one_thread
 from skexit.plotting import AccuracyCostDisplay
-from skexit.policies import EMExitAssigner, ExitPolicy, RandomExit, StaticExit, ThresholdPolicy, oracle
+from skexit.policies import (
+    EENetPolicy,
+    EMExitAssigner,
+    ExitPolicy,
+    JEIGatedEnsemble,
+    RandomExit,
+    StaticExit,
+    ThresholdPolicy,
+    oracle,
+)
+from skexit.uncertainty import coverage_score, expected_calibration_error, inefficiency_score
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +38,7 @@ if TYPE_CHECKING:
 _BUDGETS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _EXITS = ["stage1", "stage2", "stage3", "stage4"]
 _PRICES = (0.5, 1.0, 2.0, 4.0)
+_JOINT = "JEI gates"
 
 
 def run_demo(out: str | Path, *, seed: int = 0, report: Callable[[str], None] = print) -> pd.DataFrame:
@@ -65,15 +76,17 @@ def run_demo(out: str | Path, *, seed: int = 0, report: Callable[[str], None] = 
 
     report("3. Fitting a classifier at each exit, and exit policies on their logits ...")
     heads = ExitHeads(random_state=seed)
-    X_fit, X_test = heads.fit_transform(X, y), heads.fit(X, y).transform(test_cache.X)
+    X_fit, X_test = heads.fit_transform(X, y), heads.transform(test_cache.X)
     policies = _fit_policies(X_fit, y, seed)
+    report("   ... and classifiers and gates together (JEI-DNN) ...")
+    joint = _at_budgets(JEIGatedEnsemble(random_state=seed), X, y)
 
     report("4. Searching the price of compute with GridSearchCV over a Pipeline ...")
     search = _search_price(X, y, seed)
     lam = search.best_params_["policy__lam"]
     report(f"   most accurate: lam={lam:g}, {search.best_score_:.1%} right in cross-validation")
 
-    results = _tabulate(policies, X_test, y_test)
+    results = pd.concat([_tabulate({_JOINT: joint}, test_cache.X, y_test), _tabulate(policies, X_test, y_test)])
     results.to_csv(folder / "results.csv", index=False)
     best = _best_within(0.6, policies, X_fit, y)
     joblib.dump(Pipeline([("heads", heads), ("policy", best)]), folder / "policy.joblib")
@@ -81,9 +94,11 @@ def run_demo(out: str | Path, *, seed: int = 0, report: Callable[[str], None] = 
     if not np.array_equal(reloaded.predict(test_cache.X), best.predict(X_test)):
         raise RuntimeError("the reloaded policy does not predict what the saved one did")
     report("5. Saved the best policy within 60 % of the cost with joblib; reloaded, it predicts the same.")
+    report(f"6. Calibrating it on one half of the test digits; on the other half, {_calibrate(best, X_test, y_test)}.")
 
     report("\n" + results.to_string(index=False, formatters=_FORMATTERS) + "\n")
-    display = AccuracyCostDisplay.from_estimators(policies, X_test, y_test)
+    curves = {str(name): (rows["cost"], rows["accuracy"]) for name, rows in results.groupby("method", sort=False)}
+    display = AccuracyCostDisplay(curves).plot()
     bound = oracle(X_test, y_test)
     display.ax_.plot(100 * bound.mean_cost, 100 * bound.accuracy, "k*", markersize=11, label="oracle (sees the labels)")
     display.ax_.set_title("Digits scattered on a canvas: a CNN with four exits", fontsize="medium")
@@ -159,18 +174,21 @@ def _fit_policies(X: Any, y: Any, seed: int) -> dict[str, list[Any]]:
     """Fitted policies of each method, one a budget."""
     methods = {
         "EM routing": EMExitAssigner(random_state=seed),
+        "EENet": EENetPolicy(random_state=seed),
         "max probability": ThresholdPolicy("max_prob"),
         "entropy (BranchyNet)": ThresholdPolicy("entropy"),
         "margin": ThresholdPolicy("margin"),
         "shared threshold": ThresholdPolicy("max_prob", schedule="shared"),
         "random": RandomExit(random_state=seed),
     }
-    policies: dict[str, list[Any]] = {}
-    for name, method in methods.items():
-        fitted = method.set_params(budget=_BUDGETS[0]).fit(X, y)
-        policies[name] = [fitted.with_budget(budget) for budget in _BUDGETS]
+    policies: dict[str, list[Any]] = {name: _at_budgets(method, X, y) for name, method in methods.items()}
     policies["static exits"] = [StaticExit(k).fit(X, y) for k in range(len(_EXITS))]
     return policies
+
+
+def _at_budgets(method: Any, X: Any, y: Any) -> list[Any]:
+    fitted = method.set_params(budget=_BUDGETS[0]).fit(X, y)
+    return [fitted.with_budget(budget) for budget in _BUDGETS]
 
 
 def _search_price(X: Any, y: Any, seed: int) -> GridSearchCV:
@@ -186,6 +204,20 @@ def _best_within(budget: float, policies: dict[str, list[Any]], X: Any, y: Any) 
     """The most accurate policy on the fitting data whose mean cost is within the budget."""
     fitting = [policy for fitted in policies.values() for policy in fitted if policy.mean_cost(X) <= budget]
     return max(fitting, key=lambda policy: policy.score(X, y))
+
+
+def _calibrate(policy: ExitPolicy, X: Any, y: Any) -> str:
+    """Calibration error and prediction sets on rows that were not calibrated on, in words."""
+    calibration, rest = np.arange(0, len(y), 2), np.arange(1, len(y), 2)
+    before = expected_calibration_error(y[rest], policy.predict_proba(X[rest]), labels=policy.classes_)
+    policy.calibrate(X[calibration], y[calibration])
+    after = expected_calibration_error(y[rest], policy.predict_proba(X[rest]), labels=policy.classes_)
+    sets = policy.predict_set(X[rest], alpha=0.05)
+    coverage = coverage_score(y[rest], sets, labels=policy.classes_)
+    return (
+        f"the calibration error\n   is {after:.3f} (before: {before:.3f}), and sets of {inefficiency_score(sets):.2f} "
+        f"classes hold the true one for {coverage:.1%} (asked for: 95 %)"
+    )
 
 
 def _tabulate(policies: dict[str, list[Any]], X: Any, y: Any) -> pd.DataFrame:
