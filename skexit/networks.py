@@ -148,12 +148,14 @@ def train(
         return torch.as_tensor((read(batch) - mean) / scale, dtype=torch.float32)
 
     read_inputs = keep_in_memory(read_scaled, n_samples, len(mean))
+    relative_weight = sample_weight / sample_weight[rows].mean()
 
     def loss(batch: NDArray[np.int64]) -> torch.Tensor:
         inputs = read_inputs(batch)
         target = torch.as_tensor(targets[batch], dtype=target_type)
-        weight = torch.as_tensor(sample_weight[batch], dtype=torch.float32)
-        return (_losses(model(inputs), target) * weight).sum() / weight.sum()
+        # The mean over all rows is one: divided by the sum of a batch, weights would vanish in one of a single row.
+        weight = torch.as_tensor(relative_weight[batch], dtype=torch.float32)
+        return (_losses(model(inputs), target) * weight).mean()
 
     batch_size = min(training.batch_size, -(-len(rows) // _FEWEST_STEPS))
     minimize(
@@ -161,7 +163,7 @@ def train(
         list(model.parameters()),
         rows,
         held_out,
-        sample_weight,
+        np.ones(n_samples),  # the loss has the weights
         training=replace(training, batch_size=batch_size),
         random_state=random_state,
         description=description,

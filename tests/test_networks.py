@@ -135,6 +135,15 @@ class TestTrain:
         probability = 1 / (1 + np.exp(-network(inputs)))
         assert probability.mean() == pytest.approx(0.6, abs=0.03)
 
+    def test_weights_count_where_a_batch_is_one_row(self):
+        """With 20 rows there are 20 steps in an epoch; the mean probability is the weighted share."""
+        targets = np.tile([0, 1], 10)
+        weight = np.where(targets == 1, 9.0, 1.0)
+        training = Training(learning_rate=0.02, alpha=0.0, max_epochs=100, batch_size=32)
+        network = fit(np.zeros((20, 1)), targets, n_outputs=2, weight=weight, hidden=(), training=training)
+        odds = np.diff(network(np.zeros((1, 1)))[0])
+        np.testing.assert_allclose(1 / (1 + np.exp(-odds)), 0.9, atol=0.02)
+
     def test_weights_are_heeded(self):
         inputs, targets = problem()
         wrong = np.arange(len(targets)) % 2 == 0
