@@ -43,7 +43,7 @@ _THRESHOLD = 0.5
 class LambdaPath:
     """Accuracy against cost over prices, measured on the fitted rows.
 
-    Attributes
+    Parameters
     ----------
     lams : ndarray of shape (n_prices,)
         Prices of the whole network, in nats.
