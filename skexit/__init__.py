@@ -4,6 +4,7 @@ from skexit.arrays import ExitArray, stack_exits
 from skexit.cache import FeatureCache
 from skexit.heads import ExitHeads
 from skexit.layout import ExitLayout
+from skexit.persistence import TRUSTED_TYPES
 from skexit.policies import (
     EENetPolicy,
     EMExitAssigner,
@@ -19,6 +20,7 @@ from skexit.policies import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "TRUSTED_TYPES",
     "EENetPolicy",
     "EMExitAssigner",
     "ExitArray",

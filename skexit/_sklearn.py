@@ -2,7 +2,16 @@
 
 from sklearn.base import _fit_context
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
+from sklearn.utils._repr_html.estimator import _VisualBlock
 from sklearn.utils._set_output import _get_output_config
 from sklearn.utils.validation import _check_sample_weight
 
-__all__ = ["HasMethods", "Interval", "StrOptions", "_check_sample_weight", "_fit_context", "_get_output_config"]
+__all__ = [
+    "HasMethods",
+    "Interval",
+    "StrOptions",
+    "_VisualBlock",
+    "_check_sample_weight",
+    "_fit_context",
+    "_get_output_config",
+]

@@ -8,13 +8,15 @@ from typing import Any, ClassVar
 import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import TransformerMixin
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
+from skexit._estimator import ExitEstimator
+from skexit._html import cost_column, exit_table
 from skexit._sklearn import Interval, StrOptions, _fit_context, _get_output_config
 from skexit._validation import (
     cross_validation_splits,
@@ -34,7 +36,7 @@ _WORTH_THREADS = 10**7
 _ABSENT_CLASS_LOGIT = -10.0
 
 
-class ExitHeads(TransformerMixin, BaseEstimator):
+class ExitHeads(TransformerMixin, ExitEstimator):
     """Train a classifier on the features of each exit, and add its logits to X.
 
     An exit that has logits already, such as the last exit of a frozen network, keeps them.
@@ -360,6 +362,12 @@ class ExitHeads(TransformerMixin, BaseEstimator):
             return output.to_frame(index=getattr(original, "index", None))
         return output
 
+    def _exit_table(self) -> str:
+        if not hasattr(self, "layout_out_"):
+            return ""
+        heads = [_describe(head) for head in self.networks_]
+        return exit_table(cost_column(self.layout_out_) | {"Head": heads})
+
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.target_tags.required = True
@@ -380,6 +388,13 @@ class _HeadSource(OverlaidSource):
         if network is None:
             return super().read_logits(k, rows)
         return network(_head_inputs(self.base, k, self.cascade, rows))
+
+
+def _describe(head: DenseNetwork | None) -> str:
+    if head is None:
+        return "none: the exit has logits"
+    hidden = "".join(f", {weight.shape[1]} hidden units" for weight in head.weights[:-1])
+    return f"{head.weights[0].shape[0]} features{hidden}"
 
 
 def _seen(k: int, cascade: bool) -> range:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -48,6 +50,8 @@ class ExitLayout:
         Number of classes, None when neither logits nor `classes` tell.
     cost_fractions : ndarray of shape (n_exits,)
         `costs` as fractions of the last exit's cost.
+    fingerprint : str
+        Sixteen hexadecimal digits that tell layouts apart.
 
     Raises
     ------
@@ -65,6 +69,8 @@ class ExitLayout:
     slice(2, 5, None)
     >>> layout.cost_fractions.tolist()
     [0.25, 1.0]
+    >>> layout.fingerprint
+    'e2c67ebdf33eccd6'
     """
 
     def __init__(
@@ -106,6 +112,18 @@ class ExitLayout:
     def cost_fractions(self) -> NDArray[np.float64]:
         """Costs as fractions of the last exit's."""
         return self.costs / self.costs[-1]
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that tell layouts apart.
+
+        Equal layouts have the same, in every process, on every platform and with every version of
+        NumPy; layouts that differ in a width, a class or the order of classes, a cost (in any digit)
+        or the unit have others. It is no protection against forgery.
+        """
+        classes = None if self.classes is None else [_plain_label(label) for label in self.classes.tolist()]
+        description = json.dumps(self.to_dict() | {"classes": classes}, sort_keys=True, default=repr)
+        return hashlib.sha256(description.encode()).hexdigest()[:16]
 
     def logit_columns(self, k: int) -> slice:
         """Columns of the logits of exit `k`.
@@ -345,6 +363,12 @@ def _layout_of_frame(frame: Any) -> ExitLayout | None:
             f"layout=, or delete attrs[{FRAME_ATTRIBUTE!r}]."
         )
     return stored
+
+
+def _plain_label(label: Any) -> Any:
+    """A class label such that labels that are equal are written the same: 1, 1.0 and True as 1."""
+    label = label.item() if isinstance(label, np.generic) else label
+    return int(label) if isinstance(label, bool | float) and float(label).is_integer() else label
 
 
 def _check_widths(n_logits: tuple[int, ...], n_features: tuple[int, ...]) -> None:

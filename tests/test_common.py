@@ -64,6 +64,29 @@ def test_answers_are_those_of_the_exit(fitted, data):
     np.testing.assert_array_equal(fitted.predict(X), fitted.classes_[probabilities.argmax(axis=1)])
 
 
+def test_answers_at_exits_are_those_of_all_exits(fitted, data):
+    X, _ = data
+    answers = fitted.predict_at_exits(X)
+    logits = np.stack([X.logits(k) for k in range(X.layout.n_exits)], axis=1)
+    np.testing.assert_array_equal(answers, fitted.classes_[logits.argmax(axis=2)])
+    np.testing.assert_array_equal(answers[np.arange(len(X)), fitted.predict_exit(X)], fitted.predict(X))
+
+
+def test_answers_at_exits_are_class_labels_also_with_heads(fitted, data):
+    X, y = data
+    names = np.array(["c", "a", "b"])  # not in the order of the alphabet
+    logits = [None, None, X.logits(2), X.logits(3)]
+    named = stack_exits(logits, [X.features(k) for k in range(4)], classes=names)
+    policy = clone(fitted).fit(named, names[y])
+    with_logits = policy.heads_.transform(named)
+    answers = policy.predict_at_exits(named)
+    for k in range(4):
+        expected = with_logits.layout.classes[with_logits.logits(k).argmax(axis=1)]
+        np.testing.assert_array_equal(answers[:, k], expected)
+    with pytest.raises(NotFittedError):
+        clone(fitted).predict_at_exits(X)
+
+
 def test_mean_cost_and_score(fitted, data):
     X, y = data
     assert fitted.mean_cost(X) == pytest.approx(np.mean([fitted.costs_[k] for k in fitted.predict_exit(X)]))

@@ -9,11 +9,13 @@ from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.base import ClassifierMixin, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
+from skexit._estimator import ExitEstimator, warn_of_other_costs
+from skexit._html import cost_column, exit_table, threshold_text
 from skexit._sklearn import _fit_context
 from skexit._validation import (
     check_budget,
@@ -29,7 +31,7 @@ from skexit.policies.quotas import exits_from_scores
 from skexit.uncertainty import FEWEST_ROWS, ConformalScores, fit_temperature, softmax
 
 
-class ExitPolicy(ClassifierMixin, BaseEstimator):
+class ExitPolicy(ClassifierMixin, ExitEstimator):
     """A classifier that decides at each exit whether a sample stops there.
 
     A subclass writes two methods: `_score_exit` scores one exit for the samples that are still
@@ -170,6 +172,24 @@ class ExitPolicy(ClassifierMixin, BaseEstimator):
             predicted[rows] = np.argmax(logits, axis=1)
         return self.classes_[predicted]
 
+    def predict_at_exits(self, X: Any) -> NDArray[Any]:
+        """Class of each sample as every exit would say it, as if all samples went there.
+
+        Parameters
+        ----------
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_exits)
+            ``predict`` gives of each row the column of ``predict_exit``.
+        """
+        exits = self._check_new(X)
+        predicted = np.empty((len(exits), self.layout_.n_exits), dtype=np.int64)
+        for k, logits in self._logits_of_exits(exits):
+            predicted[:, k] = np.argmax(logits, axis=1)
+        return self.classes_[predicted]
+
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Class probabilities of each sample, as said by the exit at which it stops.
 
@@ -300,7 +320,9 @@ class ExitPolicy(ClassifierMixin, BaseEstimator):
 
     def _check_new(self, X: Any) -> ExitArray:
         check_is_fitted(self)
-        return validate_new_data(self, X)
+        exits = validate_new_data(self, X)
+        warn_of_other_costs(self, exits)
+        return exits
 
     def _observe(self, X: ExitArray, k: int, rows: Any, memory: dict[str, Any]) -> tuple[Any, Any]:
         """Logits and features of exit `k`, read for the given rows only."""
@@ -354,6 +376,14 @@ class ExitPolicy(ClassifierMixin, BaseEstimator):
         """Set ``exit_distribution_`` to the shares of the fitting rows."""
         stops = exits_from_scores(scores, self.thresholds_)
         self.exit_distribution_ = np.bincount(stops, weights=weight, minlength=scores.shape[1]) / weight.sum()
+
+    def _exit_table(self) -> str:
+        if not hasattr(self, "exit_distribution_"):
+            return ""
+        columns = cost_column(self.layout_) | {"Threshold": [threshold_text(value) for value in self.thresholds_]}
+        if self._conformal_scores is not None:
+            columns["Temperature"] = [f"{temperature:.3g}" for temperature in self.temperatures_]
+        return exit_table(columns, self.exit_distribution_)
 
     def _drop_calibration(self) -> None:
         self.temperatures_ = np.ones(self.layout_.n_exits)

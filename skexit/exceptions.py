@@ -1,0 +1,37 @@
+"""Warnings of skexit."""
+
+from __future__ import annotations
+
+
+class InconsistentVersionWarning(UserWarning):
+    """An estimator was saved by another version of skexit than the one that loads it.
+
+    Parameters
+    ----------
+    estimator_name : str
+        Class of the estimator.
+    saved_version : str
+        Version of skexit that saved it, ``"unknown"`` where it was not recorded.
+    current_version : str
+        Version of skexit that loads it.
+
+    Examples
+    --------
+    >>> from skexit.exceptions import InconsistentVersionWarning
+    >>> print(InconsistentVersionWarning("ThresholdPolicy", "0.9.0", "0.1.0"))
+    ThresholdPolicy was saved by skexit 0.9.0 and is loaded by skexit 0.1.0. It may fail or decide otherwise than it
+    did. Load it with the version that saved it, or fit it again with this one.
+    """
+
+    def __init__(self, estimator_name: str, saved_version: str, current_version: str) -> None:
+        super().__init__(estimator_name, saved_version, current_version)
+        self.estimator_name = estimator_name
+        self.saved_version = saved_version
+        self.current_version = current_version
+
+    def __str__(self) -> str:
+        return (
+            f"{self.estimator_name} was saved by skexit {self.saved_version} and is loaded by skexit "
+            f"{self.current_version}. It may fail or decide otherwise than it did. Load it with the version that "
+            "saved it, or fit it again with this one."
+        )

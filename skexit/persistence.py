@@ -1,0 +1,19 @@
+"""What a file may hold for skops to load it as an estimator of skexit."""
+
+from __future__ import annotations
+
+#: Types of fitted estimators, for ``skops.io.load(file, trusted=skexit.TRUSTED_TYPES)``. Each holds
+#: arrays and numbers only, and none runs anything from the file when it is loaded.
+TRUSTED_TYPES = [
+    "skexit.heads.ExitHeads",
+    "skexit.layout.ExitLayout",
+    "skexit.networks.DenseNetwork",
+    "skexit.policies.baselines.RandomExit",
+    "skexit.policies.baselines.StaticExit",
+    "skexit.policies.draws.SampleDraws",
+    "skexit.policies.eenet.EENetPolicy",
+    "skexit.policies.em.EMExitAssigner",
+    "skexit.policies.jei.JEIGatedEnsemble",
+    "skexit.policies.thresholds.ThresholdPolicy",
+    "skexit.uncertainty.conformal.ConformalScores",
+]
