@@ -1,0 +1,29 @@
+"""Accuracy and cost together: what is measured on the answers, exits and scores of policies."""
+
+from skexit.metrics.accuracy_cost import (
+    AccuracyCostCurve,
+    accuracy_at_budget,
+    accuracy_cost_curve,
+    area_under_accuracy_cost,
+    cost_at_accuracy,
+    speedup,
+)
+from skexit.metrics.bootstrap import bootstrap_interval
+from skexit.metrics.exits import OracleRegret, exit_distribution_by_class, exit_report, oracle_regret
+from skexit.metrics.scores import area_under_risk_coverage, exit_auroc
+
+__all__ = [
+    "AccuracyCostCurve",
+    "OracleRegret",
+    "accuracy_at_budget",
+    "accuracy_cost_curve",
+    "area_under_accuracy_cost",
+    "area_under_risk_coverage",
+    "bootstrap_interval",
+    "cost_at_accuracy",
+    "exit_auroc",
+    "exit_distribution_by_class",
+    "exit_report",
+    "oracle_regret",
+    "speedup",
+]

@@ -1,0 +1,62 @@
+"""Checks of what the metrics are given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_array, check_consistent_length, column_or_1d
+
+
+def check_labels(y_true: ArrayLike) -> NDArray[Any]:
+    """Class labels as an array of shape (n_samples,), without NaN."""
+    return check_array(column_or_1d(y_true), ensure_2d=False, dtype=None, input_name="y_true")
+
+
+def right_answers(y_true: ArrayLike, y_pred: ArrayLike) -> NDArray[np.bool_]:
+    """Which answers are right.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_samples,)
+    y_pred : array-like of shape (n_samples, n_columns)
+
+    Returns
+    -------
+    ndarray of shape (n_samples, n_columns) of bool
+    """
+    labels = check_labels(y_true)
+    answers = check_array(y_pred, dtype=None, input_name="y_pred")
+    check_consistent_length(labels, answers)
+    # A string never equals a number, so that every answer would be wrong.
+    if {labels.dtype.kind in "US", answers.dtype.kind in "US"} == {True, False} and "O" not in (
+        labels.dtype.kind,
+        answers.dtype.kind,
+    ):
+        raise ValueError(
+            f"y_true has dtype {labels.dtype} and y_pred {answers.dtype}; pass class labels of the same kind, as "
+            "predict gives them."
+        )
+    return np.asarray(answers == labels[:, None], dtype=bool)
+
+
+def check_exits(exits: ArrayLike, n_exits: int) -> NDArray[np.int64]:
+    """Exits as an array of shape (n_samples,), checked to be whole numbers from 0 to ``n_exits - 1``."""
+    checked = column_or_1d(exits)
+    if checked.dtype.kind not in "iu":
+        raise ValueError(f"exits has dtype {checked.dtype}; it must hold whole numbers, as of predict_exit.")
+    outside = checked[(checked < 0) | (checked >= n_exits)]
+    if len(outside):
+        raise ValueError(f"exits has the exit {outside[0]}, but there are {n_exits} exits, counted from 0.")
+    return checked.astype(np.int64, copy=False)
+
+
+def check_cost_fractions(costs: ArrayLike, n_exits: int) -> NDArray[np.float64]:
+    """Cumulative costs of the exits as fractions of the last one's."""
+    checked = np.asarray(costs, dtype=np.float64)
+    if checked.shape != (n_exits,):
+        raise ValueError(f"costs has shape {checked.shape}; it must be ({n_exits},), one cost for each exit of y_pred.")
+    if not np.isfinite(checked).all() or checked[0] <= 0 or (np.diff(checked) <= 0).any():
+        raise ValueError(f"costs={checked.tolist()} must be positive and increase from exit to exit, as policy.costs_.")
+    return checked / checked[-1]

@@ -1,0 +1,237 @@
+"""What happens at each exit: who leaves there, how often it is right, and what the oracle would do."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_consistent_length, column_or_1d
+
+from skexit.metrics._checks import check_cost_fractions, check_exits, check_labels, right_answers
+
+_COLUMNS = ("share", "cost", "accuracy_leaving", "accuracy_all", "samples")
+_HEADINGS = ("share", "cost", "accuracy leaving", "accuracy all", "samples")
+
+
+def exit_report(
+    y_true: ArrayLike,
+    y_pred: ArrayLike,
+    exits: ArrayLike,
+    costs: ArrayLike,
+    *,
+    output: str = "text",
+    digits: int = 3,
+) -> Any:
+    """Who leaves at each exit, at what cost, and how often the exit is right.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_samples,)
+        Class labels.
+    y_pred : array-like of shape (n_samples, n_exits)
+        Answers of every exit, as of ``policy.predict_at_exits(X)``.
+    exits : array-like of shape (n_samples,) of int
+        Exit at which each sample stops, as of ``policy.predict_exit(X)``.
+    costs : array-like of shape (n_exits,)
+        Cumulative costs of the exits, in any unit, as of ``policy.costs_``.
+    output : {"text", "dict", "frame"}, default="text"
+        A table to print, a dict of dicts, or a pandas DataFrame.
+    digits : int, default=3
+        Decimals in the text.
+
+    Returns
+    -------
+    str, dict of str to dict of str to float, or pandas.DataFrame
+        Rows ``"exit 0"``, ``"exit 1"``, ..., ``"total"``, with the columns
+
+        - ``share`` of the samples that leave at the exit;
+        - ``cost`` of an answer there, as a fraction of the last exit's;
+        - ``accuracy_leaving``: of the samples that leave there, how many it gets right; nan where
+          none leaves;
+        - ``accuracy_all``: of all samples, how many it would get right;
+        - ``samples``: the number of samples that leave there.
+
+        In the row ``"total"`` each sample is at its exit: ``cost`` is the mean cost, and both
+        accuracies are the policy's.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not agree, an exit does not exist, the costs do not increase, or output or
+        digits has another value than those above.
+
+    Examples
+    --------
+    >>> from skexit.metrics import exit_report
+    >>> y_pred = [[0, 0], [1, 1], [0, 1], [1, 1]]  # four samples, two exits
+    >>> print(exit_report([0, 1, 1, 0], y_pred, exits=[0, 0, 1, 0], costs=[1e6, 4e6]))
+            share   cost  accuracy leaving  accuracy all  samples
+    exit 0  0.750  0.250             0.667         0.500        3
+    exit 1  0.250  1.000             1.000         0.750        1
+     total  1.000  0.438             0.750         0.750        4
+    """
+    if output not in ("text", "dict", "frame"):
+        raise ValueError(f"output={output!r} must be 'text', 'dict' or 'frame'.")
+    if not isinstance(digits, Integral) or digits < 0:
+        raise ValueError(f"digits={digits!r} must be a whole number, 0 or more.")
+    rows = _report_rows(y_true, y_pred, exits, costs)
+    if output == "text":
+        return _as_text(rows, int(digits))
+    if output == "dict":
+        return rows
+    import pandas as pd
+
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(_COLUMNS)).astype({"samples": np.int64})
+
+
+def _report_rows(
+    y_true: ArrayLike, y_pred: ArrayLike, exits: ArrayLike, costs: ArrayLike
+) -> dict[str, dict[str, float]]:
+    right, stops, fractions = _check_answers(y_true, y_pred, exits, costs)
+    rows = {}
+    for k, cost in enumerate(fractions):
+        leaving = stops == k
+        accuracy = float(right[leaving, k].mean()) if leaving.any() else float("nan")
+        values = (float(leaving.mean()), float(cost), accuracy, float(right[:, k].mean()), int(leaving.sum()))
+        rows[f"exit {k}"] = dict(zip(_COLUMNS, values, strict=True))
+    accuracy = float(right[np.arange(len(stops)), stops].mean())
+    total = (1.0, float(fractions[stops].mean()), accuracy, accuracy, len(stops))
+    return {**rows, "total": dict(zip(_COLUMNS, total, strict=True))}
+
+
+def _as_text(rows: dict[str, dict[str, float]], digits: int) -> str:
+    names = max(len(name) for name in rows)
+    widths = [max(len(heading), digits + 2) for heading in _HEADINGS]
+    widths[-1] = max(widths[-1], len(str(rows["total"]["samples"])))
+    lines = [" " * names + "".join(f"  {heading:>{w}}" for heading, w in zip(_HEADINGS, widths, strict=True))]
+    for name, row in rows.items():
+        cells = [f"  {row[column]:>{w}.{digits}f}" for column, w in zip(_COLUMNS[:-1], widths, strict=False)]
+        lines.append(f"{name:>{names}}" + "".join(cells) + f"  {row['samples']:>{widths[-1]}d}")
+    return "\n".join(lines)
+
+
+def _check_answers(
+    y_true: ArrayLike, y_pred: ArrayLike, exits: ArrayLike, costs: ArrayLike
+) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.float64]]:
+    """Which exits are right for which samples, where the samples stop, and costs as fractions."""
+    right = right_answers(y_true, y_pred)
+    stops = check_exits(exits, right.shape[1])
+    check_consistent_length(right, stops)
+    return right, stops, check_cost_fractions(costs, right.shape[1])
+
+
+def exit_distribution_by_class(
+    y_true: ArrayLike, exits: ArrayLike, *, n_exits: int, labels: ArrayLike | None = None
+) -> NDArray[np.float64]:
+    """Shares of the exits among the samples of each class.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_samples,)
+        Class labels.
+    exits : array-like of shape (n_samples,) of int
+        Exit at which each sample stops, as of ``policy.predict_exit(X)``.
+    n_exits : int
+        Number of exits.
+    labels : array-like of shape (n_classes,), default=None
+        Class of each row of the result. By default the sorted classes of `y_true`.
+
+    Returns
+    -------
+    ndarray of shape (n_classes, n_exits)
+        Rows sum to one; nan where a class has no sample.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not agree, an exit does not exist, y_true has a class that labels lacks, or
+        labels has one twice.
+
+    Examples
+    --------
+    >>> from skexit.metrics import exit_distribution_by_class
+    >>> exit_distribution_by_class(["cat", "dog", "cat"], [0, 1, 1], n_exits=2)
+    array([[0.5, 0.5],
+           [0. , 1. ]])
+    """
+    if not isinstance(n_exits, Integral) or n_exits < 1:
+        raise ValueError(f"n_exits={n_exits!r} must be a positive integer.")
+    true_labels, stops = check_labels(y_true), check_exits(exits, int(n_exits))
+    check_consistent_length(true_labels, stops)
+    classes = np.unique(true_labels) if labels is None else column_or_1d(labels)
+    if len(np.unique(classes)) < len(classes):
+        raise ValueError(f"labels={classes.tolist()} names a class twice.")
+    unknown = np.setdiff1d(true_labels, classes)
+    if len(unknown):
+        raise ValueError(f"y_true has the class {unknown.tolist()[0]!r}, which labels={classes.tolist()} lacks.")
+    shares = np.full((len(classes), int(n_exits)), np.nan)
+    for row, label in enumerate(classes):
+        own = stops[true_labels == label]
+        if len(own):
+            shares[row] = np.bincount(own, minlength=int(n_exits)) / len(own)
+    return shares
+
+
+class OracleRegret(NamedTuple):
+    """What the oracle has more in accuracy and less in cost than a policy.
+
+    Parameters
+    ----------
+    accuracy : float
+        Accuracy of the oracle minus that of the policy; never negative.
+    cost : float
+        Mean cost of the policy minus that of the oracle, as fractions of the last exit's cost.
+        Negative where the policy stops before the first exit that is right.
+    """
+
+    accuracy: float
+    cost: float
+
+
+def oracle_regret(y_true: ArrayLike, y_pred: ArrayLike, exits: ArrayLike, costs: ArrayLike) -> OracleRegret:
+    """How far a policy is from the oracle, which stops each sample at the first exit that is right.
+
+    Where no exit is right, the oracle stops at the first.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_samples,)
+        Class labels.
+    y_pred : array-like of shape (n_samples, n_exits)
+        Answers of every exit, as of ``policy.predict_at_exits(X)``.
+    exits : array-like of shape (n_samples,) of int
+        Exit at which each sample stops, as of ``policy.predict_exit(X)``.
+    costs : array-like of shape (n_exits,)
+        Cumulative costs of the exits, in any unit, as of ``policy.costs_``.
+
+    Returns
+    -------
+    OracleRegret
+        A named tuple of ``accuracy``, that of the oracle minus that of the policy, and ``cost``,
+        the mean cost of the policy minus that of the oracle, as fractions of the last exit's.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not agree, an exit does not exist, or the costs do not increase.
+
+    See Also
+    --------
+    skexit.oracle : The oracle's exits, from X.
+
+    Examples
+    --------
+    >>> from skexit.metrics import oracle_regret
+    >>> y_pred = [[0, 0], [1, 1], [0, 1], [1, 1]]  # four samples, two exits
+    >>> oracle_regret([0, 1, 1, 0], y_pred, exits=[0, 1, 0, 0], costs=[0.5, 1.0])
+    OracleRegret(accuracy=0.25, cost=0.0)
+    """
+    right, stops, fractions = _check_answers(y_true, y_pred, exits, costs)
+    accuracy = right[np.arange(len(stops)), stops].mean()
+    best_stops = np.argmax(right, axis=1)
+    return OracleRegret(
+        accuracy=float(right.any(axis=1).mean() - accuracy),
+        cost=float((fractions[stops] - fractions[best_stops]).mean()),
+    )

@@ -1,0 +1,107 @@
+"""How well the scores of an exit tell which of its answers are right."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
+from sklearn.utils import check_array
+
+
+def exit_auroc(correct: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
+    """Area under the ROC curve of each exit's scores, as a test of whether its answer is right.
+
+    It is the probability that a sample that the exit gets right scores higher than one that it
+    gets wrong; ties count one half. All samples count at every exit, also those that a policy
+    would have stopped before.
+
+    Parameters
+    ----------
+    correct : array-like of shape (n_samples, n_exits) of bool
+        Which exits are right for which samples: ``policy.predict_at_exits(X) == y[:, None]``.
+    scores : array-like of shape (n_samples, n_exits)
+        As of ``policy.exit_scores(X)``: higher where the answer should be right. Infinite values
+        are allowed.
+
+    Returns
+    -------
+    ndarray of shape (n_exits,)
+        One half is chance; nan where an exit is always right or always wrong.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not agree, correct is not of bool, or a score is NaN.
+
+    Examples
+    --------
+    >>> from skexit.metrics import exit_auroc
+    >>> correct = [[True, True], [False, True], [True, True]]
+    >>> exit_auroc(correct, [[0.9, 0.9], [0.6, 0.8], [0.6, 0.9]])
+    array([0.75,  nan])
+    """
+    right, values = _check_scores(correct, scores)
+    n_right = right.sum(axis=0)
+    n_pairs = n_right * (len(right) - n_right)
+    # The ranks of the right ones, less those that they would have among themselves, count the pairs won.
+    wins = (rankdata(values, axis=0) * right).sum(axis=0) - n_right * (n_right + 1) / 2
+    return np.where(n_pairs > 0, wins / np.maximum(n_pairs, 1), np.nan)
+
+
+def area_under_risk_coverage(correct: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
+    """Area under the risk-coverage curve of each exit's scores.
+
+    The samples are answered in the order of falling scores. The risk at coverage i / n is the share
+    of wrong answers among the first i of the n samples, and the area is the mean risk over all i.
+    Where scores are tied, it is the expected area over their random orders. All samples count at
+    every exit, also those that a policy would have stopped before.
+
+    Parameters
+    ----------
+    correct : array-like of shape (n_samples, n_exits) of bool
+        Which exits are right for which samples: ``policy.predict_at_exits(X) == y[:, None]``.
+    scores : array-like of shape (n_samples, n_exits)
+        As of ``policy.exit_scores(X)``: higher where the answer should be right. Infinite values
+        are allowed.
+
+    Returns
+    -------
+    ndarray of shape (n_exits,)
+        Lower is better; the error rate of the exit where the scores say nothing, 0 where it is
+        always right.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not agree, correct is not of bool, or a score is NaN.
+
+    Examples
+    --------
+    >>> from skexit.metrics import area_under_risk_coverage
+    >>> correct = [[True, True], [False, True], [True, False], [True, True]]
+    >>> scores = [[0.9, 0.5], [0.1, 0.5], [0.6, 0.5], [0.7, 0.5]]
+    >>> area_under_risk_coverage(correct, scores)
+    array([0.0625, 0.25  ])
+    """
+    right, values = _check_scores(correct, scores)
+    sizes = np.arange(1, len(right) + 1)
+    return np.array([(_expected_errors(*exit_) / sizes).mean() for exit_ in zip(right.T, values.T, strict=True)])
+
+
+def _expected_errors(right: NDArray[np.bool_], scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Expected number of wrong answers among the samples of the highest scores, for 1, 2, ... of them."""
+    _, block, sizes = np.unique(-scores, return_inverse=True, return_counts=True)
+    error_rates = np.bincount(block, weights=~right) / sizes
+    return np.cumsum(np.repeat(error_rates, sizes))
+
+
+def _check_scores(correct: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    right = check_array(correct, dtype=None, input_name="correct")
+    if right.dtype != bool:
+        raise ValueError(f"correct has dtype {right.dtype}; it must be bool: policy.predict_at_exits(X) == y[:, None].")
+    values = check_array(scores, dtype=np.float64, ensure_all_finite=False, input_name="scores")
+    if values.shape != right.shape:
+        raise ValueError(f"scores has shape {values.shape} and correct {right.shape}; both must be the same.")
+    if np.isnan(values).any():
+        raise ValueError("scores contains NaN; remove such rows.")
+    return right, values

@@ -1,0 +1,396 @@
+"""Choosing settings under a budget: scorers, the choice itself, and curves over budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import clone
+from sklearn.metrics import accuracy_score
+from sklearn.model_selection import check_cv, cross_validate
+from sklearn.pipeline import Pipeline
+
+#: Mean costs are compared up to this rounding error.
+_TOLERANCE = 1e-9
+
+
+def accuracy_and_cost(lam: float = 0.0) -> Callable[[Any, Any, ArrayLike], dict[str, float]]:
+    """Scoring by accuracy, mean cost and utility at once.
+
+    Parameters
+    ----------
+    lam : float, default=0.0
+        Price of the whole network, in units of accuracy.
+
+    Returns
+    -------
+    callable
+        The `scoring` of :class:`~sklearn.model_selection.GridSearchCV`,
+        :class:`~sklearn.model_selection.RandomizedSearchCV` and
+        :func:`~sklearn.model_selection.cross_validate`. Called with a fitted estimator, X and y, it
+        gives the dict of ``"accuracy"``, ``"mean_cost"`` (a fraction of the last exit's cost) and
+        ``"utility"``, accuracy minus `lam` times mean cost. The estimator is a policy, a
+        :class:`~sklearn.pipeline.Pipeline` that ends in one, or a search over either. It can be
+        pickled.
+
+    Raises
+    ------
+    ValueError
+        If lam is negative or not finite; when called, if the estimator has no ``mean_cost``.
+
+    See Also
+    --------
+    best_within : Which setting to take, as `refit` of the search.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.model_selection import cross_validate
+    >>> from skexit import ThresholdPolicy
+    >>> from skexit.model_selection import accuracy_and_cost
+    >>> X, y = load_digits(return_X_y=True)
+    >>> results = cross_validate(ThresholdPolicy(budget=0.6, layout=2), X, y, scoring=accuracy_and_cost(lam=0.1))
+    >>> results["test_mean_cost"].mean().round(1), results["test_accuracy"].mean().round(1)
+    (np.float64(0.6), np.float64(0.8))
+    """
+    return _AccuracyAndCost(_check_price(lam))
+
+
+def utility_scorer(lam: float) -> Callable[[Any, Any, ArrayLike], float]:
+    """Scoring by accuracy minus `lam` times mean cost.
+
+    Parameters
+    ----------
+    lam : float
+        Price of the whole network, in units of accuracy.
+
+    Returns
+    -------
+    callable
+        The `scoring` of searches that take a single one, such as
+        :class:`~sklearn.model_selection.HalvingGridSearchCV`. For which estimators, see
+        :func:`accuracy_and_cost`. It can be pickled.
+
+    Raises
+    ------
+    ValueError
+        If lam is negative or not finite; when called, if the estimator has no ``mean_cost``.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skexit import StaticExit
+    >>> from skexit.model_selection import utility_scorer
+    >>> X, y = load_digits(return_X_y=True)
+    >>> policy = StaticExit(exit=0, layout=2).fit(X, y)
+    >>> bool(utility_scorer(lam=0.2)(policy, X, y) == policy.score(X, y) - 0.2 * 0.5)
+    True
+    """
+    return _Utility(_check_price(lam))
+
+
+def neg_mean_cost_scorer(estimator: Any, X: Any, y: ArrayLike | None = None) -> float:
+    """Minus the mean cost of a sample: a scorer, for which higher is better.
+
+    Parameters
+    ----------
+    estimator : ExitPolicy, Pipeline or search
+        Fitted; a policy, a Pipeline that ends in one, or a search over either.
+    X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+    y : ignored
+
+    Returns
+    -------
+    float
+        Mean cost as a fraction of the last exit's cost, negated.
+
+    Raises
+    ------
+    ValueError
+        If the estimator has no ``mean_cost``.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skexit import StaticExit
+    >>> from skexit.model_selection import neg_mean_cost_scorer
+    >>> X, y = load_digits(return_X_y=True)
+    >>> neg_mean_cost_scorer(StaticExit(exit=0, layout=2).fit(X, y), X)
+    -0.5
+    """
+    policy, X = _policy_and_its_input(estimator, X)
+    return -float(policy.mean_cost(X))
+
+
+@dataclass(frozen=True)
+class _AccuracyAndCost:
+    """See `accuracy_and_cost`; a class, so that it can be pickled."""
+
+    lam: float
+
+    def __call__(self, estimator: Any, X: Any, y: ArrayLike) -> dict[str, float]:
+        accuracy, mean_cost = _measure(*_policy_and_its_input(estimator, X), y)
+        return {"accuracy": accuracy, "mean_cost": mean_cost, "utility": accuracy - self.lam * mean_cost}
+
+
+@dataclass(frozen=True)
+class _Utility:
+    """See `utility_scorer`; a class, so that it can be pickled."""
+
+    lam: float
+
+    def __call__(self, estimator: Any, X: Any, y: ArrayLike) -> float:
+        return _AccuracyAndCost(self.lam)(estimator, X, y)["utility"]
+
+
+def _check_price(lam: float) -> float:
+    if not isinstance(lam, Real) or not 0 <= lam < np.inf:
+        raise ValueError(f"lam={lam!r} must be a finite number, 0 or more: the price of the whole network.")
+    return float(lam)
+
+
+def _policy_and_its_input(estimator: Any, X: Any) -> tuple[Any, Any]:
+    """The policy at the end of a fitted estimator, and what reaches it of X, transformed once."""
+    if hasattr(estimator, "best_estimator_"):
+        return _policy_and_its_input(estimator.best_estimator_, X)
+    if isinstance(estimator, Pipeline):
+        return _policy_and_its_input(estimator[-1], estimator[:-1].transform(X) if len(estimator) > 1 else X)
+    if not hasattr(estimator, "mean_cost"):
+        raise ValueError(
+            f"{type(estimator).__name__} has no mean_cost. Pass an exit policy, or a Pipeline that ends in one."
+        )
+    return estimator, X
+
+
+def _measure(policy: Any, X: Any, y: ArrayLike) -> tuple[float, float]:
+    return float(accuracy_score(y, policy.predict(X))), float(policy.mean_cost(X))
+
+
+def best_within(budget: float, *, one_standard_error: bool = False) -> Callable[[Mapping[str, Any]], int]:
+    """Take the most accurate setting of a search whose mean cost stays within a budget.
+
+    A setting is within the budget if its cost, as a mean over the test folds, is at most that (up
+    to a rounding error of 1e-9). A policy meets its own budget on the rows it was fitted on, and on
+    test folds costs more than that about as often as less: search over somewhat lower budgets, too.
+
+    Parameters
+    ----------
+    budget : float
+        Highest mean cost of a sample, a fraction in (0, 1] of the last exit's cost.
+    one_standard_error : bool, default=False
+        Take the cheapest setting whose accuracy is at most one standard error below that of the
+        most accurate one: its standard deviation over the folds, with n - 1 degrees of freedom,
+        over the square root of their number n.
+
+    Returns
+    -------
+    callable
+        The `refit` of :class:`~sklearn.model_selection.GridSearchCV` or
+        :class:`~sklearn.model_selection.RandomizedSearchCV` with ``scoring=accuracy_and_cost()``.
+        Called with ``cv_results_``, it gives the index of the setting. Of settings that are
+        equally accurate it takes the cheapest, and of these the first; settings that could not be
+        scored (nan) are left out. It can be pickled.
+
+    Raises
+    ------
+    ValueError
+        If the budget is not in (0, 1]; when called, if no setting is within it, the scores are not
+        those of `accuracy_and_cost`, or a standard error is asked for of a single fold.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.model_selection import GridSearchCV
+    >>> from skexit import ThresholdPolicy
+    >>> from skexit.model_selection import accuracy_and_cost, best_within
+    >>> X, y = load_digits(return_X_y=True)
+    >>> grid = {"budget": [0.6, 0.7, 0.8, 0.9]}
+    >>> policy = ThresholdPolicy(layout=2)
+    >>> search = GridSearchCV(policy, grid, scoring=accuracy_and_cost(), refit=best_within(0.75)).fit(X, y)
+    >>> search.best_params_
+    {'budget': 0.7}
+    """
+    if not isinstance(budget, Real) or not 0 < budget <= 1:
+        raise ValueError(f"budget={budget!r} must be in (0, 1]: it is a fraction of the last exit's cost.")
+    return _BestWithin(float(budget), bool(one_standard_error))
+
+
+@dataclass(frozen=True)
+class _BestWithin:
+    """See `best_within`; a class, so that it can be pickled."""
+
+    budget: float
+    one_standard_error: bool
+
+    def __call__(self, cv_results: Mapping[str, Any]) -> int:
+        accuracies, costs = (_mean_scores(cv_results, name) for name in ("accuracy", "mean_cost"))
+        scored = np.isfinite(accuracies) & np.isfinite(costs)
+        if not scored.any():
+            raise ValueError("no setting could be scored: all are nan. Search with error_score='raise' to see why.")
+        allowed = np.flatnonzero(scored & (costs <= self.budget + _TOLERANCE))
+        if len(allowed) == 0:
+            raise ValueError(
+                f"budget={self.budget!r} is met by no setting: the cheapest costs {costs[scored].min():.4g} of the "
+                "last exit's cost. Raise the budget, or search over cheaper settings."
+            )
+        best = allowed[np.lexsort((costs[allowed], -accuracies[allowed]))[0]]
+        if not self.one_standard_error:
+            return int(best)
+        near = allowed[accuracies[allowed] >= accuracies[best] - _standard_error(cv_results, best)]
+        return int(near[np.lexsort((-accuracies[near], costs[near]))[0]])
+
+
+def _mean_scores(cv_results: Mapping[str, Any], name: str) -> NDArray[np.float64]:
+    key = f"mean_test_{name}"
+    if key not in cv_results:
+        raise ValueError(f"cv_results_ has no {key!r}; search with scoring=accuracy_and_cost().")
+    return np.asarray(cv_results[key], dtype=np.float64)
+
+
+def _standard_error(cv_results: Mapping[str, Any], setting: int) -> float:
+    """Standard error of a setting's mean accuracy over the folds."""
+    n_folds = sum(name.startswith("split") and name.endswith("_test_accuracy") for name in cv_results)
+    if n_folds < 2:
+        raise ValueError("one_standard_error=True needs two folds or more; raise cv.")
+    accuracies = [cv_results[f"split{fold}_test_accuracy"][setting] for fold in range(n_folds)]
+    return float(np.std(accuracies, ddof=1) / np.sqrt(n_folds))
+
+
+@dataclass(frozen=True, eq=False)
+class BudgetCurve:
+    """Accuracies and mean costs over budgets, on test folds.
+
+    Parameters
+    ----------
+    budgets : ndarray of shape (n_budgets,)
+        Budgets that the policies were given, as fractions of the last exit's cost.
+    accuracies : ndarray of shape (n_budgets, n_folds)
+        Accuracies on the test folds.
+    costs : ndarray of shape (n_budgets, n_folds)
+        Mean costs on the test folds, as fractions of the last exit's cost.
+    """
+
+    budgets: NDArray[np.float64]
+    accuracies: NDArray[np.float64]
+    costs: NDArray[np.float64]
+
+
+def budget_curve(
+    estimator: Any, X: Any, y: ArrayLike, budgets: ArrayLike, *, cv: Any = 5, n_jobs: int | None = None
+) -> BudgetCurve:
+    """Accuracy and mean cost of an estimator over budgets, by cross-validation.
+
+    A policy that has ``with_budget`` is fitted once a fold, at the middle one of the budgets, and
+    then given each of them. For a :class:`ThresholdPolicy` this is the same as fitting at each
+    budget; policies that learn for their budget lose what ``with_budget`` loses. An estimator
+    without ``with_budget`` is fitted once a fold and budget.
+
+    Parameters
+    ----------
+    estimator : ExitPolicy or Pipeline
+        A policy with a parameter `budget`, or a Pipeline that ends in one. What its budget is does
+        not matter, and it stays as it is.
+    X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+    y : array-like of shape (n_samples,)
+        Class labels.
+    budgets : array-like of shape (n_budgets,)
+        Mean costs, fractions in (0, 1] of the last exit's cost.
+    cv : int, cross-validation splitter or iterable of (train, test), default=5
+        As of :func:`~sklearn.model_selection.cross_validate`; an int stratifies. All budgets have
+        the same folds.
+    n_jobs : int, default=None
+        Number of folds that are fitted at once.
+
+    Returns
+    -------
+    BudgetCurve
+        In the order of `budgets`.
+
+    Raises
+    ------
+    ValueError
+        If budgets is empty or has one outside (0, 1] or below the first exit's cost, or the
+        estimator has no parameter `budget` or no ``mean_cost``.
+
+    See Also
+    --------
+    sklearn.model_selection.validation_curve : The same for any parameter, without costs.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skexit import ThresholdPolicy
+    >>> from skexit.model_selection import budget_curve
+    >>> X, y = load_digits(return_X_y=True)
+    >>> curve = budget_curve(ThresholdPolicy(layout=2), X, y, [0.5, 0.7, 0.9])
+    >>> curve.costs.mean(axis=1).round(1), curve.accuracies.mean(axis=1).round(1)
+    (array([0.5, 0.7, 0.9]), array([0.8, 0.8, 0.8]))
+    """
+    checked = _check_budgets(budgets)
+    parameter, policy = _budget_parameter(estimator)
+    # The folds are drawn once: a splitter that shuffles by chance would part the budgets.
+    folds = list(check_cv(cv, y, classifier=True).split(X, y))
+    if hasattr(policy, "with_budget"):
+        middle = float(np.sort(checked)[len(checked) // 2])
+        scores = _cross_validate(estimator, parameter, middle, X, y, folds, n_jobs, _AtBudgets(tuple(checked.tolist())))
+        accuracies, costs = (
+            np.array([scores[f"test_{name}_{index}"] for index in range(len(checked))]) for name in ("accuracy", "cost")
+        )
+        return BudgetCurve(checked, accuracies, costs)
+    by_budget = [
+        _cross_validate(estimator, parameter, budget, X, y, folds, n_jobs, accuracy_and_cost())
+        for budget in checked.tolist()
+    ]
+    accuracies, costs = (
+        np.array([scores[name] for scores in by_budget]) for name in ("test_accuracy", "test_mean_cost")
+    )
+    return BudgetCurve(checked, accuracies, costs)
+
+
+def _check_budgets(budgets: ArrayLike) -> NDArray[np.float64]:
+    checked = np.asarray(budgets, dtype=np.float64)
+    if checked.ndim != 1 or len(checked) == 0:
+        raise ValueError(f"budgets has shape {checked.shape}; it must be (n_budgets,), with one budget or more.")
+    outside = checked[~((checked > 0) & (checked <= 1))]
+    if len(outside):
+        raise ValueError(f"budgets has {outside[0]!s}, but must be in (0, 1]: fractions of the last exit's cost.")
+    return checked
+
+
+def _budget_parameter(estimator: Any) -> tuple[str, Any]:
+    """Name of the budget among the estimator's parameters, and the policy whose it is."""
+    if isinstance(estimator, Pipeline):
+        parameter, policy = _budget_parameter(estimator[-1])
+        return f"{estimator.steps[-1][0]}__{parameter}", policy
+    if "budget" not in estimator.get_params(deep=False):
+        raise ValueError(
+            f"{type(estimator).__name__} has no parameter budget. Pass a policy that has one, or a Pipeline that ends "
+            "in one."
+        )
+    return "budget", estimator
+
+
+def _cross_validate(
+    estimator: Any, parameter: str, budget: float, X: Any, y: Any, folds: Any, n_jobs: int | None, scoring: Any
+) -> dict[str, Any]:
+    fitted_at = clone(estimator).set_params(**{parameter: budget})
+    return cross_validate(fitted_at, X, y, cv=folds, n_jobs=n_jobs, scoring=scoring, error_score="raise")
+
+
+@dataclass(frozen=True)
+class _AtBudgets:
+    """Scores a fitted policy at each of the budgets, without fitting it again."""
+
+    budgets: tuple[float, ...]
+
+    def __call__(self, estimator: Any, X: Any, y: ArrayLike) -> dict[str, float]:
+        policy, X = _policy_and_its_input(estimator, X)
+        scores = {}
+        for index, budget in enumerate(self.budgets):
+            accuracy, cost = _measure(policy.with_budget(budget), X, y)
+            scores.update({f"accuracy_{index}": accuracy, f"cost_{index}": cost})
+        return scores
