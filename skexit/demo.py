@@ -98,9 +98,7 @@ def run_demo(out: str | Path, *, seed: int = 0, report: Callable[[str], None] = 
 
     report("\n" + results.to_string(index=False, formatters=_FORMATTERS) + "\n")
     curves = {str(name): (rows["cost"], rows["accuracy"]) for name, rows in results.groupby("method", sort=False)}
-    display = AccuracyCostDisplay(curves).plot()
-    bound = oracle(X_test, y_test)
-    display.ax_.plot(100 * bound.mean_cost, 100 * bound.accuracy, "k*", markersize=11, label="oracle (sees the labels)")
+    display = AccuracyCostDisplay(curves, oracle=oracle(X_test, y_test)).plot()
     display.ax_.set_title("Digits scattered on a canvas: a CNN with four exits", fontsize="medium")
     display.ax_.legend(loc="lower right", fontsize="small")
     display.figure_.savefig(folder / "accuracy_cost.png", dpi=150)

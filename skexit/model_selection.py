@@ -14,6 +14,8 @@ from sklearn.metrics import accuracy_score
 from sklearn.model_selection import check_cv, cross_validate
 from sklearn.pipeline import Pipeline
 
+from skexit.policies.access import policy_and_data
+
 #: Mean costs are compared up to this rounding error.
 _TOLERANCE = 1e-9
 
@@ -40,7 +42,7 @@ def accuracy_and_cost(lam: float = 0.0) -> Callable[[Any, Any, ArrayLike], dict[
     Raises
     ------
     ValueError
-        If lam is negative or not finite; when called, if the estimator has no ``mean_cost``.
+        If lam is negative or not finite; when called, if the estimator is no policy.
 
     See Also
     --------
@@ -78,7 +80,7 @@ def utility_scorer(lam: float) -> Callable[[Any, Any, ArrayLike], float]:
     Raises
     ------
     ValueError
-        If lam is negative or not finite; when called, if the estimator has no ``mean_cost``.
+        If lam is negative or not finite; when called, if the estimator is no policy.
 
     Examples
     --------
@@ -111,7 +113,7 @@ def neg_mean_cost_scorer(estimator: Any, X: Any, y: ArrayLike | None = None) -> 
     Raises
     ------
     ValueError
-        If the estimator has no ``mean_cost``.
+        If the estimator is no policy.
 
     Examples
     --------
@@ -122,7 +124,7 @@ def neg_mean_cost_scorer(estimator: Any, X: Any, y: ArrayLike | None = None) -> 
     >>> neg_mean_cost_scorer(StaticExit(exit=0, layout=2).fit(X, y), X)
     -0.5
     """
-    policy, X = _policy_and_its_input(estimator, X)
+    policy, X = policy_and_data(estimator, X)
     return -float(policy.mean_cost(X))
 
 
@@ -133,7 +135,7 @@ class _AccuracyAndCost:
     lam: float
 
     def __call__(self, estimator: Any, X: Any, y: ArrayLike) -> dict[str, float]:
-        accuracy, mean_cost = _measure(*_policy_and_its_input(estimator, X), y)
+        accuracy, mean_cost = _measure(*policy_and_data(estimator, X), y)
         return {"accuracy": accuracy, "mean_cost": mean_cost, "utility": accuracy - self.lam * mean_cost}
 
 
@@ -151,19 +153,6 @@ def _check_price(lam: float) -> float:
     if not isinstance(lam, Real) or not 0 <= lam < np.inf:
         raise ValueError(f"lam={lam!r} must be a finite number, 0 or more: the price of the whole network.")
     return float(lam)
-
-
-def _policy_and_its_input(estimator: Any, X: Any) -> tuple[Any, Any]:
-    """The policy at the end of a fitted estimator, and what reaches it of X, transformed once."""
-    if hasattr(estimator, "best_estimator_"):
-        return _policy_and_its_input(estimator.best_estimator_, X)
-    if isinstance(estimator, Pipeline):
-        return _policy_and_its_input(estimator[-1], estimator[:-1].transform(X) if len(estimator) > 1 else X)
-    if not hasattr(estimator, "mean_cost"):
-        raise ValueError(
-            f"{type(estimator).__name__} has no mean_cost. Pass an exit policy, or a Pipeline that ends in one."
-        )
-    return estimator, X
 
 
 def _measure(policy: Any, X: Any, y: ArrayLike) -> tuple[float, float]:
@@ -314,7 +303,7 @@ def budget_curve(
     ------
     ValueError
         If budgets is empty or has one outside (0, 1] or below the first exit's cost, or the
-        estimator has no parameter `budget` or no ``mean_cost``.
+        estimator has no parameter `budget` or is no policy.
 
     See Also
     --------
@@ -388,7 +377,7 @@ class _AtBudgets:
     budgets: tuple[float, ...]
 
     def __call__(self, estimator: Any, X: Any, y: ArrayLike) -> dict[str, float]:
-        policy, X = _policy_and_its_input(estimator, X)
+        policy, X = policy_and_data(estimator, X)
         scores = {}
         for index, budget in enumerate(self.budgets):
             accuracy, cost = _measure(policy.with_budget(budget), X, y)

@@ -1,0 +1,103 @@
+"""What the displays share: matplotlib when it is needed, colours and axes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: Okabe and Ito's colours, which the colour-blind can tell apart; without the yellow, which is too light for lines.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+
+
+def import_pyplot() -> Any:
+    """matplotlib.pyplot.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    """
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install 'skexit[plot]'") from error
+    return plt
+
+
+def line_styles() -> Iterator[tuple[str, str]]:
+    """Colour and marker of one line after another. A pair comes again after 70 lines."""
+    return zip(cycle(COLORS), cycle(_MARKERS), strict=False)
+
+
+def exit_colors(n_exits: int) -> NDArray[np.float64]:
+    """A colour an exit, from light for the first to dark for the last.
+
+    Returns
+    -------
+    ndarray of shape (n_exits, 4)
+        Red, green, blue and opacity.
+    """
+    positions = np.linspace(0.95, 0.1, n_exits) if n_exits > 1 else np.array([0.5])
+    return np.asarray(import_pyplot().get_cmap("cividis")(positions))
+
+
+def new_axes(ax: Axes | None, width: float, height: float) -> Axes:
+    """The given axes, or those of a new figure of this size in inches."""
+    plt = import_pyplot()
+    return plt.subplots(figsize=(width, height), layout="constrained")[1] if ax is None else ax
+
+
+def axes_of_exits(
+    axes: Sequence[Axes] | None, n_exits: int, *, n_columns: int, width: float, height: float
+) -> NDArray[Any]:
+    """The given axes, checked to be one an exit, or those of a new figure.
+
+    Parameters
+    ----------
+    axes : sequence of n_exits Axes, or None
+    n_exits : int
+    n_columns : int
+        Small pictures beside each other in a new figure.
+    width, height : float
+        Of the new figure, and of a row of it, in inches.
+
+    Returns
+    -------
+    ndarray of shape (n_exits,) of Axes
+
+    Raises
+    ------
+    ValueError
+        If there are more axes than exits, or fewer.
+    """
+    if axes is not None:
+        given = np.asarray(axes, dtype=object).ravel()
+        if len(given) != n_exits:
+            raise ValueError(f"axes has {len(given)} Axes, but there are {n_exits} exits; give one an exit.")
+        return given
+    n_columns = min(n_columns, n_exits)
+    n_rows = -(-n_exits // n_columns)
+    plt = import_pyplot()
+    _, grid = plt.subplots(
+        n_rows,
+        n_columns,
+        figsize=(width, height * n_rows),
+        layout="constrained",
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    for unused in grid.ravel()[n_exits:]:
+        unused.remove()
+    # The last picture of a column shows its axis, also where the row below has no picture there.
+    for ax in grid.ravel()[max(n_exits - n_columns, 0) : n_exits]:
+        ax.tick_params(labelbottom=True)
+    return grid.ravel()[:n_exits]

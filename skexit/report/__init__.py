@@ -1,0 +1,118 @@
+"""A report on fitted policies, for people who decide: one HTML file with tables and plots."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from skexit.plotting._figures import import_pyplot
+from skexit.report._calibration import measure_calibration
+from skexit.report._measures import best_within, check_fits, measure_exits, measure_policies
+from skexit.report._page import Request, render
+
+__all__ = ["check_fits", "write_report"]
+
+
+def write_report(
+    X: Any,
+    y: ArrayLike | None,
+    policies: Mapping[str, Any],
+    out: str | os.PathLike[str],
+    *,
+    budgets: Sequence[float] = (),
+    source: str | None = None,
+    n_resamples: int = 1000,
+    random_state: int = 0,
+) -> Path:
+    """Measure fitted policies on labelled rows, and write a report of one HTML file.
+
+    The file holds its pictures, and neither scripts nor links to other files. A policy counts as within
+    a budget if its mean cost on the rows is at most the budget; or if the policy was set to the
+    budget or a lower one, and its cost on the rows is above it by no more than chance, so that the
+    budget is in the 95 % interval.
+
+    Parameters
+    ----------
+    X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+        Rows that neither network nor policies were fitted on.
+    y : array-like of shape (n_samples,)
+        Class labels.
+    policies : dict of str to ExitPolicy or Pipeline
+        Fitted policies; a Pipeline ends in a policy.
+    out : str or path-like
+        File to write.
+    budgets : sequence of float, default=()
+        Budgets that are asked about, as fractions in (0, 1] of the whole network's cost. Each
+        policy that has ``with_budget`` is measured at each of them, the others as they are. With
+        none, all policies are measured as they are.
+    source : str, default=None
+        Where the rows come from, for the reader.
+    n_resamples : int, default=1000
+        Draws of the rows for the bootstrap intervals.
+    random_state : int, default=0
+        Seeds the bootstrap, and the split for calibration.
+
+    Returns
+    -------
+    pathlib.Path
+        The file.
+
+    Raises
+    ------
+    ValueError
+        If there are no labels or no policies, a policy does not fit the rows, or a budget is outside
+        (0, 1] or below the first exit's cost.
+    FileNotFoundError
+        If there is no folder to write the file into.
+    ImportError
+        If matplotlib is not installed.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from sklearn.datasets import load_digits
+    >>> from skexit import ThresholdPolicy
+    >>> from skexit.report import write_report
+    >>> X, y = load_digits(return_X_y=True)
+    >>> policy = ThresholdPolicy(budget=0.7, layout=2).fit(X[:900], y[:900])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = write_report(X[900:], y[900:], {"thresholds": policy}, f"{folder}/report.html", n_resamples=100)
+    ...     "thresholds" in file.read_text(encoding="utf-8")
+    True
+    """
+    path = Path(out)
+    import_pyplot()
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(path.parent)!r} to write {path.name!r} into; make it first.")
+    if y is None:
+        raise ValueError("y is None: a report needs the labels of the rows.")
+    if not policies:
+        raise ValueError("policies is empty; give at least one fitted policy.")
+    asked = [_check_budget(budget) for budget in dict.fromkeys(budgets)]
+    labels = np.asarray(y)
+    resampling = {"n_resamples": n_resamples, "random_state": random_state}
+    candidates = measure_policies(policies, X, labels, asked, **resampling)
+    wanted: list[float | None] = [*asked] or [None]
+    chosen = [best_within(candidates, budget) for budget in wanted]
+    # Details are of the first budget that a policy meets; where none does, of the most accurate policy.
+    best = next((candidate for candidate in chosen if candidate is not None), None) or best_within(candidates, None)
+    assert best is not None
+    static = measure_exits(best, labels, **resampling)
+    calibration = measure_calibration(best, labels, random_state)
+    request = Request(
+        {name: repr(estimator) for name, estimator in policies.items()}, tuple(asked), source, n_resamples, random_state
+    )
+    path.write_text(render(request, labels, candidates, chosen, best, static, calibration), encoding="utf-8")
+    return path
+
+
+def _check_budget(budget: Any) -> float:
+    if not isinstance(budget, Real) or not 0 < float(budget) <= 1:
+        raise ValueError(f"budget={budget!r} must be in (0, 1]: it is a fraction of the last exit's cost.")
+    return float(budget)

@@ -1,0 +1,88 @@
+"""How far the probabilities and sets of a policy can be trusted."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import train_test_split
+
+from skexit.policies.base import ExitPolicy
+from skexit.report._measures import Candidate
+from skexit.uncertainty import FEWEST_ROWS, coverage_score, expected_calibration_error, inefficiency_score
+
+_ALPHAS = (0.1, 0.05, 0.01)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A calibrated policy, and what it says on rows that it was measured on.
+
+    Parameters
+    ----------
+    policy : ExitPolicy
+        Calibrated.
+    X : array of shape (n_rows, n_columns)
+    y : ndarray of shape (n_rows,)
+    n_calibration_rows : int or None
+        Rows that were split off for calibration; None where the policy came calibrated.
+    errors : dict of str to float
+        Expected calibration error, by what it is of.
+    sets : list of (float, float, float)
+        Coverage asked for, coverage and mean number of classes in a set.
+    """
+
+    policy: ExitPolicy
+    X: Any
+    y: NDArray[Any]
+    n_calibration_rows: int | None
+    errors: dict[str, float]
+    sets: list[tuple[float, float, float]]
+
+
+def measure_calibration(best: Candidate, y: NDArray[Any], random_state: int) -> Calibration | None:
+    """Measure a calibrated policy; one that is not is calibrated on one half of the rows for the other.
+
+    Returns
+    -------
+    Calibration or None
+        None where there are too few rows to split.
+    """
+    policy = best.policy
+    if _is_calibrated(policy, best.X):
+        return _measure(policy, best.X, y, None, {"as it was calibrated": _error(policy, best.X, y)})
+    if len(y) < 2 * FEWEST_ROWS:
+        return None
+    X_calibration, X_rest, y_calibration, y_rest = train_test_split(best.X, y, test_size=0.5, random_state=random_state)
+    # A shallow copy will do: calibrate sets attributes anew, and changes none in place.
+    calibrated = copy.copy(policy).calibrate(X_calibration, y_calibration)
+    errors = {
+        "before calibration": _error(policy, X_rest, y_rest),
+        "after calibration": _error(calibrated, X_rest, y_rest),
+    }
+    return _measure(calibrated, X_rest, y_rest, len(y_calibration), errors)
+
+
+def _measure(
+    policy: ExitPolicy, X: Any, y: NDArray[Any], n_calibration_rows: int | None, errors: dict[str, float]
+) -> Calibration:
+    sets = []
+    for alpha in _ALPHAS:
+        own = policy.predict_set(X, alpha)
+        sets.append((1 - alpha, coverage_score(y, own, labels=policy.classes_), inefficiency_score(own)))
+    return Calibration(policy, X, y, n_calibration_rows, errors, sets)
+
+
+def _error(policy: ExitPolicy, X: Any, y: NDArray[Any]) -> float:
+    return expected_calibration_error(y, policy.predict_proba(X), n_bins=10, strategy="uniform", labels=policy.classes_)
+
+
+def _is_calibrated(policy: ExitPolicy, X: Any) -> bool:
+    try:
+        policy.predict_set(X[:1])
+    except NotFittedError:
+        return False
+    return True

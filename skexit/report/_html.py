@@ -1,0 +1,82 @@
+"""Pieces of HTML; whatever is text is escaped here."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+from skexit.plotting._figures import import_pyplot
+
+#: Dots an inch of the pictures: sharp also on screens with two dots a pixel.
+_DPI = 160
+#: Inches: narrow, so that letters stay readable on a telephone.
+_WIDTH = 6
+
+
+def page(title: str, sections: Sequence[str]) -> str:
+    """A page of these pieces of HTML."""
+    template = files("skexit.report").joinpath("page.html").read_text(encoding="utf-8")
+    return Template(template).substitute(title=escape(title), body="\n".join(sections))
+
+
+def heading(text: str) -> str:
+    """The heading of a section."""
+    return f"<h2>{escape(text)}</h2>"
+
+
+def paragraph(text: str, kind: str = "text") -> str:
+    """A paragraph; its kind is one of the template's style."""
+    return f'<p class="{kind}">{_prose(text)}</p>'
+
+
+def answer(statement: str, details: str) -> str:
+    """What the reader came for, with what supports it."""
+    return f'<div class="answer"><p><strong>{_prose(statement)}</strong></p><p>{_prose(details)}</p></div>'
+
+
+def folded(summary: str, content: str) -> str:
+    """HTML that the reader opens."""
+    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
+
+
+def definitions(entries: Mapping[str, str], kind: str = "text") -> str:
+    """Terms with what they stand for; their kind is one of the template's style."""
+    items = "\n".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in entries.items())
+    return f'<dl class="{kind}">\n{items}\n</dl>'
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], kinds: Sequence[str] | None = None) -> str:
+    """A table; the kind of a row is one of the template's style."""
+    kinds = [""] * len(rows) if kinds is None else kinds
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    body = "\n".join(
+        f'<tr class="{kind}">' + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+        for row, kind in zip(rows, kinds, strict=True)
+    )
+    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+
+
+def picture(display: Any, description: str) -> str:
+    """What a display has drawn, as a part of the page; its figure is closed."""
+    content = io.BytesIO()
+    display.figure_.set_size_inches(_WIDTH, display.figure_.get_size_inches()[1])
+    display.figure_.savefig(content, format="png", dpi=_DPI)
+    import_pyplot().close(display.figure_)
+    data = base64.b64encode(content.getvalue()).decode("ascii")
+    return f'<img alt="{escape(description)}" src="data:image/png;base64,{data}">'
+
+
+def plot_text(name: str) -> str:
+    """A name as matplotlib shows it: dollars are no formulas, and an underscore in front does not hide it."""
+    text = name.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def _prose(text: str) -> str:
+    """Escaped, with each percent sign on the line of its number."""
+    return escape(text).replace(" %", "&nbsp;%")

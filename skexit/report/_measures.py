@@ -1,0 +1,199 @@
+"""What a report measures: accuracy and cost of each policy at each budget, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skexit._validation import encode_labels
+from skexit.metrics import OracleRegret, bootstrap_interval, oracle_regret
+from skexit.policies.access import policy_and_data
+from skexit.policies.base import ExitPolicy
+from skexit.policies.baselines import Oracle
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Answers at certain exits, and how good they are.
+
+    Parameters
+    ----------
+    name : str
+    budget : float or None
+        The budget that was set, None where there is none.
+    exits : ndarray of shape (n_samples,) of int
+    correct : ndarray of shape (n_samples,) of bool
+    accuracy, cost : float
+        The cost is a fraction of the last exit's.
+    accuracy_interval, cost_interval : tuple of float
+        95 % bootstrap intervals.
+    regret : OracleRegret
+    """
+
+    name: str
+    budget: float | None
+    exits: NDArray[np.int64]
+    correct: NDArray[np.bool_]
+    accuracy: float
+    cost: float
+    accuracy_interval: tuple[float, float]
+    cost_interval: tuple[float, float]
+    regret: OracleRegret
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A policy at a budget.
+
+    Parameters
+    ----------
+    policy : ExitPolicy
+    source : str
+        Name of the policy that was given.
+    X : array of shape (n_samples, n_columns)
+        As the policy sees it.
+    answers : ndarray of shape (n_samples, n_exits)
+        Of every exit.
+    measured : Measured
+    """
+
+    policy: ExitPolicy
+    source: str
+    X: Any
+    answers: NDArray[Any]
+    measured: Measured
+
+    def oracle(self, y: NDArray[Any]) -> Oracle:
+        """What perfect knowledge of the labels would reach at these exits."""
+        correct = self.answers == y[:, None]
+        exits = np.argmax(correct, axis=1)
+        return Oracle(exits, float(correct.any(axis=1).mean()), float(self.policy.costs_[exits].mean()))
+
+
+def check_fits(estimator: Any, X: Any, y: NDArray[Any]) -> None:
+    """Raise a ValueError unless an estimator is a fitted policy for such rows and labels.
+
+    Parameters
+    ----------
+    estimator : ExitPolicy or Pipeline
+    X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+        Only the first row is looked at.
+    y : ndarray of shape (n_samples,)
+    """
+    policy, first_row = policy_and_data(estimator, X[:1])
+    policy.predict_exit(first_row)
+    encode_labels(y, policy.layout_.replace(classes=policy.classes_))
+
+
+def measure_policies(
+    policies: Mapping[str, Any],
+    X: Any,
+    y: NDArray[Any],
+    budgets: Sequence[float],
+    *,
+    n_resamples: int,
+    random_state: int,
+) -> list[Candidate]:
+    """Every policy at every budget, or as it is where its budget cannot be changed."""
+    candidates = []
+    for name, estimator in policies.items():
+        try:
+            check_fits(estimator, X, y)
+        except ValueError as error:
+            raise ValueError(f"the policy {name!r} does not fit the rows: {error}") from error
+        given, data = policy_and_data(estimator, X)
+        for policy in _at_budgets(given, budgets):
+            budget = getattr(policy, "budget", None)
+            label = name if budget is None or not budgets else f"{name} at {100 * budget:.4g} %"
+            answers = policy.predict_at_exits(data)
+            measured = _measure(
+                label,
+                budget,
+                y,
+                answers,
+                policy.predict_exit(data),
+                policy.costs_,
+                n_resamples=n_resamples,
+                random_state=random_state,
+            )
+            candidates.append(Candidate(policy, name, data, answers, measured))
+    return candidates
+
+
+def measure_exits(best: Candidate, y: NDArray[Any], *, n_resamples: int, random_state: int) -> list[Measured]:
+    """Every exit of a candidate, as if all samples stopped there."""
+    return [
+        _measure(
+            f"all at exit {k}",
+            None,
+            y,
+            best.answers,
+            np.full(len(y), k),
+            best.policy.costs_,
+            n_resamples=n_resamples,
+            random_state=random_state,
+        )
+        for k in range(best.answers.shape[1])
+    ]
+
+
+def best_within(candidates: Sequence[Candidate], budget: float | None) -> Candidate | None:
+    """The most accurate candidate within a budget, of equals the cheapest; None if there is none.
+
+    Without a budget, every candidate is within.
+    """
+    within = [candidate for candidate in candidates if budget is None or is_within(candidate.measured, budget)]
+    return min(within, key=lambda each: (-each.measured.accuracy, each.measured.cost), default=None)
+
+
+def is_within(measured: Measured, budget: float) -> bool:
+    """Whether the cost is at most the budget; above it by chance counts for a policy that was set to it."""
+    limit = budget + 1e-9  # costs are means of many numbers
+    was_set = measured.budget is not None and measured.budget <= limit
+    return measured.cost <= limit or (was_set and measured.cost_interval[0] <= limit)
+
+
+def difference_interval(
+    first: Measured, second: Measured, *, n_resamples: int, random_state: int
+) -> tuple[float, float]:
+    """95 % interval of how much more accurate the first is than the second, on the same rows."""
+    return bootstrap_interval(
+        _difference, first.correct, second.correct, n_resamples=n_resamples, random_state=random_state
+    )
+
+
+def _at_budgets(policy: ExitPolicy, budgets: Sequence[float]) -> list[Any]:
+    if not budgets or not hasattr(policy, "with_budget"):
+        return [policy]
+    # A policy that has the budget already keeps its calibration.
+    own = getattr(policy, "budget", None)
+    return [policy if budget == own else policy.with_budget(budget) for budget in budgets]
+
+
+def _measure(
+    name: str,
+    budget: float | None,
+    y: NDArray[Any],
+    answers: NDArray[Any],
+    exits: NDArray[np.int64],
+    costs: NDArray[np.float64],
+    **resampling: Any,
+) -> Measured:
+    correct = answers[np.arange(len(y)), exits] == y
+    sample_costs = costs[exits]
+    low, high = bootstrap_interval(_accuracy_and_cost, correct, sample_costs, **resampling)
+    accuracy, cost = _accuracy_and_cost(correct, sample_costs)
+    regret = oracle_regret(y, answers, exits, costs)
+    return Measured(name, budget, exits, correct, accuracy, cost, (low[0], high[0]), (low[1], high[1]), regret)
+
+
+def _accuracy_and_cost(correct: NDArray[np.bool_], sample_costs: NDArray[np.float64]) -> tuple[float, float]:
+    return float(correct.mean()), float(sample_costs.mean())
+
+
+def _difference(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    return float(first.mean() - second.mean())

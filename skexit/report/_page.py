@@ -1,0 +1,371 @@
+"""What the report says, section by section."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import sklearn
+from numpy.typing import NDArray
+
+import skexit
+from skexit.metrics import exit_distribution_by_class, exit_report
+from skexit.plotting import AccuracyCostDisplay, CoverageDisplay, ExitDistributionDisplay, ReliabilityDisplay
+from skexit.report._calibration import Calibration
+from skexit.report._html import answer, definitions, folded, heading, page, paragraph, picture, plot_text, table
+from skexit.report._measures import Candidate, Measured, difference_interval, is_within
+
+#: Bars of the picture of exit distributions; more would fill the page.
+_MOST_BARS = 20
+#: With more classes than this, the table of all is folded.
+_MOST_CLASSES = 30
+_COLUMNS = (
+    "Policy",
+    "Mean cost",
+    "Accuracy",
+    "95 % interval",
+    "Speedup",
+    "Budget",
+    "Accuracy below oracle",
+    "Cost above oracle",
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked.
+
+    Parameters
+    ----------
+    policies : dict of str to str
+        Names of the policies, with their parameters.
+    budgets : tuple of float
+    source : str or None
+        Where the rows come from.
+    n_resamples, random_state : int
+        Of the bootstrap.
+    """
+
+    policies: dict[str, str]
+    budgets: tuple[float, ...]
+    source: str | None
+    n_resamples: int
+    random_state: int
+
+
+def render(
+    request: Request,
+    y: NDArray[Any],
+    candidates: Sequence[Candidate],
+    chosen: Sequence[Candidate | None],
+    best: Candidate,
+    static: Sequence[Measured],
+    calibration: Calibration | None,
+) -> str:
+    """The page.
+
+    Parameters
+    ----------
+    request : Request
+    y : ndarray of shape (n_samples,)
+    candidates : sequence of Candidate
+    chosen : sequence of Candidate or None
+        The best within each budget, or of all where there is no budget.
+    best : Candidate
+        The one whose details are shown.
+    static : sequence of Measured
+        Each exit of the best, as if all samples stopped there.
+    calibration : Calibration or None
+        Of the best.
+
+    Returns
+    -------
+    str
+    """
+    return page(
+        "Early exits: accuracy and cost",
+        [
+            *_question(request, y, best),
+            *_answers(request, candidates, chosen, static),
+            *_policies(y, candidates, best, static),
+            *_curve(request, y, candidates, best, static),
+            *_exits(y, candidates, best),
+            *_classes(y, best),
+            *_calibration(calibration),
+            *_costs(best),
+            *_making(request),
+        ],
+    )
+
+
+def _question(request: Request, y: NDArray[Any], best: Candidate) -> list[str]:
+    budgets = ", ".join(_percent(budget) for budget in request.budgets) or "none was set"
+    return [
+        paragraph(
+            "A network with early exits answers easy samples early, and so saves compute. A policy decides for each "
+            "sample at which exit it stops. This page says how often the answers are right, and what they cost."
+        ),
+        definitions(
+            {
+                "Rows": f"{len(y):,}, with labels" + (f", of {request.source}" if request.source else ""),
+                "Exits, classes": f"{best.answers.shape[1]} exits, {len(best.policy.classes_)} classes",
+                "Policies": ", ".join(request.policies),
+                "Budgets": f"{budgets} (mean cost of a sample, of the whole network's)",
+            }
+        ),
+    ]
+
+
+def _answers(
+    request: Request, candidates: Sequence[Candidate], chosen: Sequence[Candidate | None], static: Sequence[Measured]
+) -> list[str]:
+    parts = [heading("The answer")]
+    for budget, candidate in zip(request.budgets or [None], chosen, strict=True):
+        if candidate is None:
+            assert budget is not None
+            cheapest = min(candidates, key=lambda each: each.measured.cost).measured
+            parts.append(
+                answer(
+                    f"No policy stays within {_percent(budget)} of the whole network's cost.",
+                    f"The cheapest, {cheapest.name}, costs {_percent(cheapest.cost)}.",
+                )
+            )
+        else:
+            parts.append(_answer(request, budget, candidate, static))
+    return parts
+
+
+def _answer(request: Request, budget: float | None, candidate: Candidate, static: Sequence[Measured]) -> str:
+    measured, unit = candidate.measured, candidate.policy.layout_.cost_unit
+    scope = "Of these policies" if budget is None else f"Within {_percent(budget)} of the whole network's cost"
+    counted = f" in {unit}" if unit not in (None, "fraction") else ""
+    statement = (
+        f"{scope}, {measured.name} is the most accurate: {_percent(measured.accuracy)} of its answers are right "
+        f"(95 % interval {_interval(measured.accuracy_interval)}), at a mean cost of {_percent(measured.cost)}: a "
+        f"speedup of {1 / measured.cost:.2f}{counted}."
+    )
+    details = [f"The whole network has {_compare(request, measured, static[-1])}."]
+    within = [exit for exit in static[:-1] if budget is None or is_within(exit, budget)]
+    if within:
+        other = max(within, key=lambda each: each.accuracy)
+        comparison = _compare(request, measured, other)
+        details.append(f"Without a policy, {other.name}, at a cost of {_percent(other.cost)}, has {comparison}.")
+    if budget is not None and measured.cost > budget + 1e-9:
+        details.append(
+            f"The policy was set to {_percent(measured.budget or 0)}; on these rows its cost is above the budget by no "
+            f"more than chance (95 % interval {_interval(measured.cost_interval)})."
+        )
+    return answer(statement, " ".join(details))
+
+
+def _compare(request: Request, measured: Measured, other: Measured) -> str:
+    difference = other.accuracy - measured.accuracy
+    more = "more" if difference >= 0 else "less"
+    low, high = difference_interval(other, measured, n_resamples=request.n_resamples, random_state=request.random_state)
+    return (
+        f"{_percent(other.accuracy)}, {100 * abs(difference):.1f} points {more} than the policy "
+        f"(95 % interval of the difference {_points(low)} to {_points(high)})"
+    )
+
+
+def _policies(
+    y: NDArray[Any], candidates: Sequence[Candidate], best: Candidate, static: Sequence[Measured]
+) -> list[str]:
+    ordered = sorted((each.measured for each in candidates), key=lambda each: each.cost)
+    rows = [_row(measured) for measured in [*ordered, *static]]
+    kinds = ["best" if measured is best.measured else "" for measured in ordered] + ["other"] * len(static)
+    bound = best.oracle(y)
+    rows.append(["oracle", _percent(bound.mean_cost), _percent(bound.accuracy), "", f"{1 / bound.mean_cost:.2f}"])
+    rows[-1] += [""] * (len(_COLUMNS) - len(rows[-1]))
+    return [
+        heading("Policies"),
+        table(_COLUMNS, rows, [*kinds, "other"]),
+        paragraph(
+            "Costs and budgets are fractions of the whole network's cost. The oracle stops each sample at the first "
+            "exit that is right; it sees the labels, and no policy can beat it. Differences to it are in percentage "
+            f"points. Single exits and the oracle are those of {best.source}. Details below are of the marked row.",
+            "note",
+        ),
+    ]
+
+
+def _row(measured: Measured) -> list[str]:
+    return [
+        measured.name,
+        _percent(measured.cost),
+        _percent(measured.accuracy),
+        _interval(measured.accuracy_interval),
+        f"{1 / measured.cost:.2f}",
+        "" if measured.budget is None else _percent(measured.budget),
+        f"{100 * measured.regret.accuracy:.1f}",
+        f"{100 * measured.regret.cost:.1f}",
+    ]
+
+
+def _curve(
+    request: Request,
+    y: NDArray[Any],
+    candidates: Sequence[Candidate],
+    best: Candidate,
+    static: Sequence[Measured],
+) -> list[str]:
+    lines = {
+        plot_text(name): [candidate.measured for candidate in candidates if candidate.source == name]
+        for name in request.policies
+    }
+    lines["single exits"] = list(static)
+    display = AccuracyCostDisplay(
+        {label: ([each.cost for each in line], [each.accuracy for each in line]) for label, line in lines.items()},
+        intervals={
+            label: ([each.accuracy_interval[0] for each in line], [each.accuracy_interval[1] for each in line])
+            for label, line in lines.items()
+        },
+        oracle=best.oracle(y),
+    ).plot()
+    return [
+        heading("Accuracy and cost"),
+        picture(display, "Accuracy against mean cost of the policies, of single exits and of the oracle."),
+        paragraph("Further left is cheaper, further up is better. Bands are 95 % bootstrap intervals.", "note"),
+    ]
+
+
+def _exits(y: NDArray[Any], candidates: Sequence[Candidate], best: Candidate) -> list[str]:
+    report = exit_report(y, best.answers, best.measured.exits, best.policy.costs_, output="dict")
+    rows = [
+        [
+            name,
+            _percent(row["share"]),
+            _percent(row["cost"]),
+            _percent(row["accuracy_leaving"]),
+            _percent(row["accuracy_all"]),
+        ]
+        for name, row in report.items()
+    ]
+    columns = ["Exit", "Samples that leave", "Cost", "Accuracy on those", "Accuracy on all"]
+    shown = candidates[:_MOST_BARS]
+    distribution = ExitDistributionDisplay.from_predictions(
+        {plot_text(each.measured.name): each.measured.exits for each in shown}, n_exits=best.answers.shape[1]
+    )
+    note = "" if len(shown) == len(candidates) else f" The first {len(shown)} of {len(candidates)} policies are shown."
+    return [
+        heading(f"Exits of {best.measured.name}"),
+        table(columns, rows, [""] * (len(rows) - 1) + ["best"]),
+        paragraph("Accuracy on all is what the exit would give if every sample stopped there.", "note"),
+        heading("Where samples leave"),
+        picture(distribution, "Share of the samples that leave at each exit, for each policy."),
+        *([paragraph(note.strip(), "note")] if note else []),
+    ]
+
+
+def _classes(y: NDArray[Any], best: Candidate) -> list[str]:
+    classes, measured = best.policy.classes_, best.measured
+    shares = exit_distribution_by_class(y, measured.exits, n_exits=best.answers.shape[1], labels=classes)
+    rows, accuracies = [], []
+    for label, of_class in zip(classes, shares, strict=True):
+        own = y == label
+        if not own.any():
+            continue
+        accuracies.append(measured.correct[own].mean())
+        cost = best.policy.costs_[measured.exits[own]].mean()
+        cells = [_percent(value) for value in (accuracies[-1], cost, *of_class)]
+        rows.append([str(label), f"{own.sum():,}", *cells])
+    columns = ["Class", "Rows", "Accuracy", "Mean cost", *(f"Exit {k}" for k in range(shares.shape[1]))]
+    parts = [heading(f"Classes, with {measured.name}")]
+    if len(rows) <= _MOST_CLASSES:
+        return [*parts, table(columns, rows)]
+    worst = np.argsort(accuracies, kind="stable")[:10]
+    return [
+        *parts,
+        paragraph("The ten classes of the lowest accuracy:"),
+        table(columns, [rows[row] for row in worst]),
+        folded(f"All {len(rows)} classes", table(columns, rows)),
+    ]
+
+
+def _calibration(calibration: Calibration | None) -> list[str]:
+    parts = [heading("Can the probabilities be trusted?")]
+    if calibration is None:
+        return [*parts, paragraph("There are too few rows to calibrate on one half and to measure on the other.")]
+    if calibration.n_calibration_rows is None:
+        text = (
+            "The policy was calibrated before it was saved; it is measured on all rows. If it was calibrated on these "
+            "rows, the numbers are too good."
+        )
+    else:
+        text = (
+            f"The policy is not calibrated. For this section it was calibrated on {calibration.n_calibration_rows:,} "
+            f"of the rows, drawn at random, and measured on the other {len(calibration.y):,}. The saved policy stays "
+            "as it was."
+        )
+    policy, X, y = calibration.policy, calibration.X, calibration.y
+    n_exits = len(policy.costs_)
+    reliability = ReliabilityDisplay.from_estimator(policy, X, y, n_columns=2 if n_exits <= 4 else 3)
+    coverage = CoverageDisplay.from_estimator(policy, X, y)
+    errors = [[what, f"{100 * error:.1f}"] for what, error in calibration.errors.items()]
+    sets = [[_percent(asked), _percent(covered), f"{size:.2f}"] for asked, covered, size in calibration.sets]
+    return [
+        *parts,
+        paragraph(text),
+        table(["Calibration error", "Percentage points"], errors),
+        paragraph(
+            "The calibration error (ECE) is how far the probability of the answer is from how often it is right, on "
+            "average: 0 is best.",
+            "note",
+        ),
+        picture(reliability, "Accuracy against confidence of the samples that leave at each exit."),
+        paragraph(
+            "Instead of one answer, the policy can give a set of classes that holds the true one as often as asked:"
+        ),
+        table(["Asked for", "Holds the true class", "Mean classes in a set"], sets),
+        picture(coverage, "Coverage and mean size of prediction sets against the coverage asked for."),
+    ]
+
+
+def _costs(best: Candidate) -> list[str]:
+    layout = best.policy.layout_
+    unit = layout.cost_unit or "no unit given"
+    costs = zip(layout.costs, layout.cost_fractions, strict=True)
+    rows = [
+        [f"exit {k}", f"{cost:,.6g}" if cost < 1e6 else f"{cost:,.0f}", _percent(part)]
+        for k, (cost, part) in enumerate(costs)
+    ]
+    return [
+        heading("What an answer costs"),
+        table(["Exit", f"Cost ({unit})", "Of the whole network"], rows),
+        paragraph("Costs are cumulative: an answer at an exit includes all that comes before it.", "note"),
+    ]
+
+
+def _making(request: Request) -> list[str]:
+    return [
+        heading("How this was made"),
+        definitions(
+            {
+                "Made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, by skexit.report.write_report",
+                "Versions": f"skexit {skexit.__version__}, scikit-learn {sklearn.__version__}, NumPy {np.__version__}, "
+                f"Python {platform.python_version()}",
+                "Intervals": f"percentile bootstrap over rows, {request.n_resamples:,} resamples, random_state="
+                f"{request.random_state}; they say what other rows would change, not what fitting again would",
+                "Choice": "the best policy was chosen on the rows that it is measured on, which favours it where many "
+                "are compared",
+            }
+        ),
+        paragraph("The policies as they were given:"),
+        definitions(request.policies, "code"),
+    ]
+
+
+def _percent(fraction: float) -> str:
+    return "" if np.isnan(fraction) else f"{100 * fraction:.1f} %"
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %"
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.1f}"
