@@ -7,8 +7,15 @@ author = "The skexit developers"
 copyright = f"2026, {author}"
 version = release = skexit.__version__
 
-extensions = ["numpydoc", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.mathjax"]
-exclude_patterns = ["_build"]
+extensions = [
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx_gallery.gen_gallery",
+]
+# The gallery is made of the examples; their header is no page by itself.
+exclude_patterns = ["_build", "examples"]
 templates_path = ["_templates"]
 autosummary_generate = True
 # The page of a class documents its methods; a list of them would repeat them.
@@ -16,10 +23,23 @@ numpydoc_show_class_members = False
 numpydoc_validation_checks = {"GL07", "GL08", "PR01", "PR02", "PR03", "RT01"}
 numpydoc_validation_exclude = {r"\.__", r"\.set_\w+_request$", r"\.(fit_transform|get_metadata_routing|set_output)$"}
 
+sphinx_gallery_conf = {
+    "examples_dirs": "examples",
+    "gallery_dirs": "gallery",
+    "doc_module": ("skexit",),
+    # Names in the code are linked to this documentation.
+    "reference_url": {"skexit": None},
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "ignore_repr_types": r"matplotlib|skexit\.plotting",
+    "within_subsection_order": "FileNameSortKey",
+    "write_computation_times": False,
+}
+
 html_theme = "pydata_sphinx_theme"
 html_title = "skexit"
 html_show_sourcelink = False
-html_sidebars = {"index": [], "guide/*": []}
+html_sidebars = {"index": [], "guide/*": [], "gallery/*": []}
 html_theme_options = {"show_prev_next": False, "secondary_sidebar_items": ["page-toc"]}
 
 # scikit-learn's inherited docstrings refer to its own user guide.

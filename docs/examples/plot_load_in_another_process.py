@@ -1,0 +1,140 @@
+"""
+Load a saved policy in another process
+======================================
+
+A policy is trained once and used elsewhere. What is fitted is plain NumPy: a
+process that loads and applies it does not import torch.
+"""
+
+# %%
+# Fit and save
+# ------------
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import joblib
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from sklearn.pipeline import make_pipeline
+
+from skexit import EENetPolicy, ExitHeads, stack_exits
+
+images, y = load_digits(return_X_y=True)
+# Half of the image, then all of it.
+X = stack_exits(features=[images[:, :32], images])
+X_train, X_test, y_train, y_test = train_test_split(
+    X, y, test_size=0.4, stratify=y, random_state=0
+)
+
+pipeline = make_pipeline(
+    ExitHeads(random_state=0), EENetPolicy(budget=0.75, random_state=0)
+)
+pipeline.fit(X_train, y_train)
+
+temporary = TemporaryDirectory()
+folder = Path(temporary.name)
+joblib.dump(pipeline, folder / "policy.joblib")
+joblib.dump(X_test, folder / "X.joblib")
+print((folder / "policy.joblib").stat().st_size, "bytes")
+
+# %%
+# Load and predict
+# ----------------
+# Another process, which writes what it predicts and says what it has imported:
+
+import subprocess
+import sys
+
+import numpy as np
+
+program = """
+import sys
+import time
+
+import joblib
+import numpy as np
+import skexit
+
+start = time.perf_counter()
+pipeline = joblib.load("policy.joblib")
+print(f"loaded in {time.perf_counter() - start:.3f} s")
+np.save("predicted.npy", pipeline.predict(joblib.load("X.joblib")))
+print("torch is imported:", "torch" in sys.modules)
+"""
+
+
+def run(program):
+    command = [sys.executable, "-c", program]
+    return subprocess.check_output(command, cwd=folder, text=True)
+
+
+print(run(program))
+predicted = np.load(folder / "predicted.npy")
+same = np.array_equal(predicted, pipeline.predict(X_test))
+print("the predictions are the same:", same)
+
+# %%
+# joblib files are pickles, and a pickle can run any code when it is loaded.
+# Load only files that you trust. For others there is skops: it builds the types
+# that it is told to trust, and refuses the rest.
+
+import skops.io
+
+import skexit
+
+skops.io.dump(pipeline, folder / "policy.skops")
+loaded = skops.io.load(folder / "policy.skops", trusted=skexit.TRUSTED_TYPES)
+same = np.array_equal(predicted, loaded.predict(X_test))
+print("the predictions are the same:", same)
+
+# %%
+# Nothing is lost on the way. Which digits leave after half of the image:
+
+from skexit.plotting import ExitDistributionDisplay
+
+ExitDistributionDisplay.from_estimator(loaded, X_test, y_test)
+
+# %%
+# Another version
+# ---------------
+# The file says which skexit wrote it. Under another version, the policy may
+# decide otherwise, and loading it warns. Here the other process pretends to be
+# newer:
+
+program = """
+import textwrap
+import warnings
+
+import joblib
+import skexit
+
+skexit.__version__ = "9.0"
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    joblib.load("policy.joblib")
+print(caught[-1].category.__name__)
+print(textwrap.fill(str(caught[-1].message), 80))
+"""
+print(run(program))
+
+# %%
+# Another layout
+# --------------
+# The pipeline knows the layout that it was fitted on. An X with other exits,
+# widths or classes is refused, even where it has as many columns; where only
+# the FLOPs differ, there is a warning. The fingerprint of a layout is short
+# enough for the name of a file.
+
+import textwrap
+
+X_other = stack_exits(features=[images[:, :48], images[:, 16:]])
+print("fitted on", pipeline[0].layout_fingerprint_)
+print("X_test is", X_test.layout.fingerprint)
+print("X_other is", X_other.layout.fingerprint)
+try:
+    pipeline.predict(X_other)
+except ValueError as error:
+    print(textwrap.fill(str(error), 80))
+
+temporary.cleanup()
