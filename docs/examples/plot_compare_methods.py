@@ -135,7 +135,7 @@ print(exit_report(y_test, y_pred, exits, policy.costs_))
 
 from skexit.plotting import ExitDistributionDisplay
 
-ExitDistributionDisplay.from_estimators(methods, X_test)
+display = ExitDistributionDisplay.from_estimators(methods, X_test)
 
 # %%
 # Can the probabilities be believed? Points on the diagonal are as often right
@@ -143,4 +143,4 @@ ExitDistributionDisplay.from_estimators(methods, X_test)
 
 from skexit.plotting import ReliabilityDisplay
 
-ReliabilityDisplay.from_estimator(policy, X_test, y_test, n_bins=5)
+display = ReliabilityDisplay.from_estimator(policy, X_test, y_test, n_bins=5)

@@ -93,7 +93,7 @@ print("the predictions are the same:", same)
 
 from skexit.plotting import ExitDistributionDisplay
 
-ExitDistributionDisplay.from_estimator(loaded, X_test, y_test)
+display = ExitDistributionDisplay.from_estimator(loaded, X_test, y_test)
 
 # %%
 # Another version
