@@ -62,13 +62,14 @@ def validate_new_data(estimator: BaseEstimator, X: Any) -> ExitArray:
     if not isinstance(X, ExitArray):
         array = validate_data(estimator, X, reset=False, dtype=[np.float64, np.float32])
         return sort_classes(ExitArray.from_array(array, layout))
-    validate_data(estimator, X, reset=False, skip_check_array=True)
-    _check_not_empty(estimator, X)
+    # Before scikit-learn's check of the number of columns: layouts say more.
     if (X.layout.n_logits, X.layout.n_features) != (layout.n_logits, layout.n_features):
         raise ValueError(
             f"X has the layout {X.layout}, but {type(estimator).__name__} was fitted with {layout}. Pass the "
             "exits that it was fitted with."
         )
+    validate_data(estimator, X, reset=False, skip_check_array=True)
+    _check_not_empty(estimator, X)
     X = sort_classes(X)
     if X.layout.classes is not None and not np.array_equal(X.layout.classes, estimator.classes_):
         raise ValueError(

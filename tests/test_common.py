@@ -181,9 +181,10 @@ def test_unfitted_policies_say_so(fitted, data):
 
 def test_another_layout_is_refused(fitted, data):
     X, _ = data
-    other = ExitLayout(n_logits=X.layout.n_logits, n_features=[3, 5, 4, 4], costs=X.layout.costs)
-    with pytest.raises(ValueError, match="was fitted with"):
-        fitted.predict(ExitArray(X.source, other))
+    for n_features in ([3, 5, 4, 4], [3, 4, 4, 4]):  # as many columns, and one less
+        other = ExitLayout(n_logits=X.layout.n_logits, n_features=n_features, costs=X.layout.costs)
+        with pytest.raises(ValueError, match="X has the layout .* was fitted with"):
+            fitted.predict(ExitArray(X.source, other))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
