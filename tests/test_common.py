@@ -183,7 +183,7 @@ def test_another_layout_is_refused(fitted, data):
     X, _ = data
     for n_features in ([3, 5, 4, 4], [3, 4, 4, 4]):  # as many columns, and one less
         other = ExitLayout(n_logits=X.layout.n_logits, n_features=n_features, costs=X.layout.costs)
-        with pytest.raises(ValueError, match="X has the layout .* was fitted with"):
+        with pytest.raises(ValueError, match=r"X has the layout .* was fitted with"):
             fitted.predict(ExitArray(X.source, other))
 
 
