@@ -110,7 +110,11 @@ class TestScorers:
         expected = accuracy_and_cost()(make_pipeline().fit(X, y), X, y)
         assert accuracy_and_cost()(pipeline, X.to_frame(), pd.Series(y, index=np.arange(240) + 7)) == expected
 
-    @pytest.mark.parametrize("scorer", [accuracy_and_cost(0.5), utility_scorer(0.5), neg_mean_cost_scorer], ids=repr)
+    @pytest.mark.parametrize(
+        "scorer",
+        [accuracy_and_cost(0.5), utility_scorer(0.5), neg_mean_cost_scorer],
+        ids=["all", "utility", "cost"],  # a repr with an address would differ between the processes of pytest-xdist
+    )
     def test_pickled(self, scorer, data):
         X, y = data
         policy = StaticExit(1).fit(X, y)

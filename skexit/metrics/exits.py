@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_consistent_length, column_or_1d
 
 from skexit.metrics._checks import check_cost_fractions, check_exits, check_labels, right_answers
+from skexit.uncertainty._labels import index_of_labels
 
 _COLUMNS = ("share", "cost", "accuracy_leaving", "accuracy_all", "samples")
 _HEADINGS = ("share", "cost", "accuracy leaving", "accuracy all", "samples")
@@ -161,14 +162,10 @@ def exit_distribution_by_class(
     true_labels, stops = check_labels(y_true), check_exits(exits, int(n_exits))
     check_consistent_length(true_labels, stops)
     classes = np.unique(true_labels) if labels is None else column_or_1d(labels)
-    if len(np.unique(classes)) < len(classes):
-        raise ValueError(f"labels={classes.tolist()} names a class twice.")
-    unknown = np.setdiff1d(true_labels, classes)
-    if len(unknown):
-        raise ValueError(f"y_true has the class {unknown.tolist()[0]!r}, which labels={classes.tolist()} lacks.")
+    index = index_of_labels(true_labels, classes)
     shares = np.full((len(classes), int(n_exits)), np.nan)
-    for row, label in enumerate(classes):
-        own = stops[true_labels == label]
+    for row in range(len(classes)):
+        own = stops[index == row]
         if len(own):
             shares[row] = np.bincount(own, minlength=int(n_exits)) / len(own)
     return shares

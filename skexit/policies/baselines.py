@@ -194,6 +194,12 @@ class Oracle:
     accuracy: float
     mean_cost: float
 
+    @classmethod
+    def _from_correct(cls, correct: NDArray[np.bool_], costs: NDArray[np.float64]) -> Oracle:
+        """The oracle of exits that are right or wrong, at costs as fractions of the last exit's."""
+        exits = np.argmax(correct, axis=1)
+        return cls(exits, float(correct.any(axis=1).mean()), float(costs[exits].mean()))
+
 
 def oracle(X: Any, y: ArrayLike, *, layout: ExitLayout | int | None = None) -> Oracle:
     """Stop each sample at the first exit that is right: a bound for every policy.
@@ -229,6 +235,4 @@ def oracle(X: Any, y: ArrayLike, *, layout: ExitLayout | int | None = None) -> O
     X = sort_classes(ExitArray.from_array(X, layout))
     check_consistent_length(X, y)
     _, labels = encode_labels(y, X.layout)
-    correct = correct_exits(X, labels)
-    exits = np.argmax(correct, axis=1)
-    return Oracle(exits, float(correct.any(axis=1).mean()), float(X.layout.cost_fractions[exits].mean()))
+    return Oracle._from_correct(correct_exits(X, labels), X.layout.cost_fractions)

@@ -21,7 +21,7 @@ from skexit.networks import DenseNetwork, Training, train
 from skexit.policies.assignment import expectation, fit_exit_prior, group_patterns
 from skexit.policies.base import BudgetedPolicy, correct_exits
 from skexit.policies.blending import blend, sigmoid
-from skexit.policies.quotas import exits_from_scores, quota_thresholds
+from skexit.policies.quotas import equal_thresholds, exits_from_scores, quota_thresholds
 from skexit.uncertainty import margin, max_probability, normalized_entropy, softmax
 
 Floats = NDArray[np.float64]
@@ -397,7 +397,7 @@ class EMExitAssigner(BudgetedPolicy):
 
     def _thresholds_for(self, scores: Floats, weight: Floats, assignment_weight: float, warn: bool = True) -> Floats:
         if self.budget is None:
-            return np.append(np.full(scores.shape[1] - 1, float(self.threshold)), -np.inf)
+            return equal_thresholds(self.threshold, scores.shape[1])
         if assignment_weight == 0:
             return quota_thresholds(scores, self.costs_, self.budget, sample_weight=weight, warn=warn)
         shares = np.average(self._assigned(self.lam_, self.exit_prior_), axis=0, weights=self._pattern_weight)

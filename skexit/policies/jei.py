@@ -28,7 +28,7 @@ from skexit.policies.blending import sigmoid
 from skexit.policies.draws import SampleDraws
 from skexit.policies.gates import N_STATISTICS, balanced_weight, gate_statistics, gate_targets, leaving_probability
 from skexit.policies.jei_training import JointTrainer, JointTraining
-from skexit.policies.quotas import exits_from_scores, shared_threshold
+from skexit.policies.quotas import equal_thresholds, exits_from_scores, shared_threshold
 from skexit.uncertainty import fit_temperature, softmax
 
 Floats = NDArray[np.float64]
@@ -423,12 +423,12 @@ class JEIGatedEnsemble(BudgetedPolicy):
         if self.budget is None:
             return 0.0
         scores = self._fitting_scores_of(priced_gates[1])
-        stops = exits_from_scores(scores, _plain_thresholds(scores.shape[1]))
+        stops = exits_from_scores(scores, equal_thresholds(_THRESHOLD, scores.shape[1]))
         return abs(np.average(self.costs_[stops], weights=self._fitting_weight) - self.budget)
 
     def _choose_thresholds(self, scores: Floats, weight: Floats) -> Floats:
         if self.budget is None:
-            return _plain_thresholds(scores.shape[1])
+            return equal_thresholds(_THRESHOLD, scores.shape[1])
         return shared_threshold(scores, self.costs_, self.budget, weight)
 
     def _fitting_accuracy(self) -> float:
@@ -463,7 +463,3 @@ class JEIGatedEnsemble(BudgetedPolicy):
         # A sample that must have left before stops at once; so does one where rounding says so.
         score = xp.where(remaining > 0, leaving / xp.where(remaining > 0, remaining, 1.0), xp.ones_like(gate))
         return score if self.decision == "deterministic" else score + _THRESHOLD - self._draws(k, memory["sample"])
-
-
-def _plain_thresholds(n_exits: int) -> Floats:
-    return np.append(np.full(n_exits - 1, _THRESHOLD), -np.inf)

@@ -148,8 +148,7 @@ def shared_threshold(scores: Floats, costs: Floats, budget: float, sample_weight
     candidates = np.unique(scores[:, :-1])
 
     def thresholds_at(index: int) -> Floats:
-        value = candidates[index] - _ROUNDING if index < len(candidates) else np.inf
-        return np.append(np.full(len(costs) - 1, value), -np.inf)
+        return equal_thresholds(candidates[index] - _ROUNDING if index < len(candidates) else np.inf, len(costs))
 
     def cost_at(index: int) -> float:
         return float(np.average(costs[exits_from_scores(scores, thresholds_at(index))], weights=weight))
@@ -161,6 +160,21 @@ def shared_threshold(scores: Floats, costs: Floats, budget: float, sample_weight
         low, high = (middle, high) if cost_at(middle) <= budget + 1e-12 else (low, middle - 1)
     _warn_if_missed(budget - cost_at(low), budget, costs, weight)
     return thresholds_at(low)
+
+
+def equal_thresholds(value: float, n_exits: int) -> Floats:
+    """The same threshold at every exit but the last, where all that are left leave.
+
+    Parameters
+    ----------
+    value : float
+    n_exits : int
+
+    Returns
+    -------
+    ndarray of shape (n_exits,)
+    """
+    return np.append(np.full(n_exits - 1, float(value)), -np.inf)
 
 
 def exits_from_scores(scores: Floats, thresholds: Floats) -> NDArray[np.int64]:

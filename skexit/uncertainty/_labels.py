@@ -28,20 +28,39 @@ def column_of_labels(y_true: ArrayLike, labels: ArrayLike | None, table: NDArray
     ValueError
         If the shapes do not agree, y_true has a class that labels lacks, or labels has one twice.
     """
-    y_true = column_or_1d(y_true)
-    check_consistent_length(y_true, table)
-    present = np.unique(y_true)
-    classes = present if labels is None else column_or_1d(labels)
+    true_labels = column_or_1d(y_true)
+    check_consistent_length(true_labels, table)
+    classes = np.unique(true_labels) if labels is None else column_or_1d(labels)
     if len(classes) != table.shape[1]:
         source = "y_true" if labels is None else "labels"
         raise ValueError(
             f"{source} has {len(classes)} classes, and {name} {table.shape[1]} columns. Give the class of each column: "
             "labels=policy.classes_."
         )
+    return index_of_labels(true_labels, classes)
+
+
+def index_of_labels(y_true: NDArray, classes: NDArray) -> NDArray[np.intp]:
+    """Index of each row's true class among the classes.
+
+    Parameters
+    ----------
+    y_true : ndarray of shape (n_samples,)
+    classes : ndarray of shape (n_classes,)
+
+    Returns
+    -------
+    ndarray of shape (n_samples,)
+
+    Raises
+    ------
+    ValueError
+        If y_true has a class that classes lacks, or classes has one twice.
+    """
     order = np.argsort(classes)
     if (classes[order][1:] == classes[order][:-1]).any():
         raise ValueError(f"labels={classes.tolist()} names a class twice.")
-    unknown = np.setdiff1d(present, classes)
+    unknown = np.setdiff1d(y_true, classes)
     if len(unknown):
         raise ValueError(f"y_true has the class {unknown.tolist()[0]!r}, which labels={classes.tolist()} lacks.")
     return order[np.searchsorted(classes, y_true, sorter=order)]
