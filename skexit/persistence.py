@@ -14,6 +14,8 @@ TRUSTED_TYPES = [
     "skexit.policies.eenet.EENetPolicy",
     "skexit.policies.em.EMExitAssigner",
     "skexit.policies.jei.JEIGatedEnsemble",
+    "skexit.policies.log_linear.LogLinearModel",
+    "skexit.policies.stopping.OptimalStoppingPolicy",
     "skexit.policies.thresholds.ThresholdPolicy",
     "skexit.uncertainty.conformal.ConformalScores",
 ]

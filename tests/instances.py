@@ -1,12 +1,14 @@
 """The one place that knows how the tests construct estimators and data."""
 
 import numpy as np
+from sklearn.linear_model import Ridge
 
 from skexit import (
     EENetPolicy,
     EMExitAssigner,
     ExitHeads,
     JEIGatedEnsemble,
+    OptimalStoppingPolicy,
     RandomExit,
     StaticExit,
     ThresholdPolicy,
@@ -39,6 +41,8 @@ POLICIES = [
         random_state=0,
         max_epochs=3,
     ),
+    OptimalStoppingPolicy(random_state=0),
+    OptimalStoppingPolicy(0.6, estimator=Ridge(), outcome="realised", random_state=0),
 ]
 
 
@@ -49,6 +53,7 @@ def estimators():
         EMExitAssigner(),
         ExitHeads(),
         JEIGatedEnsemble(),
+        OptimalStoppingPolicy(),
         RandomExit(),
         StaticExit(),
         ThresholdPolicy(),

@@ -5,6 +5,7 @@ from skexit.policies.baselines import Oracle, RandomExit, StaticExit, oracle
 from skexit.policies.eenet import EENetPolicy
 from skexit.policies.em import EMExitAssigner
 from skexit.policies.jei import JEIGatedEnsemble, LambdaPath
+from skexit.policies.stopping import OptimalStoppingPolicy
 from skexit.policies.thresholds import ThresholdPolicy
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "ExitPolicy",
     "JEIGatedEnsemble",
     "LambdaPath",
+    "OptimalStoppingPolicy",
     "Oracle",
     "RandomExit",
     "StaticExit",

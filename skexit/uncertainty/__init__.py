@@ -8,6 +8,7 @@ from skexit.uncertainty.conformal import (
     coverage_score,
     inefficiency_score,
 )
+from skexit.uncertainty.mixing import fit_mixture, mix
 from skexit.uncertainty.scores import (
     SCORES,
     count_votes,
@@ -27,10 +28,12 @@ __all__ = [
     "count_votes",
     "coverage_score",
     "expected_calibration_error",
+    "fit_mixture",
     "fit_temperature",
     "inefficiency_score",
     "margin",
     "max_probability",
+    "mix",
     "normalized_entropy",
     "softmax",
     "vote",

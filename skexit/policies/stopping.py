@@ -1,0 +1,234 @@
+"""Optimal stopping: go on while the gain that is expected is worth its price."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+from array_api_compat import array_namespace, device, to_device
+from numpy.typing import NDArray
+from scipy.special import log_softmax
+from sklearn.base import clone
+
+from skexit._sklearn import HasMethods, Interval, StrOptions
+from skexit._validation import cross_validation_splits, read_logits
+from skexit.arrays import BATCH_ROWS, ExitArray
+from skexit.layout import ExitLayout
+from skexit.policies.base import BudgetedPolicy
+from skexit.policies.evidence import exit_evidence
+from skexit.policies.log_linear import fit_log_linear
+from skexit.policies.quotas import shared_threshold
+from skexit.uncertainty import fit_mixture, mix, softmax
+
+Floats = NDArray[np.float64]
+
+#: Prices are told apart down to about here; scores are their logarithms above, and linear below.
+_SMALLEST_PRICE = 1e-6
+#: Weight of the logarithm of the chance to be wrong in a score: enough to part equal prices only.
+_TIE_BREAKER = 1e-4
+#: How often the prices of an exit are found again, for the later stops that they imply.
+_ITERATIONS = 3
+
+
+class OptimalStoppingPolicy(BudgetedPolicy):
+    r"""Go on while the accuracy that is expected to be gained is worth its price.
+
+    At a price :math:`\lambda` of the whole network, in units of accuracy, it pays to go on from
+    exit k if there is a rule for stopping later, at an exit :math:`\tau > k`, with
+
+    .. math:: E[r_\tau - r_k \mid z_k] > \lambda \, E[c_\tau - c_k \mid z_k],
+
+    where r says whether an exit is right, c is its cost and z what is known so far. The highest
+    price at which it pays is the sample's price at that exit, an index as that of Gittins [1]_,
+
+    .. math:: m_k(z_k) = \max_\tau \frac{E[r_\tau - r_k \mid z_k]}{E[c_\tau - c_k \mid z_k]},
+
+    reached by going on until the price at a later exit is no higher. A sample stops at the first
+    exit where its price is at most :math:`\lambda`. As the prices themselves do not depend on
+    :math:`\lambda`, one fit serves every budget.
+
+    Prices are learned backwards, from the last exit but one to the first: the realised gains of
+    going on, divided by the realised costs, are regressed on the evidence of the exit, with the
+    realised costs as weights. The prices that decide where a row stops later come from models that
+    were trained without it.
+
+    Parameters
+    ----------
+    budget : float, default=0.5
+        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's
+        cost.
+    estimator : scikit-learn regressor, default=None
+        Learns the prices of an exit; its ``fit`` takes `sample_weight`. By default the exponential
+        of a linear function, fitted as a Poisson regression: gains fall with the chance to be
+        wrong over many powers of ten, and few parameters leave little to chance.
+    outcome : {"expected", "realised"}, default="expected"
+        What counts as gained. ``"realised"``: whether the answers are right. ``"expected"``: the
+        probability that all exits together, mixed as in Zero Time Waste [2]_, give to the answers,
+        which has less variance: where exits agree there is no gain, and where they do not a
+        sample counts by how likely either is.
+    cv : int, cross-validation generator or iterable, default=5
+        How rows are split for the prices that decide where a row stops later.
+    heads : ExitHeads, default=None
+        Heads to fit where exits have no logits; by default ``ExitHeads()`` with this
+        `random_state`.
+    layout : ExitLayout or int, default=None
+        Layout of X, or the number of exits into which its columns split evenly. By default found
+        in X: from an ExitArray, or from column names; else X is one exit of features.
+    random_state : int, RandomState instance or None, default=None
+        Seeds the splits, and the heads.
+
+    Attributes
+    ----------
+    estimators_ : list of n_exits - 1 regressors
+        The prices at each exit but the last, from its evidence.
+    lam_ : float
+        The price at which samples stop, in units of accuracy for the whole network.
+    thresholds_ : ndarray of shape (n_exits,)
+        The same at every exit, ``-inf`` at the last: scores fall as prices rise. Where prices are
+        equal, as those of a tree are, scores follow the largest probability.
+    exit_distribution_ : ndarray of shape (n_exits,)
+        Share of the fitting samples that stop at each exit.
+    temperatures_ : ndarray of shape (n_exits,)
+        Temperatures of the answers; 1 before ``calibrate``.
+    costs_ : ndarray of shape (n_exits,)
+        Cumulative costs as fractions of the last exit's.
+    classes_ : ndarray of shape (n_classes,)
+        Class labels.
+    layout_ : ExitLayout
+        Layout of X, with the logits and costs of the heads.
+    heads_ : ExitHeads or None
+        The heads that were fitted.
+    n_features_in_ : int
+        Number of columns of X.
+    feature_names_in_ : ndarray of shape (n_columns,)
+        Names of the columns, when X was a DataFrame.
+
+    References
+    ----------
+    .. [1] Gittins. "Bandit processes and dynamic allocation indices." Journal of the Royal
+       Statistical Society B 41 (1979).
+    .. [2] Wołczyk et al. "Zero Time Waste: Recycling predictions in early exit neural networks."
+       NeurIPS 2021.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skexit import OptimalStoppingPolicy
+    >>> X, y = load_digits(return_X_y=True)
+    >>> policy = OptimalStoppingPolicy(budget=0.75, layout=2, random_state=0).fit(X, y)
+    >>> policy.exit_distribution_.round(2)
+    array([0.5, 0.5])
+    >>> policy.with_budget(0.6).exit_distribution_.round(2)
+    array([0.8, 0.2])
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "budget": [Real],
+        "estimator": [HasMethods(["fit", "predict"]), None],
+        "outcome": [StrOptions({"expected", "realised"})],
+        "cv": ["cv_object"],
+        "heads": [HasMethods(["fit_transform", "exit_logits"]), None],
+        "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        budget: float = 0.5,
+        *,
+        estimator: Any = None,
+        outcome: str = "expected",
+        cv: Any = 5,
+        heads: Any = None,
+        layout: ExitLayout | int | None = None,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.budget = budget
+        self.estimator = estimator
+        self.outcome = outcome
+        self.cv = cv
+        self.heads = heads
+        self.layout = layout
+        self.random_state = random_state
+
+    def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
+        evidence = exit_evidence(softmax(logits), memory)
+        if k == self.layout_.n_exits - 1:
+            return array_namespace(logits).zeros_like(logits[:, 0])
+        # Where prices are equal, the less likely to be wrong leaves first.
+        return _score(self._prices(k, evidence)) - _TIE_BREAKER * evidence[:, 0]
+
+    def _prices(self, k: int, evidence: Any) -> Any:
+        if self.estimator is None:
+            return self.estimators_[k].predict(evidence)
+        prices = self.estimators_[k].predict(np.asarray(to_device(evidence, "cpu")))
+        return array_namespace(evidence).asarray(prices, dtype=evidence.dtype, device=device(evidence))
+
+    def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
+        rewards = _rewards(X, labels, weight, self.outcome)
+        splits = cross_validation_splits(self.cv, labels, self.random_state) if X.layout.n_exits > 1 else []
+        self._fit_prices(_evidence(X), rewards, weight, splits)
+        self._fit_thresholds(X, weight)
+
+    def _fit_prices(self, evidence: list[Floats], rewards: Floats, weight: Floats, splits: Any) -> None:
+        """Fit the estimators of all exits but the last, backwards."""
+        rows = np.arange(len(rewards))
+        prices = np.zeros_like(rewards)  # at the last exit nothing is to be gained
+        self.estimators_: list[Any] = [None] * (rewards.shape[1] - 1)
+        for k in reversed(range(rewards.shape[1] - 1)):
+            levels = prices[:, k + 1]
+            for _ in range(_ITERATIONS):
+                stops = k + 1 + _first_at_most(prices[:, k + 1 :], levels)
+                cost = self.costs_[stops] - self.costs_[k]
+                gain = (rewards[rows, stops] - rewards[:, k]) / cost
+                levels = np.empty(len(rewards))
+                for fitted, held_out in splits:
+                    model = self._fit_estimator(evidence[k][fitted], gain[fitted], (weight * cost)[fitted])
+                    levels[held_out] = model.predict(evidence[k][held_out])
+            prices[:, k] = levels
+            self.estimators_[k] = self._fit_estimator(evidence[k], gain, weight * cost)
+
+    def _fit_estimator(self, evidence: Floats, gain: Floats, weight: Floats) -> Any:
+        if self.estimator is None:
+            return fit_log_linear(evidence, gain, weight)
+        return clone(self.estimator).fit(evidence, gain, sample_weight=weight)
+
+    def _choose_thresholds(self, scores: Floats, weight: Floats) -> Floats:
+        thresholds = shared_threshold(scores, self.costs_, self.budget, sample_weight=weight)
+        self.lam_ = float(_SMALLEST_PRICE * np.sinh(-thresholds[0]))
+        return thresholds
+
+
+def _score(prices: Any) -> Any:
+    # On a logarithmic scale: prices span many powers of ten, and rounding must not join the small ones.
+    return -array_namespace(prices).asinh(prices / _SMALLEST_PRICE)
+
+
+def _first_at_most(prices: Floats, levels: Floats) -> NDArray[np.intp]:
+    """The first exit whose price is at most the level, else the last."""
+    cheap = prices <= levels[:, None]
+    cheap[:, -1] = True
+    return np.argmax(cheap, axis=1)
+
+
+def _evidence(X: ExitArray) -> list[Floats]:
+    """Evidence of all rows at each exit."""
+    n_exits = X.layout.n_exits
+    batches: list[list[Floats]] = [[] for _ in range(n_exits)]
+    for batch in X.batches(BATCH_ROWS):
+        memory: dict[str, Any] = {}
+        for k in range(n_exits):
+            batches[k].append(exit_evidence(softmax(read_logits(X, k, batch)), memory))
+    return [np.concatenate(parts) for parts in batches]
+
+
+def _rewards(X: ExitArray, labels: NDArray[np.int64], weight: Floats, outcome: str) -> Floats:
+    """What the answer of each exit is worth: whether it is right, or how likely that is."""
+    n_exits = X.layout.n_exits
+    log_probabilities = np.stack([log_softmax(read_logits(X, k), axis=1) for k in range(n_exits)], axis=1)
+    answers = np.argmax(log_probabilities, axis=2)
+    if outcome == "realised":
+        return (answers == labels[:, None]).astype(np.float64)
+    probabilities = softmax(mix(log_probabilities, *fit_mixture(log_probabilities, labels, weight)))
+    return np.take_along_axis(probabilities, answers, axis=1)

@@ -1,0 +1,88 @@
+"""One classifier from several: a weighted product of their probabilities."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+
+Floats = NDArray[np.float64]
+
+#: Strength of the squared penalty on the bias of a class, which keeps it finite where a class is absent.
+_BIAS_PENALTY = 1e-4
+
+
+def fit_mixture(
+    log_probabilities: Floats, labels: NDArray[np.int64], sample_weight: Floats | None = None
+) -> tuple[Floats, Floats]:
+    """Weights with which a product of classifiers explains the labels best [1]_.
+
+    The probability of class c is in proportion to ``exp(b_c) * prod_j p_jc ** w_j`` with weights
+    that are not negative. The mean cross-entropy is convex in weights and biases.
+
+    Parameters
+    ----------
+    log_probabilities : ndarray of shape (n_samples, n_classifiers, n_classes)
+        Of rows that the classifiers were not trained on.
+    labels : ndarray of shape (n_samples,) of int
+        Index of the true class.
+    sample_weight : ndarray of shape (n_samples,), default=None
+
+    Returns
+    -------
+    weights : ndarray of shape (n_classifiers,)
+    biases : ndarray of shape (n_classes,)
+
+    References
+    ----------
+    .. [1] Wołczyk et al. "Zero Time Waste: Recycling predictions in early exit neural networks."
+       NeurIPS 2021, eq. 3.
+
+    Examples
+    --------
+    The first of two classifiers is right, the second guesses:
+
+    >>> import numpy as np
+    >>> first = np.log([[0.8, 0.2], [0.2, 0.8], [0.8, 0.2], [0.2, 0.8], [0.2, 0.8]])
+    >>> second = np.log(np.full((5, 2), 0.5))
+    >>> weights, _ = fit_mixture(np.stack([first, second], axis=1), np.array([0, 1, 0, 1, 0]))
+    >>> bool(weights[0] > 0)
+    True
+    """
+    n_samples, n_classifiers, n_classes = log_probabilities.shape
+    share = np.full(n_samples, 1 / n_samples) if sample_weight is None else sample_weight / sample_weight.sum()
+    rows = np.arange(n_samples)
+
+    def loss(parameters: Floats) -> tuple[float, Floats]:
+        biases = parameters[n_classifiers:]
+        log_mixed = log_softmax(mix(log_probabilities, parameters[:n_classifiers], biases), axis=1)
+        error = np.exp(log_mixed)
+        error[rows, labels] -= 1
+        error *= share[:, None]
+        gradient = np.concatenate(
+            [np.einsum("nc,njc->j", error, log_probabilities), error.sum(axis=0) + _BIAS_PENALTY * biases]
+        )
+        return float(-share @ log_mixed[rows, labels] + _BIAS_PENALTY / 2 * biases @ biases), gradient
+
+    start = np.zeros(n_classifiers + n_classes)
+    start[n_classifiers - 1] = 1
+    bounds = [(0.0, None)] * n_classifiers + [(None, None)] * n_classes
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500})
+    return found.x[:n_classifiers], found.x[n_classifiers:]
+
+
+def mix(log_probabilities: Floats, weights: Floats, biases: Floats) -> Floats:
+    """Logits of the weighted product of classifiers.
+
+    Parameters
+    ----------
+    log_probabilities : ndarray of shape (n_samples, n_classifiers, n_classes)
+    weights : ndarray of shape (n_classifiers,)
+    biases : ndarray of shape (n_classes,)
+
+    Returns
+    -------
+    ndarray of shape (n_samples, n_classes)
+    """
+    return np.einsum("j,njc->nc", weights, log_probabilities) + biases
