@@ -19,32 +19,32 @@ LEVELS = np.linspace(0.5, 0.98, 13)
 COSTS = np.array([0.25, 0.5, 0.75, 1.0])
 
 
-def belief_walk(n_samples, seed):
+def belief_walk(n_samples, moves, seed):
     """Beliefs in class 1 that are martingales, at four exits, and labels drawn from the last."""
     rng = np.random.default_rng(seed)
     beliefs = [rng.choice(LEVELS, size=n_samples)]
-    for _ in range(3):
-        beliefs.append(_next_belief(beliefs[-1], rng))
+    for probability in moves:
+        beliefs.append(_next_belief(beliefs[-1], probability, rng))
     beliefs = np.stack(beliefs, axis=1)
     labels = (rng.random(n_samples) < beliefs[:, -1]).astype(int)
     return beliefs, labels
 
 
-def _next_belief(belief, rng):
+def _next_belief(belief, probability, rng):
     """As it was, or nearly certain, with the probabilities that keep the mean."""
-    moves = rng.random(len(belief)) < 0.5
+    moves = rng.random(len(belief)) < probability
     rises = rng.random(len(belief)) < (belief - 0.02) / 0.96
     return np.where(moves, np.where(rises, 0.98, 0.02), belief)
 
 
-def best_value(price):
+def best_value(price, moves):
     """Mean value of optimal stopping at a price, by dynamic programming."""
     grid = np.append(0.02, LEVELS)
     certain = np.maximum(grid, 1 - grid)
     value = certain - price * COSTS[-1]
-    for cost in COSTS[-2::-1]:
+    for cost, probability in zip(COSTS[-2::-1], moves[::-1], strict=True):
         rises = (grid - 0.02) / 0.96
-        continued = 0.5 * value + 0.5 * (rises * value[-1] + (1 - rises) * value[0])
+        continued = (1 - probability) * value + probability * (rises * value[-1] + (1 - rises) * value[0])
         value = np.maximum(certain - price * cost, continued)
     return value[1:].mean()
 
@@ -54,18 +54,19 @@ def exits_of(beliefs):
 
 
 @pytest.mark.filterwarnings("ignore:the mean cost on the fitting data")  # equal beliefs leave together
+@pytest.mark.parametrize("moves", [(0.5, 0.5, 0.5), (0.0, 0.0, 0.9)])  # the second needs more than one step's foresight
 @pytest.mark.parametrize("outcome", ["expected", "realised"])
 @pytest.mark.parametrize("budget", [0.35, 0.5, 0.7])
-def test_reaches_the_value_of_dynamic_programming(outcome, budget):
-    fitted, y = belief_walk(20_000, 0)
+def test_reaches_the_value_of_dynamic_programming(moves, outcome, budget):
+    fitted, y = belief_walk(20_000, moves, 0)
     X = exits_of(fitted)
-    beliefs, _ = belief_walk(200_000, 1)
+    beliefs, _ = belief_walk(200_000, moves, 1)
     tree = DecisionTreeRegressor(min_samples_leaf=200, random_state=0)
     policy = OptimalStoppingPolicy(budget, estimator=tree, outcome=outcome, random_state=0).fit(X, y)
     stops = policy.predict_exit(exits_of(beliefs))
     reached = np.maximum(beliefs, 1 - beliefs)[np.arange(len(stops)), stops]
     value = (reached - policy.lam_ * COSTS[stops]).mean()
-    best = best_value(policy.lam_)
+    best = best_value(policy.lam_, moves)
     assert value <= best + 0.002
     assert value >= best - 0.004
 
