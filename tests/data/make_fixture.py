@@ -16,6 +16,7 @@ from skexit import (
     EMExitAssigner,
     ExitHeads,
     JEIGatedEnsemble,
+    OptimalStoppingPolicy,
     RandomExit,
     StaticExit,
     ThresholdPolicy,
@@ -52,6 +53,7 @@ def fit_estimators(X, y):
         "em": EMExitAssigner(budget=0.6, random_state=0, max_epochs=3),
         "eenet": EENetPolicy(budget=0.6, random_state=0, max_epochs=3),
         "jei": JEIGatedEnsemble(random_state=0, max_epochs=3),
+        "stopping": OptimalStoppingPolicy(budget=0.6, random_state=0),
     }
     fitted = {name: policy.fit(X[:60], y[:60]).calibrate(X[60:90], y[60:90]) for name, policy in policies.items()}
     return {**fitted, "heads": ExitHeads(hidden=2, random_state=0, max_epochs=3).fit(X[:60], y[:60])}
