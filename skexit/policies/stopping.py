@@ -8,18 +8,18 @@ from typing import Any, ClassVar
 import numpy as np
 from array_api_compat import array_namespace, device, to_device
 from numpy.typing import NDArray
-from scipy.special import log_softmax
 from sklearn.base import clone
 
 from skexit._sklearn import HasMethods, Interval, StrOptions
 from skexit._validation import cross_validation_splits, read_logits
 from skexit.arrays import BATCH_ROWS, ExitArray
 from skexit.layout import ExitLayout
-from skexit.policies.base import BudgetedPolicy
+from skexit.policies.base import BudgetedPolicy, correct_exits
 from skexit.policies.evidence import exit_evidence
 from skexit.policies.log_linear import fit_log_linear
 from skexit.policies.quotas import shared_threshold
-from skexit.uncertainty import fit_mixture, mix, softmax
+from skexit.policies.rewards import expected_rewards
+from skexit.uncertainty import softmax
 
 Floats = NDArray[np.float64]
 
@@ -166,10 +166,15 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         return array_namespace(evidence).asarray(prices, dtype=evidence.dtype, device=device(evidence))
 
     def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
-        rewards = _rewards(X, labels, weight, self.outcome)
+        rewards = self._rewards(X, labels, weight)
         splits = cross_validation_splits(self.cv, labels, self.random_state) if X.layout.n_exits > 1 else []
         self._fit_prices(_evidence(X), rewards, weight, splits)
         self._fit_thresholds(X, weight)
+
+    def _rewards(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> Floats:
+        if self.outcome == "realised":
+            return correct_exits(X, labels).astype(np.float64)
+        return expected_rewards(X, labels, weight)
 
     def _fit_prices(self, evidence: list[Floats], rewards: Floats, weight: Floats, splits: Any) -> None:
         """Fit the estimators of all exits but the last, backwards."""
@@ -221,14 +226,3 @@ def _evidence(X: ExitArray) -> list[Floats]:
         for k in range(n_exits):
             batches[k].append(exit_evidence(softmax(read_logits(X, k, batch)), memory))
     return [np.concatenate(parts) for parts in batches]
-
-
-def _rewards(X: ExitArray, labels: NDArray[np.int64], weight: Floats, outcome: str) -> Floats:
-    """What the answer of each exit is worth: whether it is right, or how likely that is."""
-    n_exits = X.layout.n_exits
-    log_probabilities = np.stack([log_softmax(read_logits(X, k), axis=1) for k in range(n_exits)], axis=1)
-    answers = np.argmax(log_probabilities, axis=2)
-    if outcome == "realised":
-        return (answers == labels[:, None]).astype(np.float64)
-    probabilities = softmax(mix(log_probabilities, *fit_mixture(log_probabilities, labels, weight)))
-    return np.take_along_axis(probabilities, answers, axis=1)
