@@ -2,6 +2,7 @@
 
 from skexit.arrays import ExitArray, stack_exits
 from skexit.cache import FeatureCache
+from skexit.ensemble import ExitEnsemble
 from skexit.heads import ExitHeads
 from skexit.layout import ExitLayout
 from skexit.persistence import TRUSTED_TYPES
@@ -25,6 +26,7 @@ __all__ = [
     "EENetPolicy",
     "EMExitAssigner",
     "ExitArray",
+    "ExitEnsemble",
     "ExitHeads",
     "ExitLayout",
     "FeatureCache",

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import TransformerMixin
+from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
-from sklearn.utils import Tags, check_random_state
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils import check_random_state
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
-from skexit._estimator import ExitEstimator
 from skexit._html import cost_column, exit_table
-from skexit._sklearn import Interval, StrOptions, _fit_context, _get_output_config
+from skexit._sklearn import Interval, StrOptions, _fit_context
+from skexit._transformer import LogitsTransformer
 from skexit._validation import (
     cross_validation_splits,
     read_features,
     validate_new_data,
     validate_training_data,
 )
-from skexit.arrays import BATCH_ROWS, ColumnSource, ExitArray, LogitsSource, OverlaidSource
-from skexit.layout import ExitLayout
+from skexit.arrays import ExitArray, LogitsSource
+from skexit.cascade import train_cascade
+from skexit.layout import MULTIPLY_ADD_COST, ExitLayout
 from skexit.networks import DenseNetwork, Training, train, weighted_scaling
+from skexit.uncertainty import fit_temperature
 
 #: Up to this many bytes of features, a linear head is solved for in memory.
 _IN_MEMORY_BYTES = 2**31
@@ -36,7 +38,7 @@ _WORTH_THREADS = 10**7
 _ABSENT_CLASS_LOGIT = -10.0
 
 
-class ExitHeads(TransformerMixin, ExitEstimator):
+class ExitHeads(LogitsTransformer):
     """Train a classifier on the features of each exit, and add its logits to X.
 
     An exit that has logits already, such as the last exit of a frozen network, keeps them.
@@ -53,7 +55,14 @@ class ExitHeads(TransformerMixin, ExitEstimator):
     hidden : int, default=0
         Units in a hidden layer; 0 makes the heads linear.
     cascade : bool, default=False
-        Let the head at exit k see the features of all exits up to k.
+        Let the head at exit k see what the heads before it saw. With a hidden layer, that is the
+        hidden layer of the head before, and all heads are trained together; linear heads see the
+        features of all exits up to k.
+    dropout : float, default=0.0
+        Share of the hidden units that are left out at random in a step of training.
+    calibrated : bool, default=False
+        Divide the logits of each head by the temperature that fits its cross-fitted logits best.
+        ``fit`` then trains the heads `cv` times more, as ``fit_transform`` does anyhow.
     solver : {"auto", "lbfgs", "adam"}, default="auto"
         ``"lbfgs"`` fits linear heads by scikit-learn's logistic regression, in memory. ``"adam"``
         trains by mini-batches that are read when they are needed, so that the features may be
@@ -115,6 +124,8 @@ class ExitHeads(TransformerMixin, ExitEstimator):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "hidden": [Interval(Integral, 0, None, closed="left")],
         "cascade": ["boolean"],
+        "dropout": [Interval(Real, 0, 1, closed="left")],
+        "calibrated": ["boolean"],
         "solver": [StrOptions({"auto", "lbfgs", "adam"})],
         "alpha": [Interval(Real, 0, None, closed="left")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
@@ -131,6 +142,8 @@ class ExitHeads(TransformerMixin, ExitEstimator):
         hidden: int = 0,
         *,
         cascade: bool = False,
+        dropout: float = 0.0,
+        calibrated: bool = False,
         solver: str = "auto",
         alpha: float = 3e-3,
         learning_rate: float = 0.01,
@@ -143,6 +156,8 @@ class ExitHeads(TransformerMixin, ExitEstimator):
     ) -> None:
         self.hidden = hidden
         self.cascade = cascade
+        self.dropout = dropout
+        self.calibrated = calibrated
         self.solver = solver
         self.alpha = alpha
         self.learning_rate = learning_rate
@@ -173,7 +188,10 @@ class ExitHeads(TransformerMixin, ExitEstimator):
         ValueError
             If X does not fit its layout, is not finite, or y has a class that X does not know.
         """
-        self._fit(*validate_training_data(self, X, y, sample_weight))
+        used, classes, labels, weight = validate_training_data(self, X, y, sample_weight)
+        self._fit(used, classes, labels, weight)
+        if self.calibrated:
+            self._calibrate(self._cross_fit(used, labels, weight), labels, weight)
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -194,47 +212,18 @@ class ExitHeads(TransformerMixin, ExitEstimator):
             A DataFrame after ``set_output(transform="pandas")``.
         """
         used, classes, labels, weight = validate_training_data(self, X, y, sample_weight)
+        if used.layout.n_exits == 1:  # no decision will be learned from the logits
+            return self.fit(X, y, sample_weight).transform(X)
         self._fit(used, classes, labels, weight)
+        cross_fitted = self._cross_fit(used, labels, weight)
+        if self.calibrated:
+            self._calibrate(cross_fitted, labels, weight)
         new = validate_new_data(self, X)
-        logits = self._head_logits(new, self.networks_)
-        if self.layout_.n_exits > 1:
-            positions = np.arange(len(new)) if len(used) == len(new) else np.flatnonzero(np.asarray(sample_weight) > 0)
-            for train_rows, test_rows in cross_validation_splits(self.cv, labels, self.random_state):
-                networks = self._train(used[train_rows], labels[train_rows], weight[train_rows])
-                for k, values in self._head_logits(used[test_rows], networks).items():
-                    logits[k][positions[test_rows]] = values
+        positions = np.arange(len(new)) if len(used) == len(new) else np.flatnonzero(np.asarray(sample_weight) > 0)
+        logits = self._logits(new)
+        for k, values in cross_fitted.items():
+            logits[k][positions] = values
         return self._output(LogitsSource(new, logits), X)
-
-    def transform(self, X: Any) -> Any:
-        """Add the logits of the heads to X. They are computed when they are read.
-
-        Parameters
-        ----------
-        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-
-        Returns
-        -------
-        ExitArray of shape (n_samples, n_columns_out)
-            A DataFrame after ``set_output(transform="pandas")``.
-        """
-        check_is_fitted(self)
-        new = validate_new_data(self, X)
-        return self._output(_HeadSource(new, self.networks_, self.cascade), X)
-
-    def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
-        """Names of the columns that ``transform`` gives.
-
-        Parameters
-        ----------
-        input_features : ignored
-            The names follow from the layout.
-
-        Returns
-        -------
-        ndarray of shape (n_columns_out,) of str
-        """
-        check_is_fitted(self)
-        return np.asarray(self.layout_out_.column_names(), dtype=object)
 
     def exit_logits(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
         """Logits of exit `k` for the samples that are still running.
@@ -254,10 +243,15 @@ class ExitHeads(TransformerMixin, ExitEstimator):
         -------
         array of shape (n_samples, n_classes)
         """
-        if self.cascade:
-            features = memory["features"] = _append_columns(memory.get("features"), features)
         network = self.networks_[k]
-        return logits if network is None else network(features)
+        if self.cascade and not self.hidden:
+            features = memory["seen"] = _side_by_side(memory.get("seen"), features)
+        if network is None:
+            return logits
+        if self.cascade and self.hidden:
+            hidden = memory["hidden"] = network.last_hidden(_side_by_side(features, memory.get("hidden")))
+            return network.last_layer(hidden)
+        return network(features)
 
     @classmethod
     def _from_networks(cls, X: ExitArray, classes: NDArray[Any], networks: list[DenseNetwork | None]) -> ExitHeads:
@@ -279,26 +273,30 @@ class ExitHeads(TransformerMixin, ExitEstimator):
 
     def _train(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> list[DenseNetwork | None]:
         random_state = check_random_state(self.random_state)
-        networks: list[DenseNetwork | None] = []
-        for k in tqdm(range(X.layout.n_exits), desc="heads", unit="exit", disable=not self.verbose, leave=False):
-            if X.layout.has_logits(k):
-                networks.append(None)
-            elif self._solver(X, k) == "lbfgs":
-                networks.append(self._solve(X, k, labels, weight))
+        networks: list[DenseNetwork | None] = [None] * X.layout.n_exits
+        without_logits = [k for k in range(X.layout.n_exits) if not X.layout.has_logits(k)]
+        if self.hidden and self.solver == "lbfgs":
+            raise ValueError(f"solver='lbfgs' fits linear heads only, but hidden={self.hidden}; use solver='adam'.")
+        # A hidden layer that goes on to the next exit is trained with the exits that see it.
+        together = [without_logits] if self.hidden and self.cascade else [[k] for k in without_logits]
+        for exits in tqdm(together, desc="heads", unit="exit", disable=not self.verbose, leave=False):
+            if self.hidden:
+                trained = self._train_hidden(X, exits, labels, weight, random_state)
+            elif self._in_memory(X, exits[0]):
+                trained = [self._solve(X, exits[0], labels, weight)]
             else:
-                networks.append(self._train_by_batches(X, k, labels, weight, random_state))
+                trained = [self._train_linear(X, exits[0], labels, weight, random_state)]
+            for k, network in zip(exits, trained, strict=True):
+                networks[k] = network
         return networks
 
-    def _solver(self, X: ExitArray, k: int) -> str:
-        if self.solver == "lbfgs" and self.hidden:
-            raise ValueError(f"solver='lbfgs' fits linear heads only, but hidden={self.hidden}; use solver='adam'.")
-        if self.solver != "auto":
-            return self.solver
-        n_bytes = 8 * len(X) * sum(X.layout.n_features[j] for j in _seen(k, self.cascade))
-        return "adam" if self.hidden or n_bytes > _IN_MEMORY_BYTES else "lbfgs"
+    def _in_memory(self, X: ExitArray, k: int) -> bool:
+        """Whether the linear head at exit `k` is solved for in memory."""
+        n_bytes = 8 * len(X) * sum(X.layout.n_features[j] for j in (*self._earlier_exits(k), k))
+        return self.solver == "lbfgs" or (self.solver == "auto" and n_bytes <= _IN_MEMORY_BYTES)
 
     def _solve(self, X: ExitArray, k: int, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> DenseNetwork:
-        inputs = _head_inputs(X, k, self.cascade)
+        inputs = self._linear_inputs(X, k)
         weights = np.zeros((inputs.shape[1], len(self.classes_)))
         biases = np.full(len(self.classes_), _ABSENT_CLASS_LOGIT)
         if (labels == labels[0]).all():
@@ -319,7 +317,7 @@ class ExitHeads(TransformerMixin, ExitEstimator):
         biases[model.classes_] = intercepts
         return DenseNetwork((weights,), (biases,)).after_scaling(mean, scale)
 
-    def _train_by_batches(
+    def _train_linear(
         self,
         X: ExitArray,
         k: int,
@@ -328,39 +326,79 @@ class ExitHeads(TransformerMixin, ExitEstimator):
         random_state: np.random.RandomState,
     ) -> DenseNetwork:
         return train(
-            lambda rows: _head_inputs(X, k, self.cascade, rows),
+            lambda rows: self._linear_inputs(X, k, rows),
             labels,
             weight,
-            hidden=[self.hidden] if self.hidden else [],
+            hidden=[],
             n_outputs=len(self.classes_),
-            training=Training(self.learning_rate, self.alpha, self.max_epochs, self.batch_size),
+            training=self._training(),
             random_state=random_state,
             description=f"head of exit {k}" if self.verbose else None,
         )
 
-    def _head_logits(self, X: ExitArray, networks: list[DenseNetwork | None]) -> dict[int, NDArray[np.float64]]:
-        """Logits of every exit that has a head, for all rows."""
-        source = _HeadSource(X, networks, self.cascade)
-        logits = {k: np.empty((len(X), len(self.classes_))) for k, head in enumerate(networks) if head is not None}
-        for k, values in logits.items():
-            for batch in X.batches(BATCH_ROWS):
-                values[batch] = source.read_logits(k, batch)
+    def _linear_inputs(self, X: ExitArray, k: int, rows: Any = None) -> NDArray[np.float64]:
+        return np.concatenate([read_features(X, j, rows) for j in (*self._earlier_exits(k), k)], axis=1)
+
+    def _train_hidden(
+        self,
+        X: ExitArray,
+        exits: list[int],
+        labels: NDArray[np.int64],
+        weight: NDArray[np.float64],
+        random_state: np.random.RandomState,
+    ) -> list[DenseNetwork]:
+        return train_cascade(
+            lambda rows: np.concatenate([read_features(X, k, rows) for k in exits], axis=1),
+            labels,
+            weight,
+            widths=[X.layout.n_features[k] for k in exits],
+            hidden=self.hidden,
+            n_classes=len(self.classes_),
+            dropout=self.dropout,
+            half_precision=X.dtype == np.float16,
+            training=self._training(),
+            random_state=random_state,
+            description=f"heads of exits {exits}" if self.verbose else None,
+        )
+
+    def _training(self) -> Training:
+        return Training(self.learning_rate, self.alpha, self.max_epochs, self.batch_size)
+
+    def _new_logits(self) -> list[int]:
+        return [k for k, network in enumerate(self.networks_) if network is not None]
+
+    def _earlier_exits(self, k: int) -> range:
+        return range(k) if self.cascade else range(0)
+
+    def _cross_fit(
+        self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]
+    ) -> dict[int, NDArray[np.float64]]:
+        """Logits of every exit that has a head, each row's from heads that were trained without it."""
+        logits = {k: np.empty((len(X), len(self.classes_))) for k in self._new_logits()}
+        for train_rows, test_rows in cross_validation_splits(self.cv, labels, self.random_state):
+            fold = copy.copy(self)
+            fold.networks_ = self._train(X[train_rows], labels[train_rows], weight[train_rows])
+            for k, values in fold._logits(X[test_rows]).items():
+                logits[k][test_rows] = values
         return logits
+
+    def _calibrate(
+        self, cross_fitted: dict[int, NDArray[np.float64]], labels: NDArray[np.int64], weight: NDArray[np.float64]
+    ) -> None:
+        """Divide the logits of each head, those given too, by the temperature that fits these best."""
+        for k, logits in cross_fitted.items():
+            temperature = fit_temperature(logits, labels, weight)
+            logits /= temperature
+            self.networks_[k] = cast(DenseNetwork, self.networks_[k]).divided_by(temperature)
 
     def _layout_with_heads(self) -> ExitLayout:
         multiply_adds = np.cumsum([0 if head is None else head.n_multiply_adds for head in self.networks_])
-        per_multiply_add = {"FLOPs": 2, "MACs": 1}.get(self.layout_.cost_unit or "", 0)
+        per_multiply_add = MULTIPLY_ADD_COST.get(self.layout_.cost_unit or "", 0)
         return self.layout_.replace(
             n_logits=[len(self.classes_)] * self.layout_.n_exits,
             costs=self.layout_.costs + per_multiply_add * multiply_adds,
             classes=self.classes_,
         )
-
-    def _output(self, source: ColumnSource, original: Any) -> Any:
-        output = ExitArray(source, self.layout_out_)
-        if _get_output_config("transform", self)["dense"] == "pandas":
-            return output.to_frame(index=getattr(original, "index", None))
-        return output
 
     def _exit_table(self) -> str:
         if not hasattr(self, "layout_out_"):
@@ -368,26 +406,46 @@ class ExitHeads(TransformerMixin, ExitEstimator):
         heads = [_describe(head) for head in self.networks_]
         return exit_table(cost_column(self.layout_out_) | {"Head": heads})
 
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.target_tags.required = True
-        tags.target_tags.one_d_labels = True
-        return tags
 
+def fit_heads(
+    heads: Any,
+    X: ExitArray,
+    classes: NDArray[Any],
+    labels: NDArray[np.int64],
+    weight: NDArray[np.float64],
+    random_state: int | np.random.RandomState | None = 0,
+) -> tuple[Any, ExitArray]:
+    """Fit what gives logits to exits.
 
-class _HeadSource(OverlaidSource):
-    """The columns of an ExitArray, with the logits of heads, computed when they are read."""
+    Parameters
+    ----------
+    heads : LogitsTransformer, one in a FrozenEstimator, or None
+        Not changed. None takes ExitHeads where an exit has no logits.
+    X : ExitArray of shape (n_samples, n_columns)
+    classes : ndarray of shape (n_classes,)
+        Sorted.
+    labels : ndarray of shape (n_samples,)
+        Index of the class.
+    weight : ndarray of shape (n_samples,)
+    random_state : int, RandomState instance or None, default=0
+        Of the ExitHeads.
 
-    def __init__(self, base: ExitArray, networks: list[DenseNetwork | None], cascade: bool) -> None:
-        super().__init__(base, np.dtype(np.float64))
-        self.networks = networks
-        self.cascade = cascade
-
-    def read_logits(self, k: int, rows: Any) -> NDArray[Any]:
-        network = self.networks[k]
-        if network is None:
-            return super().read_logits(k, rows)
-        return network(_head_inputs(self.base, k, self.cascade, rows))
+    Returns
+    -------
+    heads : LogitsTransformer, FrozenEstimator or None
+        Fitted; None where no logits are missing and `heads` is None.
+    X_with_logits : ExitArray of shape (n_samples, n_columns_out)
+        Logits of heads that were trained here are cross-fitted.
+    """
+    X = X.with_layout(X.layout.replace(classes=classes))
+    if heads is None:
+        if all(X.layout.has_logits(k) for k in range(X.layout.n_exits)):
+            return None, X
+        heads = ExitHeads(random_state=random_state)
+    heads = clone(heads)
+    if hasattr(heads, "fit_transform"):
+        return heads, heads.fit_transform(X, classes[labels], weight)
+    return heads, heads.fit(X, classes[labels]).transform(X)
 
 
 def _describe(head: DenseNetwork | None) -> str:
@@ -397,14 +455,8 @@ def _describe(head: DenseNetwork | None) -> str:
     return f"{head.weights[0].shape[0]} features{hidden}"
 
 
-def _seen(k: int, cascade: bool) -> range:
-    """Exits whose features the head at exit `k` sees."""
-    return range(k + 1) if cascade else range(k, k + 1)
-
-
-def _head_inputs(X: ExitArray, k: int, cascade: bool, rows: Any = None) -> NDArray[np.float64]:
-    return np.concatenate([read_features(X, j, rows) for j in _seen(k, cascade)], axis=1)
-
-
-def _append_columns(seen: Any, features: Any) -> Any:
-    return features if seen is None else array_namespace(features).concat([seen, features], axis=1)
+def _side_by_side(first: Any, second: Any) -> Any:
+    """Columns of both arrays, either of which may be absent."""
+    if first is None or second is None:
+        return second if first is None else first
+    return array_namespace(first).concat([first, second], axis=1)

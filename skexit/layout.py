@@ -16,6 +16,9 @@ _COLUMN_NAME = re.compile(r"exit(\d+)__(logit|feature)(\d+)")
 #: Key under which :meth:`skexit.ExitArray.to_frame` stores the layout in ``DataFrame.attrs``.
 FRAME_ATTRIBUTE = "skexit_layout"
 
+#: What a multiply-add costs in the units that count operations.
+MULTIPLY_ADD_COST = {"FLOPs": 2, "MACs": 1}
+
 
 class ExitLayout:
     """Columns, classes and costs of the exits of a network.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 #: Up to this many bytes of inputs are read once and kept; more are read for each batch.
-_IN_MEMORY_BYTES = 2**30
+_IN_MEMORY_BYTES = 2**31
 
 _FEWEST_STEPS = 20
 
@@ -51,19 +51,54 @@ class DenseNetwork:
         -------
         array of shape (n_samples, n_outputs)
         """
+        return self.last_layer(self.last_hidden(inputs))
+
+    def last_hidden(self, inputs: Any) -> Any:
+        """What the last layer sees: the units of the last hidden layer.
+
+        Parameters
+        ----------
+        inputs : array of shape (n_samples, n_inputs)
+
+        Returns
+        -------
+        array of shape (n_samples, n_hidden)
+            The inputs, where no layer is hidden.
+        """
         xp = array_namespace(inputs)
-        like = {"dtype": inputs.dtype, "device": device(inputs)}
         hidden = inputs
-        for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            if layer:
-                hidden = xp.where(hidden > 0, hidden, self.negative_slope * hidden)
-            hidden = hidden @ xp.asarray(weight, **like) + xp.asarray(bias, **like)
+        for layer in range(len(self.weights) - 1):
+            outputs = self._layer(layer, hidden)
+            hidden = xp.where(outputs > 0, outputs, self.negative_slope * outputs)
         return hidden
+
+    def last_layer(self, hidden: Any) -> Any:
+        """Outputs for units of the last hidden layer.
+
+        Parameters
+        ----------
+        hidden : array of shape (n_samples, n_hidden)
+
+        Returns
+        -------
+        array of shape (n_samples, n_outputs)
+        """
+        return self._layer(-1, hidden)
+
+    def _layer(self, layer: int, inputs: Any) -> Any:
+        like = {"dtype": inputs.dtype, "device": device(inputs)}
+        xp = array_namespace(inputs)
+        return inputs @ xp.asarray(self.weights[layer], **like) + xp.asarray(self.biases[layer], **like)
 
     @property
     def n_multiply_adds(self) -> int:
         """Multiply-adds that one sample takes."""
         return sum(weight.size for weight in self.weights)
+
+    def divided_by(self, temperature: float) -> DenseNetwork:
+        """The network whose outputs are those of this one divided by `temperature`."""
+        weights, biases = (*self.weights[:-1], self.weights[-1] / temperature), self.biases
+        return replace(self, weights=weights, biases=(*biases[:-1], biases[-1] / temperature))
 
     def after_scaling(self, mean: NDArray[np.float64], scale: NDArray[np.float64]) -> DenseNetwork:
         """The network that takes raw inputs where this one takes ``(inputs - mean) / scale``."""
@@ -99,6 +134,10 @@ class Training:
     batch_size: int
     early_stopping: bool = False
     patience: int | None = None
+
+    def with_enough_steps(self, n_rows: int) -> Training:
+        """With smaller batches where there would be less than 20 steps in an epoch."""
+        return replace(self, batch_size=min(self.batch_size, -(-n_rows // _FEWEST_STEPS)))
 
 
 def train(
@@ -157,14 +196,13 @@ def train(
         weight = torch.as_tensor(relative_weight[batch], dtype=torch.float32)
         return (_losses(model(inputs), target) * weight).mean()
 
-    batch_size = min(training.batch_size, -(-len(rows) // _FEWEST_STEPS))
     minimize(
         loss,
         list(model.parameters()),
         rows,
         held_out,
         np.ones(n_samples),  # the loss has the weights
-        training=replace(training, batch_size=batch_size),
+        training=training.with_enough_steps(len(rows)),
         random_state=random_state,
         description=description,
     )
@@ -328,12 +366,12 @@ def scaling(read: ReadRows, rows: NDArray[np.int64], batch_size: int) -> tuple[N
 
 
 def keep_in_memory(
-    read: Callable[[NDArray[np.int64]], torch.Tensor], n_samples: int, n_inputs: int
+    read: Callable[[NDArray[np.int64]], torch.Tensor], n_samples: int, n_inputs: int, bytes_per_number: int = 4
 ) -> Callable[[NDArray[np.int64]], torch.Tensor]:
     """Read all inputs now, where they are small; later calls then only look them up."""
     import torch
 
-    if 4 * n_samples * n_inputs > _IN_MEMORY_BYTES:
+    if bytes_per_number * n_samples * n_inputs > _IN_MEMORY_BYTES:
         return read
     inputs = torch.cat([read(chunk) for chunk in batches(np.arange(n_samples), 4096)])
     return lambda batch: inputs[batch]

@@ -5,6 +5,7 @@ from __future__ import annotations
 #: Types of fitted estimators, for ``skops.io.load(file, trusted=skexit.TRUSTED_TYPES)``. Each holds
 #: arrays and numbers only, and none runs anything from the file when it is loaded.
 TRUSTED_TYPES = [
+    "skexit.ensemble.ExitEnsemble",
     "skexit.heads.ExitHeads",
     "skexit.layout.ExitLayout",
     "skexit.networks.DenseNetwork",

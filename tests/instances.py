@@ -6,6 +6,7 @@ from sklearn.linear_model import Ridge
 from skexit import (
     EENetPolicy,
     EMExitAssigner,
+    ExitEnsemble,
     ExitHeads,
     JEIGatedEnsemble,
     OptimalStoppingPolicy,
@@ -51,6 +52,7 @@ def estimators():
     return [
         EENetPolicy(),
         EMExitAssigner(),
+        ExitEnsemble(),
         ExitHeads(),
         JEIGatedEnsemble(),
         OptimalStoppingPolicy(),

@@ -5,6 +5,7 @@ import importlib
 import pkgutil
 from pathlib import Path
 
+import matplotlib.pyplot
 import pytest
 
 import skexit
@@ -12,6 +13,12 @@ import skexit
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 MODULES = [module.name for module in pkgutil.walk_packages(skexit.__path__, "skexit.")]
 PAGES = sorted((Path(__file__).parents[1] / "docs").glob("**/*.rst"))
+
+
+@pytest.fixture(autouse=True)
+def figures_are_closed():
+    yield
+    matplotlib.pyplot.close("all")
 
 
 @pytest.mark.parametrize("name", ["skexit", *MODULES])

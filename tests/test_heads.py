@@ -9,10 +9,12 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import KFold, StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
+import skexit._transformer
 import skexit.heads
 import skexit.networks
 from skexit import ExitArray, ExitHeads, ExitLayout, FeatureCache, ThresholdPolicy, stack_exits
 from skexit.cache import CacheWriter
+from skexit.uncertainty import fit_temperature
 
 WIDTHS = (3, 5, 2)
 
@@ -216,7 +218,7 @@ class TestCosts:
             ("FLOPs", {}, (2 * 12, 2 * 32, 2 * 32)),
             ("MACs", {"cascade": True}, (12, 12 + (3 + 5) * 4, 12 + 8 * 4)),
             ("MACs", {"hidden": 7, "max_epochs": 1}, (3 * 7 + 7 * 4, 49 + 5 * 7 + 7 * 4, 49 + 63)),
-            ("FLOPs", {"hidden": 7, "cascade": True, "max_epochs": 1}, (98, 98 + 2 * (8 * 7 + 7 * 4), 98 + 168)),
+            ("FLOPs", {"hidden": 7, "cascade": True, "max_epochs": 1}, (98, 98 + 2 * ((5 + 7) * 7 + 7 * 4), 98 + 224)),
             ("ms", {}, (0, 0, 0)),
             ("joules", {}, (0, 0, 0)),
         ],
@@ -271,6 +273,143 @@ class TestAdam:
             ExitHeads(3, solver="lbfgs").fit(*make_features())
 
 
+class TestCascade:
+    """Heads with a hidden layer that goes on to the next exit."""
+
+    @staticmethod
+    def slow_logits(heads, X):
+        """The recurrence, one row and one exit at a time."""
+        rows = []
+        for row in range(len(X)):
+            hidden, logits = np.zeros(0), []
+            for k, network in enumerate(heads.networks_):
+                if network is None:
+                    logits.append(X.logits(k, [row])[0])
+                    continue
+                inputs = np.concatenate([X.features(k, [row])[0], hidden])
+                hidden = np.maximum(inputs @ network.weights[0] + network.biases[0], 0)
+                logits.append(hidden @ network.weights[1] + network.biases[1])
+            rows.append(logits)
+        return np.array(rows)
+
+    @pytest.mark.parametrize("own", [(2,), (1,), ()], ids=str)
+    def test_is_the_recurrence(self, own):
+        X, y = make_features()
+        X = stack_exits([X.logits(2) if k in own else None for k in range(3)], [X.features(k) for k in range(3)])
+        heads = ExitHeads(6, cascade=True, max_epochs=2, random_state=0).fit(X, y)
+        found = heads.transform(X)
+        expected = self.slow_logits(heads, X)
+        for k in range(3):
+            np.testing.assert_allclose(found.logits(k), expected[:, k])
+
+    def test_a_later_exit_sees_what_an_earlier_saw(self):
+        """Each exit has one of two features, of which only the product tells the class."""
+        rng = np.random.default_rng(0)
+        features = rng.normal(size=(1500, 2))
+        y = (features.prod(axis=1) > 0).astype(int)
+        X = stack_exits(features=[features[:, :1], features[:, 1:]])
+        accuracy = {
+            cascade: (
+                ExitHeads(32, cascade=cascade, random_state=0).fit(X[:1000], y[:1000]).transform(X[1000:]).logits(1)
+            ).argmax(axis=1)
+            == y[1000:]
+            for cascade in (False, True)
+        }
+        assert accuracy[False].mean() < 0.6
+        assert accuracy[True].mean() > 0.85
+
+    def test_later_features_do_not_matter_once_trained(self):
+        X, y = make_features()
+        heads = ExitHeads(6, cascade=True, max_epochs=2, random_state=0).fit(X, y)
+        changed = stack_exits([None, None, X.logits(2)], [X.features(0), 0 * X.features(1), X.features(2)])
+        one, other = heads.transform(X), heads.transform(changed)
+        np.testing.assert_array_equal(one.logits(0), other.logits(0))
+        assert not np.array_equal(one.logits(1), other.logits(1))
+
+    def test_half_precision_is_kept_where_x_has_it(self):
+        X, y = make_features()
+        half = ExitArray.from_array(np.asarray(X).astype(np.float16), X.layout)
+        rounded = ExitArray.from_array(np.asarray(half).astype(np.float64), X.layout)
+        heads = ExitHeads(6, cascade=True, max_epochs=5, random_state=0)
+        np.testing.assert_allclose(
+            clone(heads).fit(half, y).transform(rounded).logits(1), heads.fit(rounded, y).transform(rounded).logits(1),
+            atol=0.05,
+        )  # fmt: skip
+
+    def test_a_feature_far_out_does_no_harm(self):
+        """Half precision ends at 65504: a row 10 ** 6 standard deviations away must not become infinite."""
+        X, y = make_features(2000)
+        values = np.asarray(X).astype(np.float32)
+        values[:, 0] = np.r_[6e4, np.zeros(1999)]
+        heads = ExitHeads(4, cascade=True, max_epochs=1, random_state=0)
+        far = ExitArray.from_array(values.astype(np.float16), X.layout)
+        assert np.isfinite(np.asarray(heads.fit_transform(far, y))).all()
+
+
+class TestDropout:
+    def test_keeps_a_wide_head_from_learning_its_rows_by_heart(self):
+        X, y = make_features(150)
+        new, new_y = make_features(600, seed=1)
+        losses = {
+            dropout: np.mean([
+                log_loss(new_y, as_softmax(
+                    ExitHeads(64, dropout=dropout, alpha=0, max_epochs=60, random_state=seed)
+                    .fit(X, y).transform(new).logits(0)
+                ))
+                for seed in range(3)
+            ])
+            for dropout in (0.0, 0.5)
+        }  # fmt: skip
+        assert losses[0.5] < losses[0.0]
+
+    def test_same_seed_same_logits_and_torch_is_left_alone(self):
+        torch = pytest.importorskip("torch")
+        X, y = make_features()
+        state = torch.get_rng_state()
+        outputs = [
+            np.asarray(ExitHeads(4, cascade=True, dropout=0.5, max_epochs=2, random_state=0).fit(X, y).transform(X))
+            for _ in range(2)
+        ]
+        np.testing.assert_array_equal(*outputs)
+        assert torch.equal(state, torch.get_rng_state())
+
+    def test_is_a_share(self):
+        with pytest.raises(ValueError, match="The 'dropout' parameter of ExitHeads must be"):
+            ExitHeads(4, dropout=1.0).fit(*make_features())
+
+
+class TestCalibrate:
+    @pytest.mark.parametrize("options", [{}, {"hidden": 32, "cascade": True, "max_epochs": 60, "alpha": 0}], ids=str)
+    def test_divides_by_the_temperature_of_cross_fitted_logits(self, options):
+        X, y = make_features(own_logits=False)
+        raw = ExitHeads(random_state=0, cv=3, **options)
+        cross_fitted = raw.fit_transform(X, y)
+        heads = ExitHeads(random_state=0, cv=3, calibrated=True, **options)
+        found, fitted = heads.fit_transform(X, y), clone(heads).fit(X, y).transform(X)
+        for k in range(3):
+            temperature = fit_temperature(cross_fitted.logits(k), y)
+            np.testing.assert_allclose(found.logits(k), cross_fitted.logits(k) / temperature)
+            np.testing.assert_allclose(fitted.logits(k), raw.transform(X).logits(k) / temperature)
+            np.testing.assert_allclose(heads.transform(X).logits(k), fitted.logits(k))
+
+    def test_helps_a_head_that_is_too_sure(self):
+        X, y = make_features(150)
+        new, new_y = make_features(600, seed=1)
+        losses = {
+            calibrated: log_loss(
+                new_y,
+                as_softmax(
+                    ExitHeads(64, alpha=0, max_epochs=60, calibrated=calibrated, random_state=0)
+                    .fit(X, y)
+                    .transform(new)
+                    .logits(0)
+                ),
+            )
+            for calibrated in (False, True)
+        }
+        assert losses[True] < 0.9 * losses[False]
+
+
 class TestLargeData:
     @pytest.mark.parametrize("hidden", [0, 4])
     @pytest.mark.parametrize("cascade", [False, True])
@@ -279,7 +418,7 @@ class TestLargeData:
         heads = ExitHeads(hidden, cascade=cascade, solver="adam", max_epochs=2, cv=2, random_state=0)
         expected = np.asarray(heads.fit_transform(X, y))
         monkeypatch.setattr(skexit.networks, "_IN_MEMORY_BYTES", 0)
-        monkeypatch.setattr(skexit.heads, "BATCH_ROWS", 17)
+        monkeypatch.setattr(skexit._transformer, "BATCH_ROWS", 17)
         np.testing.assert_allclose(np.asarray(heads.fit_transform(X, y)), expected, rtol=1e-9)
 
     def test_auto_changes_to_batches(self, monkeypatch):

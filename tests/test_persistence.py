@@ -129,7 +129,7 @@ def test_every_trusted_type_is_needed_and_exists(data):
     X, y = data
     found = {
         name
-        for template in [*POLICIES, ExitHeads()]
+        for template in [*POLICIES, *estimators()]
         for name in skops_io.get_untrusted_types(data=skops_io.dumps(make_calibrated(template, X, y)))
     }
     assert sorted(found) == skexit.TRUSTED_TYPES

@@ -9,7 +9,7 @@ from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import ClassifierMixin, clone
+from sklearn.base import ClassifierMixin
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
@@ -26,8 +26,9 @@ from skexit._validation import (
     validate_training_data,
 )
 from skexit.arrays import BATCH_ROWS, ExitArray
-from skexit.heads import ExitHeads
+from skexit.heads import fit_heads
 from skexit.policies.quotas import exits_from_scores
+from skexit.policies.recall import most_confident, recall
 from skexit.uncertainty import FEWEST_ROWS, ConformalScores, fit_temperature, softmax
 
 
@@ -108,7 +109,7 @@ class ExitPolicy(ClassifierMixin, ExitEstimator):
         budget = getattr(self, "budget", None)
         if budget is not None:
             self._check_budget(budget)
-        self._fit_policy(exits, labels, weight)
+        self._fit_policy(recall(exits) if getattr(self, "recall", False) else exits, labels, weight)
         return self
 
     def calibrate(self, X: Any, y: ArrayLike, *, temperature: bool = True) -> Self:
@@ -276,7 +277,8 @@ class ExitPolicy(ClassifierMixin, ExitEstimator):
         ndarray of shape (n_samples, n_exits)
             A sample stops at the first exit where its score is at least ``thresholds_``.
         """
-        return self._scores(self._check_new(X))
+        exits = self._check_new(X)
+        return self._scores(exits, self.heads_)
 
     def mean_cost(self, X: Any, sample_weight: ArrayLike | None = None) -> float:
         """Mean cost of a sample, as a fraction of the last exit's cost.
@@ -301,21 +303,16 @@ class ExitPolicy(ClassifierMixin, ExitEstimator):
             check_budget(budget, self.costs_)
 
     def _fit_heads(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> ExitArray:
-        """Fit heads where an exit lacks logits; gives X with logits at every exit."""
-        if all(X.layout.has_logits(k) for k in range(X.layout.n_exits)):
-            self.heads_: Any = None
-            return X if X.layout.classes is not None else self._with_classes(X)
-        if self.heads is None:
-            self.heads_ = ExitHeads(random_state=getattr(self, "random_state", 0))
-        else:
-            self.heads_ = clone(self.heads)
-        return self.heads_.fit_transform(self._with_classes(X), self.classes_[labels], weight)
+        """Fit `heads`, by default where an exit lacks logits; gives X with logits at every exit."""
+        random_state = getattr(self, "random_state", 0)
+        self.heads_, with_logits = fit_heads(self.heads, X, self.classes_, labels, weight, random_state)
+        return with_logits
 
     def _with_classes(self, X: ExitArray) -> ExitArray:
         return X.with_layout(X.layout.replace(classes=self.classes_))
 
     def _add_logits(self, X: ExitArray) -> ExitArray:
-        """X with the logits of the fitted heads where it has none."""
+        """X with the logits that the fitted heads give it."""
         return self._with_classes(X) if self.heads_ is None else self.heads_.transform(X)
 
     def _check_new(self, X: Any) -> ExitArray:
@@ -324,14 +321,17 @@ class ExitPolicy(ClassifierMixin, ExitEstimator):
         warn_of_other_costs(self, exits)
         return exits
 
-    def _observe(self, X: ExitArray, k: int, rows: Any, memory: dict[str, Any]) -> tuple[Any, Any]:
-        """Logits and features of exit `k`, read for the given rows only."""
+    def _observe(self, X: ExitArray, k: int, rows: Any, memory: dict[str, Any], heads: Any) -> tuple[Any, Any]:
+        """Logits and features of exit `k`, read for the given rows only; `heads` are None where X has their logits."""
         logits = read_logits(X, k, rows)
-        needs_heads = X.layout.n_logits != self.layout_.n_logits
-        features = read_features(X, k, rows) if self._needs_features or needs_heads else None
-        if needs_heads:
-            logits = self.heads_.exit_logits(k, logits, features, memory)
-        return logits, features
+        features = read_features(X, k, rows) if self._needs_features or heads is not None else None
+        return self._answer(k, logits, features, memory, heads), features
+
+    def _answer(self, k: int, logits: Any, features: Any, memory: dict[str, Any], heads: Any) -> Any:
+        """Logits with which exit `k` answers."""
+        if heads is not None:
+            logits = heads.exit_logits(k, logits, features, memory)
+        return most_confident(logits, memory) if getattr(self, "recall", False) else logits
 
     def _departures(self, X: ExitArray) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.float64]]]:
         """Walk through the exits: which rows stop at exit k, with their logits there."""
@@ -340,7 +340,7 @@ class ExitPolicy(ClassifierMixin, ExitEstimator):
             running = np.arange(batch.start, batch.stop)
             memory: dict[str, Any] = {}
             for k in range(last + 1):
-                logits, features = self._observe(X, k, running, memory)
+                logits, features = self._observe(X, k, running, memory, self.heads_)
                 if k == last:
                     yield k, running, logits
                     break
@@ -361,14 +361,14 @@ class ExitPolicy(ClassifierMixin, ExitEstimator):
         """Logits of all rows, one exit after another, so that one exit's are in memory at a time."""
         batches: list[tuple[slice, dict[str, Any]]] = [(batch, {}) for batch in X.batches(BATCH_ROWS)]
         for k in range(X.layout.n_exits):
-            yield k, np.concatenate([self._observe(X, k, batch, memory)[0] for batch, memory in batches])
+            yield k, np.concatenate([self._observe(X, k, batch, memory, self.heads_)[0] for batch, memory in batches])
 
-    def _scores(self, X: ExitArray) -> NDArray[np.float64]:
+    def _scores(self, X: ExitArray, heads: Any = None) -> NDArray[np.float64]:
         scores = np.empty((len(X), X.layout.n_exits))
         for batch in X.batches(BATCH_ROWS):
             memory: dict[str, Any] = {}
             for k in range(X.layout.n_exits):
-                logits, features = self._observe(X, k, batch, memory)
+                logits, features = self._observe(X, k, batch, memory, heads)
                 scores[batch, k] = self._score_exit(k, logits, features, memory)
         return scores
 

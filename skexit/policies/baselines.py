@@ -66,7 +66,7 @@ class StaticExit(ExitPolicy):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "exit": [Integral],
-        "heads": [HasMethods(["fit_transform", "exit_logits"]), None],
+        "heads": [HasMethods(["fit", "transform", "exit_logits"]), None],
         "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
     }
 
@@ -141,7 +141,7 @@ class RandomExit(BudgetedPolicy):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "budget": [Real, None],
-        "heads": [HasMethods(["fit_transform", "exit_logits"]), None],
+        "heads": [HasMethods(["fit", "transform", "exit_logits"]), None],
         "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
         "random_state": ["random_state"],
     }

@@ -71,6 +71,8 @@ class EENetPolicy(BudgetedPolicy):
     patience : int, default=None
         Stop after so many epochs without a lower loss on the held-out rows. By default never. (The
         paper's is 50.)
+    recall : bool, default=False
+        Answer with the most confident exit so far, rather than with the last that ran.
     heads : ExitHeads, default=None
         Heads to fit where exits have no logits; by default ``ExitHeads()`` with this
         `random_state`.
@@ -161,7 +163,8 @@ class EENetPolicy(BudgetedPolicy):
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "patience": [Interval(Integral, 1, None, closed="left"), None],
-        "heads": [HasMethods(["fit_transform", "exit_logits"]), None],
+        "recall": ["boolean"],
+        "heads": [HasMethods(["fit", "transform", "exit_logits"]), None],
         "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -183,6 +186,7 @@ class EENetPolicy(BudgetedPolicy):
         max_epochs: int = 20,
         batch_size: int = 512,
         patience: int | None = None,
+        recall: bool = False,
         heads: Any = None,
         layout: ExitLayout | int | None = None,
         random_state: int | np.random.RandomState | None = None,
@@ -201,6 +205,7 @@ class EENetPolicy(BudgetedPolicy):
         self.max_epochs = max_epochs
         self.batch_size = batch_size
         self.patience = patience
+        self.recall = recall
         self.heads = heads
         self.layout = layout
         self.random_state = random_state

@@ -90,6 +90,8 @@ class EMExitAssigner(BudgetedPolicy):
         epoch.
     cv : int, cross-validation generator or iterable, default=3
         How rows are split in choosing the weights of the confidence and of the assignments.
+    recall : bool, default=False
+        Answer with the most confident exit so far, rather than with the last that ran.
     heads : ExitHeads, default=None
         Heads to fit where exits have no logits; by default ``ExitHeads()`` with this
         `random_state`.
@@ -185,7 +187,8 @@ class EMExitAssigner(BudgetedPolicy):
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "cv": ["cv_object"],
-        "heads": [HasMethods(["fit_transform", "exit_logits"]), None],
+        "recall": ["boolean"],
+        "heads": [HasMethods(["fit", "transform", "exit_logits"]), None],
         "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -208,6 +211,7 @@ class EMExitAssigner(BudgetedPolicy):
         max_epochs: int = 20,
         batch_size: int = 512,
         cv: Any = 3,
+        recall: bool = False,
         heads: Any = None,
         layout: ExitLayout | int | None = None,
         random_state: int | np.random.RandomState | None = None,
@@ -227,6 +231,7 @@ class EMExitAssigner(BudgetedPolicy):
         self.max_epochs = max_epochs
         self.batch_size = batch_size
         self.cv = cv
+        self.recall = recall
         self.heads = heads
         self.layout = layout
         self.random_state = random_state

@@ -221,7 +221,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "bilevel_switch": [Interval(Integral, 1, None, closed="left")],
         "cv": ["cv_object"],
-        "heads": [HasMethods(["fit_transform", "exit_logits"]), None],
+        "heads": [HasMethods(["fit", "transform", "exit_logits"]), None],
         "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],

@@ -69,6 +69,8 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         sample counts by how likely either is.
     cv : int, cross-validation generator or iterable, default=5
         How rows are split for the prices that decide where a row stops later.
+    recall : bool, default=False
+        Answer with the most confident exit so far, rather than with the last that ran.
     heads : ExitHeads, default=None
         Heads to fit where exits have no logits; by default ``ExitHeads()`` with this
         `random_state`.
@@ -128,7 +130,8 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         "estimator": [HasMethods(["fit", "predict"]), None],
         "outcome": [StrOptions({"expected", "realised"})],
         "cv": ["cv_object"],
-        "heads": [HasMethods(["fit_transform", "exit_logits"]), None],
+        "recall": ["boolean"],
+        "heads": [HasMethods(["fit", "transform", "exit_logits"]), None],
         "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
         "random_state": ["random_state"],
     }
@@ -140,6 +143,7 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         estimator: Any = None,
         outcome: str = "expected",
         cv: Any = 5,
+        recall: bool = False,
         heads: Any = None,
         layout: ExitLayout | int | None = None,
         random_state: int | np.random.RandomState | None = None,
@@ -148,6 +152,7 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         self.estimator = estimator
         self.outcome = outcome
         self.cv = cv
+        self.recall = recall
         self.heads = heads
         self.layout = layout
         self.random_state = random_state

@@ -89,7 +89,7 @@ class ThresholdPolicy(BudgetedPolicy):
         "score": [StrOptions({*SCORES, "vote"})],
         "schedule": [StrOptions({"geometric", "shared"})],
         "budget": [Real],
-        "heads": [HasMethods(["fit_transform", "exit_logits"]), None],
+        "heads": [HasMethods(["fit", "transform", "exit_logits"]), None],
         "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
     }
 

@@ -14,6 +14,7 @@ import skexit
 from skexit import (
     EENetPolicy,
     EMExitAssigner,
+    ExitEnsemble,
     ExitHeads,
     JEIGatedEnsemble,
     OptimalStoppingPolicy,
@@ -56,16 +57,22 @@ def fit_estimators(X, y):
         "stopping": OptimalStoppingPolicy(budget=0.6, random_state=0),
     }
     fitted = {name: policy.fit(X[:60], y[:60]).calibrate(X[60:90], y[60:90]) for name, policy in policies.items()}
-    return {**fitted, "heads": ExitHeads(hidden=2, random_state=0, max_epochs=3).fit(X[:60], y[:60])}
+    transformers = {
+        "heads": ExitHeads(hidden=2, cascade=True, random_state=0, max_epochs=3),
+        "ensemble": ExitEnsemble(),
+    }
+    return {**fitted, **{name: transformer.fit(X[:60], y[:60]) for name, transformer in transformers.items()}}
 
 
 def predictions(estimators, X):
     """What the estimators say of new rows, by estimator and method."""
-    answers = {"heads/transform": np.asarray(estimators["heads"].transform(X))}
-    for name, policy in estimators.items():
-        if name != "heads":
+    answers = {}
+    for name, estimator in estimators.items():
+        if hasattr(estimator, "transform"):
+            answers[f"{name}/transform"] = np.asarray(estimator.transform(X))
+        else:
             for method in ("exit_scores", "predict_exit", "predict", "predict_proba", "predict_set"):
-                answers[f"{name}/{method}"] = getattr(policy, method)(X)
+                answers[f"{name}/{method}"] = getattr(estimator, method)(X)
     return answers
 
 
@@ -74,7 +81,7 @@ def main():
     estimators = fit_estimators(X, y)
     X_new = X[90:]
     for name, policy in estimators.items():
-        if name != "heads":
+        if hasattr(policy, "exit_scores"):
             margin = np.abs(policy.exit_scores(X_new) - policy.thresholds_).min()
             if margin < SMALLEST_MARGIN:
                 raise SystemExit(f"{name}: a score is {margin} from its threshold; take other rows.")

@@ -1,0 +1,123 @@
+"""What transformers that give logits to exits have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import TransformerMixin
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_is_fitted
+
+from skexit._estimator import ExitEstimator
+from skexit._sklearn import _get_output_config
+from skexit._validation import read_features, read_logits, validate_new_data
+from skexit.arrays import BATCH_ROWS, ColumnSource, ExitArray, LogitsSource, OverlaidSource
+from skexit.layout import ExitLayout
+
+#: Up to this many bytes of logits are computed at once.
+_LOGITS_BYTES = 2**30
+
+
+class LogitsTransformer(TransformerMixin, ExitEstimator):
+    """A transformer that lays logits over those of X, from what the exits up to each show.
+
+    A subclass writes `fit`, `exit_logits`, `_new_logits` and `_earlier_exits`, and sets
+    ``classes_`` and ``layout_out_``.
+    """
+
+    classes_: NDArray[Any]
+    layout_: ExitLayout
+    layout_out_: ExitLayout
+
+    @abstractmethod
+    def exit_logits(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
+        """Logits of exit `k` for the samples that are still running."""
+
+    @abstractmethod
+    def _new_logits(self) -> Iterable[int]:
+        """Exits whose logits are not those of X."""
+
+    @abstractmethod
+    def _earlier_exits(self, k: int) -> range:
+        """Exits before `k` on which its logits depend."""
+
+    def transform(self, X: Any) -> Any:
+        """Give logits to every exit of X.
+
+        Logits that depend on earlier exits are computed now, where they take no more than 1 GiB;
+        others when they are read.
+
+        Parameters
+        ----------
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+
+        Returns
+        -------
+        ExitArray of shape (n_samples, n_columns_out)
+            A DataFrame after ``set_output(transform="pandas")``.
+        """
+        check_is_fitted(self)
+        new = validate_new_data(self, X)
+        n_bytes = 8 * len(new) * len(self.classes_) * self.layout_.n_exits
+        # Read one after another, each exit would go through all before it again.
+        at_once = n_bytes <= _LOGITS_BYTES and any(self._earlier_exits(k) for k in self._new_logits())
+        return self._output(LogitsSource(new, self._logits(new)) if at_once else _LazyLogits(new, self), X)
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
+        """Names of the columns that ``transform`` gives.
+
+        Parameters
+        ----------
+        input_features : ignored
+            The names follow from the layout.
+
+        Returns
+        -------
+        ndarray of shape (n_columns_out,) of str
+        """
+        check_is_fitted(self)
+        return np.asarray(self.layout_out_.column_names(), dtype=object)
+
+    def _logits(self, X: ExitArray) -> dict[int, NDArray[np.float64]]:
+        """Logits of every exit that gets new ones, for all rows."""
+        logits = {k: np.empty((len(X), len(self.classes_))) for k in self._new_logits()}
+        for batch in X.batches(BATCH_ROWS):
+            memory: dict[str, Any] = {}
+            for k in range(max(logits, default=-1) + 1):
+                values = self.exit_logits(k, read_logits(X, k, batch), read_features(X, k, batch), memory)
+                if k in logits:
+                    logits[k][batch] = values
+        return logits
+
+    def _output(self, source: ColumnSource, original: Any) -> Any:
+        output = ExitArray(source, self.layout_out_)
+        if _get_output_config("transform", self)["dense"] == "pandas":
+            return output.to_frame(index=getattr(original, "index", None))
+        return output
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.target_tags.one_d_labels = True
+        return tags
+
+
+class _LazyLogits(OverlaidSource):
+    """The columns of an ExitArray, with the logits of a transformer, computed when they are read."""
+
+    def __init__(self, base: ExitArray, transformer: LogitsTransformer) -> None:
+        super().__init__(base, np.dtype(np.float64))
+        self.transformer = transformer
+
+    def read_logits(self, k: int, rows: Any) -> NDArray[Any]:
+        if k not in self.transformer._new_logits():
+            return super().read_logits(k, rows)
+        memory: dict[str, Any] = {}
+        for j in (*self.transformer._earlier_exits(k), k):
+            own = read_logits(self.base, j, rows)
+            logits = self.transformer.exit_logits(j, own, read_features(self.base, j, rows), memory)
+        return logits
