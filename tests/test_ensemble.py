@@ -255,7 +255,7 @@ class TestRecall:
                 recalled[row, k] = exits[int(np.argmax(confidences))]
         return recalled
 
-    @pytest.mark.parametrize("policy", TestWithPolicies.POLICIES[1:], ids=lambda policy: type(policy).__name__)
+    @pytest.mark.parametrize("policy", TestWithPolicies.POLICIES, ids=lambda policy: type(policy).__name__)
     def test_is_a_policy_on_recalled_logits(self, data, new, policy):
         X, y = data
         Z, _ = new
@@ -269,7 +269,7 @@ class TestRecall:
         np.testing.assert_array_equal(found.predict_at_exits(Z), expected.predict_at_exits(slow[1]))
         np.testing.assert_allclose(found.with_budget(0.5).thresholds_, expected.with_budget(0.5).thresholds_)
 
-    @pytest.mark.parametrize("policy", TestWithPolicies.POLICIES[1:], ids=lambda policy: type(policy).__name__)
+    @pytest.mark.parametrize("policy", TestWithPolicies.POLICIES, ids=lambda policy: type(policy).__name__)
     def test_with_heads(self, data, new, policy):
         X, y = data
         Z = without_logits(new[0])

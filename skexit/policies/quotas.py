@@ -193,6 +193,29 @@ def exits_from_scores(scores: Floats, thresholds: Floats) -> NDArray[np.int64]:
     return np.argmax(scores >= thresholds, axis=1)
 
 
+def threshold_between(scores: Floats, n_passing: int) -> float:
+    """A threshold that the first scores pass, and the others do not.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (n_samples,)
+        Falling; that at `n_passing` is smaller than that before it.
+    n_passing : int
+
+    Returns
+    -------
+    float
+        ``inf`` where none pass, ``-inf`` where all do.
+    """
+    if n_passing == 0:
+        return np.inf
+    if n_passing == len(scores):
+        return -np.inf
+    last, following = scores[n_passing - 1], scores[n_passing]
+    threshold = max((last + following) / 2, last - _ROUNDING)
+    return float(threshold if threshold > following else last)
+
+
 def _tilt_bound(log_prior: Floats, direction: Floats) -> float:
     """A tilt at which all but the outermost exits have vanished."""
     return float((np.ptp(log_prior) + 50.0) / np.diff(direction).min())
@@ -209,13 +232,7 @@ def _fill_quota(scores: Floats, weight: Floats, *, quota: float, smallest: float
     slack = 1e-9 * mass[-1]
     n_groups = max(n_groups, int(np.searchsorted(mass, smallest - slack)))
     n_groups = min(n_groups, len(values))
-    if n_groups == 0:
-        return np.inf, 0.0
-    if n_groups == len(values):
-        return -np.inf, float(mass[-1])
-    last, following = -values[n_groups - 1], -values[n_groups]
-    threshold = max((last + following) / 2, last - _ROUNDING)
-    return threshold if threshold > following else last, float(mass[n_groups])
+    return threshold_between(-values, n_groups), float(mass[n_groups])
 
 
 def _warn_if_missed(missing: float, budget: float, costs: Floats, weight: Floats) -> None:
