@@ -19,6 +19,7 @@ TRUSTED_TYPES = [
     "skexit.policies.lagrangian_schedule.LagrangianSchedule",
     "skexit.policies.log_linear.LogLinearModel",
     "skexit.policies.randomized.RandomizedThresholds",
+    "skexit.policies.risk.RiskControlledPolicy",
     "skexit.policies.stopping.OptimalStoppingPolicy",
     "skexit.policies.thresholds.ThresholdPolicy",
     "skexit.uncertainty.conformal.ConformalScores",

@@ -11,6 +11,7 @@ from skexit import (
     JEIGatedEnsemble,
     OptimalStoppingPolicy,
     RandomExit,
+    RiskControlledPolicy,
     StaticExit,
     ThresholdPolicy,
     stack_exits,
@@ -45,6 +46,8 @@ POLICIES = [
         random_state=0,
         max_epochs=3,
     ),
+    RiskControlledPolicy(alpha=0.2, random_state=0),
+    RiskControlledPolicy(OptimalStoppingPolicy(random_state=0), alpha=0.5, loss="error", random_state=0),
     OptimalStoppingPolicy(random_state=0),
     OptimalStoppingPolicy(0.6, estimator=Ridge(), outcome="realised", random_state=0),
 ]
@@ -60,6 +63,7 @@ def estimators():
         JEIGatedEnsemble(),
         OptimalStoppingPolicy(),
         RandomExit(),
+        RiskControlledPolicy(),
         StaticExit(),
         ThresholdPolicy(),
     ]

@@ -5,6 +5,7 @@ from skexit.policies.baselines import Oracle, RandomExit, StaticExit, oracle
 from skexit.policies.eenet import EENetPolicy
 from skexit.policies.em import EMExitAssigner
 from skexit.policies.jei import JEIGatedEnsemble, LambdaPath
+from skexit.policies.risk import RiskControlledPolicy
 from skexit.policies.stopping import OptimalStoppingPolicy
 from skexit.policies.thresholds import ThresholdPolicy
 
@@ -18,6 +19,7 @@ __all__ = [
     "OptimalStoppingPolicy",
     "Oracle",
     "RandomExit",
+    "RiskControlledPolicy",
     "StaticExit",
     "ThresholdPolicy",
     "oracle",

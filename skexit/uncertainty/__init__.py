@@ -9,6 +9,7 @@ from skexit.uncertainty.conformal import (
     inefficiency_score,
 )
 from skexit.uncertainty.mixing import fit_mixture, mix
+from skexit.uncertainty.risk import betting_p_value, binomial_p_value
 from skexit.uncertainty.scores import (
     SCORES,
     count_votes,
@@ -24,6 +25,8 @@ __all__ = [
     "FEWEST_ROWS",
     "SCORES",
     "ConformalScores",
+    "betting_p_value",
+    "binomial_p_value",
     "conformal_threshold",
     "count_votes",
     "coverage_score",

@@ -19,6 +19,7 @@ from skexit import (
     JEIGatedEnsemble,
     OptimalStoppingPolicy,
     RandomExit,
+    RiskControlledPolicy,
     StaticExit,
     ThresholdPolicy,
     stack_exits,
@@ -54,6 +55,7 @@ def fit_estimators(X, y):
         "em": EMExitAssigner(budget=0.6, random_state=0, max_epochs=3),
         "eenet": EENetPolicy(budget=0.6, random_state=0, max_epochs=3),
         "jei": JEIGatedEnsemble(random_state=0, max_epochs=3),
+        "risk": RiskControlledPolicy(alpha=0.5, random_state=0),
         "stopping": OptimalStoppingPolicy(budget=0.6, random_state=0),
     }
     fitted = {name: policy.fit(X[:60], y[:60]).calibrate(X[60:90], y[60:90]) for name, policy in policies.items()}
