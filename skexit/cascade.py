@@ -36,7 +36,6 @@ def train_cascade(
     hidden: int,
     n_classes: int,
     dropout: float,
-    half_precision: bool,
     training: Training,
     random_state: np.random.RandomState,
     description: str | None = None,
@@ -61,8 +60,6 @@ def train_cascade(
     n_classes : int
     dropout : float
         Share of the hidden units that are left out at random in a step.
-    half_precision : bool
-        Whether to keep the features in half precision, where they fit into memory.
     training : Training
     random_state : RandomState
     description : str, default=None
@@ -80,12 +77,10 @@ def train_cascade(
     mean, scale = scaling(read, rows, training.batch_size)
     model = _Cascade(widths, hidden, n_classes, dropout, torch_generator(random_state))
 
-    kept_type = torch.float16 if half_precision else torch.float32
-
     def read_scaled(batch: NDArray[np.int64]) -> torch.Tensor:
-        return torch.as_tensor(np.clip((read(batch) - mean) / scale, -_LARGEST, _LARGEST), dtype=kept_type)
+        return torch.as_tensor(np.clip((read(batch) - mean) / scale, -_LARGEST, _LARGEST), dtype=torch.float32)
 
-    read_inputs = keep_in_memory(read_scaled, len(targets), len(mean), kept_type.itemsize)
+    read_inputs = keep_in_memory(read_scaled, len(targets), len(mean), allow_half=True)
     relative_weight = torch.as_tensor(sample_weight / sample_weight.mean(), dtype=torch.float32)
 
     def loss(batch: NDArray[np.int64]) -> torch.Tensor:

@@ -355,7 +355,6 @@ class ExitHeads(LogitsTransformer):
             hidden=self.hidden,
             n_classes=len(self.classes_),
             dropout=self.dropout,
-            half_precision=X.dtype == np.float16,
             training=self._training(),
             random_state=random_state,
             description=f"heads of exits {exits}" if self.verbose else None,

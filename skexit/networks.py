@@ -366,14 +366,21 @@ def scaling(read: ReadRows, rows: NDArray[np.int64], batch_size: int) -> tuple[N
 
 
 def keep_in_memory(
-    read: Callable[[NDArray[np.int64]], torch.Tensor], n_samples: int, n_inputs: int, bytes_per_number: int = 4
+    read: Callable[[NDArray[np.int64]], torch.Tensor], n_samples: int, n_inputs: int, *, allow_half: bool = False
 ) -> Callable[[NDArray[np.int64]], torch.Tensor]:
-    """Read all inputs now, where they are small; later calls then only look them up."""
+    """Read all inputs now, where they are small; later calls then only look them up.
+
+    With `allow_half`, inputs that are small enough in half precision only are kept in that.
+    """
     import torch
 
-    if bytes_per_number * n_samples * n_inputs > _IN_MEMORY_BYTES:
+    types = [torch.float32, torch.float16] if allow_half else [torch.float32]
+    kept_type = next((kind for kind in types if kind.itemsize * n_samples * n_inputs <= _IN_MEMORY_BYTES), None)
+    if kept_type is None:
         return read
-    inputs = torch.cat([read(chunk) for chunk in batches(np.arange(n_samples), 4096)])
+    inputs = torch.empty(n_samples, n_inputs, dtype=kept_type)
+    for chunk in batches(np.arange(n_samples), 4096):
+        inputs[chunk] = read(chunk).to(kept_type)
     return lambda batch: inputs[batch]
 
 
