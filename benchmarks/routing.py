@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from resnet_cifar import resnet56
+from resnet_cifar import ResNetCIFAR, resnet56
 from scipy import stats
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -38,27 +38,40 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
 
 def load_images(root: Path, part: str = "test", n_images: int | None = None) -> TensorDataset:
     """The first images of the part "train" or "test", as the network takes them, and their labels."""
+    images, y = read_images(root, part)
+    inputs = normalize(torch.from_numpy(images[:n_images]).permute(0, 3, 1, 2) / 255).contiguous()
+    return TensorDataset(inputs, torch.from_numpy(y[:n_images].astype(np.int64)))
+
+
+def read_images(root: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """All images of a part, of shape (n_images, 32, 32, 3), and their labels."""
     if (root / "cifar10.npz").exists():
         arrays = np.load(root / "cifar10.npz")
-        images, y = arrays[f"X_{part}"], arrays[f"y_{part}"]
-    else:
-        from torchvision.datasets import CIFAR10
+        return arrays[f"X_{part}"], arrays[f"y_{part}"]
+    from torchvision.datasets import CIFAR10
 
-        data = CIFAR10(root, train=part == "train", download=True)
-        images, y = data.data, np.asarray(data.targets)
-    images, y = images[:n_images], y[:n_images]
+    data = CIFAR10(root, train=part == "train", download=True)
+    return data.data, np.asarray(data.targets)
+
+
+def normalize(images: torch.Tensor) -> torch.Tensor:
+    """Images of shape (..., 3, 32, 32), from 0 to 1, as the network takes them."""
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    inputs = ((torch.from_numpy(images) / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
-    return TensorDataset(inputs, torch.from_numpy(y.astype(np.int64)))
+    return (images - mean[:, None, None]) / std[:, None, None]
+
+
+def load_network(weights: Path) -> ResNetCIFAR:
+    network = resnet56()
+    checkpoint = torch.load(weights, map_location="cpu", weights_only=True)["state_dict"]
+    network.load_state_dict({name.removeprefix("module."): value for name, value in checkpoint.items()})
+    return network
 
 
 def extract(
     data_root: Path, weights: Path, pool: list[str], part: str = "test", n_images: int | None = None
 ) -> tuple[ExitArray, np.ndarray]:
     """Features of the nine exits on the test images, and their labels."""
-    network = resnet56()
-    checkpoint = torch.load(weights, map_location="cpu", weights_only=True)["state_dict"]
-    network.load_state_dict({name.removeprefix("module."): value for name, value in checkpoint.items()})
+    network = load_network(weights)
     loader = DataLoader(load_images(data_root, part, n_images), batch_size=250)
     with tempfile.TemporaryDirectory() as folder:
         cache = ExitExtractor(network, exits=EXITS, pool=tuple(pool)).extract(loader, Path(folder, "cache"))

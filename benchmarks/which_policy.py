@@ -1,0 +1,253 @@
+"""Heads and policies against each other, and the recommended pipeline against its aims.
+
+    python benchmarks/which_policy.py --data-root DIR --weights resnet56.th --caches DIR [--splits 5] [--figure PATH]
+
+CIFAR-10 through a frozen ResNet-56 with nine exits. `--data-root` and `--weights` are those of
+``em_routing.py``; `--caches` is a folder for the features, 2 GB, which are extracted once. Heads of
+three kinds:
+
+linear
+    linear heads on the averages, cross-fitted on the rows that the policies are fitted on;
+cascade
+    one hidden layer that is handed on from exit to exit, on average, maximum and grid, cross-fitted on
+    the same rows, and each exit mixed with those before it;
+cascade, training images
+    the same, trained once on the images that the network was trained on, as they are and augmented.
+
+Policies are fitted on half of the test images and measured on the other half, split after split. Budgets
+and costs are fractions of the plain network's cost; what the heads cost is in them. Nothing is chosen by
+the rows that measure.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from routing import EXITS, argument_parser, half_rows, load_images, load_network, normalize, read_images
+from scipy import stats
+from sklearn.frozen import FrozenEstimator
+from torch.utils.data import DataLoader, Dataset
+
+from skexit import (
+    EENetPolicy,
+    EMExitAssigner,
+    ExitArray,
+    ExitEnsemble,
+    ExitHeads,
+    FeatureCache,
+    JEIGatedEnsemble,
+    OptimalStoppingPolicy,
+    ThresholdPolicy,
+    stack_exits,
+)
+from skexit.extraction import ExitExtractor
+from skexit.policies.base import BudgetedPolicy
+
+BUDGETS = np.array([0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
+#: Accuracy that the recommended pipeline should reach at the first six budgets.
+AIMS = (0.86, 0.90, 0.923, 0.932, 0.936, 0.938)
+BASELINE = "maximum probability, quotas"
+RECOMMENDED = "optimal stopping"
+LINEAR, CASCADE, TRAINED = "linear", "cascade", "cascade, training images"
+
+
+class AugmentedImages(Dataset):
+    """Training images, cropped, mirrored and changed at random, the same way in every run."""
+
+    def __init__(self, images: np.ndarray, y: np.ndarray) -> None:
+        from torchvision import transforms
+
+        self.images, self.y = images, y.astype(np.int64)
+        self.augment = transforms.Compose(
+            [
+                transforms.ToPILImage(),
+                transforms.RandomCrop(32, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.TrivialAugmentWide(),
+                transforms.ToTensor(),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        with torch.random.fork_rng():
+            torch.manual_seed(index)
+            return normalize(self.augment(self.images[index])), self.y[index]
+
+
+def extract_caches(data_root: Path, weights: Path, pool: list[str], folder: Path) -> dict[str, FeatureCache]:
+    """Features of the test images, of the training images, and of these augmented."""
+    datasets = {
+        "test": load_images(data_root, "test"),
+        "train": load_images(data_root, "train"),
+        "augmented": AugmentedImages(*read_images(data_root, "train")),
+    }
+    extractor = ExitExtractor(load_network(weights), exits=EXITS, pool=tuple(pool), dtype="float16")
+    return {
+        name: extractor.extract(DataLoader(images, batch_size=50), folder / name) for name, images in datasets.items()
+    }
+
+
+def join(caches: list[FeatureCache]) -> tuple[ExitArray, np.ndarray]:
+    """Rows of several caches, one after the other, in memory."""
+    values = np.empty((sum(map(len, caches)), caches[0].layout.n_columns), dtype=np.float16)
+    start = 0
+    for cache in caches:
+        for batch in cache.X.batches(4096):
+            values[start + batch.start : start + batch.stop] = np.asarray(cache.X[batch])
+        start += len(cache)
+    return ExitArray.from_array(values, caches[0].layout), np.concatenate([cache.y for cache in caches])
+
+
+def cascade() -> ExitHeads:
+    return ExitHeads(256, cascade=True, dropout=0.2, random_state=0)
+
+
+def averages(X: ExitArray) -> ExitArray:
+    """The averages alone, which come first of what is kept of an exit."""
+    widths = [16, 16, 16, 32, 32, 32, 64, 64, 64]
+    features = [X.features(k)[:, :width] for k, width in enumerate(widths)]
+    logits = [X.logits(k) for k in range(X.layout.n_exits)]
+    return stack_exits(logits, features, costs=X.layout.costs, cost_unit=X.layout.cost_unit)
+
+
+def logits_only(X: ExitArray) -> ExitArray:
+    layout = X.layout
+    logits = [X.logits(k) for k in range(layout.n_exits)]
+    return stack_exits(logits, costs=layout.costs, cost_unit=layout.cost_unit, classes=layout.classes)
+
+
+def add_logits(
+    kind: str, X: ExitArray, y: np.ndarray, fit: np.ndarray, test: np.ndarray, trained: ExitHeads
+) -> tuple[ExitArray, ExitArray]:
+    """Rows to fit policies on and rows to measure on, with the logits of heads."""
+    if kind == LINEAR:
+        X, heads = averages(X), ExitHeads(random_state=0)
+        return heads.fit_transform(X[fit], y[fit]), heads.transform(X[test])
+    ensemble = ExitEnsemble(cascade() if kind == CASCADE else FrozenEstimator(trained))
+    X_fit = ensemble.fit_transform(X[fit], y[fit])
+    return logits_only(X_fit), logits_only(ensemble.transform(X[test]))
+
+
+def policies(seed: int) -> dict[str, BudgetedPolicy]:
+    return {
+        BASELINE: ThresholdPolicy(),
+        "margin, thresholds together": ThresholdPolicy("margin", schedule="lagrangian"),
+        RECOMMENDED: OptimalStoppingPolicy(random_state=seed),
+        "optimal stopping, recall": OptimalStoppingPolicy(recall=True, random_state=seed),
+        "EENet": EENetPolicy(random_state=seed),
+        "JEI": JEIGatedEnsemble(budget=0.5, random_state=seed),
+        "EM": EMExitAssigner(budget=0.5, random_state=seed),
+    }
+
+
+def measure(X: ExitArray, y: np.ndarray, trained: ExitHeads, n_splits: int) -> pd.DataFrame:
+    """Accuracy and cost of every policy on every kind of heads, at each budget and on each split."""
+    plain_cost = X.layout.costs[-1]
+    results = []
+    for seed in range(n_splits):
+        fit, test = half_rows(len(y), seed)
+        network = np.mean(X.logits(X.layout.n_exits - 1, test).argmax(axis=1) == y[test])
+        for kind in (LINEAR, CASCADE, TRAINED):
+            X_fit, X_test = add_logits(kind, X, y, fit, test, trained)
+            in_plain_costs = X_fit.layout.costs[-1] / plain_cost
+            for name, policy in policies(seed).items():
+                start = time.perf_counter()
+                policy.fit(X_fit, y[fit])
+                seconds = time.perf_counter() - start
+                for budget in BUDGETS:
+                    at_budget = policy.with_budget(min(1.0, budget / in_plain_costs))
+                    results.append(
+                        {
+                            "heads": kind,
+                            "policy": name,
+                            "budget": budget,
+                            "split": seed,
+                            "accuracy": at_budget.score(X_test, y[test]),
+                            "cost": at_budget.mean_cost(X_test) * in_plain_costs,
+                            "network": network,
+                            "seconds to fit": seconds,
+                        }
+                    )
+            print(f"split {seed}, {kind} heads: measured", flush=True)
+    return pd.DataFrame(results)
+
+
+def summarize(results: pd.DataFrame) -> str:
+    """Tables of means over the splits; differences to the baseline are paired, with 95 % intervals."""
+    keys = ["heads", "policy"]
+    accuracy = results.pivot(index=[*keys, "split"], columns="budget", values="accuracy")
+    baseline = accuracy.xs(BASELINE, level="policy").reindex(accuracy.index.droplevel("policy"))
+    difference = accuracy - baseline.to_numpy()
+    n_splits = results["split"].nunique()
+    half_width = stats.t.ppf(0.975, n_splits - 1) / np.sqrt(n_splits) * difference.groupby(keys, sort=False).std()
+    tables = {
+        "accuracy": accuracy.groupby(keys, sort=False).mean(),
+        f"accuracy - {BASELINE}": difference.groupby(keys, sort=False).mean(),
+        "± (95 %, paired)": half_width,
+        "cost on new rows": results.pivot_table(index=keys, columns="budget", values="cost", sort=False),
+        "seconds to fit": results.groupby(keys, sort=False)[["seconds to fit"]].mean(),
+    }
+    reached = tables["accuracy"].loc[(TRAINED, RECOMMENDED)]
+    aims = pd.DataFrame({"aim": AIMS, "reached": reached.iloc[: len(AIMS)].to_numpy()}, index=BUDGETS[: len(AIMS)])
+    text = "\n\n".join(f"{name}\n{table.round(4).to_string()}" for name, table in tables.items())
+    network = results.groupby("split")["network"].first().mean()
+    return f"{text}\n\nplain network: {network:.4f}\n\n{RECOMMENDED} on heads of training images\n{aims.round(4)}"
+
+
+def draw(results: pd.DataFrame, path: Path) -> None:
+    """Accuracy against cost, one panel a kind of heads."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shown = {
+        BASELINE: ("#444444", "o", "--"),
+        "margin, thresholds together": ("#4878a8", "s", "-"),
+        RECOMMENDED: ("#c0392b", "D", "-"),
+        "EENet": ("#6aa36a", "^", "-"),
+        "JEI": ("#e1a03c", "v", "-"),
+        "EM": ("#8e6bb0", "P", "-"),
+    }
+    figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.9), sharey=True, layout="constrained")
+    for ax, kind in zip(axes, (LINEAR, CASCADE, TRAINED), strict=True):
+        of_kind = results[results["heads"] == kind]
+        for name, (color, marker, line) in shown.items():
+            means = of_kind[of_kind["policy"] == name].groupby("budget")[["cost", "accuracy"]].mean()
+            ax.plot(means["cost"], means["accuracy"], line, marker=marker, color=color, markersize=4.5, label=name)
+        ax.axhline(of_kind["network"].mean(), color="#999999", linewidth=1, zorder=0)
+        ax.set_title(f"{kind} heads" if kind != TRAINED else "cascade heads,\ntrained on training images", fontsize=10)
+        ax.set_xlabel("mean cost / cost of the network")
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("accuracy")
+    axes[0].text(0.3, results["network"].mean() + 0.004, "the network", color="#777777", fontsize=9)
+    axes[0].legend(frameon=False, fontsize=8.5, loc="lower right")
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.set_defaults(pool=["avg", "max", "grid4"])
+    parser.add_argument("--caches", type=Path, required=True, help="folder for the features")
+    parser.add_argument("--figure", type=Path, help="image file to draw accuracy against cost in")
+    options = parser.parse_args()
+    caches = extract_caches(options.data_root, options.weights, options.pool, options.caches)
+    trained = cascade().fit(*join([caches["train"], caches["augmented"]]))
+    X, y = join([caches["test"]])
+    results = measure(X, y, trained, options.splits)
+    if options.out:
+        results.to_csv(options.out, index=False)
+    if options.figure:
+        draw(results, options.figure)
+    print(summarize(results))
+
+
+if __name__ == "__main__":
+    main()
