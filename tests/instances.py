@@ -16,6 +16,15 @@ from skexit import (
     stack_exits,
 )
 
+#: Heads whose training is not the default.
+HEADS = [
+    ExitHeads(training="boosted", random_state=0),
+    ExitHeads(4, training="boosted", max_epochs=2, random_state=0),
+    ExitHeads(training="boosted", cascade=True, calibrated=True, cv=2, random_state=0),
+    ExitHeads(training="weighted", max_epochs=2, random_state=0),
+    ExitHeads(4, training="weighted", dropout=0.2, max_epochs=2, random_state=0),
+]
+
 #: Policies with settings that matter for two exits or more.
 POLICIES = [
     ThresholdPolicy(),
