@@ -138,6 +138,14 @@ class TestAccuracy:
         assert accuracy["boosted"][1] > accuracy["separate"][1] + 0.06
         assert accuracy["boosted"][2] > accuracy["separate"][2] + 0.1
 
+    @pytest.mark.parametrize("options", [{}, {"solver": "adam"}, {"hidden": 8}], ids=str)
+    def test_a_head_that_sees_nothing_new_adds_what_halving_took(self, options):
+        X, y = make_features(600)
+        same = stack_exits(features=[X.features(0)] * 3)
+        added = ExitHeads(training="boosted", alpha=1e-4, random_state=0, **options).fit(same, y).transform(same)
+        first, last = (log_softmax(added.logits(k), axis=1) for k in (0, 2))
+        assert abs(last - first).mean() < 0.08
+
     @pytest.mark.parametrize("solver", ["lbfgs", "adam"])
     def test_solvers_come_to_the_same(self, solver):
         X, y = make_features(600, own_logits=False)
