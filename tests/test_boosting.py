@@ -144,7 +144,7 @@ class TestAccuracy:
         same = stack_exits(features=[X.features(0)] * 3)
         added = ExitHeads(training="boosted", alpha=1e-4, random_state=0, **options).fit(same, y).transform(same)
         first, last = (log_softmax(added.logits(k), axis=1) for k in (0, 2))
-        assert abs(last - first).mean() < 0.08
+        assert abs(last - first).mean() < 0.3  # three heads alike in sum: 1
 
     @pytest.mark.parametrize("solver", ["lbfgs", "adam"])
     def test_solvers_come_to_the_same(self, solver):
@@ -182,6 +182,19 @@ class TestRows:
         added = boosted(solver=solver).set_params(max_epochs=30).fit(X[present], y[present]).transform(X)
         for k in (0, 1):
             assert np.exp(log_softmax(added.logits(k), axis=1))[:, 2].mean() < 0.05
+
+    def test_classes_that_occur_are_as_without_those_that_do_not(self):
+        X, y = make_features(n_classes=4)
+        X = X.with_layout(X.layout.replace(classes=[0, 1, 2, 3]))
+        present = y != 2
+        y = y[present]
+        found = boosted().fit(X[present], y).transform(X[present])
+        others = stack_exits(features=[X.features(k, present) for k in range(3)])
+        expected = boosted().fit(others, np.where(y == 3, 2, y)).transform(others)
+        for k in (0, 1):
+            np.testing.assert_allclose(
+                log_softmax(found.logits(k)[:, [0, 1, 3]], axis=1), log_softmax(expected.logits(k), axis=1), atol=1e-3
+            )
 
     def test_features_larger_than_memory(self, monkeypatch):
         X, y = make_features()

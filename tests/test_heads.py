@@ -579,16 +579,16 @@ def test_verbose_shows_progress(hidden, capsys):
 class TestTrainings:
     """What holds whatever the heads are trained for."""
 
-    def test_logits_read_later_are_those_of_all_rows(self, heads, monkeypatch):
+    def test_logits_read_later_are_those_of_a_walk_through_the_exits(self, heads, monkeypatch):
         X, y = make_features()
-        fitted = clone(heads).fit(X, y)
-        expected = np.asarray(fitted.transform(X))
+        fitted, memory = clone(heads).fit(X, y), {}
+        expected = [fitted.exit_logits(k, X.logits(k), X.features(k), memory) for k in range(3)]
+        at_once = fitted.transform(X)
         monkeypatch.setattr(skexit._transformer, "_LOGITS_BYTES", 0)
         lazy = fitted.transform(X)
         for k in (2, 0, 1):
-            np.testing.assert_allclose(
-                lazy.logits(k, [5, 2]), expected[[5, 2]][:, lazy.layout.logit_columns(k)], rtol=1e-10
-            )
+            np.testing.assert_allclose(at_once.logits(k), expected[k], rtol=1e-10)
+            np.testing.assert_allclose(lazy.logits(k, [5, 2]), expected[k][[5, 2]], rtol=1e-10)
 
     def test_torch_gives_the_same(self, heads):
         torch = pytest.importorskip("torch")
