@@ -12,7 +12,9 @@ from skexit.networks import (
     DenseNetwork,
     ReadRows,
     Training,
+    add_offset,
     build,
+    drop_units,
     keep_in_memory,
     minimize,
     scaling,
@@ -38,6 +40,7 @@ def train_cascade(
     dropout: float,
     training: Training,
     random_state: np.random.RandomState,
+    offset: NDArray[np.float64] | None = None,
     description: str | None = None,
 ) -> list[DenseNetwork]:
     """Train heads whose hidden layers see the features of their exit and the hidden layer before.
@@ -62,6 +65,8 @@ def train_cascade(
         Share of the hidden units that are left out at random in a step.
     training : Training
     random_state : RandomState
+    offset : ndarray of shape (n_samples, n_classes), default=None
+        What the logits of each head are added to in the loss.
     description : str, default=None
         Label of a progress bar; None shows none.
 
@@ -85,7 +90,8 @@ def train_cascade(
 
     def loss(batch: NDArray[np.int64]) -> torch.Tensor:
         target = torch.as_tensor(targets[batch])
-        losses = [functional.cross_entropy(logits, target, reduction="none") for logits in model(read_inputs(batch))]
+        outputs = [add_offset(logits, offset, batch) for logits in model(read_inputs(batch))]
+        losses = [functional.cross_entropy(logits, target, reduction="none") for logits in outputs]
         return (sum(losses) * relative_weight[batch]).mean()
 
     minimize(
@@ -119,7 +125,7 @@ class _Cascade:
 
         hidden = features[:, :0].float()
         for head, own in zip(self.heads, features.split(self.widths, dim=1), strict=True):
-            hidden = self._drop(head[:-1](torch.cat([own.float(), hidden], dim=1)))
+            hidden = drop_units(head[:-1](torch.cat([own.float(), hidden], dim=1)), self.dropout, self.generator)
             yield head[-1](hidden)
 
     def parameters(self) -> list[torch.Tensor]:
@@ -135,12 +141,3 @@ class _Cascade:
             means, scales = np.append(mean[own], np.zeros(n_hidden)), np.append(scale[own], np.ones(n_hidden))
             dense.append(to_dense(head).after_scaling(means, scales))
         return dense
-
-    def _drop(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Dropout by a generator of its own, so that torch's global one neither matters nor changes."""
-        import torch
-
-        if not self.dropout:
-            return hidden
-        kept = torch.rand(hidden.shape, generator=self.generator) >= self.dropout
-        return hidden * kept / (1 - self.dropout)

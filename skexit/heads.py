@@ -10,9 +10,7 @@ import numpy as np
 from array_api_compat import array_namespace
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
-from sklearn.linear_model import LogisticRegression
 from sklearn.utils import check_random_state
-from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
 from skexit._html import cost_column, exit_table
@@ -24,18 +22,17 @@ from skexit._validation import (
     validate_new_data,
     validate_training_data,
 )
-from skexit.arrays import ExitArray, LogitsSource
+from skexit.arrays import BATCH_ROWS, ExitArray, LogitsSource
+from skexit.boosting import PREDICTION_REWEIGHTING
 from skexit.cascade import train_cascade
 from skexit.layout import MULTIPLY_ADD_COST, ExitLayout
-from skexit.networks import DenseNetwork, Training, train, weighted_scaling
+from skexit.linear import solve_linear
+from skexit.networks import DenseNetwork, Training, train
 from skexit.uncertainty import fit_temperature
+from skexit.weighting import train_weighted
 
 #: Up to this many bytes of features, a linear head is solved for in memory.
 _IN_MEMORY_BYTES = 2**31
-#: From this many numbers on, the solver of a linear head uses several threads.
-_WORTH_THREADS = 10**7
-#: Logit of a class that the training rows lack. Logits of the others sum to zero.
-_ABSENT_CLASS_LOGIT = -10.0
 
 
 class ExitHeads(LogitsTransformer):
@@ -58,6 +55,13 @@ class ExitHeads(LogitsTransformer):
         Let the head at exit k see what the heads before it saw. With a hidden layer, that is the
         hidden layer of the head before, and all heads are trained together; linear heads see the
         features of all exits up to k.
+    training : {"separate", "boosted", "weighted"}, default="separate"
+        What the heads are trained for. ``"separate"``: each to be right on all samples.
+        ``"boosted"``: each to add to half of what the heads before it say in sum, so that it learns
+        what these get wrong; logits are those of the sum. Exits that have logits are not in it.
+        ``"weighted"``: all together, by Adam; a small network learns from the losses of a sample how
+        much it should count at each exit for the heads to be right where samples leave by
+        confidence.
     dropout : float, default=0.0
         Share of the hidden units that are left out at random in a step of training.
     calibrated : bool, default=False
@@ -108,6 +112,11 @@ class ExitHeads(LogitsTransformer):
     Phase 1 of "EM-Based Adaptive Computation in Multi-Exit Neural Networks": the sum of the
     cross-entropies of separate heads is least where each head's is.
 
+    Boosted: Yu, Li, Hua, Huang, Shi. "Boosted dynamic neural networks." AAAI 2023.
+
+    Weighted: Han, Pu, Lai, Wang, Song, Cao, Huang, Deng, Huang. "Learning to weight samples for
+    dynamic early-exiting networks." ECCV 2022.
+
     Examples
     --------
     >>> from sklearn.datasets import load_digits
@@ -124,6 +133,7 @@ class ExitHeads(LogitsTransformer):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "hidden": [Interval(Integral, 0, None, closed="left")],
         "cascade": ["boolean"],
+        "training": [StrOptions({"separate", "boosted", "weighted"})],
         "dropout": [Interval(Real, 0, 1, closed="left")],
         "calibrated": ["boolean"],
         "solver": [StrOptions({"auto", "lbfgs", "adam"})],
@@ -142,6 +152,7 @@ class ExitHeads(LogitsTransformer):
         hidden: int = 0,
         *,
         cascade: bool = False,
+        training: str = "separate",
         dropout: float = 0.0,
         calibrated: bool = False,
         solver: str = "auto",
@@ -156,6 +167,7 @@ class ExitHeads(LogitsTransformer):
     ) -> None:
         self.hidden = hidden
         self.cascade = cascade
+        self.training = training
         self.dropout = dropout
         self.calibrated = calibrated
         self.solver = solver
@@ -251,7 +263,17 @@ class ExitHeads(LogitsTransformer):
         if self.cascade and self.hidden:
             hidden = memory["hidden"] = network.last_hidden(_side_by_side(features, memory.get("hidden")))
             return network.last_layer(hidden)
+        if self.training == "boosted":
+            return self._add_to_sum(network(features), memory) / float(self._temperatures[k])
         return network(features)
+
+    @staticmethod
+    def _add_to_sum(logits: Any, memory: dict[str, Any]) -> Any:
+        """Sum of the heads up to this, which goes on to the next."""
+        if "boosted" in memory:
+            logits = logits + PREDICTION_REWEIGHTING * memory["boosted"]
+        memory["boosted"] = logits
+        return logits
 
     @classmethod
     def _from_networks(cls, X: ExitArray, classes: NDArray[Any], networks: list[DenseNetwork | None]) -> ExitHeads:
@@ -268,54 +290,59 @@ class ExitHeads(LogitsTransformer):
             raise ValueError(f"y has 1 class, {classes.tolist()[0]!r}; a classifier needs two or more.")
         self.layout_ = X.layout
         self.classes_ = classes
+        self._temperatures = np.ones(X.layout.n_exits)
         self.networks_ = self._train(X, labels, weight)
         self.layout_out_ = self._layout_with_heads()
 
     def _train(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> list[DenseNetwork | None]:
         random_state = check_random_state(self.random_state)
+        self._check_training()
+        if self.training == "weighted":
+            return self._train_weighted(X, labels, weight, random_state)
         networks: list[DenseNetwork | None] = [None] * X.layout.n_exits
         without_logits = [k for k in range(X.layout.n_exits) if not X.layout.has_logits(k)]
-        if self.hidden and self.solver == "lbfgs":
-            raise ValueError(f"solver='lbfgs' fits linear heads only, but hidden={self.hidden}; use solver='adam'.")
         # A hidden layer that goes on to the next exit is trained with the exits that see it.
         together = [without_logits] if self.hidden and self.cascade else [[k] for k in without_logits]
+        offset = None
         for exits in tqdm(together, desc="heads", unit="exit", disable=not self.verbose, leave=False):
             if self.hidden:
-                trained = self._train_hidden(X, exits, labels, weight, random_state)
-            elif self._in_memory(X, exits[0]):
-                trained = [self._solve(X, exits[0], labels, weight)]
+                trained = self._train_hidden(X, exits, labels, weight, offset, random_state)
             else:
-                trained = [self._train_linear(X, exits[0], labels, weight, random_state)]
+                trained = [self._train_linear(X, exits[0], labels, weight, offset, random_state)]
             for k, network in zip(exits, trained, strict=True):
                 networks[k] = network
+            if self.training == "boosted":
+                offset = self._next_offset(X, exits[0], trained[0], offset)
         return networks
+
+    def _check_training(self) -> None:
+        if self.hidden and self.solver == "lbfgs":
+            raise ValueError(f"solver='lbfgs' fits linear heads only, but hidden={self.hidden}; use solver='adam'.")
+        if self.training == "boosted" and self.cascade and self.hidden:
+            raise ValueError(
+                f"training='boosted' trains one head after another, but cascade=True with hidden={self.hidden} trains "
+                "all together; use cascade=False, or hidden=0."
+            )
+        if self.training == "weighted" and self.cascade:
+            raise ValueError("training='weighted' trains heads that see their own exit only; use cascade=False.")
+        if self.training == "weighted" and self.solver == "lbfgs":
+            raise ValueError(
+                "training='weighted' trains by mini-batches, but solver='lbfgs' does not; use solver='adam'."
+            )
+
+    def _next_offset(
+        self, X: ExitArray, k: int, network: DenseNetwork, offset: NDArray[np.float64] | None
+    ) -> NDArray[np.float64]:
+        """What the boosted head after that at exit `k` adds to."""
+        logits = np.empty((len(X), len(self.classes_)))
+        for batch in X.batches(BATCH_ROWS):
+            logits[batch] = network(self._inputs(X, k, batch))
+        return PREDICTION_REWEIGHTING * (logits if offset is None else logits + offset)
 
     def _in_memory(self, X: ExitArray, k: int) -> bool:
         """Whether the linear head at exit `k` is solved for in memory."""
-        n_bytes = 8 * len(X) * sum(X.layout.n_features[j] for j in (*self._earlier_exits(k), k))
+        n_bytes = 8 * len(X) * sum(X.layout.n_features[j] for j in self._seen_exits(k))
         return self.solver == "lbfgs" or (self.solver == "auto" and n_bytes <= _IN_MEMORY_BYTES)
-
-    def _solve(self, X: ExitArray, k: int, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> DenseNetwork:
-        inputs = self._linear_inputs(X, k)
-        weights = np.zeros((inputs.shape[1], len(self.classes_)))
-        biases = np.full(len(self.classes_), _ABSENT_CLASS_LOGIT)
-        if (labels == labels[0]).all():
-            biases[labels[0]] = 0
-            return DenseNetwork((weights,), (biases,))
-        mean, scale = weighted_scaling(iter([(inputs, weight)]))
-        inputs = (inputs - mean) / scale
-        strength = np.inf if self.alpha == 0 else 1 / (self.alpha * weight.sum())
-        # On small matrices threads cost more than they bring, above all when others use the cores.
-        n_threads = 1 if inputs.size < _WORTH_THREADS else None
-        with threadpool_limits(n_threads, user_api="blas"):
-            model = LogisticRegression(C=strength, max_iter=1000).fit(inputs, labels, sample_weight=weight)
-        coefficients, intercepts = model.coef_, model.intercept_
-        if len(model.classes_) == 2:
-            coefficients = np.concatenate([-coefficients, coefficients]) / 2
-            intercepts = np.concatenate([-intercepts, intercepts]) / 2
-        weights[:, model.classes_] = coefficients.T
-        biases[model.classes_] = intercepts
-        return DenseNetwork((weights,), (biases,)).after_scaling(mean, scale)
 
     def _train_linear(
         self,
@@ -323,21 +350,31 @@ class ExitHeads(LogitsTransformer):
         k: int,
         labels: NDArray[np.int64],
         weight: NDArray[np.float64],
+        offset: NDArray[np.float64] | None,
         random_state: np.random.RandomState,
     ) -> DenseNetwork:
+        if self._in_memory(X, k):
+            inputs, n_classes = self._inputs(X, k), len(self.classes_)
+            return solve_linear(inputs, labels, weight, n_classes=n_classes, alpha=self.alpha, offset=offset)
         return train(
-            lambda rows: self._linear_inputs(X, k, rows),
+            lambda rows: self._inputs(X, k, rows),
             labels,
             weight,
             hidden=[],
             n_outputs=len(self.classes_),
             training=self._training(),
             random_state=random_state,
+            offset=offset,
             description=f"head of exit {k}" if self.verbose else None,
         )
 
-    def _linear_inputs(self, X: ExitArray, k: int, rows: Any = None) -> NDArray[np.float64]:
-        return np.concatenate([read_features(X, j, rows) for j in (*self._earlier_exits(k), k)], axis=1)
+    def _inputs(self, X: ExitArray, k: int, rows: Any = None) -> NDArray[np.float64]:
+        """Features that a head sees which is trained alone."""
+        return np.concatenate([read_features(X, j, rows) for j in self._seen_exits(k)], axis=1)
+
+    def _seen_exits(self, k: int) -> range:
+        """Exits whose features the head at exit `k` sees."""
+        return range(0 if self.cascade else k, k + 1)
 
     def _train_hidden(
         self,
@@ -345,6 +382,7 @@ class ExitHeads(LogitsTransformer):
         exits: list[int],
         labels: NDArray[np.int64],
         weight: NDArray[np.float64],
+        offset: NDArray[np.float64] | None,
         random_state: np.random.RandomState,
     ) -> list[DenseNetwork]:
         return train_cascade(
@@ -357,7 +395,27 @@ class ExitHeads(LogitsTransformer):
             dropout=self.dropout,
             training=self._training(),
             random_state=random_state,
+            offset=offset,
             description=f"heads of exits {exits}" if self.verbose else None,
+        )
+
+    def _train_weighted(
+        self,
+        X: ExitArray,
+        labels: NDArray[np.int64],
+        weight: NDArray[np.float64],
+        random_state: np.random.RandomState,
+    ) -> list[DenseNetwork | None]:
+        return train_weighted(
+            X,
+            labels,
+            weight,
+            hidden=self.hidden,
+            n_classes=len(self.classes_),
+            dropout=self.dropout,
+            training=self._training(),
+            random_state=random_state,
+            description="heads" if self.verbose else None,
         )
 
     def _training(self) -> Training:
@@ -367,7 +425,7 @@ class ExitHeads(LogitsTransformer):
         return [k for k, network in enumerate(self.networks_) if network is not None]
 
     def _earlier_exits(self, k: int) -> range:
-        return range(k) if self.cascade else range(0)
+        return range(k) if self.cascade or self.training == "boosted" else range(0)
 
     def _cross_fit(
         self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]
@@ -388,7 +446,10 @@ class ExitHeads(LogitsTransformer):
         for k, logits in cross_fitted.items():
             temperature = fit_temperature(logits, labels, weight)
             logits /= temperature
-            self.networks_[k] = cast(DenseNetwork, self.networks_[k]).divided_by(temperature)
+            if self.training == "boosted":  # later heads add to the sum as it was
+                self._temperatures[k] = temperature
+            else:
+                self.networks_[k] = cast(DenseNetwork, self.networks_[k]).divided_by(temperature)
 
     def _layout_with_heads(self) -> ExitLayout:
         multiply_adds = np.cumsum([0 if head is None else head.n_multiply_adds for head in self.networks_])

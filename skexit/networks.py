@@ -149,6 +149,7 @@ def train(
     n_outputs: int,
     training: Training,
     random_state: np.random.RandomState,
+    offset: NDArray[np.float64] | None = None,
     description: str | None = None,
 ) -> DenseNetwork:
     """Train a network by mini-batches that are read when they are needed.
@@ -166,6 +167,8 @@ def train(
     n_outputs : int
     training : Training
     random_state : RandomState
+    offset : ndarray of shape (n_samples, n_outputs), default=None
+        What the outputs are added to before they are compared with the targets.
     description : str, default=None
         Label of a progress bar; None shows none.
 
@@ -190,11 +193,11 @@ def train(
     relative_weight = sample_weight / sample_weight[rows].mean()
 
     def loss(batch: NDArray[np.int64]) -> torch.Tensor:
-        inputs = read_inputs(batch)
+        outputs = add_offset(model(read_inputs(batch)), offset, batch)
         target = torch.as_tensor(targets[batch], dtype=target_type)
         # The mean over all rows is one: divided by the sum of a batch, weights would vanish in one of a single row.
         weight = torch.as_tensor(relative_weight[batch], dtype=torch.float32)
-        return (_losses(model(inputs), target) * weight).mean()
+        return (_losses(outputs, target) * weight).mean()
 
     minimize(
         loss,
@@ -207,6 +210,24 @@ def train(
         description=description,
     )
     return to_dense(model).after_scaling(mean, scale)
+
+
+def add_offset(outputs: torch.Tensor, offset: NDArray[np.float64] | None, rows: NDArray[np.int64]) -> torch.Tensor:
+    """Outputs of a network for some rows, added to what all rows start from.
+
+    Parameters
+    ----------
+    outputs : Tensor of shape (n_rows, n_outputs)
+    offset : ndarray of shape (n_samples, n_outputs) or None
+    rows : ndarray of shape (n_rows,) of int
+
+    Returns
+    -------
+    Tensor of shape (n_rows, n_outputs)
+    """
+    import torch
+
+    return outputs if offset is None else outputs + torch.as_tensor(offset[rows], dtype=outputs.dtype)
 
 
 def minimize(
@@ -247,7 +268,7 @@ def minimize(
         Epochs after which the parameters were at their best; 0 where the start was.
     """
     n_batches = -(-len(rows) // training.batch_size)
-    optimizer, schedule = _optimizer(parameters, training, n_batches * training.max_epochs)
+    optimizer, schedule = adam(parameters, training, n_batches * training.max_epochs)
     best_loss, best_epoch, best = np.inf, training.max_epochs, []
     epochs = tqdm(range(training.max_epochs), desc=description, unit="epoch", disable=description is None, leave=False)
     with one_thread():
@@ -272,8 +293,23 @@ def minimize(
     return best_epoch
 
 
-def _optimizer(parameters: Sequence[torch.Tensor], training: Training, n_steps: int) -> tuple[Any, Any]:
-    """Adam, and a learning rate that rises over a tenth of the steps and falls to zero."""
+def adam(
+    parameters: Sequence[torch.Tensor], training: Training, n_steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Adam, and a learning rate that rises over a tenth of the steps and falls to zero.
+
+    Parameters
+    ----------
+    parameters : sequence of torch.Tensor
+        Those with two dimensions are penalised.
+    training : Training
+    n_steps : int
+
+    Returns
+    -------
+    optimizer : torch.optim.Optimizer
+    schedule : torch.optim.lr_scheduler.LRScheduler
+    """
     import torch
 
     groups = [
@@ -402,6 +438,28 @@ def build(sizes: Sequence[int], generator: torch.Generator, negative_slope: floa
         nn.init.zeros_(layer.bias)
         layers += [layer, nn.LeakyReLU(negative_slope)]
     return nn.Sequential(*layers[:-1])
+
+
+def drop_units(hidden: torch.Tensor, dropout: float, generator: torch.Generator) -> torch.Tensor:
+    """Dropout by a generator of its own, so that torch's global one neither matters nor changes.
+
+    Parameters
+    ----------
+    hidden : Tensor of shape (n_samples, n_hidden)
+    dropout : float
+        Share of the units that are left out.
+    generator : torch.Generator
+
+    Returns
+    -------
+    Tensor of shape (n_samples, n_hidden)
+    """
+    import torch
+
+    if not dropout:
+        return hidden
+    kept = torch.rand(hidden.shape, generator=generator) >= dropout
+    return hidden * kept / (1 - dropout)
 
 
 def _losses(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,15 @@ from skexit import (
     stack_exits,
 )
 
+#: Heads whose training is not the default.
+HEADS = [
+    ExitHeads(training="boosted", random_state=0),
+    ExitHeads(4, training="boosted", max_epochs=2, random_state=0),
+    ExitHeads(training="boosted", cascade=True, calibrated=True, cv=2, random_state=0),
+    ExitHeads(training="weighted", max_epochs=2, random_state=0),
+    ExitHeads(4, training="weighted", dropout=0.2, max_epochs=2, random_state=0),
+]
+
 #: Policies with settings that matter for two exits or more.
 POLICIES = [
     ThresholdPolicy(),
@@ -48,6 +57,10 @@ POLICIES = [
     ),
     RiskControlledPolicy(alpha=0.2, random_state=0),
     RiskControlledPolicy(OptimalStoppingPolicy(random_state=0), alpha=0.5, loss="error", random_state=0),
+    JEIGatedEnsemble(objective="mixture", random_state=0, max_epochs=3),
+    JEIGatedEnsemble(
+        budget=0.6, objective="mixture", gate_reading="exit", gate_inputs="seen", random_state=0, max_epochs=3
+    ),
     OptimalStoppingPolicy(random_state=0),
     OptimalStoppingPolicy(0.6, estimator=Ridge(), outcome="realised", random_state=0),
 ]

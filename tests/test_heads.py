@@ -1,12 +1,15 @@
 """ExitHeads: what the heads are, what they see, and that no row's logits come from itself."""
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
+from instances import HEADS
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.model_selection import KFold, StratifiedKFold
+from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
 import skexit._transformer
@@ -548,7 +551,15 @@ class TestErrors:
 
     @pytest.mark.parametrize(
         "parameters",
-        [{"hidden": -1}, {"solver": "sgd"}, {"alpha": -1}, {"max_epochs": 0}, {"batch_size": 0}, {"layout": 0}],
+        [
+            {"hidden": -1},
+            {"solver": "sgd"},
+            {"training": "both"},
+            {"alpha": -1},
+            {"max_epochs": 0},
+            {"batch_size": 0},
+            {"layout": 0},
+        ],
         ids=str,
     )
     def test_parameters(self, parameters):
@@ -563,3 +574,57 @@ def test_verbose_shows_progress(hidden, capsys):
     assert capsys.readouterr().err == ""
     ExitHeads(hidden, max_epochs=1, verbose=True).fit(X, y)
     assert "heads:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("heads", HEADS, ids=repr)
+class TestTrainings:
+    """What holds whatever the heads are trained for."""
+
+    def test_logits_read_later_are_those_of_a_walk_through_the_exits(self, heads, monkeypatch):
+        X, y = make_features()
+        fitted, memory = clone(heads).fit(X, y), {}
+        expected = [fitted.exit_logits(k, X.logits(k), X.features(k), memory) for k in range(3)]
+        at_once = fitted.transform(X)
+        monkeypatch.setattr(skexit._transformer, "_LOGITS_BYTES", 0)
+        lazy = fitted.transform(X)
+        for k in (2, 0, 1):
+            np.testing.assert_allclose(at_once.logits(k), expected[k], rtol=1e-10)
+            np.testing.assert_allclose(lazy.logits(k, [5, 2]), expected[k][[5, 2]], rtol=1e-10)
+
+    def test_torch_gives_the_same(self, heads):
+        torch = pytest.importorskip("torch")
+        X, y = make_features()
+        fitted = clone(heads).fit(X, y)
+        memory = {}
+        for k in range(3):
+            own = X.logits(k)
+            found = fitted.exit_logits(
+                k, None if own is None else torch.from_numpy(own), torch.from_numpy(X.features(k)), memory
+            )
+            assert isinstance(found, torch.Tensor)
+            np.testing.assert_allclose(found, fitted.transform(X).logits(k), rtol=1e-9)
+
+    def test_later_features_do_not_matter_once_trained(self, heads):
+        X, y = make_features(own_logits=False)
+        fitted = clone(heads).fit(X, y)
+        changed = stack_exits(features=[X.features(0), X.features(1), 0 * X.features(2)])
+        one, other = fitted.transform(X), fitted.transform(changed)
+        for k in (0, 1):
+            np.testing.assert_array_equal(one.logits(k), other.logits(k))
+
+    def test_fitting_twice_and_joblib_give_the_same(self, heads, tmp_path):
+        X, y = make_features()
+        fitted = clone(heads).fit(X, y)
+        expected = np.asarray(fitted.transform(X))
+        joblib.dump(fitted, tmp_path / "heads.joblib")
+        np.testing.assert_array_equal(np.asarray(joblib.load(tmp_path / "heads.joblib").transform(X)), expected)
+        np.testing.assert_array_equal(np.asarray(fitted.fit(X, y).transform(X)), expected)
+
+    def test_in_front_of_a_policy(self, heads):
+        X, y = make_features(costs=[1e3, 2e3, 9e3], cost_unit="MACs")
+        pipeline = Pipeline([("heads", clone(heads)), ("policy", ThresholdPolicy(budget=0.6))]).fit(X, y)
+        alone = ThresholdPolicy(budget=0.6, heads=heads).fit(X, y)
+        np.testing.assert_array_equal(pipeline.predict(X), alone.predict(X))
+        assert alone.exit_distribution_ @ alone.costs_ <= 0.6 + 1e-9
+        separate = clone(heads).set_params(training="separate").fit(X, y)
+        np.testing.assert_array_equal(alone.heads_.layout_out_.costs, separate.layout_out_.costs)

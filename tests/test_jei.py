@@ -135,7 +135,7 @@ class TestLosses:
         used = np.repeat(weight[:, None] / weight.mean(), 3, axis=1)
         if gate_class_weight == "balanced":
             used = balanced_weight(wanted, used)
-        gates = 1 / (1 + np.exp(-trainer._gate_logits(logits).detach().numpy()))
+        gates = 1 / (1 + np.exp(-trainer._gate_logits(logits, trainer.gates).detach().numpy()))
         losses = -np.log(np.where(wanted == 1, gates, 1 - gates))
         expected = (losses * used).mean(axis=0).sum()
         assert trainer._gate_loss(rows, prices).item() == pytest.approx(expected, rel=1e-5)
@@ -209,7 +209,7 @@ class TestGradients:
         """Finite differences of sum P(G = l) CE_l with P(G) as it was (eq. 14)."""
         trainer = trainer(gradient="partial", gate_reading=gate_reading)
         rows, parameters = np.arange(9), self.parameters(trainer)
-        probabilities = trainer._exit_probabilities(trainer._logits(rows)).detach().numpy()
+        probabilities = trainer._exit_probabilities(trainer._logits(rows), trainer.gates).detach().numpy()
         learns = np.arange(4)[:, None] != rows % 3  # 6 of 9 rows, or all
 
         def weighted_cross_entropy():
@@ -372,7 +372,7 @@ class TestAlternation:
         given = [DenseNetwork((rng.normal(size=(width, 1)),), (rng.normal(size=1),)) for width in widths]
         trainer.start_gates(given)
         logits = rng.normal(size=(7, 4, 3))
-        found = trainer._gate_logits(torch.as_tensor(logits, dtype=torch.float32)).detach()
+        found = trainer._gate_logits(torch.as_tensor(logits, dtype=torch.float32), trainer.gates).detach()
         for k, gate in enumerate(given):
             inputs = gate_statistics(softmax(logits[:, :3]))[:, : k + 1].reshape(7, -1)[:, -widths[k] :]
             np.testing.assert_allclose(found[:, k], gate(inputs)[:, 0], atol=1e-4)

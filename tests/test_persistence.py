@@ -96,10 +96,14 @@ def test_policies_answer_as_before(template, save, load, data):
 
 
 @pytest.mark.parametrize(("save", "load"), FORMATS)
-@pytest.mark.parametrize("settings", [{}, {"hidden": 3, "cascade": True, "max_epochs": 2}], ids=repr)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"hidden": 3, "cascade": True}, {"training": "boosted"}, {"training": "weighted"}],
+    ids=repr,
+)
 def test_heads_answer_as_before(settings, save, load, data):
     X, y = data
-    heads = ExitHeads(random_state=0, **settings).fit(X.to_frame(), y)
+    heads = ExitHeads(random_state=0, **{"max_epochs": 2} | settings).fit(X.to_frame(), y)
     loaded = load(save(heads))
     np.testing.assert_array_equal(np.asarray(loaded.transform(X.to_frame())), np.asarray(heads.transform(X.to_frame())))
     assert loaded.layout_out_ == heads.layout_out_

@@ -28,6 +28,7 @@ from skexit.policies.blending import sigmoid
 from skexit.policies.draws import SampleDraws
 from skexit.policies.gates import N_STATISTICS, balanced_weight, gate_statistics, gate_targets, leaving_probability
 from skexit.policies.jei_training import JointTrainer, JointTraining
+from skexit.policies.mixture_objective import fit_mixture_gates
 from skexit.policies.quotas import equal_thresholds, exits_from_scores, shared_threshold
 from skexit.uncertainty import fit_temperature, softmax
 
@@ -78,6 +79,12 @@ class JEIGatedEnsemble(BudgetedPolicy):
         Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's
         cost. Finds the price at which the gates come nearest to it, and moves the threshold that
         they share from 0.5 to where the cost is met.
+    objective : {"bilevel", "mixture"}, default="bilevel"
+        What modules and gates minimise. ``"bilevel"``: modules the loss that is expected of a sample's
+        exit, gates the error to their targets, in turns (JEI-DNN, Algorithm 1). ``"mixture"``: both
+        together the cross-entropy of the exits mixed by P(G = l), plus `lam` times the expected cost, as
+        in DiffBranch, which JEI-DNN is held against. `targets`, `gate_class_weight`, `gradient` and
+        `bilevel_switch` are then not used.
     targets : {"exit_if_min", "exit_subsequent"}, default="exit_if_min"
         What the gates learn. ``"exit_if_min"``: to open where no later exit is cheaper
         (section 9.15). ``"exit_subsequent"``: to open from the cheapest exit on (eq. 31), which
@@ -117,9 +124,9 @@ class JEIGatedEnsemble(BudgetedPolicy):
     max_epochs : int, default=15
         Passes over the rows in which steps of modules and gates alternate.
     early_stopping : bool, default=True
-        Keep the modules and gates of the epoch at which the expected loss (eq. 6) is lowest on rows
-        that the modules have not learned from; the start, gates fitted to the modules of the warm-up,
-        counts as epoch 0. False keeps the last.
+        Keep the modules and gates of the epoch at which the loss (eq. 6, or the mixture's) is lowest on
+        rows that the modules have not learned from; the start, gates fitted to the modules of the
+        warm-up, counts as epoch 0. False keeps the last.
     patience : int, default=5
         With early stopping, stop after so many epochs without a lower loss.
     batch_size : int, default=128
@@ -189,6 +196,9 @@ class JEIGatedEnsemble(BudgetedPolicy):
     Regol, Chataoui, Coates. "Jointly-learned exit and inference for a dynamic neural network:
     JEI-DNN." ICLR 2024.
 
+    Scardapane, Comminiello, Scarpiniti, Baccarelli, Uncini. "Differentiable branching in deep networks
+    for fast inference." ICASSP 2020.
+
     Examples
     --------
     >>> from sklearn.datasets import load_digits
@@ -204,6 +214,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "lam": [Interval(Real, 0, None, closed="left")],
         "budget": [Real, None],
+        "objective": [StrOptions({"bilevel", "mixture"})],
         "targets": [StrOptions({"exit_if_min", "exit_subsequent"})],
         "gate_reading": [StrOptions({"stop", "exit"})],
         "gate_inputs": [StrOptions({"own", "seen"})],
@@ -232,6 +243,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
         lam: float = 1.0,
         *,
         budget: float | None = None,
+        objective: str = "bilevel",
         targets: str = "exit_if_min",
         gate_reading: str = "stop",
         gate_inputs: str = "own",
@@ -256,6 +268,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
     ) -> None:
         self.lam = lam
         self.budget = budget
+        self.objective = objective
         self.targets = targets
         self.gate_reading = gate_reading
         self.gate_inputs = gate_inputs
@@ -391,19 +404,21 @@ class JEIGatedEnsemble(BudgetedPolicy):
                 self._right[batch, k] = np.argmax(logits, axis=1) == labels[batch]
         self._fitting_weight = weight
         prices = [float(self.lam)] if self.budget is None else _PRICES.tolist()
-        self._path = [(lam, self._fit_gates(losses + lam * self.costs_)) for lam in prices]
+        self._path = [(lam, self._fit_gates(losses, lam * self.costs_)) for lam in prices]
         self._apply_thresholds()
 
-    def _fit_gates(self, costs: Floats) -> list[DenseNetwork]:
-        targets = gate_targets(costs, self.targets)
+    def _fit_gates(self, losses: Floats, prices: Floats) -> list[DenseNetwork]:
+        if self.objective == "mixture":
+            inputs, weight = [self._inputs_of_gate(k) for k in range(len(prices) - 1)], self._fitting_weight
+            return fit_mixture_gates(inputs, losses, prices, weight, reading=self.gate_reading, alpha=self.alpha)
+        targets = gate_targets(losses + prices, self.targets)
         weight = np.broadcast_to(self._fitting_weight[:, None], targets.shape)
         if self.gate_class_weight == "balanced":
             weight = balanced_weight(targets, weight)
         return [self._fit_gate(k, targets[:, k], weight[:, k]) for k in range(targets.shape[1])]
 
     def _fit_gate(self, k: int, targets: Floats, weight: Floats) -> DenseNetwork:
-        first = 0 if self.gate_inputs == "seen" else k
-        inputs = self._statistics[:, first : k + 1].reshape(len(targets), -1)
+        inputs = self._inputs_of_gate(k)
         if targets.min() == targets.max():
             # As if half a sample had been the other way: a gate that has seen one answer only is not certain.
             share = (targets[0] * len(targets) + 0.5) / (len(targets) + 1)
@@ -413,6 +428,10 @@ class JEIGatedEnsemble(BudgetedPolicy):
         with threadpool_limits(1, user_api="blas"):
             model.fit((inputs - mean) / scale, targets, sample_weight=weight)
         return DenseNetwork((model.coef_.T,), (model.intercept_,)).after_scaling(mean, scale)
+
+    def _inputs_of_gate(self, k: int) -> Floats:
+        first = 0 if self.gate_inputs == "seen" else k
+        return self._statistics[:, first : k + 1].reshape(len(self._statistics), -1)
 
     def _apply_thresholds(self) -> None:
         self.lam_, self.gates_ = min(self._path, key=self._distance_from_budget)

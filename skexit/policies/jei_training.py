@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,6 +14,7 @@ from skexit._validation import read_features, read_logits
 from skexit.arrays import BATCH_ROWS, ExitArray
 from skexit.networks import DenseNetwork, keep_in_memory, one_cycle, one_thread, weighted_scaling
 from skexit.policies.gates import N_STATISTICS, balanced_weight, exit_probabilities, gate_statistics, gate_targets
+from skexit.policies.mixture_objective import mixture_losses
 from skexit.uncertainty import softmax
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ _FEWEST_STEPS = 80
 class JointTraining:
     """How `JointTrainer` trains: parameters of :class:`skexit.JEIGatedEnsemble`."""
 
+    objective: str
     targets: str
     gate_reading: str
     gate_inputs: str
@@ -109,7 +112,7 @@ class JointTrainer:
             Passes over the rows, up to that whose modules and gates were kept.
         """
         with one_thread():
-            return self._alternate(prices)
+            return self._take_steps(prices)
 
     def start_gates(self, gates: list[DenseNetwork]) -> None:
         """Go on from gates that were fitted to the modules as they are.
@@ -217,17 +220,17 @@ class JointTrainer:
         with torch.no_grad():
             return self._logits(rows)[self.folds[rows], np.arange(len(rows))]
 
-    def _gate_logits(self, logits: torch.Tensor) -> torch.Tensor:
-        weights, biases = self.gates
+    def _gate_logits(self, logits: torch.Tensor, gates: list[torch.Tensor]) -> torch.Tensor:
+        weights, biases = gates
         statistics = gate_statistics(softmax(logits[..., :-1, :])).flatten(-2)
         return statistics @ (weights * self._seen).T + biases
 
-    def _exit_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+    def _exit_probabilities(self, logits: torch.Tensor, gates: list[torch.Tensor]) -> torch.Tensor:
         import torch
 
-        gates = torch.sigmoid(self._gate_logits(logits))
-        last = torch.ones_like(gates[..., :1])
-        return exit_probabilities(torch.cat([gates, last], dim=-1), self.settings.gate_reading)
+        said = torch.sigmoid(self._gate_logits(logits, gates))
+        last = torch.ones_like(said[..., :1])
+        return exit_probabilities(torch.cat([said, last], dim=-1), self.settings.gate_reading)
 
     def _copy_weight(self, rows: NDArray[np.int64]) -> torch.Tensor:
         """Weight of each row for each copy: none for the rows of its fold, and 1 on average over all rows.
@@ -261,7 +264,26 @@ class JointTrainer:
                     optimizer.step()
                     schedule.step()
 
-    def _alternate(self, prices: Floats) -> int:
+    def _take_steps(self, prices: Floats) -> int:
+        """Take a step with each batch, and keep the best epoch."""
+        settings = self.settings
+        step = self._bilevel_steps(prices) if settings.objective == "bilevel" else self._mixture_steps(prices)
+        best, best_loss, best_epoch = self._state(), self.held_out_loss(prices), 0
+        epochs = self._progress(f"price {prices[-1]:.3g}", settings.max_epochs)
+        for epoch in epochs:
+            for batch in self._batches():
+                step(batch)
+            held_out_loss = self.held_out_loss(prices)
+            epochs.set_postfix(held_out_loss=f"{held_out_loss:.4f}")
+            if held_out_loss < best_loss or not settings.early_stopping:
+                best, best_loss, best_epoch = self._state(), held_out_loss, epoch + 1
+            elif epoch + 1 - best_epoch >= settings.patience:
+                break
+        self._set_state(best)
+        return best_epoch
+
+    def _bilevel_steps(self, prices: Floats) -> Callable[[NDArray[np.int64]], None]:
+        """Steps in which gates and modules take turns."""
         import torch
 
         settings = self.settings
@@ -274,29 +296,54 @@ class JointTrainer:
             # One where it is never the modules' turn: there is no schedule of no steps.
             False: one_cycle(modules, rate, max(int((~turns).sum()), 1)),
         }
-        best, best_loss, best_epoch = self._state(), self.held_out_loss(prices), 0
-        epochs = self._progress(f"price {prices[-1]:.3g}", settings.max_epochs)
-        for epoch in epochs:
-            for step, batch in enumerate(self._batches(), start=epoch * self._n_batches()):
-                trains_gates = bool(turns[step])
-                optimizer = gates if trains_gates else modules
-                if trains_gates:
-                    loss = self._gate_loss(batch, prices)
-                else:
-                    loss, shares = self._module_loss(batch, prices)
-                    self._scale_penalties(modules, shares)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedules[trains_gates].step()
-            held_out_loss = self.held_out_loss(prices)
-            epochs.set_postfix(held_out_loss=f"{held_out_loss:.4f}")
-            if held_out_loss < best_loss or not settings.early_stopping:
-                best, best_loss, best_epoch = self._state(), held_out_loss, epoch + 1
-            elif epoch + 1 - best_epoch >= settings.patience:
-                break
-        self._set_state(best)
-        return best_epoch
+        remaining_turns = iter(turns.tolist())
+
+        def step(batch: NDArray[np.int64]) -> None:
+            trains_gates = next(remaining_turns)
+            optimizer = gates if trains_gates else modules
+            if trains_gates:
+                loss = self._gate_loss(batch, prices)
+            else:
+                loss, shares = self._module_loss(batch, prices)
+                self._scale_penalties(modules, shares)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedules[trains_gates].step()
+
+        return step
+
+    def _mixture_steps(self, prices: Floats) -> Callable[[NDArray[np.int64]], None]:
+        """Steps in which gates and modules go down the same loss together."""
+        import torch
+
+        rate = self.settings.learning_rate
+        groups = [*self._module_groups([rate] * len(self.trained)), {"params": self.gates, "lr": rate}]
+        optimizer = torch.optim.Adam(groups, fused=True)
+        rates = [group["lr"] for group in groups]
+        schedule = one_cycle(optimizer, rates, self.settings.max_epochs * self._n_batches())
+
+        def step(batch: NDArray[np.int64]) -> None:
+            loss, shares = self._mixture_loss(batch, prices)
+            self._scale_penalties(optimizer, shares)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+
+        return step
+
+    def _mixture_loss(self, batch: NDArray[np.int64], prices: Floats) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mixture loss of each copy and of the held-out logits, summed, and the share of the samples at each exit.
+
+        The former trains the modules, also by what they make the gates say, and the latter the gates.
+        """
+        logits, held_out = self._logits(batch), self._held_out_logits(batch)
+        probabilities = self._exit_probabilities(logits, [tensor.detach() for tensor in self.gates])
+        of_modules = self._sample_losses(logits, probabilities, batch, prices) * self._copy_weight(batch)
+        of_gates = self._sample_losses(held_out, self._exit_probabilities(held_out, self.gates), batch, prices)
+        loss = of_modules.mean(-1).sum() + (of_gates * self.weight[batch]).mean()
+        return loss, self._shares(probabilities[-1], batch)
 
     def _module_loss(self, batch: NDArray[np.int64], prices: Floats) -> tuple[torch.Tensor, torch.Tensor]:
         """Eq. 6 for each copy, summed, and the share of the samples at each exit.
@@ -304,11 +351,23 @@ class JointTrainer:
         Its gradient is the left term of eq. 14, and the right one only where it is asked for.
         """
         logits = self._logits(batch)
-        probabilities = self._exit_probabilities(logits if self.settings.gradient == "full" else logits.detach())
-        losses = cross_entropies(logits, self.labels[batch])
-        losses = expected_losses(losses, probabilities, logits.new_tensor(prices))
+        seen_by_gates = logits if self.settings.gradient == "full" else logits.detach()
+        probabilities = self._exit_probabilities(seen_by_gates, self.gates)
+        losses = self._sample_losses(logits, probabilities, batch, prices)
         loss = (losses * self._copy_weight(batch)).mean(-1).sum()
-        return loss, (probabilities.detach()[-1] * self.weight[batch][:, None]).mean(0)
+        return loss, self._shares(probabilities[-1], batch)
+
+    def _sample_losses(
+        self, logits: torch.Tensor, probabilities: torch.Tensor, rows: NDArray[np.int64], prices: Floats
+    ) -> torch.Tensor:
+        """Loss of each sample, of shape (..., n_rows), for logits and exit probabilities."""
+        losses = cross_entropies(logits, self.labels[rows])
+        of_samples = expected_losses if self.settings.objective == "bilevel" else mixture_losses
+        return of_samples(losses, probabilities, logits.new_tensor(prices))
+
+    def _shares(self, probabilities: torch.Tensor, rows: NDArray[np.int64]) -> torch.Tensor:
+        """Share of the samples that leave at each exit."""
+        return (probabilities.detach() * self.weight[rows][:, None]).mean(0)
 
     def _scale_penalties(self, optimizer: torch.optim.Optimizer, shares: torch.Tensor) -> None:
         """Where few samples leave the loss is small, and the penalty must not outweigh it."""
@@ -324,10 +383,10 @@ class JointTrainer:
         weight = self.weight[batch][:, None].expand(targets.shape)
         if self.settings.gate_class_weight == "balanced":
             weight = torch.as_tensor(balanced_weight(targets.numpy(), weight.numpy()), dtype=torch.float32)
-        return gate_loss(self._gate_logits(logits), targets, weight)
+        return gate_loss(self._gate_logits(logits, self.gates), targets, weight)
 
     def held_out_loss(self, prices: Floats) -> float:
-        """Mean of eq. 6 where each row is seen by modules that have not learned from it.
+        """Mean loss of a sample where each row is seen by modules that have not learned from it.
 
         Parameters
         ----------
@@ -344,8 +403,7 @@ class JointTrainer:
             for batch in self.X.batches(BATCH_ROWS):
                 rows = np.arange(batch.start, batch.stop)
                 logits = self._held_out_logits(rows)
-                losses = cross_entropies(logits, self.labels[rows])
-                losses = expected_losses(losses, self._exit_probabilities(logits), logits.new_tensor(prices))
+                losses = self._sample_losses(logits, self._exit_probabilities(logits, self.gates), rows, prices)
                 total += float((losses * self.weight[rows]).sum())
         return total / float(self.weight.sum())
 

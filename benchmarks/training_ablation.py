@@ -1,0 +1,124 @@
+"""How heads are trained, and what for: CIFAR-10 with nine exits of a frozen ResNet-56.
+
+    python benchmarks/training_ablation.py --data-root DIR --weights resnet56.th [--splits 5] [--out CSV]
+
+`--data-root` and `--weights` are those of ``em_routing.py``. Maximum probability with geometric shares
+decides on heads that are trained separately, as a boosted sum, and with weighted samples; JEI-DNN and
+DiffBranch train modules and gates. All are compared on the same splits. They are fitted for a budget of
+0.7, and ``with_budget`` gives the others: modules that are trained with gates stay those of the price
+that 0.7 takes.
+
+It also prints the accuracy of each head on all samples, what gates on fixed modules do for a price, and
+how long fits take.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pandas as pd
+from routing import BASELINE, BUDGETS, argument_parser, extract, half_rows, summarize
+from scipy import stats
+
+from skexit import ExitArray, ExitHeads, JEIGatedEnsemble, ThresholdPolicy
+from skexit.policies import ExitPolicy
+from skexit.policies.base import correct_exits
+
+TRAININGS = {BASELINE: "separate", "boosted": "boosted", "weighted": "weighted"}
+OBJECTIVES = {
+    "JEI-DNN": {},
+    "JEI-DNN, joint=False": {"joint": False},
+    "DiffBranch": {"objective": "mixture"},
+    "DiffBranch, joint=False": {"objective": "mixture", "joint": False},
+    "DiffBranch, to the end": {"objective": "mixture", "early_stopping": False},
+}
+FITTED_BUDGET = 0.7
+PRICES = (0.3, 1.0, 3.0)
+
+Rows = list[dict[str, object]]
+
+
+def make_policies(seed: int) -> dict[str, ExitPolicy]:
+    on_heads = {
+        method: ThresholdPolicy(budget=FITTED_BUDGET, heads=ExitHeads(training=training, random_state=seed))
+        for method, training in TRAININGS.items()
+    }
+    with_gates = {
+        method: JEIGatedEnsemble(budget=FITTED_BUDGET, random_state=seed, **parameters)
+        for method, parameters in OBJECTIVES.items()
+    }
+    return on_heads | with_gates
+
+
+def measure_policy(policy: ExitPolicy, X: ExitArray, y: np.ndarray) -> dict[str, float]:
+    fitted_cost = float(policy.exit_distribution_ @ policy.costs_)
+    return {"accuracy": policy.score(X, y), "cost": policy.mean_cost(X), "fitted cost": fitted_cost}
+
+
+def measure_at_prices(X: ExitArray, y: np.ndarray, X_test: ExitArray, y_test: np.ndarray, seed: int) -> Rows:
+    """Gates that stop where they say, for a price, on the same fixed modules."""
+    results = []
+    for objective in ("bilevel", "mixture"):
+        for lam in PRICES:
+            policy = JEIGatedEnsemble(lam, objective=objective, joint=False, random_state=seed).fit(X, y)
+            place = {"objective": objective, "lam": lam, "split": seed}
+            results.append(place | measure_policy(policy, X_test, y_test))
+    return results
+
+
+def measure_split(X: ExitArray, y: np.ndarray, seed: int) -> dict[str, Rows]:
+    fit, test = half_rows(len(y), seed)
+    X_fit, y_fit, X_test, y_test = X[fit], y[fit], X[test], y[test]
+    results: dict[str, Rows] = {"accuracy": [], "heads": [], "fits": []}
+    for method, policy in make_policies(seed).items():
+        start = time.perf_counter()
+        policy.fit(X_fit, y_fit)
+        notes = {"seconds": time.perf_counter() - start, "lam": getattr(policy, "lam_", np.nan)}
+        place = {"method": method, "split": seed}
+        results["fits"].append(place | notes | {"epochs": getattr(policy, "n_epochs_", np.nan)})
+        right = correct_exits(policy.heads_.transform(X_test), y_test)
+        results["heads"] += [place | {"exit": k, "right": of_exit.mean()} for k, of_exit in enumerate(right.T)]
+        for budget in BUDGETS:
+            moved = policy.with_budget(budget)
+            results["accuracy"].append(place | {"budget": budget} | measure_policy(moved, X_test, y_test))
+    results["prices"] = measure_at_prices(X_fit, y_fit, X_test, y_test, seed)
+    return results
+
+
+def gains_at_same_cost(accuracy: pd.DataFrame) -> pd.DataFrame:
+    """Gain over maximum probability on separate heads at the same cost on new rows, with half its 95 % interval.
+
+    Between its budgets lines are drawn.
+    """
+    parts = []
+    for _, rows in accuracy.groupby("split"):
+        baseline = rows[rows["method"] == BASELINE].sort_values("cost")
+        same_cost = np.interp(rows["cost"], baseline["cost"], baseline["accuracy"])
+        parts.append(rows.assign(gain=rows["accuracy"] - same_cost))
+    gains = pd.concat(parts).pivot(index=["method", "split"], columns="budget", values="gain").groupby("method")
+    n_splits = gains.count()
+    half_width = stats.t.ppf(0.975, n_splits - 1) * gains.std() / np.sqrt(n_splits)
+    return pd.concat({"gain": gains.mean(), "±": half_width})
+
+
+def main() -> None:
+    options = argument_parser(__doc__).parse_args()
+    X, y = extract(options.data_root, options.weights, options.pool)
+    splits = [measure_split(X, y, seed) for seed in range(options.splits)]
+    results = {name: pd.DataFrame([row for split in splits for row in split[name]]) for name in splits[0]}
+    if options.out:
+        pd.concat(results).to_csv(options.out)
+    tables = {
+        "accuracy within budgets": summarize(results["accuracy"]),
+        "at the same cost on new rows": gains_at_same_cost(results["accuracy"]),
+        "heads on all samples": results["heads"].pivot_table(index="method", columns="exit", values="right"),
+        "gates on fixed modules, without a budget": results["prices"].groupby(["objective", "lam"]).mean(),
+        "fits": results["fits"].groupby("method", sort=False).mean(),
+    }
+    for name, table in tables.items():
+        print(f"\n{name}\n{table.round(4).to_string()}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Heads as weak learners of an additive model: each adds to what the heads before it say."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+
+#: What the sum of the earlier heads is multiplied by before a head adds to it, so that late heads
+#: are left something to learn: "prediction reweighting", with the value of the published scripts.
+PREDICTION_REWEIGHTING = 0.5
+
+
+def fit_addition(
+    inputs: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    weight: NDArray[np.float64],
+    offset: NDArray[np.float64],
+    alpha: float,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The linear classifier whose logits, added to the given ones, have the least cross-entropy.
+
+    Parameters
+    ----------
+    inputs : ndarray of shape (n_samples, n_inputs)
+        Standardised.
+    labels : ndarray of shape (n_samples,)
+        Class indices; each class occurs.
+    weight : ndarray of shape (n_samples,)
+    offset : ndarray of shape (n_samples, n_classes)
+        Logits to add to.
+    alpha : float
+        Strength of the penalty: ``alpha / 2`` times the squared norm of the weights.
+
+    Returns
+    -------
+    weights : ndarray of shape (n_inputs, n_classes)
+    biases : ndarray of shape (n_classes,)
+    """
+    (n_samples, n_inputs), n_classes = inputs.shape, offset.shape[1]
+    rows, share = np.arange(n_samples), weight / weight.sum()
+
+    def loss_and_gradient(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        weights, biases = np.split(parameters.reshape(-1, n_classes), [n_inputs])
+        log_probabilities = log_softmax(offset + inputs @ weights + biases, axis=1)
+        loss = -share @ log_probabilities[rows, labels] + alpha / 2 * np.sum(weights**2)
+        errors = np.exp(log_probabilities)
+        errors[rows, labels] -= 1
+        errors *= share[:, None]
+        gradient = np.concatenate([inputs.T @ errors + alpha * weights, errors.sum(axis=0, keepdims=True)])
+        return loss, gradient.ravel()
+
+    start = np.zeros((n_inputs + 1) * n_classes)
+    options = {"maxiter": 1000, "ftol": 1e-12, "gtol": 1e-5}
+    solution = minimize(loss_and_gradient, start, jac=True, method="L-BFGS-B", options=options).x
+    return solution.reshape(-1, n_classes)[:-1], solution.reshape(-1, n_classes)[-1]
