@@ -125,7 +125,7 @@ class _WeightedTrainer:
         )
         for _ in epochs:
             for batch in np.array_split(self.random_state.permutation(len(self.X)), n_batches):
-                halves = np.array_split(batch, 2) if len(batch) > 1 else [batch, batch]
+                halves = np.array_split(batch, 2)
                 for train_rows, meta_rows in (halves, halves[::-1]):
                     weights.zero_grad()
                     self.meta_loss(train_rows, meta_rows).backward(inputs=weighting)
@@ -149,7 +149,7 @@ class _WeightedTrainer:
     def weighted_loss(self, rows: NDArray[np.int64]) -> torch.Tensor:
         """Sum over exits of the mean cross-entropy, where samples are weighted; what the heads minimise."""
         losses = self._losses(self._logits(rows, self.parameters(), self.dropout), rows)
-        weights = self.weights(losses.detach(), rows).detach()
+        weights = self.weights(losses.detach(), rows)
         return (weights * losses * self.sample_weight[rows, None]).mean(0).sum()
 
     def meta_loss(self, train_rows: NDArray[np.int64], meta_rows: NDArray[np.int64]) -> torch.Tensor:
