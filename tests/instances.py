@@ -17,9 +17,15 @@ from skexit import (
     stack_exits,
 )
 
+#: Heads whose fit draws neither batches nor folds, so that a weight of two is a row twice.
+EXACT_HEADS = [
+    ExitHeads(training="boosted", random_state=0),
+    ExitHeads(training="boosted", cascade=True, random_state=0),
+]
+
 #: Heads whose training is not the default.
 HEADS = [
-    ExitHeads(training="boosted", random_state=0),
+    *EXACT_HEADS,
     ExitHeads(4, training="boosted", max_epochs=2, random_state=0),
     ExitHeads(training="boosted", cascade=True, calibrated=True, cv=2, random_state=0),
     ExitHeads(training="weighted", max_epochs=2, random_state=0),

@@ -5,7 +5,7 @@ import copy
 import joblib
 import numpy as np
 import pytest
-from instances import HEADS, POLICIES, estimators, make_exits
+from instances import EXACT_HEADS, POLICIES, estimators, make_exits
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -17,15 +17,7 @@ from skexit.uncertainty import ConformalScores, softmax
 pytestmark = pytest.mark.filterwarnings("ignore:the mean cost on the fitting data:UserWarning")
 
 
-def checks_that_draws_fail(estimator):
-    """Where rows are drawn into batches or folds, a row's weight is not quite a number of its copies."""
-    draws = isinstance(estimator, ExitHeads) and (
-        estimator.hidden or estimator.calibrated or estimator.training == "weighted"
-    )
-    return {"check_sample_weight_equivalence_on_dense_data": "rows are drawn"} if draws else {}
-
-
-@parametrize_with_checks([*estimators(), *HEADS], expected_failed_checks=checks_that_draws_fail)
+@parametrize_with_checks([*estimators(), *EXACT_HEADS])
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
 
