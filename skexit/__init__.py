@@ -19,6 +19,7 @@ from skexit.policies import (
     ThresholdPolicy,
     oracle,
 )
+from skexit.recommended import recommended_pipeline
 
 __version__ = "0.1.0"
 
@@ -40,5 +41,6 @@ __all__ = [
     "StaticExit",
     "ThresholdPolicy",
     "oracle",
+    "recommended_pipeline",
     "stack_exits",
 ]

@@ -34,6 +34,11 @@ from skexit.weighting import train_weighted
 #: Up to this many bytes of features, a linear head is solved for in memory.
 _IN_MEMORY_BYTES = 2**31
 
+#: ``alpha="auto"``: the penalty, and what it is in all for many rows.
+_LARGEST_PENALTY, _PENALTY_OF_ALL_ROWS = 3e-3, 15.0
+#: ``max_epochs="auto"``: rows that are seen, each time counted, and bounds of the passes over them.
+_ENOUGH_VISITS, _FEWEST_EPOCHS, _MOST_EPOCHS = 1_500_000, 10, 30
+
 
 class ExitHeads(LogitsTransformer):
     """Train a classifier on the features of each exit, and add its logits to X.
@@ -72,13 +77,16 @@ class ExitHeads(LogitsTransformer):
         trains by mini-batches that are read when they are needed, so that the features may be
         larger than memory. ``"auto"`` takes ``"lbfgs"`` for linear heads whose features take at
         most 2 GiB.
-    alpha : float, default=3e-3
+    alpha : float or "auto", default="auto"
         Strength of the squared penalty on the weights, for standardised features: the loss is the
-        mean cross-entropy plus ``alpha / 2`` times their squared norm.
+        mean cross-entropy plus ``alpha / 2`` times their squared norm. ``"auto"`` is 3e-3 up to 5,000
+        rows, and beyond falls as 15 / n_samples: what is known of the weights beforehand does not
+        grow with the rows.
     learning_rate : float, default=0.01
         Highest learning rate of ``"adam"``.
-    max_epochs : int, default=30
-        Passes of ``"adam"`` over the rows.
+    max_epochs : int or "auto", default="auto"
+        Passes of ``"adam"`` over the rows. ``"auto"`` is 30 up to 50,000 rows, and beyond falls to 10 at
+        150,000 rows.
     batch_size : int, default=128
         Rows in a step of ``"adam"``; fewer where there would be less than 20 steps in an epoch.
     cv : int, cross-validation generator or iterable, default=5
@@ -137,9 +145,9 @@ class ExitHeads(LogitsTransformer):
         "dropout": [Interval(Real, 0, 1, closed="left")],
         "calibrated": ["boolean"],
         "solver": [StrOptions({"auto", "lbfgs", "adam"})],
-        "alpha": [Interval(Real, 0, None, closed="left")],
+        "alpha": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
-        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "max_epochs": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "cv": ["cv_object"],
         "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
@@ -156,9 +164,9 @@ class ExitHeads(LogitsTransformer):
         dropout: float = 0.0,
         calibrated: bool = False,
         solver: str = "auto",
-        alpha: float = 3e-3,
+        alpha: float | str = "auto",
         learning_rate: float = 0.01,
-        max_epochs: int = 30,
+        max_epochs: int | str = "auto",
         batch_size: int = 128,
         cv: Any = 5,
         layout: ExitLayout | int | None = None,
@@ -302,7 +310,9 @@ class ExitHeads(LogitsTransformer):
         networks: list[DenseNetwork | None] = [None] * X.layout.n_exits
         without_logits = [k for k in range(X.layout.n_exits) if not X.layout.has_logits(k)]
         # A hidden layer that goes on to the next exit is trained with the exits that see it.
-        together = [without_logits] if self.hidden and self.cascade else [[k] for k in without_logits]
+        together = (
+            [without_logits] if self.hidden and self.cascade and without_logits else [[k] for k in without_logits]
+        )
         offset = None
         for exits in tqdm(together, desc="heads", unit="exit", disable=not self.verbose, leave=False):
             if self.hidden:
@@ -354,15 +364,15 @@ class ExitHeads(LogitsTransformer):
         random_state: np.random.RandomState,
     ) -> DenseNetwork:
         if self._in_memory(X, k):
-            inputs, n_classes = self._inputs(X, k), len(self.classes_)
-            return solve_linear(inputs, labels, weight, n_classes=n_classes, alpha=self.alpha, offset=offset)
+            inputs, n_classes, alpha = self._inputs(X, k), len(self.classes_), self._penalty(len(labels))
+            return solve_linear(inputs, labels, weight, n_classes=n_classes, alpha=alpha, offset=offset)
         return train(
             lambda rows: self._inputs(X, k, rows),
             labels,
             weight,
             hidden=[],
             n_outputs=len(self.classes_),
-            training=self._training(),
+            training=self._training(len(labels)),
             random_state=random_state,
             offset=offset,
             description=f"head of exit {k}" if self.verbose else None,
@@ -393,7 +403,7 @@ class ExitHeads(LogitsTransformer):
             hidden=self.hidden,
             n_classes=len(self.classes_),
             dropout=self.dropout,
-            training=self._training(),
+            training=self._training(len(labels)),
             random_state=random_state,
             offset=offset,
             description=f"heads of exits {exits}" if self.verbose else None,
@@ -413,13 +423,21 @@ class ExitHeads(LogitsTransformer):
             hidden=self.hidden,
             n_classes=len(self.classes_),
             dropout=self.dropout,
-            training=self._training(),
+            training=self._training(len(labels)),
             random_state=random_state,
             description="heads" if self.verbose else None,
         )
 
-    def _training(self) -> Training:
-        return Training(self.learning_rate, self.alpha, self.max_epochs, self.batch_size)
+    def _training(self, n_rows: int) -> Training:
+        n_epochs = cast(int, self.max_epochs)
+        if self.max_epochs == "auto":
+            n_epochs = int(np.clip(_ENOUGH_VISITS // n_rows, _FEWEST_EPOCHS, _MOST_EPOCHS))
+        return Training(self.learning_rate, self._penalty(n_rows), n_epochs, self.batch_size)
+
+    def _penalty(self, n_rows: int) -> float:
+        if self.alpha == "auto":
+            return min(_LARGEST_PENALTY, _PENALTY_OF_ALL_ROWS / n_rows)
+        return cast(float, self.alpha)
 
     def _new_logits(self) -> list[int]:
         return [k for k, network in enumerate(self.networks_) if network is not None]

@@ -414,6 +414,24 @@ class TestCalibrate:
         assert losses[True] < 0.9 * losses[False]
 
 
+class TestAuto:
+    @pytest.mark.parametrize(
+        ("n_rows", "alpha", "max_epochs"),
+        [(1, 3e-3, 30), (5_000, 3e-3, 30), (50_000, 3e-4, 30), (150_000, 1e-4, 10), (10**6, 1.5e-5, 10)],
+    )
+    def test_follows_the_number_of_rows(self, n_rows, alpha, max_epochs):
+        training = ExitHeads()._training(n_rows)
+        assert (training.alpha, training.max_epochs) == (pytest.approx(alpha), max_epochs)
+        given = ExitHeads(alpha=0.5, max_epochs=2)._training(n_rows)
+        assert (given.alpha, given.max_epochs) == (0.5, 2)
+
+    @pytest.mark.parametrize("hidden", [0, 3])
+    def test_is_what_few_rows_had(self, hidden):
+        X, y = make_features()
+        given = ExitHeads(hidden, alpha=3e-3, max_epochs=30, random_state=0).fit(X, y).transform(X)
+        np.testing.assert_array_equal(ExitHeads(hidden, random_state=0).fit(X, y).transform(X), given)
+
+
 class TestLargeData:
     @pytest.mark.parametrize("hidden", [0, 4])
     @pytest.mark.parametrize("cascade", [False, True])
