@@ -68,6 +68,7 @@ POLICIES = [
         budget=0.6, objective="mixture", gate_reading="exit", gate_inputs="seen", random_state=0, max_epochs=3
     ),
     OptimalStoppingPolicy(random_state=0),
+    OptimalStoppingPolicy(0.6, use_features=True, random_state=0),
     OptimalStoppingPolicy(0.6, estimator=Ridge(), outcome="realised", random_state=0),
 ]
 

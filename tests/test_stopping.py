@@ -100,6 +100,30 @@ def test_other_regressors():
             assert policy.fit(X, y).mean_cost(X) == pytest.approx(0.6, abs=0.02)
 
 
+def test_features_tell_what_logits_do_not():
+    """The first exit guesses; its feature tells of which rows the second will know more."""
+    rng = np.random.default_rng(0)
+    y, is_easy = rng.integers(2, size=2000), rng.uniform(size=2000) < 0.5
+    first = rng.normal(size=(2000, 2))
+    right = np.where(is_easy | (rng.uniform(size=2000) < 0.5), y, 1 - y)
+    logits = [first, 4 * np.eye(2)[right]]
+    X = stack_exits(logits, [is_easy[:, None].astype(float), np.empty((2000, 0))], costs=[0.2, 1])
+    accuracies = [
+        OptimalStoppingPolicy(0.6, outcome="realised", use_features=use, random_state=0)
+        .fit(X[:1000], y[:1000])
+        .score(X[1000:], y[1000:])
+        for use in (False, True)
+    ]
+    assert accuracies[1] > accuracies[0] + 0.05
+
+
+def test_features_that_are_not_there():
+    X, y = make_exits(60, 3, 3, 0)
+    X = stack_exits([X.logits(k) for k in range(3)])
+    with pytest.raises(ValueError, match="use_features=True, but no exit has features. Give X its features"):
+        OptimalStoppingPolicy(use_features=True).fit(X, y)
+
+
 def test_price_is_that_of_the_threshold():
     X, y = make_exits(400, 3, 4, 0)
     policy = OptimalStoppingPolicy(0.6, random_state=0).fit(X, y)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 
 from skexit._sklearn import HasMethods, Interval, StrOptions
-from skexit._validation import cross_validation_splits, read_logits
+from skexit._validation import cross_validation_splits, read_features, read_logits
 from skexit.arrays import BATCH_ROWS, ExitArray
 from skexit.layout import ExitLayout
 from skexit.policies.base import BudgetedPolicy, correct_exits
@@ -62,6 +62,9 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         Learns the prices of an exit; its ``fit`` takes `sample_weight`. By default the exponential
         of a linear function, fitted as a Poisson regression: gains fall with the chance to be
         wrong over many powers of ten, and few parameters leave little to chance.
+    use_features : bool, default=False
+        Whether the evidence of an exit includes its features, besides what it and earlier exits say.
+        With few rows or many features this mostly learns chance.
     outcome : {"expected", "realised"}, default="expected"
         What counts as gained. ``"realised"``: whether the answers are right. ``"expected"``: the
         probability that all exits together, mixed as in Zero Time Waste [2]_, give to the answers,
@@ -128,6 +131,7 @@ class OptimalStoppingPolicy(BudgetedPolicy):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "budget": [Real],
         "estimator": [HasMethods(["fit", "predict"]), None],
+        "use_features": ["boolean"],
         "outcome": [StrOptions({"expected", "realised"})],
         "cv": ["cv_object"],
         "recall": ["boolean"],
@@ -141,6 +145,7 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         budget: float = 0.5,
         *,
         estimator: Any = None,
+        use_features: bool = False,
         outcome: str = "expected",
         cv: Any = 5,
         recall: bool = False,
@@ -150,6 +155,7 @@ class OptimalStoppingPolicy(BudgetedPolicy):
     ) -> None:
         self.budget = budget
         self.estimator = estimator
+        self.use_features = use_features
         self.outcome = outcome
         self.cv = cv
         self.recall = recall
@@ -157,8 +163,12 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         self.layout = layout
         self.random_state = random_state
 
+    @property
+    def _needs_features(self) -> bool:  # type: ignore[override]
+        return self.use_features
+
     def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
-        evidence = exit_evidence(softmax(logits), memory)
+        evidence = self._evidence(logits, features, memory)
         if k == self.layout_.n_exits - 1:
             return array_namespace(logits).zeros_like(logits[:, 0])
         # Where prices are equal, the less likely to be wrong leaves first.
@@ -171,9 +181,11 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         return array_namespace(evidence).asarray(prices, dtype=evidence.dtype, device=device(evidence))
 
     def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
+        if self.use_features and not any(X.layout.n_features):
+            raise ValueError("use_features=True, but no exit has features. Give X its features, or leave them out.")
         rewards = self._rewards(X, labels, weight)
         splits = cross_validation_splits(self.cv, labels, self.random_state) if X.layout.n_exits > 1 else []
-        self._fit_prices(_evidence(X), rewards, weight, splits)
+        self._fit_prices(self._fitting_evidence(X), rewards, weight, splits)
         self._fit_thresholds(X, weight)
 
     def _rewards(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> Floats:
@@ -204,6 +216,24 @@ class OptimalStoppingPolicy(BudgetedPolicy):
             return fit_log_linear(evidence, gain, weight)
         return clone(self.estimator).fit(evidence, gain, sample_weight=weight)
 
+    def _fitting_evidence(self, X: ExitArray) -> list[Floats]:
+        """Evidence of all rows at each exit."""
+        n_exits = X.layout.n_exits
+        batches: list[list[Floats]] = [[] for _ in range(n_exits)]
+        for batch in X.batches(BATCH_ROWS):
+            memory: dict[str, Any] = {}
+            for k in range(n_exits):
+                features = read_features(X, k, batch) if self.use_features else None
+                batches[k].append(self._evidence(read_logits(X, k, batch), features, memory))
+        return [np.concatenate(parts) for parts in batches]
+
+    def _evidence(self, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
+        evidence = exit_evidence(softmax(logits), memory)
+        if not self.use_features:
+            return evidence
+        xp = array_namespace(evidence)
+        return xp.concat([evidence, xp.astype(features, evidence.dtype)], axis=1)
+
     def _choose_thresholds(self, scores: Floats, weight: Floats) -> Floats:
         thresholds = shared_threshold(scores, self.costs_, self.budget, sample_weight=weight)
         self.lam_ = float(_SMALLEST_PRICE * np.sinh(-thresholds[0]))
@@ -220,14 +250,3 @@ def _first_at_most(prices: Floats, levels: Floats) -> NDArray[np.intp]:
     cheap = prices <= levels[:, None]
     cheap[:, -1] = True
     return np.argmax(cheap, axis=1)
-
-
-def _evidence(X: ExitArray) -> list[Floats]:
-    """Evidence of all rows at each exit."""
-    n_exits = X.layout.n_exits
-    batches: list[list[Floats]] = [[] for _ in range(n_exits)]
-    for batch in X.batches(BATCH_ROWS):
-        memory: dict[str, Any] = {}
-        for k in range(n_exits):
-            batches[k].append(exit_evidence(softmax(read_logits(X, k, batch)), memory))
-    return [np.concatenate(parts) for parts in batches]
