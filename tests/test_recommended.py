@@ -21,7 +21,8 @@ def data():
 def test_is_heads_ensemble_and_stopping(data):
     X, y = data
     pipeline = recommended_pipeline(0.7, random_state=0).fit(X[:400], y[:400])
-    ensemble = ExitEnsemble(ExitHeads(256, cascade=True, dropout=0.2, random_state=0))
+    heads = ExitHeads(256, cascade=True, dropout=0.5, learning_rate=0.005, batch_size=512, random_state=0)
+    ensemble = ExitEnsemble(heads)
     policy = OptimalStoppingPolicy(0.7, random_state=0).fit(ensemble.fit_transform(X[:400], y[:400]), y[:400])
     np.testing.assert_array_equal(pipeline.predict(X), policy.predict(ensemble.transform(X)))
     assert pipeline[-1].exit_distribution_ @ pipeline[-1].costs_ == pytest.approx(0.7, abs=1 / 400)
