@@ -25,6 +25,7 @@ from skexit.policies import (
     EMExitAssigner,
     ExitPolicy,
     JEIGatedEnsemble,
+    OptimalStoppingPolicy,
     RandomExit,
     StaticExit,
     ThresholdPolicy,
@@ -173,6 +174,7 @@ def _fit_policies(X: Any, y: Any, seed: int) -> dict[str, list[Any]]:
     methods = {
         "EM routing": EMExitAssigner(random_state=seed),
         "EENet": EENetPolicy(random_state=seed),
+        "optimal stopping": OptimalStoppingPolicy(random_state=seed),
         "max probability": ThresholdPolicy("max_prob"),
         "entropy (BranchyNet)": ThresholdPolicy("entropy"),
         "margin": ThresholdPolicy("margin"),
