@@ -174,30 +174,37 @@ def measure(kind: str, X: ExitArray, y: np.ndarray, trained: ExitHeads, seed: in
     return results
 
 
-def summarize(results: pd.DataFrame) -> str:
-    """Tables of means over the splits; differences to the baseline are paired, with 95 % intervals."""
+def differences(results: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Mean accuracy, its difference to the baseline, and half the difference's paired 95 % interval."""
     keys = ["heads", "policy"]
     accuracy = results.pivot(index=[*keys, "split"], columns="budget", values="accuracy")
     baseline = accuracy.xs(BASELINE, level="policy").reindex(accuracy.index.droplevel("policy"))
     difference = accuracy - baseline.to_numpy()
     n_splits = results["split"].nunique()
-    half_width = stats.t.ppf(0.975, n_splits - 1) / np.sqrt(n_splits) * difference.groupby(keys, sort=False).std()
+    half_width = stats.t.ppf(0.975, n_splits - 1) / np.sqrt(n_splits) * difference.groupby(keys).std()
+    return accuracy.groupby(keys).mean(), difference.groupby(keys).mean(), half_width
+
+
+def summarize(results: pd.DataFrame) -> str:
+    """Tables of means over the splits."""
+    accuracy, difference, half_width = differences(results)
+    keys = ["heads", "policy"]
     tables = {
-        "accuracy": accuracy.groupby(keys, sort=False).mean(),
-        f"accuracy - {BASELINE}": difference.groupby(keys, sort=False).mean(),
+        "accuracy": accuracy,
+        f"accuracy - {BASELINE}": difference,
         "± (95 %, paired)": half_width,
-        "cost on new rows": results.pivot_table(index=keys, columns="budget", values="cost", sort=False),
-        "seconds to fit": results.groupby(keys, sort=False)[["seconds to fit"]].mean(),
+        "cost on new rows": results.pivot_table(index=keys, columns="budget", values="cost"),
+        "seconds to fit": results.groupby(keys)[["seconds to fit"]].mean(),
     }
-    reached = tables["accuracy"].loc[(TRAINED, RECOMMENDED)]
-    aims = pd.DataFrame({"aim": AIMS, "reached": reached.iloc[: len(AIMS)].to_numpy()}, index=BUDGETS[: len(AIMS)])
+    reached = accuracy.loc[(TRAINED, RECOMMENDED)].iloc[: len(AIMS)].to_numpy()
+    aims = pd.DataFrame({"aim": AIMS, "reached": reached}, index=BUDGETS[: len(AIMS)])
     text = "\n\n".join(f"{name}\n{table.round(4).to_string()}" for name, table in tables.items())
     network = results.groupby("split")["network"].first().mean()
     return f"{text}\n\nplain network: {network:.4f}\n\n{RECOMMENDED} on heads of training images\n{aims.round(4)}"
 
 
 def draw(results: pd.DataFrame, path: Path) -> None:
-    """Accuracy against cost, one panel a kind of heads."""
+    """Accuracy against cost, and below what is gained over the baseline, one column a kind of heads."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -211,19 +218,26 @@ def draw(results: pd.DataFrame, path: Path) -> None:
         "JEI": ("#e1a03c", "v", "-"),
         "EM": ("#8e6bb0", "P", "-"),
     }
-    figure, axes = plt.subplots(1, 3, figsize=(10.5, 3.9), sharey=True, layout="constrained")
-    for ax, kind in zip(axes, (LINEAR, CASCADE, TRAINED), strict=True):
+    _, difference, half_width = differences(results)
+    figure, axes = plt.subplots(2, 3, figsize=(10.5, 6.6), sharex=True, sharey="row", layout="constrained")
+    titles = {LINEAR: "linear heads", CASCADE: "cascade heads", TRAINED: "cascade heads of training images"}
+    for (top, bottom), (kind, title) in zip(axes.T, titles.items(), strict=True):
         of_kind = results[results["heads"] == kind]
-        for name, (color, marker, line) in shown.items():
+        for place, (name, (color, marker, line)) in enumerate(shown.items()):
+            style = {"color": color, "marker": marker, "markersize": 4.5, "label": name}
             means = of_kind[of_kind["policy"] == name].groupby("budget")[["cost", "accuracy"]].mean()
-            ax.plot(means["cost"], means["accuracy"], line, marker=marker, color=color, markersize=4.5, label=name)
-        ax.axhline(of_kind["network"].mean(), color="#999999", linewidth=1, zorder=0)
-        ax.set_title(f"{kind} heads" if kind != TRAINED else "cascade heads,\ntrained on training images", fontsize=10)
-        ax.set_xlabel("mean cost / cost of the network")
-        ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("accuracy")
-    axes[0].text(0.3, results["network"].mean() + 0.004, "the network", color="#777777", fontsize=9)
-    axes[0].legend(frameon=False, fontsize=8.5, loc="lower right")
+            top.plot(means["cost"], means["accuracy"], line, **style)
+            gain, error = 100 * difference.loc[(kind, name)], 100 * half_width.loc[(kind, name)]
+            bottom.errorbar(BUDGETS + 0.008 * (place - 2.5), gain, error, linestyle=line, linewidth=1, **style)
+        top.axhline(of_kind["network"].mean(), color="#999999", linewidth=1, zorder=0)
+        top.set_title(title, fontsize=11)
+        bottom.set_xlabel("mean cost / cost of the network")
+        for ax in (top, bottom):
+            ax.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].set_ylabel("accuracy")
+    axes[1, 0].set_ylabel("gain over maximum probability\nin points of accuracy")
+    axes[0, 0].text(0.3, results["network"].mean() + 0.004, "the network", color="#777777", fontsize=9)
+    axes[0, 2].legend(frameon=False, fontsize=9, loc="lower right")
     figure.savefig(path, dpi=150)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,10 @@ _PENALTY = 1e-3
 #: Prediction where the outcomes are not positive on average.
 _NOTHING = 1e-12
 _LARGEST_EXPONENT = 30.0
+#: Up to this many parameters, their curvature is worth its computation.
+_FEW_PARAMETERS = 200
+#: Newton's method ends where a step would lower the loss by no more than half of this, or after so many steps.
+_SMALLEST_DESCENT, _MOST_STEPS = 1e-10, 25
 
 
 @dataclass(frozen=True)
@@ -75,14 +80,44 @@ def fit_log_linear(inputs: Floats, outcomes: Floats, sample_weight: Floats) -> L
     scaled = (inputs - mean) / scale
     relative = outcomes / mean_outcome
 
-    def loss(parameters: Floats) -> tuple[float, Floats]:
-        coefficients = parameters[:-1]
-        exponent = np.minimum(scaled @ coefficients + parameters[-1], _LARGEST_EXPONENT)
-        predicted = np.exp(exponent)
-        slope = share * (predicted - relative)
-        value = share @ (predicted - relative * exponent) + _PENALTY / 2 * coefficients @ coefficients
-        return float(value), np.append(scaled.T @ slope + _PENALTY * coefficients, slope.sum())
+    inputs_and_one = np.column_stack([scaled, np.ones(len(scaled))])
+    penalty = np.append(np.full(inputs.shape[1], _PENALTY), 0.0)
 
-    found = minimize(loss, np.zeros(inputs.shape[1] + 1), jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
+    def predict(parameters: Floats) -> tuple[Floats, Floats]:
+        exponent = np.minimum(inputs_and_one @ parameters, _LARGEST_EXPONENT)
+        return exponent, np.exp(exponent)
+
+    def loss(parameters: Floats) -> tuple[float, Floats]:
+        exponent, predicted = predict(parameters)
+        value = share @ (predicted - relative * exponent) + penalty @ parameters**2 / 2
+        return float(value), inputs_and_one.T @ (share * (predicted - relative)) + penalty * parameters
+
+    def curvature(parameters: Floats) -> Floats:
+        _, predicted = predict(parameters)
+        return inputs_and_one.T @ ((share * predicted)[:, None] * inputs_and_one) + np.diag(penalty)
+
+    start = np.zeros(inputs.shape[1] + 1)
+    if len(start) <= _FEW_PARAMETERS:
+        # Logarithms of chances hang together, so that a method without curvature takes hundreds of steps.
+        found = _newton(loss, curvature, start)
+    else:
+        found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
     coefficients = found[:-1] / scale
     return LogLinearModel(coefficients, float(found[-1] - mean @ coefficients + np.log(mean_outcome)))
+
+
+def _newton(loss: Callable[[Floats], tuple[float, Floats]], curvature: Callable[[Floats], Floats], x: Floats) -> Floats:
+    """Minimum of a convex function by Newton's method; steps are halved until they lead far enough down."""
+    value, gradient = loss(x)
+    for _ in range(_MOST_STEPS):
+        # Least squares: without a penalty on the intercept, the curvature can vanish.
+        step = np.linalg.lstsq(curvature(x), gradient, rcond=None)[0]
+        descent = float(gradient @ step)
+        if descent < _SMALLEST_DESCENT:
+            break
+        length = 1.0
+        while loss(x - length * step)[0] > value - length * descent / 4 and length > _SMALLEST_DESCENT:
+            length /= 2
+        x = x - length * step
+        value, gradient = loss(x)
+    return x
