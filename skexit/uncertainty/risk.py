@@ -62,7 +62,7 @@ def betting_p_value(losses: ArrayLike, alpha: float, delta: float = 0.1) -> floa
     Examples
     --------
     >>> round(betting_p_value([0.0] * 100, alpha=0.05), 4)
-    0.0819
+    0.0748
     >>> betting_p_value([0.5] * 100, alpha=0.05)
     1.0
     """
