@@ -25,7 +25,11 @@ def test_demo(tmp_path):
     assert (abs(fixed_budget["cost"] - fixed_budget["budget"]) < 0.1).all()
     learned = results[results["method"] == "EM routing"].set_index("budget")["accuracy"]
     chance = results[results["method"] == "random"].set_index("budget")["accuracy"]
-    assert (learned >= chance).all()
+    # The larger the budget, the more samples get to the last exit either way. The network, and with it what is
+    # left of the difference there, is not the same on every processor: two standard errors are .02.
+    assert (learned - chance).mean() > 0.02
+    assert (learned > chance - 0.02).all()
+    assert (learned > chance)[:3].all()
     assert (out / "accuracy_cost.png").read_bytes().startswith(b"\x89PNG")
 
     test = FeatureCache(out / "cache-test")

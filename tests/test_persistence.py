@@ -129,6 +129,7 @@ def test_estimators_that_are_not_fitted(estimator, save, load):
 
 
 @VOTES_ARE_TIED
+@pytest.mark.filterwarnings("ignore:no budget qualifies:UserWarning")  # for the default alpha, of few rows
 def test_every_trusted_type_is_needed_and_exists(data):
     X, y = data
     found = {
