@@ -414,11 +414,8 @@ def keep_in_memory(
     kept_type = next((kind for kind in types if kind.itemsize * n_samples * n_inputs <= _IN_MEMORY_BYTES), None)
     if kept_type is None:
         return read
-    first, *chunks = batches(np.arange(n_samples), 4096)
-    values = read(first)
-    inputs = torch.empty(n_samples, *values.shape[1:], dtype=kept_type)
-    inputs[first] = values.to(kept_type)
-    for chunk in chunks:
+    inputs = torch.empty(n_samples, *read(np.arange(1)).shape[1:], dtype=kept_type)
+    for chunk in batches(np.arange(n_samples), 4096):
         inputs[chunk] = read(chunk).to(kept_type)
     return lambda batch: inputs[batch]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from skexit.policies.quotas import exits_from_scores, threshold_between
+from skexit.policies.quotas import equal_thresholds, exits_from_scores, threshold_between
 
 Floats = NDArray[np.float64]
 
@@ -157,8 +157,7 @@ class ThresholdSearch:
         ThresholdPath
         """
         found = []
-        cheapest = np.full(self.n_exits, -np.inf)
-        dearest = np.append(np.full(self.n_exits - 1, np.inf), -np.inf)
+        cheapest, dearest = (equal_thresholds(value, self.n_exits) for value in (-np.inf, np.inf))
         prices = self._prices()
         for ordered, thresholds in ((prices, cheapest), (prices[::-1], dearest)):
             for price in ordered:

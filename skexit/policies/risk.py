@@ -19,6 +19,7 @@ from skexit._validation import check_budget, encode_labels, validate_training_da
 from skexit.arrays import ExitArray
 from skexit.layout import ExitLayout
 from skexit.policies.base import ExitPolicy
+from skexit.policies.quotas import equal_thresholds
 from skexit.policies.thresholds import ThresholdPolicy
 from skexit.uncertainty import betting_p_value, binomial_p_value
 
@@ -217,7 +218,7 @@ class RiskControlledPolicy(ExitPolicy):
         if self.budget_ is not None:
             self.thresholds_ = self.policy_.thresholds_
             return
-        self.thresholds_ = np.append(np.full(len(self.costs_) - 1, np.inf), -np.inf)
+        self.thresholds_ = equal_thresholds(np.inf, len(self.costs_))
         if len(self.costs_) > 1:
             warnings.warn(
                 f"no budget qualifies, so that all samples go to the last exit: at budget {self.budgets_[0]:.4g}, the "
