@@ -22,7 +22,10 @@ def test_demo(tmp_path):
         assert method in printed
     fixed_budget = results.dropna(subset="budget")
     assert set(fixed_budget["budget"]) == {0.4, 0.5, 0.6, 0.7, 0.8, 0.9}
-    assert (abs(fixed_budget["cost"] - fixed_budget["budget"]) < 0.1).all()
+    difference = fixed_budget["cost"] - fixed_budget["budget"]
+    assert (difference < 0.1).all()
+    # The network's last exit is not its best, and optimal stopping does not pay for harm.
+    assert (difference[fixed_budget["method"] != "optimal stopping"] > -0.1).all()
     learned = results[results["method"] == "EM routing"].set_index("budget")["accuracy"]
     chance = results[results["method"] == "random"].set_index("budget")["accuracy"]
     # The larger the budget, the more samples get to the last exit either way. The network, and with it what is

@@ -8,7 +8,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.stats import entropy
 
-from skexit.policies.quotas import exits_from_scores, quota_thresholds, shared_threshold, tilted_distribution
+from skexit.policies.quotas import (
+    equal_thresholds,
+    exits_from_scores,
+    quota_thresholds,
+    rewarding_threshold,
+    shared_threshold,
+    tilted_distribution,
+)
 
 
 @st.composite
@@ -234,6 +241,41 @@ class TestSharedThreshold:
         thresholds = shared_threshold(scores, costs, budget)
         assert mean_cost(scores, costs, thresholds) == pytest.approx(best)
         assert len(set(thresholds[:-1])) == 1
+
+
+class TestRewardingThreshold:
+    @given(problems(max_samples=12), st.integers(2, 1000), st.integers(0, 10**6))
+    def test_is_the_best_of_all_candidates(self, problem, n_values, seed):
+        scores, costs, _ = problem
+        scores = np.floor(scores * n_values) / n_values
+        rng = np.random.default_rng(seed)
+        rewards, weight = rng.uniform(size=scores.shape), rng.uniform(0.1, 2, size=len(scores))
+        rewards[:, -1] -= 1  # clearly worse, unless there are few samples
+        candidates = [equal_thresholds(value, len(costs)) for value in [*np.unique(scores), np.inf]]
+
+        def earned(thresholds):
+            return rewards[np.arange(len(scores)), exits_from_scores(scores, thresholds)]
+
+        best = max(np.average(earned(candidate), weights=weight) for candidate in candidates)
+        threshold = rewarding_threshold(scores, rewards, weight)
+        reached = earned(equal_thresholds(threshold, len(costs)))
+        if np.isinf(threshold) and threshold > 0:
+            harm = max((earned(c) - rewards[:, -1] for c in candidates), key=lambda h: np.average(h, weights=weight))
+            variance = np.average(
+                (harm - np.average(harm, weights=weight)) ** 2 * weight / weight.sum(), weights=weight
+            )
+            assert np.average(harm, weights=weight) <= 2 * np.sqrt(variance) + 1e-12
+        else:
+            assert np.average(reached, weights=weight) == pytest.approx(best)
+
+    def test_chance_is_not_harm(self):
+        """Exits that are equally good: the best mean is above the last's by chance, and seldom clearly so."""
+        rng = np.random.default_rng(0)
+        finite = 0
+        for _ in range(200):
+            scores, rewards = rng.uniform(size=(100, 3)), rng.integers(2, size=(100, 3)).astype(float)
+            finite += np.isfinite(rewarding_threshold(scores, rewards))
+        assert finite < 30
 
 
 class TestTiltedDistribution:

@@ -139,6 +139,39 @@ def test_later_budgets_never_stop_a_sample_earlier():
     assert all((earlier <= later).all() for earlier, later in pairwise(stops))
 
 
+def overthinking(n_samples, seed):
+    """Two classes and three exits: the second is best, and the last often turns what was right to wrong."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(2, size=n_samples)
+    signs = 2 * y[:, None] - 1
+    evidence = signs * [0.8, 1.6, 0.4] + rng.normal(size=(n_samples, 3))
+    return stack_exits(np.stack([-evidence, evidence], axis=2), costs=[0.2, 0.6, 1]), y
+
+
+@pytest.mark.parametrize("outcome", ["expected", "realised"])
+def test_spends_no_more_where_later_exits_do_harm(outcome):
+    X, y = overthinking(4000, 0)
+    new, labels = overthinking(20_000, 1)
+    policy = OptimalStoppingPolicy(outcome=outcome, random_state=0).fit(X, y)
+    quotas = ThresholdPolicy().fit(X, y)
+    scores = []
+    for budget in (0.3, 0.4, 0.5, 0.6, 0.8, 1.0):
+        stopping = policy.with_budget(budget)
+        assert stopping.mean_cost(X) <= budget + 1e-9
+        scores.append(stopping.score(new, labels))
+        assert scores[-1] >= quotas.with_budget(budget).score(new, labels) - 0.01
+    assert all(later >= earlier - 0.002 for earlier, later in pairwise(scores))
+    assert scores[-1] > (new.logits(2).argmax(1) == labels).mean() + 0.1
+
+
+def test_unspent_budget_is_warned_of():
+    X, y = overthinking(1000, 0)
+    with pytest.warns(
+        UserWarning, match=r"some of the budget is left unspent: on the fitting data, spending it makes answers worse"
+    ):
+        OptimalStoppingPolicy(0.9, random_state=0).fit(X, y)
+
+
 def test_log_linear_recovers_its_own_coefficients():
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(20_000, 2))

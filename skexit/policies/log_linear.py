@@ -15,8 +15,8 @@ from skexit.networks import weighted_scaling
 
 Floats = NDArray[np.float64]
 
-#: Strength of the squared penalty on the coefficients of standardised inputs.
-_PENALTY = 1e-3
+#: Weight of the squared penalty on the coefficients of standardised inputs, counted in rows: more rows overrule it.
+_PENALTY = 3.0
 #: Prediction where the outcomes are not positive on average.
 _NOTHING = 1e-12
 _LARGEST_EXPONENT = 30.0
@@ -81,7 +81,7 @@ def fit_log_linear(inputs: Floats, outcomes: Floats, sample_weight: Floats) -> L
     relative = outcomes / mean_outcome
 
     inputs_and_one = np.column_stack([scaled, np.ones(len(scaled))])
-    penalty = np.append(np.full(inputs.shape[1], _PENALTY), 0.0)
+    penalty = np.append(np.full(inputs.shape[1], _PENALTY / sample_weight.sum()), 0.0)
 
     def predict(parameters: Floats) -> tuple[Floats, Floats]:
         exponent = np.minimum(inputs_and_one @ parameters, _LARGEST_EXPONENT)

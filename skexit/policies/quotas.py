@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from scipy.optimize import brentq
 from scipy.special import softmax
 
 Floats = NDArray[np.float64]
+Indices = NDArray[np.intp]
 
 #: A threshold lies up to this far below the score of the last sample to leave, so that a score
 #: which is computed again, with another rounding, still passes it.
@@ -135,6 +137,7 @@ def shared_threshold(scores: Floats, costs: Floats, budget: float, sample_weight
     ----------
     scores : ndarray of shape (n_samples, n_exits)
     costs : ndarray of shape (n_exits,)
+        Cumulative costs, increasing.
     budget : float
     sample_weight : ndarray of shape (n_samples,), default=None
 
@@ -145,21 +148,45 @@ def shared_threshold(scores: Floats, costs: Floats, budget: float, sample_weight
         tied scores keep it from the budget.
     """
     weight = np.ones(len(scores)) if sample_weight is None else sample_weight
-    candidates = np.unique(scores[:, :-1])
+    if len(costs) == 1:
+        return np.array([-np.inf])
+    departures = _departures(scores)
+    n_leaving = departures.n_leaving_together()
+    spent = departures.means(np.broadcast_to(costs, scores.shape), weight)[n_leaving]
+    # The mean cost falls as samples leave: the first within the budget.
+    first = min(int(np.argmax(spent <= budget + 1e-12)), len(spent) - 1)
+    _warn_if_missed(budget - spent[first], budget, costs, weight)
+    return equal_thresholds(threshold_between(departures.levels, int(n_leaving[first])), len(costs))
 
-    def thresholds_at(index: int) -> Floats:
-        return equal_thresholds(candidates[index] - _ROUNDING if index < len(candidates) else np.inf, len(costs))
 
-    def cost_at(index: int) -> float:
-        return float(np.average(costs[exits_from_scores(scores, thresholds_at(index))], weights=weight))
+def rewarding_threshold(scores: Floats, rewards: Floats, sample_weight: Floats | None = None) -> float:
+    """The shared threshold beyond which it only does harm to go on.
 
-    # The mean cost rises with the threshold: find the last candidate within the budget.
-    low, high = 0, len(candidates)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if cost_at(middle) <= budget + 1e-12 else (low, middle - 1)
-    _warn_if_missed(budget - cost_at(low), budget, costs, weight)
-    return thresholds_at(low)
+    Parameters
+    ----------
+    scores : ndarray of shape (n_samples, n_exits)
+    rewards : ndarray of shape (n_samples, n_exits)
+        What the answers of the exits are worth.
+    sample_weight : ndarray of shape (n_samples,), default=None
+
+    Returns
+    -------
+    float
+        The largest mean reward on these samples, if it is above that of the last exit by more
+        than two standard errors of the difference; else ``inf``.
+    """
+    weight = np.ones(len(scores)) if sample_weight is None else sample_weight
+    if scores.shape[1] == 1:
+        return np.inf
+    departures = _departures(scores)
+    n_leaving = departures.n_leaving_together()
+    best = int(np.argmax(departures.means(rewards, weight)[n_leaving]))
+    threshold = threshold_between(departures.levels, int(n_leaving[best]))
+    stops = exits_from_scores(scores, equal_thresholds(threshold, scores.shape[1]))
+    harm = rewards[np.arange(len(scores)), stops] - rewards[:, -1]
+    mean = np.average(harm, weights=weight)
+    standard_error = np.sqrt(weight**2 @ (harm - mean) ** 2) / weight.sum()
+    return threshold if mean > 2 * standard_error else np.inf
 
 
 def equal_thresholds(value: float, n_exits: int) -> Floats:
@@ -216,6 +243,16 @@ def threshold_between(scores: Floats, n_passing: int) -> float:
     return float(threshold if threshold > following else last)
 
 
+def warn_of_harm() -> None:
+    """Say that a budget is not spent, because that would make answers worse."""
+    warnings.warn(
+        "some of the budget is left unspent: on the fitting data, spending it makes answers worse. The mean cost is "
+        "exit_distribution_ @ costs_.",
+        UserWarning,
+        stacklevel=3,
+    )
+
+
 def _tilt_bound(log_prior: Floats, direction: Floats) -> float:
     """A tilt at which all but the outermost exits have vanished."""
     return float((np.ptp(log_prior) + 50.0) / np.diff(direction).min())
@@ -233,6 +270,41 @@ def _fill_quota(scores: Floats, weight: Floats, *, quota: float, smallest: float
     n_groups = max(n_groups, int(np.searchsorted(mass, smallest - slack)))
     n_groups = min(n_groups, len(values))
     return threshold_between(-values, n_groups), float(mass[n_groups])
+
+
+@dataclass
+class _Departures:
+    """How samples stop earlier, one by one, as a threshold that all exits share falls."""
+
+    levels: Floats
+    """Where each stops earlier, from the highest to the lowest."""
+    rows: Indices
+    stops: Indices
+    """The exit where the sample stops from there on."""
+    stopped_before: Indices
+
+    def n_leaving_together(self) -> Indices:
+        """How many departures a threshold may let happen: those at tied levels go together."""
+        return np.concatenate([[0], np.flatnonzero(np.diff(self.levels)) + 1, [len(self.levels)]])
+
+    def means(self, values: Floats, weight: Floats) -> Floats:
+        """Weighted mean of the values where samples stop: all at the last exit, then after each departure."""
+        steps = weight[self.rows] * (values[self.rows, self.stops] - values[self.rows, self.stopped_before])
+        return np.cumsum(np.append(weight @ values[:, -1], steps)) / weight.sum()
+
+
+def _departures(scores: Floats) -> _Departures:
+    n_samples, n_exits = scores.shape
+    highest = np.maximum.accumulate(scores[:, :-1], axis=1)
+    # An exit whose score an earlier one reaches is never the first that a sample passes.
+    rises = highest > np.column_stack([np.full(n_samples, -np.inf), highest[:, :-1]])
+    next_rise = np.full((n_samples, n_exits - 1), n_exits - 1)
+    for k in reversed(range(n_exits - 2)):
+        next_rise[:, k] = np.where(rises[:, k + 1], k + 1, next_rise[:, k + 1])
+    rows, stops = np.nonzero(rises)
+    order = np.argsort(-highest[rows, stops], kind="stable")
+    rows, stops = rows[order], stops[order]
+    return _Departures(highest[rows, stops], rows, stops, next_rise[rows, stops])
 
 
 def _warn_if_missed(missing: float, budget: float, costs: Floats, weight: Floats) -> None:

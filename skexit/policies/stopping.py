@@ -17,7 +17,7 @@ from skexit.layout import ExitLayout
 from skexit.policies.base import BudgetedPolicy, correct_exits
 from skexit.policies.evidence import exit_evidence
 from skexit.policies.log_linear import fit_log_linear
-from skexit.policies.quotas import shared_threshold
+from skexit.policies.quotas import equal_thresholds, rewarding_threshold, shared_threshold, warn_of_harm
 from skexit.policies.rewards import expected_rewards
 from skexit.uncertainty import softmax
 
@@ -46,7 +46,8 @@ class OptimalStoppingPolicy(BudgetedPolicy):
 
     reached by going on until the price at a later exit is no higher. A sample stops at the first
     exit where its price is at most :math:`\lambda`. As the prices themselves do not depend on
-    :math:`\lambda`, one fit serves every budget.
+    :math:`\lambda`, one fit serves every budget. Where samples that go on for longer are clearly
+    more often wrong, a budget is not spent beyond the best mean gain; a warning says so.
 
     Prices are learned backwards, from the last exit but one to the first: the realised gains of
     going on, divided by the realised costs, are regressed on the evidence of the exit, with the
@@ -57,7 +58,7 @@ class OptimalStoppingPolicy(BudgetedPolicy):
     ----------
     budget : float, default=0.5
         Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's
-        cost.
+        cost. Less is spent where later exits do harm.
     estimator : scikit-learn regressor, default=None
         Learns the prices of an exit; its ``fit`` takes `sample_weight`. By default the exponential
         of a linear function, fitted as a Poisson regression: gains fall with the chance to be
@@ -121,9 +122,9 @@ class OptimalStoppingPolicy(BudgetedPolicy):
     >>> from sklearn.datasets import load_digits
     >>> from skexit import OptimalStoppingPolicy
     >>> X, y = load_digits(return_X_y=True)
-    >>> policy = OptimalStoppingPolicy(budget=0.75, layout=2, random_state=0).fit(X, y)
+    >>> policy = OptimalStoppingPolicy(budget=0.65, layout=2, random_state=0).fit(X, y)
     >>> policy.exit_distribution_.round(2)
-    array([0.5, 0.5])
+    array([0.7, 0.3])
     >>> policy.with_budget(0.6).exit_distribution_.round(2)
     array([0.8, 0.2])
     """
@@ -186,7 +187,9 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         rewards = self._rewards(X, labels, weight)
         splits = cross_validation_splits(self.cv, labels, self.random_state) if X.layout.n_exits > 1 else []
         self._fit_prices(self._fitting_evidence(X), rewards, weight, splits)
-        self._fit_thresholds(X, weight)
+        self._fitting_scores, self._fitting_weight = self._scores(X), weight
+        self._rewarding_threshold = rewarding_threshold(self._fitting_scores, rewards, weight)
+        self._apply_thresholds()
 
     def _rewards(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> Floats:
         if self.outcome == "realised":
@@ -235,9 +238,12 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         return xp.concat([evidence, xp.astype(features, evidence.dtype)], axis=1)
 
     def _choose_thresholds(self, scores: Floats, weight: Floats) -> Floats:
-        thresholds = shared_threshold(scores, self.costs_, self.budget, sample_weight=weight)
-        self.lam_ = float(_SMALLEST_PRICE * np.sinh(-thresholds[0]))
-        return thresholds
+        threshold = shared_threshold(scores, self.costs_, self.budget, weight)[0]
+        if threshold > self._rewarding_threshold:
+            threshold = self._rewarding_threshold
+            warn_of_harm()
+        self.lam_ = float(_SMALLEST_PRICE * np.sinh(-threshold))
+        return equal_thresholds(threshold, len(self.costs_))
 
 
 def _score(prices: Any) -> Any:

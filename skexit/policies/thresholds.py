@@ -18,7 +18,7 @@ from skexit.layout import ExitLayout
 from skexit.policies.base import BudgetedPolicy, ExitPolicy, correct_exits
 from skexit.policies.draws import SampleDraws
 from skexit.policies.lagrangian_schedule import LagrangianSchedule
-from skexit.policies.quotas import quota_thresholds, shared_threshold
+from skexit.policies.quotas import quota_thresholds, shared_threshold, warn_of_harm
 from skexit.policies.randomized import RandomizedThresholds
 from skexit.policies.rewards import expected_rewards
 from skexit.uncertainty import SCORES, count_votes, softmax, vote
@@ -224,6 +224,8 @@ class ThresholdPolicy(BudgetedPolicy):
     def _set_thresholds(self, scores: Floats) -> None:
         self._randomized, self.schedule_ = None, self.schedule
         if self.schedule == "lagrangian" and self._path.pays(scores, self.budget):
+            if self.budget > self._path.path.costs[-1]:
+                warn_of_harm()
             if self.randomize:
                 self._randomized = self._path.randomized(scores, self.budget)
                 self.thresholds_ = self._randomized.thresholds
