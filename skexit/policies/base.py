@@ -71,6 +71,10 @@ class ExitPolicy(ClassifierMixin, ExitEstimator):
         array of shape (n_samples,)
         """
 
+    def _earlier_exits(self, k: int) -> range:
+        """Exits before `k` whose notes in memory its score depends on: all, unless a subclass says otherwise."""
+        return range(k)
+
     @abstractmethod
     def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
         """Learn from exits that all have logits, and set ``thresholds_``."""

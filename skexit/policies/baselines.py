@@ -75,6 +75,9 @@ class StaticExit(ExitPolicy):
         self.heads = heads
         self.layout = layout
 
+    def _earlier_exits(self, k: int) -> range:
+        return range(0)
+
     def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
         return array_namespace(logits).zeros_like(logits[:, 0])
 
@@ -158,6 +161,9 @@ class RandomExit(BudgetedPolicy):
         self.heads = heads
         self.layout = layout
         self.random_state = random_state
+
+    def _earlier_exits(self, k: int) -> range:
+        return range(min(k, 1))
 
     def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
         if k == 0:

@@ -243,6 +243,9 @@ class EENetPolicy(BudgetedPolicy):
         self.networks_, self.learned_distribution_ = trained.networks, trained.distribution
         self.losses_, self.n_epochs_ = trained.losses, trained.n_epochs
 
+    def _earlier_exits(self, k: int) -> range:
+        return range(k if self.learn_scores and self.networks_ else 0)
+
     def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
         probabilities = softmax(logits)
         confidence = max_probability(probabilities)

@@ -383,6 +383,9 @@ class EMExitAssigner(BudgetedPolicy):
     def _needs_features(self) -> bool:  # type: ignore[override]
         return self.router_input != "probabilities"
 
+    def _earlier_exits(self, k: int) -> range:
+        return range(0)
+
     def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
         probabilities = softmax(logits)
         confidence = max_probability(probabilities)

@@ -271,6 +271,9 @@ class RiskControlledPolicy(ExitPolicy):
     def _needs_features(self) -> bool:  # type: ignore[override]
         return self.policy_._needs_features
 
+    def _earlier_exits(self, k: int) -> range:
+        return self.policy_._earlier_exits(k)
+
     def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
         scores = self.policy_._score_exit(k, logits, features, memory)
         return scores if self.budget_ is not None else 0 * scores

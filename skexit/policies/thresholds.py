@@ -170,6 +170,11 @@ class ThresholdPolicy(BudgetedPolicy):
     def _needs_features(self) -> bool:  # type: ignore[override]
         return self.policy_ is not None and self.policy_._needs_features
 
+    def _earlier_exits(self, k: int) -> range:
+        if self.policy_ is not None or self._score == "vote":
+            return range(k)
+        return range(0 if self._randomized is None else min(k, 1))
+
     def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
         scores = self._raw_scores(k, logits, features, memory)
         if self._randomized is None:

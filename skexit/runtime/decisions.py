@@ -1,0 +1,169 @@
+"""A fitted policy and what gives its logits, put to one exit of a live network after another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+from numpy.typing import NDArray
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_is_fitted
+
+from skexit.layout import ExitLayout
+from skexit.policies.base import ExitPolicy
+
+
+@dataclass
+class Notes:
+    """What earlier exits noted of the samples that are still running, by step of the decision."""
+
+    memories: list[dict[str, Any]] = field(default_factory=list)
+
+    def keep(self, rows: Any) -> Notes:
+        """Notes of some of the samples only."""
+        return Notes([{name: noted[rows] for name, noted in memory.items()} for memory in self.memories])
+
+    @classmethod
+    def join(cls, notes: Sequence[Notes]) -> Notes:
+        """Notes of the samples of several batches, one after the other."""
+        memories = []
+        for parts in zip(*[each.memories for each in notes], strict=True):
+            memories.append({name: _concatenate([part[name] for part in parts]) for name in parts[0]})
+        return cls(memories)
+
+
+class Decisions:
+    """Which samples leave at an exit, and with which logits.
+
+    Parameters
+    ----------
+    policy : fitted ExitPolicy or Pipeline
+        A pipeline ends with the policy; its other steps give logits, as ExitHeads and ExitEnsemble do.
+    heads : fitted transformer with `exit_logits`, default=None
+        Gives logits before the pipeline's steps do.
+
+    Attributes
+    ----------
+    policy : ExitPolicy
+    layout : ExitLayout
+        What the first step was fitted on.
+    is_used : list of bool, one an exit
+        Whether samples may leave there.
+    is_observed : list of bool, one an exit
+        Whether an exit's logits or features are looked at, be it for the sake of a later one.
+    n_exits : int
+        Exits that samples may reach.
+    """
+
+    def __init__(self, policy: Any, heads: Any = None) -> None:
+        steps = [step for _, step in policy.steps] if isinstance(policy, Pipeline) else [policy]
+        *transformers, self.policy = [*([] if heads is None else [heads]), *steps]
+        _check_steps(transformers, self.policy)
+        self._transformers = transformers + ([] if self.policy.heads_ is None else [self.policy.heads_])
+        first = transformers[0] if transformers else self.policy
+        self.layout: ExitLayout = _unfrozen(first)._layout_in
+        self._order = _order_of_sorted_classes(self.layout)
+        thresholds = self.policy.thresholds_
+        # Nobody passes an exit whose threshold is -inf.
+        self.n_exits = int(np.argmax(np.isneginf(thresholds))) + 1
+        self._thresholds = [float(threshold) for threshold in thresholds]
+        self.is_used = [threshold < np.inf for threshold in self._thresholds[: self.n_exits]]
+        self.is_observed = self._find_observed()
+        self.needs_features = self.policy._needs_features or bool(self._transformers)
+
+    def start(self) -> Notes:
+        """Notes before the first exit."""
+        return Notes([{} for _ in range(len(self._transformers) + 1)])
+
+    def answer(self, k: int, logits: Any, features: Any, notes: Notes) -> Any:
+        """Logits with which exit `k` answers.
+
+        Parameters
+        ----------
+        k : int
+        logits : array of shape (n_samples, n_classes) or None
+            The network's own.
+        features : array of shape (n_samples, n_features) or None
+        notes : Notes
+            Changed in place.
+
+        Returns
+        -------
+        array of shape (n_samples, n_classes)
+        """
+        if logits is not None and self._order is not None:
+            logits = logits[:, self._order]
+        for transformer, memory in zip(self._transformers, notes.memories, strict=False):
+            logits = transformer.exit_logits(k, logits, features, memory)
+        return self.policy._answer(k, logits, features, notes.memories[-1], None)
+
+    def leaves(self, k: int, logits: Any, features: Any, notes: Notes) -> Any:
+        """Which samples leave at exit `k`, an array of bool; None where no decision is made.
+
+        Parameters
+        ----------
+        k : int
+        logits : array of shape (n_samples, n_classes)
+            What `answer` gave.
+        features : array of shape (n_samples, n_features) or None
+        notes : Notes
+            Changed in place.
+
+        Returns
+        -------
+        array of shape (n_samples,) or None
+        """
+        if k == self.n_exits - 1:
+            return None
+        scores = self.policy._score_exit(k, logits, features, notes.memories[-1])
+        return scores >= self._thresholds[k] if self.is_used[k] else None
+
+    def _find_observed(self) -> list[bool]:
+        observed = set()
+        for k in np.flatnonzero(self.is_used).tolist():
+            observed.add(k)
+            observed.update(self._earlier_exits(k, scored=k < self.n_exits - 1))
+        # What an exit needs that is looked at for a later one is looked at, too.
+        for k in sorted(observed, reverse=True):
+            observed.update(self._earlier_exits(k, scored=True))
+        return [k in observed for k in range(self.n_exits)]
+
+    def _earlier_exits(self, k: int, *, scored: bool) -> range:
+        """Exits before `k` that its answer, and its score, depend on."""
+        needed = [_unfrozen(transformer)._earlier_exits(k) for transformer in self._transformers]
+        if scored:
+            needed.append(self.policy._earlier_exits(k))
+        if getattr(self.policy, "recall", False):
+            needed.append(range(k))
+        return max(needed, key=len, default=range(0))
+
+
+def _concatenate(arrays: Sequence[Any]) -> Any:
+    return array_namespace(*arrays).concat(list(arrays))
+
+
+def _check_steps(transformers: Sequence[Any], policy: Any) -> None:
+    if not isinstance(policy, ExitPolicy):
+        raise ValueError(f"policy={policy!r} must be an exit policy, or a pipeline that ends with one.")
+    for step in (*transformers, policy):
+        check_is_fitted(step)
+    for step in transformers:
+        if not hasattr(step, "exit_logits"):
+            raise ValueError(
+                f"{type(step).__name__} has no exit_logits, so that it cannot be put to one exit after another. Steps "
+                "before a policy may be ExitHeads and ExitEnsemble."
+            )
+
+
+def _unfrozen(estimator: Any) -> Any:
+    return getattr(estimator, "estimator", estimator) if type(estimator).__name__ == "FrozenEstimator" else estimator
+
+
+def _order_of_sorted_classes(layout: ExitLayout) -> NDArray[np.intp] | None:
+    classes = layout.classes
+    if classes is None or (classes[:-1] < classes[1:]).all():
+        return None
+    return np.argsort(classes)

@@ -1,0 +1,229 @@
+"""The live network that stops where a policy says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Self, cast
+
+import torch
+from torch import nn
+
+from skexit.extraction import exit_points
+from skexit.extraction._network import Head, Inputs, device_of, find_modules, map_tensors, resolve_heads, tensors_of
+from skexit.extraction.pooling import Pool, check_pool
+from skexit.runtime.batch import Batch, ExitOutput
+from skexit.runtime.decisions import Decisions
+from skexit.runtime.inputs import as_inputs, check_like, check_rows
+from skexit.runtime.probe import check_against_plain_network
+from skexit.runtime.rows import row_numbers
+from skexit.runtime.runner import StageRunner
+from skexit.runtime.stages import cut
+
+
+class EarlyExitModel(nn.Module):
+    """A network that stops at the exit that a policy chooses for each sample.
+
+    The network is cut at its exits into stages, which call its own modules. After each exit the
+    samples that leave are taken out of the batch, and the others go on; when none is left, the
+    stages that follow are not called. Exits at which the policy never stops, and at which it need
+    not look, cost nothing.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The network that the exits were extracted from, on the device on which it is to run. It is
+        put into evaluation mode, and shares its parameters with this one.
+    exits : sequence of str or None
+        Names of the modules after which it can stop, as in extraction; None for :func:`exit_points`.
+    policy : fitted exit policy, or Pipeline that ends with one
+        Steps before the policy give logits, as ExitHeads and ExitEnsemble do.
+    heads : fitted ExitHeads or ExitEnsemble, default=None
+        Gives logits before the policy sees them, where the policy was fitted on what
+        ``heads.transform`` gave.
+    pool : str, sequence of str or callable, default="auto"
+        What is kept of an exit's output, as in extraction.
+    head : "output", None or list of n_exits str or None, default="output"
+        Which logits are the network's own, as in extraction.
+    example_input : tensor, tuple of tensors or dict of tensors, default=None
+        One input or more, on the device of the network. The network is then cut and checked at once;
+        else when the first input comes.
+
+    Attributes
+    ----------
+    policy : ExitPolicy
+        The policy without the steps before it.
+    classes : ndarray of shape (n_classes,)
+        Class labels, in the order of the probabilities.
+
+    Raises
+    ------
+    ValueError
+        If the exits do not cut the network: if anything goes around one, as a skip connection
+        does, or samples of a batch depend on one another; or if the policy was fitted on another
+        layout than these exits have.
+
+    See Also
+    --------
+    measure_latency : What each exit costs in milliseconds.
+
+    Notes
+    -----
+    The network is recorded by ``torch.export`` with its modules as single operations, and then run on
+    random inputs, stage after stage, and compared with the plain network. Inputs may have any number
+    of rows; sequences of integers, such as token ids, any length.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import torch
+    >>> from torch import nn
+    >>> from skexit import ThresholdPolicy
+    >>> from skexit.extraction import ExitExtractor
+    >>> from skexit.runtime import EarlyExitModel
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+    >>> x, y = torch.randn(200, 8), torch.arange(200) % 3
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     cache = ExitExtractor(model, ["1", "3"]).extract([(x, y)], folder)
+    ...     policy = ThresholdPolicy(budget=0.6).fit(cache.X, cache.y)
+    ...     cached_exits = torch.as_tensor(policy.predict_exit(cache.X))
+    >>> live = EarlyExitModel(model, ["1", "3"], policy, example_input=x[:1])
+    >>> labels, probabilities, exits = live(x)
+    >>> bool((exits == cached_exits).all())
+    True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        exits: Sequence[str] | None,
+        policy: Any,
+        heads: Any = None,
+        *,
+        pool: Pool = "auto",
+        head: Head = "output",
+        example_input: Inputs | None = None,
+    ) -> None:
+        super().__init__()
+        check_pool(pool)
+        self.exits = exit_points(model) if exits is None else list(exits)
+        find_modules(model, self.exits, "exits")
+        resolve_heads(model, head, len(self.exits))
+        self.pool = pool
+        self.head = head
+        self._decisions = Decisions(policy, heads)
+        self.policy = self._decisions.policy
+        if self.policy.layout_.n_exits != len(self.exits):
+            raise ValueError(
+                f"the policy was fitted with {self.policy.layout_.n_exits} exits, but exits={self.exits} names "
+                f"{len(self.exits)}. Pass the exits of the extraction."
+            )
+        self.classes = self.policy.classes_
+        self.model = model.eval()
+        self._runner: StageRunner | None = None
+        if example_input is not None:
+            self.prepare(example_input)
+
+    def prepare(self, example_input: Inputs) -> Self:
+        """Cut the network at its exits, and check that stages and policy fit.
+
+        Parameters
+        ----------
+        example_input : tensor, tuple of tensors or dict of tensors
+            One input or more.
+
+        Returns
+        -------
+        self : EarlyExitModel
+
+        Raises
+        ------
+        ValueError
+            As by the class itself.
+        """
+        check_rows(example_input, device_of(self.model))
+        with torch.no_grad():
+            stages = cut(self.model, self.exits, example_input, self.head)
+            if self.head is None or self.head == "output":
+                check_against_plain_network(self.model, self.exits, stages, example_input)
+        names = list(example_input)[1:] if isinstance(example_input, dict) else []
+        mask = names.index("attention_mask") if "attention_mask" in names else None
+        runner = StageRunner(dict(enumerate(stages)), self.exits, self._decisions, self.pool, mask)
+        self._example = map_tensors(lambda tensor: tensor[:1].clone(), example_input)
+        with torch.inference_mode():
+            runner.check_layout(_first_batch(runner, self._example))
+        self._runner = runner
+        return self
+
+    @torch.inference_mode()
+    def forward(self, *inputs: Any, **named_inputs: Any) -> ExitOutput:
+        """Answer, stopping each sample where the policy says.
+
+        Parameters
+        ----------
+        *inputs : tensor, several tensors, a tuple of tensors or a dict of tensors
+        **named_inputs : tensor
+            As the network takes them.
+
+        Returns
+        -------
+        ExitOutput
+            ``labels, probabilities, exits``, in the order of the inputs.
+
+        Raises
+        ------
+        ValueError
+            If inputs have another shape, type or device than the network takes.
+        RuntimeError
+            If the network is in training mode.
+        """
+        runner, batch = self._start(as_inputs(inputs, named_inputs))
+        del inputs, named_inputs  # the network may free them
+        answers = runner.answers()
+        for k in range(runner.decisions.n_exits):
+            following = runner.run(k, batch, answers)
+            if following is None:
+                break
+            batch = following
+        return answers.output()[1]
+
+    def train(self, mode: bool = True) -> Self:
+        """Stay in evaluation mode: what stops early cannot be trained.
+
+        Parameters
+        ----------
+        mode : bool, default=True
+
+        Returns
+        -------
+        self : EarlyExitModel
+
+        Raises
+        ------
+        RuntimeError
+            If `mode` is True.
+        """
+        if mode:
+            raise RuntimeError("an EarlyExitModel cannot be trained; train the network, and extract and fit again.")
+        return super().train(False)
+
+    def _apply(self, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        super()._apply(function, recurse)
+        self._runner = None  # its stages have the buffers as they were
+        return self
+
+    def _start(self, inputs: Inputs) -> tuple[StageRunner, Batch]:
+        """The inputs before the first stage, if the network takes them; it is cut now where it was not."""
+        if self.model.training:
+            raise RuntimeError("the network is in training mode; call eval() on it.")
+        check_rows(inputs, device_of(self.model))
+        if self._runner is None:
+            self.prepare(inputs)
+        check_like(inputs, self._example)
+        runner = cast(StageRunner, self._runner)
+        return runner, _first_batch(runner, inputs)
+
+
+def _first_batch(runner: StageRunner, inputs: Inputs) -> Batch:
+    first, *side = tensors_of(inputs)
+    return runner.start(first, side, row_numbers(len(first), first.device))

@@ -1,0 +1,131 @@
+"""Run one stage of a network after another for the samples that are still running."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from skexit.extraction.pooling import Pool, pool_output
+from skexit.layout import ExitLayout
+from skexit.runtime.batch import Answers, Batch
+from skexit.runtime.decisions import Decisions
+from skexit.runtime.rows import as_array, split_rows
+from skexit.runtime.stages import Stage
+
+
+@dataclass
+class StageRunner:
+    """Stages with the decisions after them.
+
+    Parameters
+    ----------
+    stages : mapping of int to Stage
+        By exit.
+    exits : sequence of str
+        Names of the exits.
+    decisions : Decisions
+    pool : str, sequence of str or callable
+    mask : int or None
+        Which of the side inputs is the attention mask.
+    """
+
+    stages: Mapping[int, Stage]
+    exits: Sequence[str]
+    decisions: Decisions
+    pool: Pool
+    mask: int | None
+
+    def start(self, first: torch.Tensor, side: list[torch.Tensor], rows: Any) -> Batch:
+        """Samples before the first stage."""
+        return Batch([first], side, rows, self.decisions.start())
+
+    def answers(self) -> Answers:
+        """Nothing yet."""
+        return Answers(self.decisions.policy.classes_, self.decisions.policy.temperatures_)
+
+    def run(self, k: int, batch: Batch, answers: Answers) -> Batch | None:
+        """Run the network to exit `k` and record who leaves there.
+
+        Parameters
+        ----------
+        k : int
+        batch : Batch
+            Its lists are emptied, so that the network may free what they hold.
+        answers : Answers
+
+        Returns
+        -------
+        Batch or None
+            The samples that go on; None where there are none.
+        """
+        batch = self.compute(k, batch)
+        if not self.decisions.is_observed[k]:
+            return batch
+        logits, leaves = self.decide(k, batch)
+        if k == self.decisions.n_exits - 1:
+            answers.add(k, batch.rows, logits)
+            return None
+        if leaves is None:
+            return batch
+        leaving, staying = split_rows(leaves)
+        if len(leaving) == 0:
+            return batch
+        answers.add(k, batch.rows[leaving], logits[leaving])
+        return batch.select(staying) if len(staying) else None
+
+    def compute(self, k: int, batch: Batch) -> Batch:
+        """Run the network from the exit before to exit `k`."""
+        inputs = [*batch.tensors, *batch.side]
+        batch.tensors.clear()
+        return Batch(self.stages[k].network(*inputs), batch.side, batch.rows, batch.notes)
+
+    def decide(self, k: int, batch: Batch) -> tuple[Any, Any]:
+        """Logits with which exit `k` answers, and who leaves; None where no decision is made."""
+        logits, features = self._read(k, batch)
+        answer = self.decisions.answer(k, logits, features, batch.notes)
+        return answer, self.decisions.leaves(k, answer, features, batch.notes)
+
+    def check_layout(self, batch: Batch) -> None:
+        """Raise a ValueError if an exit that is looked at gives other logits or features than the policy was fitted on.
+
+        Parameters
+        ----------
+        batch : Batch
+            Of one sample.
+        """
+        layout = self.decisions.layout
+        for k in range(self.decisions.n_exits):
+            batch = self.compute(k, batch)
+            if self.decisions.is_observed[k]:
+                self._check_exit(k, batch, layout)
+
+    def _check_exit(self, k: int, batch: Batch, layout: ExitLayout) -> None:
+        logits, features = self._read(k, batch)
+        if layout.has_logits(k) and logits is None:
+            raise ValueError(
+                f"the policy was fitted with logits at exit {self.exits[k]!r}, but the network has none of its own "
+                "there. Pass the heads that gave them, as heads= or in a pipeline with the policy, or say with head= "
+                "which module does."
+            )
+        for part, given, width in (
+            ("logits", logits, layout.n_logits[k]),
+            ("features", features, layout.n_features[k]),
+        ):
+            if given is not None and given.shape[1] != width:
+                raise ValueError(
+                    f"exit {self.exits[k]!r} gives {given.shape[1]} {part}, but the policy was fitted on {width}. Pass "
+                    f"the exits, pool= and head= of the extraction; pool={self.pool!r} now."
+                )
+
+    def _read(self, k: int, batch: Batch) -> tuple[Any, Any]:
+        """Logits that the network itself has for exit `k`, and features, as arrays."""
+        head, logits, features = self.stages[k].logits, None, None
+        if head is not None and self.decisions.layout.has_logits(k):
+            logits = as_array(head(*batch.tensors, *batch.side))
+        if self.decisions.needs_features:
+            mask = None if self.mask is None else batch.side[self.mask]
+            features = as_array(pool_output(batch.tensors[0], self.pool, mask))
+        return logits, features
