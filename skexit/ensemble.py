@@ -6,10 +6,10 @@ from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
-from array_api_compat import array_namespace, device
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_softmax
 
+from skexit._array_api import array_namespace, as_like
 from skexit._html import cost_column, exit_table
 from skexit._sklearn import HasMethods, Interval, _fit_context
 from skexit._transformer import LogitsTransformer
@@ -173,13 +173,12 @@ class ExitEnsemble(LogitsTransformer):
 
     def _mix(self, k: int, logits: Any, memory: dict[str, Any]) -> Any:
         xp = array_namespace(logits)
-        like = {"dtype": logits.dtype, "device": device(logits)}
         shifted = logits - xp.max(logits, axis=1, keepdims=True)
         own = (shifted - xp.log(xp.sum(xp.exp(shifted), axis=1, keepdims=True)))[:, None, :]
         seen = xp.concat([memory["log_probabilities"], own], axis=1) if k else own
         memory["log_probabilities"] = seen
-        weights = xp.asarray(self.weights_[k, : k + 1], **like)
-        return xp.sum(seen * weights[None, :, None], axis=1) + xp.asarray(self.biases_[k], **like)
+        weights = as_like(self.weights_[k, : k + 1], logits)
+        return xp.sum(seen * weights[None, :, None], axis=1) + as_like(self.biases_[k], logits)
 
     def _fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None) -> ExitArray:
         """Fit on the rows of positive weight; gives these with logits that are not mixed yet."""

@@ -7,12 +7,12 @@ from numbers import Integral, Real
 from typing import Any, ClassVar, cast
 
 import numpy as np
-from array_api_compat import array_namespace
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 from sklearn.utils import check_random_state
 from tqdm.auto import tqdm
 
+from skexit._array_api import array_namespace
 from skexit._html import cost_column, exit_table
 from skexit._sklearn import Interval, StrOptions, _fit_context
 from skexit._transformer import LogitsTransformer

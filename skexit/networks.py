@@ -9,9 +9,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from array_api_compat import array_namespace, device
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
+
+from skexit._array_api import array_namespace, as_like
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +52,7 @@ class DenseNetwork:
         -------
         array of shape (n_samples, n_outputs)
         """
-        return self.last_layer(self.last_hidden(inputs))
+        return self._layer(-1, inputs if len(self.weights) == 1 else self.last_hidden(inputs))
 
     def last_hidden(self, inputs: Any) -> Any:
         """What the last layer sees: the units of the last hidden layer.
@@ -86,9 +87,7 @@ class DenseNetwork:
         return self._layer(-1, hidden)
 
     def _layer(self, layer: int, inputs: Any) -> Any:
-        like = {"dtype": inputs.dtype, "device": device(inputs)}
-        xp = array_namespace(inputs)
-        return inputs @ xp.asarray(self.weights[layer], **like) + xp.asarray(self.biases[layer], **like)
+        return inputs @ as_like(self.weights[layer], inputs) + as_like(self.biases[layer], inputs)
 
     @property
     def n_multiply_adds(self) -> int:

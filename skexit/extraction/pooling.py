@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
-from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d, avg_pool2d
 
 #: The `pool` parameter: a name, several names that are joined, or a function.
 Pool: TypeAlias = str | Sequence[str] | Callable[[torch.Tensor], torch.Tensor]
@@ -61,6 +61,34 @@ def pool_output(output: Any, pool: Pool = "auto", mask: torch.Tensor | None = No
     # torch.cat copies, also a single part: a view would keep the whole map alive, and would change
     # when the network goes on to work in place.
     return torch.cat(parts, dim=1)
+
+
+def prepared_pool(pool: Pool, n_dimensions: int) -> Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]:
+    """What `pool_output` does to tensors that are known to fit, without checks and without a copy.
+
+    Parameters
+    ----------
+    pool : str, sequence of str or callable
+        As in :func:`pool_output`.
+    n_dimensions : int
+        Of the tensors.
+
+    Returns
+    -------
+    callable
+        Takes a tensor and the attention mask or None, and gives features of shape
+        (n_samples, n_features).
+    """
+    if callable(pool):
+        return lambda tensor, mask: pool(tensor)
+    if n_dimensions == 2:
+        return lambda tensor, mask: tensor
+    names = DEFAULT_POOLS[n_dimensions] if pool == "auto" else _as_names(pool)
+    if n_dimensions == 4 and names == ("avg",):
+        return lambda maps, mask: maps.mean((2, 3))
+    if n_dimensions == 4:
+        return lambda maps, mask: torch.cat(_pooled_maps(maps, names), dim=1)
+    return lambda tokens, mask: torch.cat([_TOKEN_POOLS[name](tokens, mask) for name in names], dim=1)
 
 
 def pooled_width(shape: Sequence[int], pool: Pool = "auto") -> int:
@@ -152,7 +180,14 @@ def _as_names(pool: Any) -> tuple[str, ...]:
 
 def _pooled_maps(maps: torch.Tensor, names: Sequence[str]) -> list[torch.Tensor]:
     averages = _average_grids(maps, {_GRID_SIZES[name] for name in names if name in _GRID_SIZES})
-    return [averages[_GRID_SIZES[name]] if name in _GRID_SIZES else maps.amax(dim=(2, 3)) for name in names]
+    return [averages[_GRID_SIZES[name]] if name in _GRID_SIZES else _largest(maps) for name in names]
+
+
+def _largest(maps: torch.Tensor) -> torch.Tensor:
+    # A reduction over the outer dimensions in memory is slow on the CPU; pooling is not.
+    if maps.is_contiguous() or maps.shape[2] * maps.shape[3] < 256:
+        return maps.amax(dim=(2, 3))
+    return adaptive_max_pool2d(maps, 1).flatten(1)
 
 
 def _average_grids(maps: torch.Tensor, sizes: set[int]) -> dict[int, torch.Tensor]:

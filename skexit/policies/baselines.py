@@ -7,10 +7,10 @@ from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
-from array_api_compat import array_namespace
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_consistent_length, check_random_state
 
+from skexit._array_api import array_namespace
 from skexit._sklearn import HasMethods, Interval
 from skexit._validation import encode_labels, sort_classes
 from skexit.arrays import ExitArray

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
+
+from skexit._array_api import array_namespace
 
 
 def sigmoid(logits: Any) -> Any:

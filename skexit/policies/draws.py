@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, device
 from numpy.typing import NDArray
+
+from skexit._array_api import array_namespace, as_like
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,7 @@ class SampleDraws:
         -------
         array of shape (n_samples,)
         """
-        xp = array_namespace(logits)
-        return logits @ xp.asarray(self.projection, dtype=logits.dtype, device=device(logits))
+        return logits @ as_like(self.projection, logits)
 
     def __call__(self, k: int, projected: Any) -> Any:
         """Draws of exit `k`.

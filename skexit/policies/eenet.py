@@ -6,10 +6,10 @@ from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
-from array_api_compat import array_namespace
 from numpy.typing import NDArray
 from sklearn.utils import check_random_state
 
+from skexit._array_api import array_namespace
 from skexit._sklearn import HasMethods, Interval, StrOptions
 from skexit._validation import read_logits
 from skexit.arrays import ExitArray

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from array_api_compat import array_namespace
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
+from skexit._array_api import array_namespace
 from skexit.networks import (
     DenseNetwork,
     ReadRows,

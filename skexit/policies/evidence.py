@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from array_api_compat import array_namespace, device
+from array_api_compat import device
 
+from skexit._array_api import array_namespace
 from skexit.uncertainty import margin, max_probability, normalized_entropy
 
 #: Chances of being wrong are told apart down to here.

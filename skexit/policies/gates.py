@@ -9,9 +9,9 @@ import math
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
+from skexit._array_api import array_namespace
 from skexit.uncertainty import margin, max_probability, normalized_entropy
 
 Array = Any  # an array of any namespace that array-api-compat knows

@@ -9,7 +9,6 @@ from numbers import Integral, Real
 from typing import Any, ClassVar, cast
 
 import numpy as np
-from array_api_compat import array_namespace
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
 from sklearn.base import clone
@@ -17,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils import check_array, check_random_state
 from threadpoolctl import threadpool_limits
 
+from skexit._array_api import array_namespace
 from skexit._sklearn import HasMethods, Interval, StrOptions
 from skexit._validation import cross_validation_splits, read_logits, validate_training_data
 from skexit.arrays import BATCH_ROWS, ExitArray, LogitsSource

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, device
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from skexit._array_api import array_namespace, as_like
 from skexit.networks import weighted_scaling
 
 Floats = NDArray[np.float64]
@@ -51,8 +51,7 @@ class LogLinearModel:
         array of shape (n_samples,)
         """
         xp = array_namespace(inputs)
-        coefficients = xp.asarray(self.coefficients, dtype=inputs.dtype, device=device(inputs))
-        exponent = inputs @ coefficients + self.intercept
+        exponent = inputs @ as_like(self.coefficients, inputs) + self.intercept
         return xp.exp(xp.clip(exponent, -_LARGEST_EXPONENT, _LARGEST_EXPONENT))
 
 

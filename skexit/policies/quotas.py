@@ -13,10 +13,6 @@ from scipy.special import softmax
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
-#: A threshold lies up to this far below the score of the last sample to leave, so that a score
-#: which is computed again, with another rounding, still passes it.
-_ROUNDING = 1e-9
-
 
 def tilted_distribution(log_prior: Floats, direction: Floats, costs: Floats, budget: float) -> Floats:
     """The distribution ``p_k ∝ exp(log_prior_k + t direction_k)`` whose mean cost is `budget`.
@@ -239,8 +235,9 @@ def threshold_between(scores: Floats, n_passing: int) -> float:
     if n_passing == len(scores):
         return -np.inf
     last, following = scores[n_passing - 1], scores[n_passing]
-    threshold = max((last + following) / 2, last - _ROUNDING)
-    return float(threshold if threshold > following else last)
+    # In the middle, so that both stay on their side where a score is computed again with another rounding.
+    middle = (last + following) / 2
+    return float(middle if middle > following else last)
 
 
 def warn_of_harm() -> None:

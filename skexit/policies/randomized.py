@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
+from skexit._array_api import array_namespace
 from skexit.policies.quotas import exits_from_scores, threshold_between
 
 Floats = NDArray[np.float64]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
 
+from skexit._array_api import array_namespace
 from skexit._validation import read_logits
 from skexit.arrays import BATCH_ROWS, ExitArray, LogitsSource
 from skexit.uncertainty import max_probability, softmax

@@ -6,10 +6,11 @@ from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
-from array_api_compat import array_namespace, device, to_device
+from array_api_compat import to_device
 from numpy.typing import NDArray
 from sklearn.base import clone
 
+from skexit._array_api import array_namespace, as_like
 from skexit._sklearn import HasMethods, Interval, StrOptions
 from skexit._validation import cross_validation_splits, read_features, read_logits
 from skexit.arrays import BATCH_ROWS, ExitArray
@@ -179,7 +180,7 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         if self.estimator is None:
             return self.estimators_[k].predict(evidence)
         prices = self.estimators_[k].predict(np.asarray(to_device(evidence, "cpu")))
-        return array_namespace(evidence).asarray(prices, dtype=evidence.dtype, device=device(evidence))
+        return as_like(prices, evidence)
 
     def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
         if self.use_features and not any(X.layout.n_features):

@@ -8,12 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from array_api_compat import array_namespace
 from numpy.typing import NDArray
 
 from skexit.runtime.decisions import Notes
-from skexit.runtime.rows import as_tensor, select_rows
-from skexit.uncertainty import softmax
+from skexit.runtime.rows import select_rows
 
 
 class ExitOutput(NamedTuple):
@@ -32,7 +30,7 @@ class ExitOutput(NamedTuple):
     exits: torch.Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Batch:
     """Samples that go on to the next stage.
 
@@ -42,7 +40,7 @@ class Batch:
         What the exit before gave.
     side : list of tensor
         The inputs beside the first, as attention masks.
-    rows : array of shape (n_samples,)
+    rows : tensor of shape (n_samples,) of int64
         Where the samples belong in the output.
     notes : Notes
         What the policy knows of them.
@@ -50,17 +48,16 @@ class Batch:
 
     tensors: list[torch.Tensor]
     side: list[torch.Tensor]
-    rows: Any
+    rows: torch.Tensor
     notes: Notes
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def select(self, kept: Any) -> Batch:
+    def select(self, kept: torch.Tensor) -> Batch:
         """Some of the samples; the tensors are copied."""
-        index = as_tensor(kept)
         return Batch(
-            select_rows(self.tensors, index), select_rows(self.side, index), self.rows[kept], self.notes.keep(kept)
+            select_rows(self.tensors, kept), select_rows(self.side, kept), self.rows[kept], self.notes.keep(kept)
         )
 
     def split(self, n_samples: int) -> tuple[Batch, Batch]:
@@ -76,7 +73,7 @@ class Batch:
             [torch.cat(parts) for parts in zip(*lists, strict=True)]
             for lists in ([batch.tensors for batch in batches], [batch.side for batch in batches])
         )
-        rows = array_namespace(batches[0].rows).concat([batch.rows for batch in batches])
+        rows = torch.cat([batch.rows for batch in batches])
         return cls(tensors, side, rows, Notes.join([batch.notes for batch in batches]))
 
     def _slice(self, rows: slice) -> Batch:
@@ -100,31 +97,26 @@ class Answers:
 
     def __init__(self, classes: NDArray[Any], temperatures: NDArray[np.float64]) -> None:
         self._classes, self._temperatures = classes, temperatures
-        self._rows: list[Any] = []
-        self._classes_predicted: list[Any] = []
-        self._probabilities: list[Any] = []
-        self._exits: list[int] = []
+        self._rows: list[torch.Tensor] = []
+        self._predicted: list[torch.Tensor] = []
+        self._probabilities: list[torch.Tensor] = []
+        self._exits: list[torch.Tensor] = []
 
-    def add(self, k: int, rows: Any, logits: Any) -> None:
+    def add(self, k: int, rows: torch.Tensor, logits: torch.Tensor) -> None:
         """Record the answers of the samples that leave at exit `k`."""
         self._rows.append(rows)
-        self._exits.append(k)
-        self._classes_predicted.append(array_namespace(logits).argmax(logits, axis=1))
-        self._probabilities.append(softmax(logits / float(self._temperatures[k])))
+        self._exits.append(torch.full_like(rows, k))
+        self._predicted.append(logits.argmax(1))
+        self._probabilities.append(torch.softmax(logits / float(self._temperatures[k]), 1))
 
-    def output(self) -> tuple[Any, ExitOutput]:
+    def output(self) -> tuple[torch.Tensor, ExitOutput]:
         """Rows that were answered, in order, and their answers."""
-        xp = array_namespace(*self._rows)
-        rows = xp.concat(self._rows)
-        order = xp.argsort(rows)
-        exits = xp.concat([xp.full_like(part, k) for part, k in zip(self._rows, self._exits, strict=True)])
-        predicted = as_tensor(xp.concat(self._classes_predicted)[order])
-        output = ExitOutput(
-            _labels(self._classes, predicted),
-            as_tensor(xp.concat(self._probabilities)[order]),
-            as_tensor(exits[order]),
-        )
-        return rows[order], output
+        lists = (self._rows, self._predicted, self._probabilities, self._exits)
+        rows, predicted, probabilities, exits = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in lists)
+        if len(self._rows) > 1:
+            rows, order = rows.sort()
+            predicted, probabilities, exits = predicted[order], probabilities[order], exits[order]
+        return rows, ExitOutput(_labels(self._classes, predicted), probabilities, exits)
 
 
 def _labels(classes: NDArray[Any], predicted: torch.Tensor) -> torch.Tensor | NDArray[Any]:

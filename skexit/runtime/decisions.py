@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
+import torch
 from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from skexit.layout import ExitLayout
 from skexit.policies.base import ExitPolicy
+from skexit.runtime.tensors import with_tensors
 
 
 @dataclass
@@ -31,7 +33,7 @@ class Notes:
         """Notes of the samples of several batches, one after the other."""
         memories = []
         for parts in zip(*[each.memories for each in notes], strict=True):
-            memories.append({name: _concatenate([part[name] for part in parts]) for name in parts[0]})
+            memories.append({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
         return cls(memories)
 
 
@@ -71,8 +73,16 @@ class Decisions:
         self.n_exits = int(np.argmax(np.isneginf(thresholds))) + 1
         self._thresholds = [float(threshold) for threshold in thresholds]
         self.is_used = [threshold < np.inf for threshold in self._thresholds[: self.n_exits]]
+        self._recalls = bool(getattr(self.policy, "recall", False))
         self.is_observed = self._find_observed()
         self.needs_features = self.policy._needs_features or bool(self._transformers)
+
+    def on(self, device: torch.device) -> Decisions:
+        """The same decisions, with the networks of policy and heads on a device."""
+        decisions = copy.copy(self)
+        decisions.policy = with_tensors(self.policy, device)
+        decisions._transformers = with_tensors(self._transformers, device)
+        return decisions
 
     def start(self) -> Notes:
         """Notes before the first exit."""
@@ -84,37 +94,37 @@ class Decisions:
         Parameters
         ----------
         k : int
-        logits : array of shape (n_samples, n_classes) or None
+        logits : tensor of shape (n_samples, n_classes) or None
             The network's own.
-        features : array of shape (n_samples, n_features) or None
+        features : tensor of shape (n_samples, n_features) or None
         notes : Notes
             Changed in place.
 
         Returns
         -------
-        array of shape (n_samples, n_classes)
+        tensor of shape (n_samples, n_classes)
         """
         if logits is not None and self._order is not None:
             logits = logits[:, self._order]
         for transformer, memory in zip(self._transformers, notes.memories, strict=False):
             logits = transformer.exit_logits(k, logits, features, memory)
-        return self.policy._answer(k, logits, features, notes.memories[-1], None)
+        return self.policy._answer(k, logits, features, notes.memories[-1], None) if self._recalls else logits
 
     def leaves(self, k: int, logits: Any, features: Any, notes: Notes) -> Any:
-        """Which samples leave at exit `k`, an array of bool; None where no decision is made.
+        """Which samples leave at exit `k`, a tensor of bool; None where no decision is made.
 
         Parameters
         ----------
         k : int
-        logits : array of shape (n_samples, n_classes)
+        logits : tensor of shape (n_samples, n_classes)
             What `answer` gave.
-        features : array of shape (n_samples, n_features) or None
+        features : tensor of shape (n_samples, n_features) or None
         notes : Notes
             Changed in place.
 
         Returns
         -------
-        array of shape (n_samples,) or None
+        tensor of shape (n_samples,) or None
         """
         if k == self.n_exits - 1:
             return None
@@ -136,13 +146,9 @@ class Decisions:
         needed = [_unfrozen(transformer)._earlier_exits(k) for transformer in self._transformers]
         if scored:
             needed.append(self.policy._earlier_exits(k))
-        if getattr(self.policy, "recall", False):
+        if self._recalls:
             needed.append(range(k))
         return max(needed, key=len, default=range(0))
-
-
-def _concatenate(arrays: Sequence[Any]) -> Any:
-    return array_namespace(*arrays).concat(list(arrays))
 
 
 def _check_steps(transformers: Sequence[Any], policy: Any) -> None:

@@ -15,7 +15,6 @@ from skexit.runtime.batch import Batch, ExitOutput
 from skexit.runtime.decisions import Decisions
 from skexit.runtime.inputs import as_inputs, check_like, check_rows
 from skexit.runtime.probe import check_against_plain_network
-from skexit.runtime.rows import row_numbers
 from skexit.runtime.runner import StageRunner
 from skexit.runtime.stages import cut
 
@@ -148,10 +147,11 @@ class EarlyExitModel(nn.Module):
                 check_against_plain_network(self.model, self.exits, stages, example_input)
         names = list(example_input)[1:] if isinstance(example_input, dict) else []
         mask = names.index("attention_mask") if "attention_mask" in names else None
-        runner = StageRunner(dict(enumerate(stages)), self.exits, self._decisions, self.pool, mask)
+        decisions = self._decisions.on(device_of(self.model))
+        runner = StageRunner(dict(enumerate(stages)), self.exits, decisions, self.pool, mask)
         self._example = map_tensors(lambda tensor: tensor[:1].clone(), example_input)
         with torch.inference_mode():
-            runner.check_layout(_first_batch(runner, self._example))
+            runner.prepare(_first_batch(runner, self._example))
         self._runner = runner
         return self
 
@@ -226,4 +226,4 @@ class EarlyExitModel(nn.Module):
 
 def _first_batch(runner: StageRunner, inputs: Inputs) -> Batch:
     first, *side = tensors_of(inputs)
-    return runner.start(first, side, row_numbers(len(first), first.device))
+    return runner.start(first, side, torch.arange(len(first), device=first.device))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from skexit.extraction.pooling import Pool, pool_output
+from skexit.extraction.pooling import Pool, pool_output, prepared_pool
 from skexit.layout import ExitLayout
 from skexit.runtime.batch import Answers, Batch
 from skexit.runtime.decisions import Decisions
-from skexit.runtime.rows import as_array, split_rows
+from skexit.runtime.rows import in_double, split_rows
 from skexit.runtime.stages import Stage
 
 
@@ -37,6 +37,7 @@ class StageRunner:
     decisions: Decisions
     pool: Pool
     mask: int | None
+    _pools: dict[int, Any] = field(default_factory=dict)
 
     def start(self, first: torch.Tensor, side: list[torch.Tensor], rows: Any) -> Batch:
         """Samples before the first stage."""
@@ -73,14 +74,17 @@ class StageRunner:
         leaving, staying = split_rows(leaves)
         if len(leaving) == 0:
             return batch
+        if len(staying) == 0:
+            answers.add(k, batch.rows, logits)
+            return None
         answers.add(k, batch.rows[leaving], logits[leaving])
-        return batch.select(staying) if len(staying) else None
+        return batch.select(staying)
 
     def compute(self, k: int, batch: Batch) -> Batch:
         """Run the network from the exit before to exit `k`."""
         inputs = [*batch.tensors, *batch.side]
         batch.tensors.clear()
-        return Batch(self.stages[k].network(*inputs), batch.side, batch.rows, batch.notes)
+        return Batch(self.stages[k].network.forward(*inputs), batch.side, batch.rows, batch.notes)
 
     def decide(self, k: int, batch: Batch) -> tuple[Any, Any]:
         """Logits with which exit `k` answers, and who leaves; None where no decision is made."""
@@ -88,8 +92,10 @@ class StageRunner:
         answer = self.decisions.answer(k, logits, features, batch.notes)
         return answer, self.decisions.leaves(k, answer, features, batch.notes)
 
-    def check_layout(self, batch: Batch) -> None:
-        """Raise a ValueError if an exit that is looked at gives other logits or features than the policy was fitted on.
+    def prepare(self, batch: Batch) -> None:
+        """Find how to pool each exit that is looked at.
+
+        Raises a ValueError if one gives other logits or features than the policy was fitted on.
 
         Parameters
         ----------
@@ -99,8 +105,13 @@ class StageRunner:
         layout = self.decisions.layout
         for k in range(self.decisions.n_exits):
             batch = self.compute(k, batch)
-            if self.decisions.is_observed[k]:
-                self._check_exit(k, batch, layout)
+            if not self.decisions.is_observed[k]:
+                continue
+            if self.decisions.needs_features:
+                mask = None if self.mask is None else batch.side[self.mask]
+                pool_output(batch.tensors[0], self.pool, mask)  # says what does not fit
+                self._pools[k] = prepared_pool(self.pool, batch.tensors[0].ndim)
+            self._check_exit(k, batch, layout)
 
     def _check_exit(self, k: int, batch: Batch, layout: ExitLayout) -> None:
         logits, features = self._read(k, batch)
@@ -121,11 +132,11 @@ class StageRunner:
                 )
 
     def _read(self, k: int, batch: Batch) -> tuple[Any, Any]:
-        """Logits that the network itself has for exit `k`, and features, as arrays."""
+        """Logits that the network itself has for exit `k`, and features."""
         head, logits, features = self.stages[k].logits, None, None
         if head is not None and self.decisions.layout.has_logits(k):
-            logits = as_array(head(*batch.tensors, *batch.side))
+            logits = in_double(head(*batch.tensors, *batch.side))
         if self.decisions.needs_features:
             mask = None if self.mask is None else batch.side[self.mask]
-            features = as_array(pool_output(batch.tensors[0], self.pool, mask))
+            features = in_double(self._pools[k](batch.tensors[0], mask))
         return logits, features

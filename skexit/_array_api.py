@@ -1,0 +1,56 @@
+"""Namespaces of the array API, found at once where arrays are NumPy's.
+
+A live network asks for them many times for a handful of rows, and the general answer takes longer
+than the computation.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from typing import Any, cast
+
+import array_api_compat
+import array_api_compat.numpy
+import numpy as np
+
+
+def array_namespace(*arrays: Any) -> Any:
+    """The namespace of the arrays.
+
+    Parameters
+    ----------
+    *arrays : array
+        Of one namespace.
+
+    Returns
+    -------
+    module
+    """
+    return _namespace_of(cast(Any, type(arrays[0]))) or array_api_compat.array_namespace(*arrays)
+
+
+@cache
+def _namespace_of(kind: Any) -> Any:
+    if kind is np.ndarray:
+        return array_api_compat.numpy
+    if (getattr(kind, "__module__", ""), getattr(kind, "__name__", "")) == ("torch", "Tensor"):
+        return importlib.import_module("array_api_compat.torch")
+    return None
+
+
+def as_like(values: Any, like: Any) -> Any:
+    """Values as an array of the namespace, dtype and device of another.
+
+    Parameters
+    ----------
+    values : array-like
+    like : array
+
+    Returns
+    -------
+    array
+    """
+    if type(like) is np.ndarray:
+        return np.asarray(values, dtype=like.dtype)
+    return array_namespace(like).asarray(values, dtype=like.dtype, device=array_api_compat.device(like))

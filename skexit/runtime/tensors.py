@@ -1,0 +1,55 @@
+"""The networks of a fitted policy, with their weights on the device of the live network."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+import torch
+from sklearn.base import BaseEstimator
+
+from skexit.networks import DenseNetwork
+
+
+class TensorNetwork(DenseNetwork):
+    """A network whose weights and biases are tensors."""
+
+    def __call__(self, inputs: Any) -> Any:
+        if len(self.weights) > 1:
+            inputs = self.last_hidden(inputs)
+        return self._layer(-1, inputs)
+
+    def _layer(self, layer: int, inputs: Any) -> Any:
+        weights, biases = cast(Any, self.weights), cast(Any, self.biases)
+        return torch.addmm(biases[layer], inputs, weights[layer])
+
+
+def with_tensors(value: Any, device: torch.device) -> Any:
+    """A copy of an estimator, or of what it consists of, whose networks are on the device.
+
+    Parameters
+    ----------
+    value : estimator, list, tuple, dict or anything else
+        Anything else is given back as it is.
+    device : torch.device
+
+    Returns
+    -------
+    value : of the same type
+    """
+    if isinstance(value, DenseNetwork):
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        weights, biases = (
+            tuple(torch.as_tensor(array, dtype=dtype, device=device) for array in arrays)
+            for arrays in (value.weights, value.biases)
+        )
+        return TensorNetwork(cast(Any, weights), cast(Any, biases), value.negative_slope)
+    if isinstance(value, BaseEstimator):
+        copied = copy.copy(value)
+        copied.__dict__.update({name: with_tensors(part, device) for name, part in vars(value).items()})
+        return copied
+    if isinstance(value, dict):
+        return {name: with_tensors(part, device) for name, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(with_tensors(part, device) for part in value)
+    return value
