@@ -2,5 +2,6 @@
 
 from skexit.runtime.batch import ExitOutput
 from skexit.runtime.early_exit import EarlyExitModel
+from skexit.runtime.latency import ExitLatency, measure_latency
 
-__all__ = ["EarlyExitModel", "ExitOutput"]
+__all__ = ["EarlyExitModel", "ExitLatency", "ExitOutput", "measure_latency"]
