@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -17,7 +17,7 @@ from skexit.runtime.decisions import Decisions
 from skexit.runtime.inputs import as_inputs, check_like, check_rows
 from skexit.runtime.probe import check_against_plain_network
 from skexit.runtime.runner import StageRunner
-from skexit.runtime.stages import cut
+from skexit.runtime.stages import Stage, cut
 
 if TYPE_CHECKING:
     from skexit.runtime.latency import ExitLatency
@@ -196,6 +196,11 @@ class EarlyExitModel(nn.Module):
                 break
             batch = following
         return answers.output()[1]
+
+    @property
+    def stages(self) -> Mapping[int, Stage]:
+        """The stages of the network by exit; none before the network is cut."""
+        return {} if self._runner is None else self._runner.stages
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode: what stops early cannot be trained.
