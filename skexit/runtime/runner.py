@@ -65,7 +65,24 @@ class StageRunner:
         batch = self.compute(k, batch)
         if not self.decisions.is_observed[k]:
             return batch
-        logits, leaves = self.decide(k, batch)
+        return self.part(k, batch, *self.decide(k, batch), answers)
+
+    def part(self, k: int, batch: Batch, logits: Any, leaves: Any, answers: Answers) -> Batch | None:
+        """Record who leaves at exit `k`, and give those who go on.
+
+        Parameters
+        ----------
+        k : int
+        batch : Batch
+        logits : tensor of shape (n_samples, n_classes)
+        leaves : tensor of shape (n_samples,) of bool, or None
+            As `decide` gives them.
+        answers : Answers
+
+        Returns
+        -------
+        Batch or None
+        """
         if k == self.decisions.n_exits - 1:
             answers.add(k, batch.rows, logits)
             return None
@@ -77,8 +94,9 @@ class StageRunner:
         if len(staying) == 0:
             answers.add(k, batch.rows, logits)
             return None
+        following = batch.select(staying)
         answers.add(k, batch.rows[leaving], logits[leaving])
-        return batch.select(staying)
+        return following
 
     def compute(self, k: int, batch: Batch) -> Batch:
         """Run the network from the exit before to exit `k`."""
