@@ -123,7 +123,8 @@ def _attempt(function: Callable[..., Any], *args: Any) -> tuple[Any, Exception |
 def _read(number: int, item: Any, device: torch.device) -> Inputs | None:
     """The inputs in an item of a loader, on the device; None if it has no rows."""
     inputs, _ = read_item(number, item)
-    inputs = map_tensors(lambda tensor: tensor.to(device, non_blocking=True), inputs)
+    # To the CPU a copy must be waited for.
+    inputs = map_tensors(lambda tensor: tensor.to(device, non_blocking=device.type != "cpu"), inputs)
     if not any(len(tensor) for tensor in tensors_of(inputs)):
         return None
     check_rows(inputs, device)
