@@ -107,6 +107,15 @@ def test_few_samples_wait():
     assert n_loaded == len(x)
 
 
+def test_samples_that_came_far_go_first():
+    live, x = make_live(ThresholdPolicy(budget=0.6), thresholds={0: 2, 1: 2, 2: 2})
+    order = []
+    for k, block in enumerate(live.model.blocks):
+        block.register_forward_hook(lambda module, args, output, k=k: order.append(k))
+    live.predict_loader([x[:64]], batch_size=16)
+    assert order == [0, 1, 2, 3] * 4
+
+
 def test_samples_wait_no_longer_than_they_may(fresh, monkeypatch):
     live, x = fresh
     calls = record_calls(live)
