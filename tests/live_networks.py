@@ -47,7 +47,7 @@ class TokenNetwork(nn.Module):
         return self.head(x.sum(1) / attention_mask.sum(1, keepdim=True))
 
 
-def make_live(policy, *, classes=None, network=Network, exits=Network.exits, thresholds=None):
+def make_live(policy, *, classes=None, network=Network, exits=Network.exits, thresholds=None, latency=None):
     """A live network of four exits, and inputs to it, with a policy that is fitted on others.
 
     Thresholds, by exit, replace those that were fitted: no sample exceeds 2, and inf makes an exit unused.
@@ -64,7 +64,14 @@ def make_live(policy, *, classes=None, network=Network, exits=Network.exits, thr
         policy.fit(cache.X, cache.y)
     for k, threshold in (thresholds or {}).items():
         policy.thresholds_[k] = threshold
-    return EarlyExitModel(network, exits, policy, example_input=x[:1]), x
+    return EarlyExitModel(network, exits, policy, latency=latency, example_input=x[:1]), x
+
+
+class NothingPays:
+    """A latency for which samples that leave are taken along to the last exit."""
+
+    def compaction_pays(self, k, n_samples, n_staying):
+        return False
 
 
 def make_token_live(policy):

@@ -158,7 +158,8 @@ class _Part(nn.Module):
         stages = {k: runner.stages[k] for k in exits}
         self.networks = nn.ModuleDict({str(k): stage.network for k, stage in stages.items()})
         self.heads = nn.ModuleDict({str(k): stage.logits for k, stage in stages.items() if stage.logits is not None})
-        self._runner = replace(runner, stages=stages)
+        # What was measured is of the whole network; samples that were answered do not go to the second part.
+        self._runner = replace(runner, stages=stages, latency=None)
         self._device = device
         self.eval()
 

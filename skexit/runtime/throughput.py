@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -146,7 +147,8 @@ class _StageQueues:
         failures: dict[int, Exception],
         on_answers: Callable[[int], Any],
     ) -> None:
-        self._runner = runner
+        # Samples that were answered have no place in a queue, be it quicker or not to take them along.
+        self._runner = replace(runner, latency=None)
         self._batch_size, self._max_wait = batch_size, max_wait
         self._failures = failures
         self._on_answers = on_answers

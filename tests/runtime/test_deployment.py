@@ -9,7 +9,7 @@ import joblib
 import numpy as np
 import pytest
 import torch
-from live_networks import Network, make_live, make_token_live, policies
+from live_networks import Network, NothingPays, make_live, make_token_live, policies
 from torch import nn
 
 from skexit import ExitHeads, StaticExit, ThresholdPolicy
@@ -65,6 +65,15 @@ def test_samples_that_all_leave_or_all_stay():
     assert answered.probabilities.shape == (0, 3)
     for at_exit in (1, 2):
         assert live.truncate(at_exit)(x).rest is None
+
+
+def test_samples_that_left_are_not_taken_along():
+    plain, x = live_and_inputs("threshold")
+    expected = plain(x)
+    live, _ = make_live(policies()["threshold"], latency=NothingPays())
+    answered = live.truncate(1)(x)
+    assert torch.equal(answered.rest.rows, torch.nonzero(expected.exits > 1).flatten())
+    assert_same_answers(join_outputs([answered, live.resume(1)(answered.rest)]), expected)
 
 
 def test_classes_with_names():

@@ -8,7 +8,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from live_networks import Network, make_live, make_token_live, policies
+from live_networks import Network, NothingPays, make_live, make_token_live, policies
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -68,6 +68,15 @@ def test_answers_as_the_live_network(name):
             assert_same_answers(output, expected)
             assert torch.equal(output.batches, torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)))
             assert output.failures == []
+
+
+def test_samples_that_left_are_not_taken_along():
+    plain, x = live_and_inputs("ensemble")
+    expected = plain(x)
+    live, _ = make_live(policies()["ensemble"], latency=NothingPays())
+    calls = record_calls(live)
+    assert_same_answers(live.predict_loader(x.split(40), batch_size=64), expected)
+    assert [sum(n_rows) for n_rows in calls] == [int((expected.exits >= k).sum()) for k in range(4)]
 
 
 def test_answers_where_exits_are_unused():
