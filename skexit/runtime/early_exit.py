@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -18,7 +18,7 @@ from skexit.runtime.deployment import FirstPart, SecondPart, check_at_exit
 from skexit.runtime.inputs import as_inputs, check_like, check_rows
 from skexit.runtime.probe import check_against_plain_network
 from skexit.runtime.runner import StageRunner
-from skexit.runtime.stages import cut
+from skexit.runtime.stages import Stage, cut
 from skexit.runtime.throughput import LoaderOutput, predict_loader
 
 if TYPE_CHECKING:
@@ -198,6 +198,11 @@ class EarlyExitModel(nn.Module):
                 break
             batch = following
         return answers.output()[1]
+
+    @property
+    def stages(self) -> Mapping[int, Stage]:
+        """The stages of the network by exit; none before the network is cut."""
+        return {} if self._runner is None else self._runner.stages
 
     def predict_loader(
         self, loader: Iterable[Any], *, batch_size: int = 256, max_wait: float | None = None, progress: bool = True
