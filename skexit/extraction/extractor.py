@@ -7,7 +7,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
-from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 from tqdm import tqdm
 
 from skexit.cache import CacheWriter, FeatureCache, check_same_cache
+from skexit.extraction._loaders import count_rows, read_item
 from skexit.extraction._network import (
     NETWORK_OUTPUT,
     Head,
@@ -39,8 +40,6 @@ from skexit.extraction.costs import COST_UNITS, exit_costs
 from skexit.extraction.exit_points import exit_points
 from skexit.extraction.pooling import Pool, check_pool, pool_name, pool_output
 from skexit.layout import ExitLayout
-
-_LABEL_NAMES = ("labels", "label")
 
 
 class ExitExtractor:
@@ -181,7 +180,7 @@ class ExitExtractor:
             raise ValueError("loader is empty; give at least one batch.")
         origin = self._origin(first, classes)
         found = _find_cache(path, origin)
-        n_rows = _count_rows(loader)
+        n_rows = count_rows(loader)
         if found is not None and found.complete and found.n_rows == n_rows:
             _check_same_labels(first, found, 0)
             return found
@@ -337,20 +336,8 @@ def _read_batches(loader: Iterable[Any], classes: NDArray[Any] | None) -> Iterat
 
 
 def _read_batch(number: int, item: Any, classes: NDArray[Any] | None) -> _Batch:
-    inputs, y = item, None
-    if isinstance(item, list | tuple):
-        if len(item) not in (1, 2):
-            raise ValueError(f"loader: batch {number} has {len(item)} parts; give x, (x, y) or a dict.")
-        inputs, y = item if len(item) == 2 else (item[0], None)
-    elif isinstance(item, Mapping):
-        y = next((item[name] for name in _LABEL_NAMES if name in item), None)
-        inputs = {name: value for name, value in item.items() if name not in _LABEL_NAMES}
-    values = list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
-    if not values or not all(isinstance(value, torch.Tensor) and value.ndim for value in values):
-        raise ValueError(
-            f"loader: x of batch {number} has {[type(value).__name__ for value in values]}; "
-            "give a tensor or a dict of tensors, with one row a sample."
-        )
+    inputs, y = read_item(number, item)
+    values = tensors_of(inputs)
     labels = None if y is None else np.asarray(y.cpu() if isinstance(y, torch.Tensor) else y)
     lengths = [len(value) for value in values] + ([] if labels is None else [len(np.atleast_1d(labels))])
     if len(set(lengths)) > 1:
@@ -383,14 +370,6 @@ def _check_fixed_order(loader: Iterable[Any]) -> None:
                 f"loader draws its rows with {type(sampler).__name__}, in another order each time. Pass "
                 "shuffle=False; to extract some rows only, wrap the data set in torch.utils.data.Subset."
             )
-
-
-def _count_rows(loader: Iterable[Any]) -> int | None:
-    """Number of rows that a loader gives, None where it does not say."""
-    if not isinstance(loader, DataLoader) or loader.batch_size is None or not isinstance(loader.sampler, Sized):
-        return None
-    n_rows = len(loader.sampler)
-    return n_rows - n_rows % loader.batch_size if loader.drop_last else n_rows
 
 
 def _skip_cached_rows(batches: Iterator[_Batch], found: FeatureCache | None) -> Iterator[_Batch]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -79,16 +80,15 @@ def prepared_pool(pool: Pool, n_dimensions: int) -> Callable[[torch.Tensor, torc
         Takes a tensor and the attention mask or None, and gives features of shape
         (n_samples, n_features).
     """
+    # Functions with names rather than lambdas, which cannot be pickled.
     if callable(pool):
-        return lambda tensor, mask: pool(tensor)
+        return partial(_call_pool, pool)
     if n_dimensions == 2:
-        return lambda tensor, mask: tensor
+        return _features_as_they_are
     names = DEFAULT_POOLS[n_dimensions] if pool == "auto" else _as_names(pool)
     if n_dimensions == 4 and names == ("avg",):
-        return lambda maps, mask: maps.mean((2, 3))
-    if n_dimensions == 4:
-        return lambda maps, mask: torch.cat(_pooled_maps(maps, names), dim=1)
-    return lambda tokens, mask: torch.cat([_TOKEN_POOLS[name](tokens, mask) for name in names], dim=1)
+        return _mean_of_maps
+    return partial(_join_pooled_maps if n_dimensions == 4 else _join_pooled_tokens, names)
 
 
 def pooled_width(shape: Sequence[int], pool: Pool = "auto") -> int:
@@ -172,6 +172,28 @@ def _pooled_parts(tensor: torch.Tensor, pool: str | Sequence[str], mask: torch.T
             "Pass a callable as pool=, or leave the mask out."
         )
     return [_TOKEN_POOLS[name](tensor, mask) for name in names]
+
+
+def _call_pool(
+    pool: Callable[[torch.Tensor], torch.Tensor], tensor: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    return pool(tensor)
+
+
+def _features_as_they_are(features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    return features
+
+
+def _mean_of_maps(maps: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    return maps.mean((2, 3))
+
+
+def _join_pooled_maps(names: Sequence[str], maps: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    return torch.cat(_pooled_maps(maps, names), dim=1)
+
+
+def _join_pooled_tokens(names: Sequence[str], tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    return torch.cat([_TOKEN_POOLS[name](tokens, mask) for name in names], dim=1)
 
 
 def _as_names(pool: Any) -> tuple[str, ...]:

@@ -67,6 +67,15 @@ class Batch:
         """The first samples, and the others; nothing is copied."""
         return self._slice(slice(None, n_samples)), self._slice(slice(n_samples, None))
 
+    def compact(self) -> Batch:
+        """The samples, without the larger batch that they were split off from."""
+        return Batch(
+            [_compact(tensor) for tensor in self.tensors],
+            [_compact(tensor) for tensor in self.side],
+            _compact(self.rows),
+            self.notes.map(_compact),
+        )
+
     @classmethod
     def join(cls, batches: Sequence[Batch]) -> Batch:
         """The samples of several batches, one after the other."""
@@ -107,10 +116,13 @@ class Answers:
 
     def add(self, k: int, rows: torch.Tensor, logits: torch.Tensor) -> None:
         """Record the answers of the samples that leave at exit `k`."""
+        predicted, exits = logits.argmax(1), torch.full_like(rows, k)
+        probabilities = torch.softmax(logits / float(self._temperatures[k]), 1)
+        # Only now, so that nothing is recorded where memory does not suffice.
         self._rows.append(rows)
-        self._exits.append(torch.full_like(rows, k))
-        self._predicted.append(logits.argmax(1))
-        self._probabilities.append(torch.softmax(logits / float(self._temperatures[k]), 1))
+        self._predicted.append(predicted)
+        self._probabilities.append(probabilities)
+        self._exits.append(exits)
 
     def output(self) -> tuple[torch.Tensor, ExitOutput]:
         """Rows that were answered, in order, and their answers."""
@@ -127,3 +139,8 @@ def _labels(classes: NDArray[Any], predicted: torch.Tensor) -> torch.Tensor | ND
         return torch.as_tensor(classes, device=predicted.device)[predicted]
     labels: NDArray[Any] = classes[predicted.cpu().numpy()]
     return labels
+
+
+def _compact(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, copied where it keeps more than twice its own memory alive."""
+    return tensor.clone() if tensor.untyped_storage().nbytes() > 2 * tensor.nbytes else tensor

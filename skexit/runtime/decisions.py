@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,11 @@ class Notes:
 
     def keep(self, rows: Any) -> Notes:
         """Notes of some of the samples only."""
-        return Notes([{name: noted[rows] for name, noted in memory.items()} for memory in self.memories])
+        return self.map(lambda noted: noted[rows])
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Notes:
+        """Notes of which a function has changed each tensor."""
+        return Notes([{name: function(noted) for name, noted in memory.items()} for memory in self.memories])
 
     @classmethod
     def join(cls, notes: Sequence[Notes]) -> Notes:

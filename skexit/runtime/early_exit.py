@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -14,10 +14,12 @@ from skexit.extraction._network import Head, Inputs, device_of, find_modules, ma
 from skexit.extraction.pooling import Pool, check_pool
 from skexit.runtime.batch import Batch, ExitOutput
 from skexit.runtime.decisions import Decisions
+from skexit.runtime.deployment import FirstPart, SecondPart, check_at_exit
 from skexit.runtime.inputs import as_inputs, check_like, check_rows
 from skexit.runtime.probe import check_against_plain_network
 from skexit.runtime.runner import StageRunner
 from skexit.runtime.stages import Stage, cut
+from skexit.runtime.throughput import LoaderOutput, predict_loader
 
 if TYPE_CHECKING:
     from skexit.runtime.latency import ExitLatency
@@ -202,6 +204,134 @@ class EarlyExitModel(nn.Module):
         """The stages of the network by exit; none before the network is cut."""
         return {} if self._runner is None else self._runner.stages
 
+    def predict_loader(
+        self, loader: Iterable[Any], *, batch_size: int = 256, max_wait: float | None = None, progress: bool = True
+    ) -> LoaderOutput:
+        """Answer many inputs, running each stage when enough samples have reached it.
+
+        A batch of the loader that cannot be loaded, that the network does not take or raises for, or
+        whose logits are not finite, is reported, and the others are answered.
+
+        Parameters
+        ----------
+        loader : iterable
+            Gives batches: x, (x, y) or a dict, as for extraction; labels are ignored. x is moved to the
+            device of the network.
+        batch_size : int, default=256
+            Samples with which a stage is run.
+        max_wait : float, default=None
+            Seconds after which a sample has waited long enough before a stage, which is then run with
+            fewer. This is looked at whenever the loader has given a batch. None: wait until the loader
+            ends.
+        progress : bool, default=True
+            Show a progress bar of the samples that were answered, if the output is a terminal.
+
+        Returns
+        -------
+        LoaderOutput
+            ``labels, probabilities, exits, batches, failures``, in the order of the loader, without the
+            batches that failed.
+
+        Raises
+        ------
+        ValueError
+            If the loader is empty, the network cannot be cut, or a parameter is out of range.
+        RuntimeError
+            If the network is in training mode.
+        Exception
+            The first batch's, if every batch failed; the loader's, if it raises a hundred times in a row.
+
+        Notes
+        -----
+        Between two exits at which samples may leave, the network runs without a stop. At most about
+        `batch_size` samples wait before each, for every length of sequences, as sequences of different
+        lengths cannot be joined. A loader that is a generator ends when it raises.
+
+        Where a stage raises for samples of several batches of the loader, it is run for each of these
+        batches on its own. A network that was not cut before is cut for the first batch.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torch import nn
+        >>> from skexit import ThresholdPolicy, stack_exits
+        >>> from skexit.runtime import EarlyExitModel
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(8, 3), nn.Linear(3, 3))
+        >>> x, y = torch.randn(200, 8), torch.arange(200) % 3
+        >>> with torch.no_grad():
+        ...     logits = torch.stack([model[0](x), model(x)], 1).numpy()
+        >>> policy = ThresholdPolicy(budget=0.8).fit(stack_exits(logits), y)
+        >>> live = EarlyExitModel(model, ["0", "1"], policy, head=["0", "1"])
+        >>> output = live.predict_loader(x.split(30), batch_size=64)
+        >>> bool((output.exits == live(x).exits).all()), output.failures
+        (True, [])
+        """
+        return predict_loader(self, loader, batch_size, max_wait, progress)
+
+    def truncate(self, at_exit: int) -> FirstPart:
+        """Give the part of the network up to an exit, with the policy.
+
+        Parameters
+        ----------
+        at_exit : int
+            The last exit of the part, from 0 to n_exits - 2.
+
+        Returns
+        -------
+        FirstPart
+
+        Raises
+        ------
+        ValueError
+            If there is no such exit, or none follows.
+        RuntimeError
+            If the network was not cut yet.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from torch import nn
+        >>> from skexit import ThresholdPolicy, stack_exits
+        >>> from skexit.runtime import EarlyExitModel, join_outputs
+        >>> _ = torch.manual_seed(0)
+        >>> model = nn.Sequential(nn.Linear(8, 3), nn.Linear(3, 3))
+        >>> x, y = torch.randn(200, 8), torch.arange(200) % 3
+        >>> with torch.no_grad():
+        ...     logits = torch.stack([model[0](x), model(x)], 1).numpy()
+        >>> policy = ThresholdPolicy(budget=0.8).fit(stack_exits(logits), y)
+        >>> live = EarlyExitModel(model, ["0", "1"], policy, head=["0", "1"], example_input=x[:1])
+        >>> first, second = live.truncate(0), live.resume(0)
+        >>> answered = first(x)
+        >>> output = join_outputs([answered, second(answered.rest)])
+        >>> bool((output.exits == live(x).exits).all())
+        True
+        """
+        check_at_exit(at_exit, len(self.exits))
+        return FirstPart(self._cut_before(), at_exit, self._example)
+
+    def resume(self, at_exit: int) -> SecondPart:
+        """Give the part of the network that goes on where another one was truncated.
+
+        Parameters
+        ----------
+        at_exit : int
+            The last exit of the other part, from 0 to n_exits - 2.
+
+        Returns
+        -------
+        SecondPart
+
+        Raises
+        ------
+        ValueError
+            If there is no such exit, or none follows.
+        RuntimeError
+            If the network was not cut yet.
+        """
+        check_at_exit(at_exit, len(self.exits))
+        return SecondPart(self._cut_before(), at_exit, device_of(self.model))
+
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode: what stops early cannot be trained.
 
@@ -236,15 +366,24 @@ class EarlyExitModel(nn.Module):
         return runner
 
     def _start(self, inputs: Inputs) -> tuple[StageRunner, Batch]:
-        """The inputs before the first stage, if the network takes them; it is cut now where it was not."""
+        """The inputs before the first stage, if the network takes them."""
+        check_rows(inputs, device_of(self.model))
+        runner = self._prepared(inputs)
+        check_like(inputs, self._example)
+        return runner, _first_batch(runner, inputs)
+
+    def _cut_before(self) -> StageRunner:
+        if self._runner is None:
+            raise RuntimeError("the network was not cut yet; call prepare with an input first.")
+        return self._runner
+
+    def _prepared(self, inputs: Inputs) -> StageRunner:
+        """The stages of the network, which is cut now where it was not."""
         if self.model.training:
             raise RuntimeError("the network is in training mode; call eval() on it.")
-        check_rows(inputs, device_of(self.model))
         if self._runner is None:
             self.prepare(inputs)
-        check_like(inputs, self._example)
-        runner = cast(StageRunner, self._runner)
-        return runner, _first_batch(runner, inputs)
+        return cast(StageRunner, self._runner)
 
 
 def _first_batch(runner: StageRunner, inputs: Inputs) -> Batch:

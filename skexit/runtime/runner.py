@@ -71,7 +71,24 @@ class StageRunner:
         batch = self.compute(k, batch)
         if not self.decisions.is_observed[k]:
             return batch
-        logits, leaves = self.decide(k, batch)
+        return self.part(k, batch, *self.decide(k, batch), answers)
+
+    def part(self, k: int, batch: Batch, logits: Any, leaves: Any, answers: Answers) -> Batch | None:
+        """Record who leaves at exit `k`, and give those who go on.
+
+        Parameters
+        ----------
+        k : int
+        batch : Batch
+        logits : tensor of shape (n_samples, n_classes)
+        leaves : tensor of shape (n_samples,) of bool, or None
+            As `decide` gives them.
+        answers : Answers
+
+        Returns
+        -------
+        Batch or None
+        """
         is_last = k == self.decisions.n_exits - 1
         if leaves is None and not is_last:
             return batch
@@ -83,9 +100,11 @@ class StageRunner:
         if len(others) == 0:
             answers.add(k, batch.rows, logits)
             return None
+        following = None if is_last else self._go_on(k, batch, leaves, leaving, others)
+        # Last, so that nothing is recorded where memory does not suffice.
         if len(leaving):
             answers.add(k, batch.rows[leaving], logits[leaving])
-        return None if is_last else self._go_on(k, batch, leaves, leaving, others)
+        return following
 
     def _go_on(
         self, k: int, batch: Batch, leaves: torch.Tensor, leaving: torch.Tensor, others: torch.Tensor
