@@ -91,7 +91,7 @@ def _run_plain(
     with ExitStack() as hooks:
         for name in exits:
             hooks.enter_context(model.get_submodule(name).register_forward_hook(keep))
-        output = call(model, inputs)
+        output = call(model, map_tensors(torch.clone, inputs))  # it may work on them in place
     if isinstance(output, list | tuple) and len(output) == len(exits):
         output = output[-1]
     logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", output)
