@@ -1,6 +1,31 @@
 """Live networks that stop where a policy says."""
 
-from skexit.runtime.batch import ExitOutput
-from skexit.runtime.early_exit import EarlyExitModel
+from __future__ import annotations
 
-__all__ = ["EarlyExitModel", "ExitOutput"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from skexit.runtime.early_exit import EarlyExitModel
+    from skexit.runtime.onnx_export import export_onnx
+    from skexit.runtime.onnx_loop import OnnxEarlyExit
+    from skexit.runtime.output import ExitOutput
+    from skexit.runtime.policy_json import policy_from_json, policy_to_json
+
+#: The modules are imported when they are asked for: a network in ONNX runs without torch.
+_MODULES = {
+    "EarlyExitModel": "early_exit",
+    "ExitOutput": "output",
+    "OnnxEarlyExit": "onnx_loop",
+    "export_onnx": "onnx_export",
+    "policy_from_json": "policy_json",
+    "policy_to_json": "policy_json",
+}
+
+__all__ = ["EarlyExitModel", "ExitOutput", "OnnxEarlyExit", "export_onnx", "policy_from_json", "policy_to_json"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
