@@ -50,7 +50,8 @@ class PaddedNetwork(nn.Module):
         # Copied also where nothing is added: what lies in memory in another way would be compiled anew.
         padded = torch.arange(rows.start, rows.start + size, device=tensors[0].device).clamp_(max=rows[-1])
         outputs = self._compiled(*select_rows(list(tensors), padded))
-        return pytree.tree_map(lambda output: output[: len(rows)], outputs)
+        # Copied, because with CUDA graphs the next run writes into the same memory.
+        return pytree.tree_map(lambda output: output[: len(rows)].clone(), outputs)
 
 
 def compile_stage(stage: Stage, sizes: Sequence[int], options: dict[str, Any]) -> Stage:

@@ -163,8 +163,9 @@ class EarlyExitModel(nn.Module):
 
         After an exit a batch may have any number of samples, and each new number would be compiled
         anew. A batch is filled up to the next size by repeating its last sample; one that is larger
-        than the largest is divided. Stages are compiled when a size first comes; sequences of each
-        length, too, so that these are best padded to a few.
+        than the largest is divided. Stages are compiled when a size first comes, and again for each
+        length of sequences, so that these are best padded to a few. Beyond
+        ``torch._dynamo.config.recompile_limit`` of these, torch runs a stage as it is.
 
         Parameters
         ----------

@@ -64,6 +64,8 @@ def export_onnx(live: EarlyExitModel, folder: str | Path) -> Path:
     Notes
     -----
     As in :class:`EarlyExitModel`, inputs may have any number of rows; sequences of integers any length.
+    Rounding differs between torch and onnxruntime, so that a sample whose score is within rounding of
+    a threshold may leave elsewhere.
 
     Examples
     --------

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
@@ -124,9 +125,8 @@ def policy_from_json(text: str) -> Any:
     content = _decode(document["content"])
     saved_version = str(document.get("skexit_version", "unknown"))
     if saved_version != skexit.__version__:
-        warnings.warn(
-            InconsistentVersionWarning(type(content).__name__, saved_version, skexit.__version__), stacklevel=2
-        )
+        name = type(content).__name__ if isinstance(content, BaseEstimator) else "a policy"
+        warnings.warn(InconsistentVersionWarning(name, saved_version, skexit.__version__), stacklevel=2)
     return content
 
 

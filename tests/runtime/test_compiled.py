@@ -5,6 +5,7 @@ from torch import nn
 from skexit import ExitHeads, ThresholdPolicy
 from skexit.extraction import ExitExtractor
 from skexit.runtime import EarlyExitModel
+from skexit.runtime.compiled import plain_network
 
 EXITS = ["2", "5"]
 SIZES = (1, 4, 8)
@@ -91,14 +92,12 @@ def test_compiled_again_for_other_sizes(live, data):
     assert backend.n_rows == {5}
 
 
-def test_an_exported_network_may_be_compiled(live, data, tmp_path):
-    pytest.importorskip("onnxscript")
-    runtime = pytest.importorskip("skexit.runtime.onnx_loop")
-    from skexit.runtime import export_onnx
-
+def test_the_networks_themselves_are_kept_for_an_export(live):
+    plain = [stage.network for stage in live._runner.stages.values()]
     live.compile_stages(SIZES, backend="eager")
-    exits = runtime.OnnxEarlyExit(export_onnx(live, tmp_path)).predict(data[0].numpy()).exits
-    assert (exits == live(data[0]).exits.numpy()).all()
+    for network, stage in zip(plain, live._runner.stages.values(), strict=True):
+        assert stage.network is not network
+        assert plain_network(stage.network) is network
 
 
 @pytest.mark.parametrize("pad_to", [(), (0, 8), (8, 2.5), (-1,)])
