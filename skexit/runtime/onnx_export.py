@@ -139,13 +139,15 @@ class _ExitStage(nn.Module):
 
     def compute(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
         """What the stage gives, by name."""
+        # Copies: stages and heads may work in place on what they are given.
+        tensors = tuple(tensor.clone() for tensor in tensors)
         side = tensors[len(tensors) - self._n_side :]
         carried = self.network(*tensors)
         outputs = {f"tensor{i}": tensor for i, tensor in enumerate(carried)} if self._goes_on else {}
+        if self._pool is not None:
+            outputs[FEATURES] = self._pool(carried[0], None if self._mask is None else side[self._mask]).clone()
         if self.head is not None:
             outputs[LOGITS] = self.head(*carried, *side)
-        if self._pool is not None:
-            outputs[FEATURES] = self._pool(carried[0], None if self._mask is None else side[self._mask])
         return outputs
 
     def forward(self, *tensors: torch.Tensor) -> list[torch.Tensor]:

@@ -183,6 +183,36 @@ def test_two_inputs_and_classes_that_are_words(tmp_path):
         loop.predict(inputs[0].numpy())
 
 
+class InPlace(nn.Module):
+    """Changes what each of its exits gave."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.body, self.classifier = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.classifier(self.body(self.stem(x).mul_(2).add_(1)).relu_().mean((2, 3)))
+
+
+def test_a_network_that_works_in_place(images, labels, tmp_path):
+    torch.manual_seed(0)
+    model, exits = InPlace(), ["stem", "body"]
+    cache = ExitExtractor(model, exits).extract([(images, labels)], tmp_path / "cache")
+    policy = ThresholdPolicy(budget=0.9, heads=ExitHeads(cascade=True, random_state=0)).fit(cache.X, cache.y)
+    live = EarlyExitModel(model, exits, policy, example_input=images)
+    loop = OnnxEarlyExit(export_onnx(live, tmp_path / "onnx"))
+    assert_same_answers(loop, live, images)
+    at_stem = loop._stages[0].run([images.numpy()])
+    at_body = loop._stages[1].run([at_stem["tensor0"]])
+    runner, batch = live._start(images)
+    for k, outputs in enumerate((at_stem, at_body)):
+        with torch.inference_mode():
+            batch = runner.compute(k, batch)
+            features = runner._read(k, batch)[1]
+        np.testing.assert_allclose(outputs["features"], cache.X.features(k), atol=1e-4)
+        np.testing.assert_allclose(features, cache.X.features(k), atol=1e-4)
+
+
 def count_runs(loop, monkeypatch):
     """Rows with which each stage is called."""
     rows = [[] for _ in loop._stages]
