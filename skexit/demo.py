@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import joblib
@@ -96,6 +97,9 @@ def run_demo(out: str | Path, *, seed: int = 0, report: Callable[[str], None] = 
         raise RuntimeError("the reloaded policy does not predict what the saved one did")
     report("5. Saved the best policy within 60 % of the cost with joblib; reloaded, it predicts the same.")
     report(f"6. Calibrating it on one half of the test digits; on the other half, {_calibrate(best, X_test, y_test)}.")
+
+    live = _run_live(network, reloaded, test_data[0], test_cache)
+    report(f"7. Running the network live, so that it stops where the policy says: {live}.")
 
     report("\n" + results.to_string(index=False, formatters=_FORMATTERS) + "\n")
     curves = {str(name): (rows["cost"], rows["accuracy"]) for name, rows in results.groupby("method", sort=False)}
@@ -204,6 +208,39 @@ def _best_within(budget: float, policies: dict[str, list[Any]], X: Any, y: Any) 
     """The most accurate policy on the fitting data whose mean cost is within the budget."""
     fitting = [policy for fitted in policies.values() for policy in fitted if policy.mean_cost(X) <= budget]
     return max(fitting, key=lambda policy: policy.score(X, y))
+
+
+def _run_live(network: torch.nn.Module, pipeline: Pipeline, images: NDArray[np.float32], cache: FeatureCache) -> str:
+    """What the live network answers and how long it takes, in words."""
+    import torch
+
+    from skexit.runtime import EarlyExitModel
+
+    inputs = torch.from_numpy(images)
+    with one_thread():
+        live = EarlyExitModel(network, _EXITS, pipeline, example_input=inputs[:1])
+        labels, _, exits = live(inputs)
+        cached_exits = pipeline[-1].predict_exit(pipeline[:-1].transform(cache.X))
+        n_other = int((exits.numpy() != cached_exits).sum())
+        n_other_labels = int((labels.numpy() != pipeline.predict(cache.X)).sum())
+        with torch.inference_mode():
+            plain_ms, live_ms = _median_ms(network, inputs), _median_ms(live, inputs)
+    comparison = f"together they take {live_ms:.1f} ms, and {plain_ms:.1f} ms in the plain network"
+    if live_ms > plain_ms:
+        comparison += ",\n   which is so small that an exit takes as long as a stage"
+    return (
+        f"of {len(inputs)} test digits,\n   {n_other} leave at another exit and {n_other_labels} have another label "
+        f"than on the cache;\n   {comparison}"
+    )
+
+
+def _median_ms(network: Callable[[Any], Any], inputs: torch.Tensor) -> float:
+    times = []
+    for _ in range(11):
+        start = perf_counter()
+        network(inputs)
+        times.append(1000 * (perf_counter() - start))
+    return float(np.median(times))
 
 
 def _calibrate(policy: ExitPolicy, X: Any, y: Any) -> str:

@@ -18,6 +18,7 @@ def test_demo(tmp_path):
     results = pd.read_csv(out / "results.csv")
 
     assert "the reloaded" not in printed
+    assert "0 leave at another exit and 0 have another label" in printed
     for method in results["method"].unique():
         assert method in printed
     fixed_budget = results.dropna(subset="budget")

@@ -232,13 +232,13 @@ _FLOPS_OF_FUSED_KERNELS = {torch.ops.aten.mkldnn_rnn_layer: _flops_of_recurrent_
 def _timed_runs(run: _Run, inputs: Inputs, n_repeats: int) -> NDArray[np.float64]:
     """Cumulative milliseconds of the exits for the whole batch, of shape (n_repeats, n_exits)."""
     forward = _forward(run.model, inputs)
-    clock = _millisecond_clock(device_of(run.model))
+    clock = millisecond_clock(device_of(run.model))
     for _ in range(_N_WARM_UP_RUNS):
         forward()
     return np.stack([run(forward, clock) for _ in range(n_repeats)])
 
 
-def _millisecond_clock(device: torch.device) -> Callable[[], float]:
+def millisecond_clock(device: torch.device) -> Callable[[], float]:
     def read() -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)

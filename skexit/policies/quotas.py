@@ -13,6 +13,9 @@ from scipy.special import softmax
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
+#: Rounding that a score may have when it is computed again.
+_ROUNDING = 3e-7
+
 
 def tilted_distribution(log_prior: Floats, direction: Floats, costs: Floats, budget: float) -> Floats:
     """The distribution ``p_k ∝ exp(log_prior_k + t direction_k)`` whose mean cost is `budget`.
@@ -152,7 +155,7 @@ def shared_threshold(scores: Floats, costs: Floats, budget: float, sample_weight
     # The mean cost falls as samples leave: the first within the budget.
     first = min(int(np.argmax(spent <= budget + 1e-12)), len(spent) - 1)
     _warn_if_missed(budget - spent[first], budget, costs, weight)
-    return equal_thresholds(threshold_between(departures.levels, int(n_leaving[first])), len(costs))
+    return equal_thresholds(threshold_between(departures.levels, int(n_leaving[first]), np.inf), len(costs))
 
 
 def rewarding_threshold(scores: Floats, rewards: Floats, sample_weight: Floats | None = None) -> float:
@@ -177,7 +180,7 @@ def rewarding_threshold(scores: Floats, rewards: Floats, sample_weight: Floats |
     departures = _departures(scores)
     n_leaving = departures.n_leaving_together()
     best = int(np.argmax(departures.means(rewards, weight)[n_leaving]))
-    threshold = threshold_between(departures.levels, int(n_leaving[best]))
+    threshold = threshold_between(departures.levels, int(n_leaving[best]), np.inf)
     stops = exits_from_scores(scores, equal_thresholds(threshold, scores.shape[1]))
     harm = rewards[np.arange(len(scores)), stops] - rewards[:, -1]
     mean = np.average(harm, weights=weight)
@@ -216,14 +219,19 @@ def exits_from_scores(scores: Floats, thresholds: Floats) -> NDArray[np.int64]:
     return np.argmax(scores >= thresholds, axis=1)
 
 
-def threshold_between(scores: Floats, n_passing: int) -> float:
+def threshold_between(scores: Floats, n_passing: int, furthest: float = _ROUNDING) -> float:
     """A threshold that the first scores pass, and the others do not.
+
+    It is halfway between them if that is near, so that both stay on their side where a score is
+    computed again with another rounding, as a live network does.
 
     Parameters
     ----------
     scores : ndarray of shape (n_samples,)
         Falling; that at `n_passing` is smaller than that before it.
     n_passing : int
+    furthest : float, default=3e-7
+        How far below the last score to pass the threshold may be. EENet's Algorithm 1 has 0.
 
     Returns
     -------
@@ -235,9 +243,8 @@ def threshold_between(scores: Floats, n_passing: int) -> float:
     if n_passing == len(scores):
         return -np.inf
     last, following = scores[n_passing - 1], scores[n_passing]
-    # In the middle, so that both stay on their side where a score is computed again with another rounding.
-    middle = (last + following) / 2
-    return float(middle if middle > following else last)
+    threshold = max((last + following) / 2, last - furthest)
+    return float(threshold if threshold > following else last)
 
 
 def warn_of_harm() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from skexit.runtime.early_exit import EarlyExitModel
+    from skexit.runtime.latency import ExitLatency, measure_latency
     from skexit.runtime.onnx_export import export_onnx
     from skexit.runtime.onnx_loop import OnnxEarlyExit
     from skexit.runtime.output import ExitOutput
@@ -15,14 +16,25 @@ if TYPE_CHECKING:
 #: The modules are imported when they are asked for: a network in ONNX runs without torch.
 _MODULES = {
     "EarlyExitModel": "early_exit",
+    "ExitLatency": "latency",
     "ExitOutput": "output",
     "OnnxEarlyExit": "onnx_loop",
     "export_onnx": "onnx_export",
+    "measure_latency": "latency",
     "policy_from_json": "policy_json",
     "policy_to_json": "policy_json",
 }
 
-__all__ = ["EarlyExitModel", "ExitOutput", "OnnxEarlyExit", "export_onnx", "policy_from_json", "policy_to_json"]
+__all__ = [
+    "EarlyExitModel",
+    "ExitLatency",
+    "ExitOutput",
+    "OnnxEarlyExit",
+    "export_onnx",
+    "measure_latency",
+    "policy_from_json",
+    "policy_to_json",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -29,18 +29,21 @@ class Batch:
         Where the samples belong in the output.
     notes : Notes
         What the policy knows of them.
+    gone : tensor of shape (n_samples,) of bool or None
+        Which samples were answered and are taken along only, None for none.
     """
 
     tensors: list[torch.Tensor]
     side: list[torch.Tensor]
     rows: torch.Tensor
     notes: Notes
+    gone: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def select(self, kept: torch.Tensor) -> Batch:
-        """Some of the samples; the tensors are copied."""
+        """Some of the samples, of which none is gone; the tensors are copied."""
         return Batch(
             select_rows(self.tensors, kept), select_rows(self.side, kept), self.rows[kept], self.notes.keep(kept)
         )

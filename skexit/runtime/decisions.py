@@ -92,6 +92,14 @@ class Decisions:
         decisions._transformers = with_tensors(self._transformers, device)
         return decisions
 
+    def for_all_exits(self) -> Decisions:
+        """The same, but all samples go to the last exit, and every exit is looked at."""
+        decisions = copy.copy(self)
+        decisions.n_exits = len(self.policy.thresholds_)
+        decisions._thresholds = [np.inf] * decisions.n_exits
+        decisions.is_used = decisions.is_observed = [True] * decisions.n_exits
+        return decisions
+
     def start(self) -> Notes:
         """Notes before the first exit."""
         return Notes([{} for _ in range(len(self._transformers) + 1)])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from torch import nn
@@ -19,7 +19,10 @@ from skexit.runtime.inputs import as_inputs, check_like, check_rows
 from skexit.runtime.output import ExitOutput
 from skexit.runtime.probe import check_against_plain_network
 from skexit.runtime.runner import StageRunner
-from skexit.runtime.stages import cut
+from skexit.runtime.stages import Stage, cut
+
+if TYPE_CHECKING:
+    from skexit.runtime.latency import ExitLatency
 
 
 class EarlyExitModel(nn.Module):
@@ -49,6 +52,10 @@ class EarlyExitModel(nn.Module):
     example_input : tensor, tuple of tensors or dict of tensors, default=None
         One input or more, on the device of the network. The network is then cut and checked at once;
         else when the first input comes.
+
+    latency : ExitLatency, default=None
+        What :func:`measure_latency` measured. Samples that leave are then taken out of the batch only
+        where that is quicker than to take them along to the next exit; else always.
 
     Attributes
     ----------
@@ -105,6 +112,7 @@ class EarlyExitModel(nn.Module):
         pool: Pool = "auto",
         head: Head = "output",
         example_input: Inputs | None = None,
+        latency: ExitLatency | None = None,
     ) -> None:
         super().__init__()
         check_pool(pool)
@@ -113,6 +121,7 @@ class EarlyExitModel(nn.Module):
         resolve_heads(model, head, len(self.exits))
         self.pool = pool
         self.head = head
+        self.latency = latency
         self._decisions = Decisions(policy, heads)
         self.policy = self._decisions.policy
         if self.policy.layout_.n_exits != len(self.exits):
@@ -151,7 +160,7 @@ class EarlyExitModel(nn.Module):
         names = list(example_input)[1:] if isinstance(example_input, dict) else []
         mask = names.index("attention_mask") if "attention_mask" in names else None
         decisions = self._decisions.on(device_of(self.model))
-        runner = StageRunner(dict(enumerate(stages)), self.exits, decisions, self.pool, mask)
+        runner = StageRunner(dict(enumerate(stages)), self.exits, decisions, self.pool, mask, self.latency)
         self._example = map_tensors(lambda tensor: tensor[:1].clone(), example_input)
         with torch.inference_mode():
             runner.prepare(_first_batch(runner, self._example))
@@ -223,6 +232,11 @@ class EarlyExitModel(nn.Module):
             batch = following
         return answers.output()[1]
 
+    @property
+    def stages(self) -> Mapping[int, Stage]:
+        """The stages of the network by exit; none before the network is cut."""
+        return {} if self._runner is None else self._runner.stages
+
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode: what stops early cannot be trained.
 
@@ -247,6 +261,14 @@ class EarlyExitModel(nn.Module):
         super()._apply(function, recurse)
         self._runner = None  # its stages have the buffers as they were
         return self
+
+    def _runner_for_all_exits(self) -> StageRunner:
+        """Takes all samples to the last exit, and decides at each."""
+        runner = cast(StageRunner, self._runner)
+        runner = replace(runner, decisions=runner.decisions.for_all_exits())
+        with torch.inference_mode():
+            runner.prepare(_first_batch(runner, self._example))
+        return runner
 
     def _start(self, inputs: Inputs) -> tuple[StageRunner, Batch]:
         """The inputs before the first stage, if the network takes them; it is cut now where it was not."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,6 +14,9 @@ from skexit.runtime.batch import Answers, Batch
 from skexit.runtime.decisions import Decisions
 from skexit.runtime.rows import in_double, split_rows
 from skexit.runtime.stages import Stage
+
+if TYPE_CHECKING:
+    from skexit.runtime.latency import ExitLatency
 
 
 @dataclass
@@ -30,6 +33,8 @@ class StageRunner:
     pool : str, sequence of str or callable
     mask : int or None
         Which of the side inputs is the attention mask.
+    latency : ExitLatency or None
+        Says where it pays to take samples that leave out of the batch; None for everywhere.
     """
 
     stages: Mapping[int, Stage]
@@ -37,6 +42,7 @@ class StageRunner:
     decisions: Decisions
     pool: Pool
     mask: int | None
+    latency: ExitLatency | None = None
     _pools: dict[int, Any] = field(default_factory=dict)
 
     def start(self, first: torch.Tensor, side: list[torch.Tensor], rows: Any) -> Batch:
@@ -66,25 +72,41 @@ class StageRunner:
         if not self.decisions.is_observed[k]:
             return batch
         logits, leaves = self.decide(k, batch)
-        if k == self.decisions.n_exits - 1:
+        is_last = k == self.decisions.n_exits - 1
+        if leaves is None and not is_last:
+            return batch
+        if is_last:
+            leaves = torch.ones_like(batch.rows, dtype=torch.bool)
+        if batch.gone is not None:
+            leaves &= ~batch.gone
+        leaving, others = split_rows(leaves)
+        if len(others) == 0:
             answers.add(k, batch.rows, logits)
             return None
-        if leaves is None:
-            return batch
-        leaving, staying = split_rows(leaves)
-        if len(leaving) == 0:
-            return batch
+        if len(leaving):
+            answers.add(k, batch.rows[leaving], logits[leaving])
+        return None if is_last else self._go_on(k, batch, leaves, leaving, others)
+
+    def _go_on(
+        self, k: int, batch: Batch, leaves: torch.Tensor, leaving: torch.Tensor, others: torch.Tensor
+    ) -> Batch | None:
+        """The samples that go on, without those that leave, or with them where that is quicker."""
+        if self.latency is None:
+            return batch.select(others) if len(leaving) else batch
+        gone = leaves if batch.gone is None else batch.gone | leaves
+        _, staying = split_rows(gone)
         if len(staying) == 0:
-            answers.add(k, batch.rows, logits)
             return None
-        answers.add(k, batch.rows[leaving], logits[leaving])
-        return batch.select(staying)
+        if len(staying) < len(batch) and self.latency.compaction_pays(k, len(batch), len(staying)):
+            return batch.select(staying)
+        return replace(batch, gone=gone)
 
     def compute(self, k: int, batch: Batch) -> Batch:
         """Run the network from the exit before to exit `k`."""
         inputs = [*batch.tensors, *batch.side]
         batch.tensors.clear()
-        return Batch(self.stages[k].network.forward(*inputs), batch.side, batch.rows, batch.notes)
+        batch.tensors = self.stages[k].network.forward(*inputs)
+        return batch
 
     def decide(self, k: int, batch: Batch) -> tuple[Any, Any]:
         """Logits with which exit `k` answers, and who leaves; None where no decision is made."""

