@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -24,6 +24,9 @@ _COUNTED_UNITS = ("FLOPs", "MACs")
 
 class ExitEstimator(BaseEstimator):
     """An estimator that records the version of skexit in what is saved, and shows a table of its exits."""
+
+    #: Attributes that no answer depends on, beside those whose names begin with ``_fitting``.
+    _only_for_fitting: ClassVar[frozenset[str]] = frozenset()
 
     layout: Any
     _layout_in: ExitLayout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -45,11 +45,13 @@ class ExitPolicy(ClassifierMixin, ExitEstimator):
     #: Whether `_score_exit` looks at features.
     _needs_features = False
 
+    _only_for_fitting: ClassVar[frozenset[str]] = frozenset({"_conformal_scores"})
+
     layout: Any
     heads: Any
     thresholds_: NDArray[np.float64]
     temperatures_: NDArray[np.float64]
-    _conformal_scores: ConformalScores | None
+    _conformal_scores: ConformalScores | None = None
 
     @abstractmethod
     def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:

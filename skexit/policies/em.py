@@ -172,6 +172,15 @@ class EMExitAssigner(BudgetedPolicy):
     array([0.5, 0.5])
     """
 
+    _only_for_fitting = BudgetedPolicy._only_for_fitting | {
+        "_confidence",
+        "_correct",
+        "_held_out_probability",
+        "_pattern_weight",
+        "_patterns",
+        "_router_probability",
+    }
+
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "lam": [Interval(Real, None, None, closed="neither")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],

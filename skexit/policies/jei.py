@@ -211,6 +211,8 @@ class JEIGatedEnsemble(BudgetedPolicy):
     True
     """
 
+    _only_for_fitting = BudgetedPolicy._only_for_fitting | {"_path", "_projected", "_right", "_statistics"}
+
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "lam": [Interval(Real, 0, None, closed="left")],
         "budget": [Real, None],

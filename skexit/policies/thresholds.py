@@ -113,6 +113,8 @@ class ThresholdPolicy(BudgetedPolicy):
     array([0.8, 0.2])
     """
 
+    _only_for_fitting = BudgetedPolicy._only_for_fitting | {"_path"}
+
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "score": [StrOptions({*SCORES, "vote"}), HasMethods(["exit_scores"])],
         "schedule": [StrOptions({"geometric", "shared", "lagrangian"})],

@@ -1,10 +1,37 @@
 """Live networks that stop where a policy says."""
 
-from skexit.runtime.batch import ExitOutput
-from skexit.runtime.deployment import Activations, FirstPart, PartialOutput, SecondPart, join_outputs
-from skexit.runtime.early_exit import EarlyExitModel
-from skexit.runtime.latency import ExitLatency, measure_latency
-from skexit.runtime.throughput import LoaderOutput
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from skexit.runtime.deployment import Activations, FirstPart, PartialOutput, SecondPart, join_outputs
+    from skexit.runtime.early_exit import EarlyExitModel
+    from skexit.runtime.latency import ExitLatency, measure_latency
+    from skexit.runtime.onnx_export import export_onnx
+    from skexit.runtime.onnx_loop import OnnxEarlyExit
+    from skexit.runtime.output import ExitOutput
+    from skexit.runtime.policy_json import policy_from_json, policy_to_json
+    from skexit.runtime.throughput import LoaderOutput
+
+#: The modules are imported when they are asked for: a network in ONNX runs without torch.
+_MODULES = {
+    "Activations": "deployment",
+    "EarlyExitModel": "early_exit",
+    "ExitLatency": "latency",
+    "ExitOutput": "output",
+    "FirstPart": "deployment",
+    "LoaderOutput": "throughput",
+    "OnnxEarlyExit": "onnx_loop",
+    "PartialOutput": "deployment",
+    "SecondPart": "deployment",
+    "export_onnx": "onnx_export",
+    "join_outputs": "deployment",
+    "measure_latency": "latency",
+    "policy_from_json": "policy_json",
+    "policy_to_json": "policy_json",
+}
 
 __all__ = [
     "Activations",
@@ -13,8 +40,22 @@ __all__ = [
     "ExitOutput",
     "FirstPart",
     "LoaderOutput",
+    "OnnxEarlyExit",
     "PartialOutput",
     "SecondPart",
+    "export_onnx",
     "join_outputs",
     "measure_latency",
+    "policy_from_json",
+    "policy_to_json",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

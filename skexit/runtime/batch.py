@@ -4,30 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from skexit.runtime.decisions import Notes
+from skexit.runtime.output import ExitOutput
 from skexit.runtime.rows import select_rows
-
-
-class ExitOutput(NamedTuple):
-    """Answers of a live network, in the order of its inputs.
-
-    Parameters
-    ----------
-    labels : tensor of shape (n_samples,), or ndarray where classes are names
-    probabilities : tensor of shape (n_samples, n_classes)
-    exits : tensor of shape (n_samples,) of int64
-        The exit at which each sample left, counted from 0.
-    """
-
-    labels: torch.Tensor | NDArray[Any]
-    probabilities: torch.Tensor
-    exits: torch.Tensor
 
 
 @dataclass(slots=True)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from skexit.layout import ExitLayout
 from skexit.policies.base import ExitPolicy
-from skexit.runtime.tensors import with_tensors
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass
@@ -35,6 +36,8 @@ class Notes:
     @classmethod
     def join(cls, notes: Sequence[Notes]) -> Notes:
         """Notes of the samples of several batches, one after the other."""
+        import torch
+
         memories = []
         for parts in zip(*[each.memories for each in notes], strict=True):
             memories.append({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
@@ -53,6 +56,8 @@ class Decisions:
 
     Attributes
     ----------
+    steps : list
+        What gives logits, one after the other, and the policy; as they were passed.
     policy : ExitPolicy
     layout : ExitLayout
         What the first step was fitted on.
@@ -66,7 +71,8 @@ class Decisions:
 
     def __init__(self, policy: Any, heads: Any = None) -> None:
         steps = [step for _, step in policy.steps] if isinstance(policy, Pipeline) else [policy]
-        *transformers, self.policy = [*([] if heads is None else [heads]), *steps]
+        self.steps: list[Any] = [*([] if heads is None else [heads]), *steps]
+        *transformers, self.policy = self.steps
         _check_steps(transformers, self.policy)
         self._transformers = transformers + ([] if self.policy.heads_ is None else [self.policy.heads_])
         first = transformers[0] if transformers else self.policy
@@ -83,6 +89,8 @@ class Decisions:
 
     def on(self, device: torch.device) -> Decisions:
         """The same decisions, with the networks of policy and heads on a device."""
+        from skexit.runtime.tensors import with_tensors
+
         decisions = copy.copy(self)
         decisions.policy = with_tensors(self.policy, device)
         decisions._transformers = with_tensors(self._transformers, device)

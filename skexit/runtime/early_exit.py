@@ -12,10 +12,12 @@ from torch import nn
 from skexit.extraction import exit_points
 from skexit.extraction._network import Head, Inputs, device_of, find_modules, map_tensors, resolve_heads, tensors_of
 from skexit.extraction.pooling import Pool, check_pool
-from skexit.runtime.batch import Batch, ExitOutput
+from skexit.runtime.batch import Batch
+from skexit.runtime.compiled import check_sizes, compile_stage
 from skexit.runtime.decisions import Decisions
 from skexit.runtime.deployment import FirstPart, SecondPart, check_at_exit
 from skexit.runtime.inputs import as_inputs, check_like, check_rows
+from skexit.runtime.output import ExitOutput
 from skexit.runtime.probe import check_against_plain_network
 from skexit.runtime.runner import StageRunner
 from skexit.runtime.stages import Stage, cut
@@ -165,6 +167,39 @@ class EarlyExitModel(nn.Module):
         with torch.inference_mode():
             runner.prepare(_first_batch(runner, self._example))
         self._runner = runner
+        return self
+
+    def compile_stages(self, pad_to: Sequence[int] = (1, 8, 64), **options: Any) -> Self:
+        """Compile the stages by ``torch.compile``, for batches of a few sizes.
+
+        After an exit a batch may have any number of samples, and each new number would be compiled
+        anew. A batch is filled up to the next size by repeating its last sample; one that is larger
+        than the largest is divided. Stages are compiled when a size first comes, and again for each
+        length of sequences, so that these are best padded to a few. Beyond
+        ``torch._dynamo.config.recompile_limit`` of these, torch runs a stage as it is.
+
+        Parameters
+        ----------
+        pad_to : sequence of int, default=(1, 8, 64)
+            Sizes of batches.
+        **options
+            Further parameters of ``torch.compile``, as `backend` and `mode`.
+
+        Returns
+        -------
+        self : EarlyExitModel
+            As long as it is not moved to another device or prepared again.
+
+        Raises
+        ------
+        ValueError
+            If the network is not cut yet, or `pad_to` has no sizes.
+        """
+        sizes = check_sizes(pad_to)
+        if self._runner is None:
+            raise ValueError("the network is not cut yet; call prepare(example_input) first.")
+        stages = {k: compile_stage(stage, sizes, options) for k, stage in self._runner.stages.items()}
+        self._runner = replace(self._runner, stages=stages)
         return self
 
     @torch.inference_mode()

@@ -175,9 +175,10 @@ class StageRunner:
     def _read(self, k: int, batch: Batch) -> tuple[Any, Any]:
         """Logits that the network itself has for exit `k`, and features."""
         head, logits, features = self.stages[k].logits, None, None
-        if head is not None and self.decisions.layout.has_logits(k):
-            logits = in_double(head(*batch.tensors, *batch.side))
+        # Features first: the head may work in place on what the exit gave.
         if self.decisions.needs_features:
             mask = None if self.mask is None else batch.side[self.mask]
             features = in_double(self._pools[k](batch.tensors[0], mask))
+        if head is not None and self.decisions.layout.has_logits(k):
+            logits = in_double(head(*batch.tensors, *batch.side))
         return logits, features

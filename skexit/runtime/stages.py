@@ -19,16 +19,16 @@ class Stage:
 
     Parameters
     ----------
-    network : GraphModule
+    network : GraphModule, or one that is compiled
         Takes what the exit before gave, of the first stage the first input, and the other inputs. Gives
         the tensors that the exit's module gives and later stages read.
-    logits : GraphModule or None
+    logits : GraphModule, one that is compiled, or None
         Takes what `network` gave, and the other inputs. Gives the logits that the network itself has
         for this exit.
     """
 
-    network: fx.GraphModule
-    logits: fx.GraphModule | None
+    network: nn.Module
+    logits: nn.Module | None
 
 
 def cut(model: nn.Module, exits: Sequence[str], example_input: Inputs, head: Head = "output") -> list[Stage]:
