@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,7 +110,7 @@ class OnnxEarlyExit:
                 break
             tensors, side = ([tensor[stays] for tensor in part] for part in (tensors, side))
             notes = notes.keep(stays)
-        return ExitOutput(self.classes[predicted], probabilities, exits)
+        return ExitOutput(self.classes[predicted], cast(Any, probabilities), cast(Any, exits))
 
     def _check_inputs(self, inputs: Any) -> list[NDArray[Any]]:
         names = [expected["name"] for expected in self._inputs]

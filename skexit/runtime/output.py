@@ -26,5 +26,5 @@ class ExitOutput(NamedTuple):
     """
 
     labels: torch.Tensor | NDArray[Any]
-    probabilities: torch.Tensor | NDArray[Any]
-    exits: torch.Tensor | NDArray[Any]
+    probabilities: torch.Tensor
+    exits: torch.Tensor

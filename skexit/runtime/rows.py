@@ -26,8 +26,13 @@ def in_double(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
 
 
-def split_rows(leaves: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows that leave, and rows that stay. Waits once for the device."""
+def split_rows(leaves: torch.Tensor, gone: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows that leave, and rows that stay, without those that are gone. Waits once for the device."""
+    if gone is not None:
+        codes = torch.where(gone, 2, (~leaves).to(torch.int8))
+        n_leaving, n_staying, _ = torch.bincount(codes, minlength=3).tolist()
+        rows = codes.argsort(stable=True)
+        return rows[:n_leaving], rows[n_leaving : n_leaving + n_staying]
     n_leaving = int(leaves.count_nonzero())
     if n_leaving in (0, len(leaves)):
         rows = torch.arange(len(leaves), device=leaves.device)

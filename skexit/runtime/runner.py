@@ -94,31 +94,23 @@ class StageRunner:
             return batch
         if is_last:
             leaves = torch.ones_like(batch.rows, dtype=torch.bool)
-        if batch.gone is not None:
-            leaves &= ~batch.gone
-        leaving, others = split_rows(leaves)
-        if len(others) == 0:
+        leaving, staying = split_rows(leaves, batch.gone)
+        if len(leaving) == len(batch):
             answers.add(k, batch.rows, logits)
             return None
-        following = None if is_last else self._go_on(k, batch, leaves, leaving, others)
+        following = self._go_on(k, batch, leaves, staying) if len(staying) else None
         # Last, so that nothing is recorded where memory does not suffice.
         if len(leaving):
             answers.add(k, batch.rows[leaving], logits[leaving])
         return following
 
-    def _go_on(
-        self, k: int, batch: Batch, leaves: torch.Tensor, leaving: torch.Tensor, others: torch.Tensor
-    ) -> Batch | None:
-        """The samples that go on, without those that leave, or with them where that is quicker."""
-        if self.latency is None:
-            return batch.select(others) if len(leaving) else batch
-        gone = leaves if batch.gone is None else batch.gone | leaves
-        _, staying = split_rows(gone)
-        if len(staying) == 0:
-            return None
-        if len(staying) < len(batch) and self.latency.compaction_pays(k, len(batch), len(staying)):
+    def _go_on(self, k: int, batch: Batch, leaves: torch.Tensor, staying: torch.Tensor) -> Batch:
+        """The samples that stay, without the others, or with them where that is quicker."""
+        if len(staying) == len(batch):
+            return batch
+        if self.latency is None or self.latency.compaction_pays(k, len(batch), len(staying)):
             return batch.select(staying)
-        return replace(batch, gone=gone)
+        return replace(batch, gone=leaves if batch.gone is None else batch.gone | leaves)
 
     def compute(self, k: int, batch: Batch) -> Batch:
         """Run the network from the exit before to exit `k`."""
