@@ -45,6 +45,10 @@ class LogitsTransformer(TransformerMixin, ExitEstimator):
     def _earlier_exits(self, k: int) -> range:
         """Exits before `k` on which its logits depend."""
 
+    def _needs_features(self, k: int) -> bool:
+        """Whether `exit_logits` looks at the features of exit `k`."""
+        return True
+
     def transform(self, X: Any) -> Any:
         """Give logits to every exit of X.
 

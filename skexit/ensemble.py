@@ -209,6 +209,11 @@ class ExitEnsemble(LogitsTransformer):
     def _new_logits(self) -> range:
         return range(self.layout_.n_exits)
 
+    def _needs_features(self, k: int) -> bool:
+        if isinstance(self.heads_, LogitsTransformer):
+            return self.heads_._needs_features(k)
+        return self.heads_ is not None
+
     def _earlier_exits(self, k: int) -> range:
         return range(k)
 

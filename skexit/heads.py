@@ -442,6 +442,9 @@ class ExitHeads(LogitsTransformer):
     def _new_logits(self) -> list[int]:
         return [k for k, network in enumerate(self.networks_) if network is not None]
 
+    def _needs_features(self, k: int) -> bool:
+        return self.cascade or self.networks_[k] is not None
+
     def _earlier_exits(self, k: int) -> range:
         return range(k) if self.cascade or self.training == "boosted" else range(0)
 

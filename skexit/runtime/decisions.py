@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
+from skexit._transformer import LogitsTransformer
 from skexit.layout import ExitLayout
 from skexit.policies.base import ExitPolicy
 
@@ -85,7 +86,6 @@ class Decisions:
         self.is_used = [threshold < np.inf for threshold in self._thresholds[: self.n_exits]]
         self._recalls = bool(getattr(self.policy, "recall", False))
         self.is_observed = self._find_observed()
-        self.needs_features = self.policy._needs_features or bool(self._transformers)
 
     def on(self, device: torch.device) -> Decisions:
         """The same decisions, with the networks of policy and heads on a device."""
@@ -151,6 +151,10 @@ class Decisions:
         scores = self.policy._score_exit(k, logits, features, notes.memories[-1])
         return scores >= self._thresholds[k] if self.is_used[k] else None
 
+    def needs_features(self, k: int) -> bool:
+        """Whether anything looks at the features of exit `k`."""
+        return self.policy._needs_features or any(_looks_at_features(step, k) for step in self._transformers)
+
     def _find_observed(self) -> list[bool]:
         observed = set()
         for k in np.flatnonzero(self.is_used).tolist():
@@ -163,7 +167,7 @@ class Decisions:
 
     def _earlier_exits(self, k: int, *, scored: bool) -> range:
         """Exits before `k` that its answer, and its score, depend on."""
-        needed = [_unfrozen(transformer)._earlier_exits(k) for transformer in self._transformers]
+        needed = [_exits_before(transformer, k) for transformer in self._transformers]
         if scored:
             needed.append(self.policy._earlier_exits(k))
         if self._recalls:
@@ -182,6 +186,18 @@ def _check_steps(transformers: Sequence[Any], policy: Any) -> None:
                 f"{type(step).__name__} has no exit_logits, so that it cannot be put to one exit after another. Steps "
                 "before a policy may be ExitHeads and ExitEnsemble."
             )
+
+
+def _looks_at_features(transformer: Any, k: int) -> bool:
+    """Whether the logits of exit `k` depend on its features; heads of other makers do not say."""
+    own = _unfrozen(transformer)
+    return own._needs_features(k) if isinstance(own, LogitsTransformer) else True
+
+
+def _exits_before(transformer: Any, k: int) -> range:
+    """Exits before `k` on which its logits depend; heads of other makers do not say."""
+    own = _unfrozen(transformer)
+    return own._earlier_exits(k) if isinstance(own, LogitsTransformer) else range(k)
 
 
 def _unfrozen(estimator: Any) -> Any:

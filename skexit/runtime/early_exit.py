@@ -16,7 +16,7 @@ from skexit.runtime.batch import Batch
 from skexit.runtime.compiled import check_sizes, compile_stage
 from skexit.runtime.decisions import Decisions
 from skexit.runtime.deployment import FirstPart, SecondPart, check_at_exit
-from skexit.runtime.inputs import as_inputs, check_like, check_rows
+from skexit.runtime.inputs import as_inputs, check_like, check_rows, is_like
 from skexit.runtime.output import ExitOutput
 from skexit.runtime.probe import check_against_plain_network
 from skexit.runtime.runner import StageRunner
@@ -402,9 +402,11 @@ class EarlyExitModel(nn.Module):
 
     def _start(self, inputs: Inputs) -> tuple[StageRunner, Batch]:
         """The inputs before the first stage, if the network takes them."""
-        check_rows(inputs, device_of(self.model))
+        if self._runner is None or not is_like(inputs, self._example):
+            check_rows(inputs, device_of(self.model))
+            self._prepared(inputs)
+            check_like(inputs, self._example)
         runner = self._prepared(inputs)
-        check_like(inputs, self._example)
         return runner, _first_batch(runner, inputs)
 
     def _cut_before(self) -> StageRunner:

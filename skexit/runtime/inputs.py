@@ -18,6 +18,8 @@ def as_inputs(inputs: tuple[Any, ...], named_inputs: Mapping[str, Any]) -> Input
     ValueError
         If there is nothing, tensors come by position and by name, or there is no tensor.
     """
+    if len(inputs) == 1 and isinstance(inputs[0], torch.Tensor) and not named_inputs and inputs[0].ndim:
+        return inputs[0]
     if bool(inputs) == bool(named_inputs):
         raise ValueError("pass the inputs of the network either by position or by name.")
     given: Any = dict(named_inputs) or (inputs[0] if len(inputs) == 1 else inputs)
@@ -52,6 +54,18 @@ def check_rows(inputs: Inputs, device: torch.device) -> None:
         raise ValueError(f"the inputs have different numbers of rows: {lengths}.")
     if not all(lengths.values()):
         raise ValueError("the inputs have no rows; pass at least one.")
+
+
+def is_like(inputs: Inputs, example: Inputs) -> bool:
+    """Whether the input is one tensor that plainly differs from the example in rows alone; the checks say more."""
+    return (
+        isinstance(inputs, torch.Tensor)
+        and isinstance(example, torch.Tensor)
+        and inputs.shape[1:] == example.shape[1:]
+        and inputs.dtype == example.dtype
+        and inputs.device == example.device
+        and len(inputs) > 0
+    )
 
 
 def check_like(inputs: Inputs, example: Inputs) -> None:

@@ -140,7 +140,7 @@ class StageRunner:
             batch = self.compute(k, batch)
             if not self.decisions.is_observed[k]:
                 continue
-            if self.decisions.needs_features:
+            if self.decisions.needs_features(k):
                 mask = None if self.mask is None else batch.side[self.mask]
                 pool_output(batch.tensors[0], self.pool, mask)  # says what does not fit
                 self._pools[k] = prepared_pool(self.pool, batch.tensors[0].ndim)
@@ -168,7 +168,7 @@ class StageRunner:
         """Logits that the network itself has for exit `k`, and features."""
         head, logits, features = self.stages[k].logits, None, None
         # Features first: the head may work in place on what the exit gave.
-        if self.decisions.needs_features:
+        if k in self._pools:
             mask = None if self.mask is None else batch.side[self.mask]
             features = in_double(self._pools[k](batch.tensors[0], mask))
         if head is not None and self.decisions.layout.has_logits(k):
