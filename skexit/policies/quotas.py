@@ -14,7 +14,7 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
 #: Rounding that a score may have when it is computed again.
-_ROUNDING = 3e-7
+_ROUNDING = 1e-9
 
 
 def tilted_distribution(log_prior: Floats, direction: Floats, costs: Floats, budget: float) -> Floats:
@@ -230,7 +230,7 @@ def threshold_between(scores: Floats, n_passing: int, furthest: float = _ROUNDIN
     scores : ndarray of shape (n_samples,)
         Falling; that at `n_passing` is smaller than that before it.
     n_passing : int
-    furthest : float, default=3e-7
+    furthest : float, default=1e-9
         How far below the last score to pass the threshold may be. EENet's Algorithm 1 has 0.
 
     Returns

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     import torch
 
 
+#: Rounding, relative where scores are large. Thresholds of quotas lie 1e-9 below the score of a sample.
+_ROUNDING = 3e-7
+
+
 @dataclass
 class Notes:
     """What earlier exits noted of the samples that are still running, by step of the decision."""
@@ -82,7 +86,7 @@ class Decisions:
         thresholds = self.policy.thresholds_
         # Nobody passes an exit whose threshold is -inf.
         self.n_exits = int(np.argmax(np.isneginf(thresholds))) + 1
-        self._thresholds = [float(threshold) for threshold in thresholds]
+        self._thresholds = [_lowered(float(threshold)) for threshold in thresholds]
         self.is_used = [threshold < np.inf for threshold in self._thresholds[: self.n_exits]]
         self._recalls = bool(getattr(self.policy, "recall", False))
         self.is_observed = self._find_observed()
@@ -198,6 +202,11 @@ def _exits_before(transformer: Any, k: int) -> range:
     """Exits before `k` on which its logits depend; heads of other makers do not say."""
     own = _unfrozen(transformer)
     return own._earlier_exits(k) if isinstance(own, LogitsTransformer) else range(k)
+
+
+def _lowered(threshold: float) -> float:
+    """A threshold that a score still passes after the rounding of another batch; infinite ones stay as they are."""
+    return threshold - _ROUNDING * max(1.0, abs(threshold)) if np.isfinite(threshold) else threshold
 
 
 def _unfrozen(estimator: Any) -> Any:
