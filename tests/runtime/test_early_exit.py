@@ -71,14 +71,15 @@ def calls(network):
 
 
 def assert_same(output, policy, X):
-    """Equal answers, but for the few rows a score of which is within rounding of its threshold."""
-    with np.errstate(invalid="ignore"):
-        distance = np.abs(policy.exit_scores(X) - policy.thresholds_)
-    clear = (~(distance <= 1e-5 * np.maximum(1, np.abs(policy.thresholds_)))).all(axis=1)
-    assert (~clear).sum() <= 4
-    np.testing.assert_array_equal(output.exits[clear], policy.predict_exit(X)[clear])
-    np.testing.assert_array_equal(np.asarray(output.labels)[clear], policy.predict(X)[clear])
-    np.testing.assert_allclose(output.probabilities[clear], policy.predict_proba(X)[clear], atol=1e-5)
+    """Equal answers; a row or two may leave elsewhere if a score is within rounding of its threshold."""
+    same = np.asarray(output.exits) == policy.predict_exit(X)
+    finite = np.isfinite(policy.thresholds_)
+    thresholds = policy.thresholds_[finite]
+    distance = np.abs(policy.exit_scores(X)[~same][:, finite] - thresholds) / np.maximum(1, np.abs(thresholds))
+    assert (~same).sum() <= 2
+    assert (distance < 1e-5).any(axis=1).all()
+    np.testing.assert_array_equal(np.asarray(output.labels)[same], policy.predict(X)[same])
+    np.testing.assert_allclose(output.probabilities[same], policy.predict_proba(X)[same], atol=1e-5)
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: str(policy).replace("\n", "")[:60])
