@@ -82,10 +82,17 @@ def validate_new_data(estimator: BaseEstimator, X: Any) -> ExitArray:
 def sort_classes(X: ExitArray) -> ExitArray:
     """X with its logits in the order of the sorted classes, which is scikit-learn's order."""
     classes = X.layout.classes
-    if classes is None or (classes[:-1] < classes[1:]).all():
+    order = order_of_classes(classes)
+    if classes is None or order is None:
         return X
-    order = np.argsort(classes)
     return ExitArray(_ReorderedLogits(X, order), X.layout.replace(classes=classes[order]))
+
+
+def order_of_classes(classes: NDArray[Any] | None) -> NDArray[np.intp] | None:
+    """The order that sorts the classes, None where they are sorted already or not known."""
+    if classes is None or (classes[:-1] < classes[1:]).all():
+        return None
+    return np.argsort(classes)
 
 
 class _ReorderedLogits(OverlaidSource):

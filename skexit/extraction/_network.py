@@ -95,6 +95,11 @@ def as_arguments(inputs: Inputs) -> tuple[tuple[torch.Tensor, ...], dict[str, An
     return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
 
 
+def logits_in(output: Any) -> Any:
+    """The ``logits`` of a network's output, or the output itself where it names none; None where a dict has none."""
+    return output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+
+
 def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], inputs: Inputs) -> Inputs:
     """Apply a function to each tensor of an input."""
     if isinstance(inputs, torch.Tensor):

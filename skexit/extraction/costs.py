@@ -164,7 +164,7 @@ class _Run:
             end = clock()
         check_called_once([name for name, _ in exit_ends], self._exits, "exits")
         check_called_once([name for name, _ in head_ends], list(self._own_heads.values()), "head")
-        _check_forward_order([name for name, _ in exit_ends], self._exits)
+        check_forward_order([name for name, _ in exit_ends], self._exits)
         ends = [
             end if head == NETWORK_OUTPUT else reading
             for (_, reading), head in zip(exit_ends, self._heads, strict=True)
@@ -276,7 +276,7 @@ def _left_as_found(model: nn.Module) -> Iterator[None]:
                 vars(module).update(found)
 
 
-def _check_forward_order(called: list[str], exits: list[str]) -> None:
+def check_forward_order(called: list[str], exits: list[str]) -> None:
     if called != exits:
         raise ValueError(f"exits={exits} are not in forward order; the network reaches them as {called}.")
 

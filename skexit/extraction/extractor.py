@@ -31,6 +31,7 @@ from skexit.extraction._network import (
     device_of,
     evaluating,
     find_modules,
+    logits_in,
     map_tensors,
     own_heads,
     resolve_heads,
@@ -412,7 +413,7 @@ def _find_cache(path: str | os.PathLike[str], origin: dict[str, str]) -> Feature
 
 
 def _as_logits(output: Any, source: str) -> torch.Tensor:
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    logits = logits_in(output)
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
         shape = f" of shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else ""
         raise ValueError(

@@ -13,7 +13,8 @@ from scipy.special import softmax
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
-#: Rounding that a score may have when it is computed again.
+#: A threshold of a quota lies up to this far below the score of the last sample to leave, so that a score
+#: which is computed again, with another rounding, still passes it.
 _ROUNDING = 1e-9
 
 
@@ -222,8 +223,7 @@ def exits_from_scores(scores: Floats, thresholds: Floats) -> NDArray[np.int64]:
 def threshold_between(scores: Floats, n_passing: int, furthest: float = _ROUNDING) -> float:
     """A threshold that the first scores pass, and the others do not.
 
-    It is halfway between them if that is near, so that both stay on their side where a score is
-    computed again with another rounding, as a live network does.
+    It is halfway between them, or `furthest` below the last of the first where that is nearer.
 
     Parameters
     ----------

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from skexit._transformer import LogitsTransformer
+from skexit._validation import order_of_classes
 from skexit.layout import ExitLayout
 from skexit.policies.base import ExitPolicy
 
@@ -82,7 +83,7 @@ class Decisions:
         self._transformers = transformers + ([] if self.policy.heads_ is None else [self.policy.heads_])
         first = transformers[0] if transformers else self.policy
         self.layout: ExitLayout = _unfrozen(first)._layout_in
-        self._order = _order_of_sorted_classes(self.layout)
+        self._order = order_of_classes(self.layout.classes)
         thresholds = self.policy.thresholds_
         # Nobody passes an exit whose threshold is -inf.
         self.n_exits = int(np.argmax(np.isneginf(thresholds))) + 1
@@ -210,11 +211,4 @@ def _lowered(threshold: float) -> float:
 
 
 def _unfrozen(estimator: Any) -> Any:
-    return getattr(estimator, "estimator", estimator) if type(estimator).__name__ == "FrozenEstimator" else estimator
-
-
-def _order_of_sorted_classes(layout: ExitLayout) -> NDArray[np.intp] | None:
-    classes = layout.classes
-    if classes is None or (classes[:-1] < classes[1:]).all():
-        return None
-    return np.argsort(classes)
+    return estimator.estimator if isinstance(estimator, FrozenEstimator) else estimator

@@ -15,6 +15,7 @@ from torch import nn
 from skexit.extraction._network import Inputs, map_tensors, tensors_of
 from skexit.runtime.batch import Batch, ExitOutput
 from skexit.runtime.decisions import Notes
+from skexit.runtime.evaluation import EvaluationModule
 from skexit.runtime.inputs import as_inputs, check_like, check_rows
 from skexit.runtime.rows import in_double
 from skexit.runtime.runner import StageRunner
@@ -150,7 +151,7 @@ def _join(parts: Sequence[Any], order: torch.Tensor, device: torch.device) -> An
     return torch.cat([part.to(device) for part in parts])[order]
 
 
-class _Part(nn.Module):
+class _Part(EvaluationModule):
     """Some stages of a live network, with the policy."""
 
     def __init__(self, runner: StageRunner, exits: range, device: torch.device) -> None:
@@ -162,26 +163,6 @@ class _Part(nn.Module):
         self._runner = replace(runner, stages=stages, latency=None)
         self._device = device
         self.eval()
-
-    def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode, as the live network does.
-
-        Parameters
-        ----------
-        mode : bool, default=True
-
-        Returns
-        -------
-        self : Module
-
-        Raises
-        ------
-        RuntimeError
-            If `mode` is True.
-        """
-        if mode:
-            raise RuntimeError(f"a {type(self).__name__} cannot be trained; train the network, and fit again.")
-        return super().train(False)
 
     def _apply(self, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         super()._apply(function, recurse)

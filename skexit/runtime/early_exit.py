@@ -16,6 +16,7 @@ from skexit.runtime.batch import Batch
 from skexit.runtime.compiled import check_sizes, compile_stage
 from skexit.runtime.decisions import Decisions
 from skexit.runtime.deployment import FirstPart, SecondPart, check_at_exit
+from skexit.runtime.evaluation import EvaluationModule
 from skexit.runtime.inputs import as_inputs, check_like, check_rows, is_like
 from skexit.runtime.output import ExitOutput
 from skexit.runtime.probe import check_against_plain_network
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from skexit.runtime.latency import ExitLatency
 
 
-class EarlyExitModel(nn.Module):
+class EarlyExitModel(EvaluationModule):
     """A network that stops at the exit that a policy chooses for each sample.
 
     The network is cut at its exits into stages, which call its own modules. After each exit the
@@ -54,7 +55,6 @@ class EarlyExitModel(nn.Module):
     example_input : tensor, tuple of tensors or dict of tensors, default=None
         One input or more, on the device of the network. The network is then cut and checked at once;
         else when the first input comes.
-
     latency : ExitLatency, default=None
         What :func:`measure_latency` measured. Samples that leave are then taken out of the batch only
         where that is quicker than to take them along to the next exit; else always.
@@ -367,26 +367,6 @@ class EarlyExitModel(nn.Module):
         check_at_exit(at_exit, len(self.exits))
         return SecondPart(self._cut_before(), at_exit, device_of(self.model))
 
-    def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode: what stops early cannot be trained.
-
-        Parameters
-        ----------
-        mode : bool, default=True
-
-        Returns
-        -------
-        self : EarlyExitModel
-
-        Raises
-        ------
-        RuntimeError
-            If `mode` is True.
-        """
-        if mode:
-            raise RuntimeError("an EarlyExitModel cannot be trained; train the network, and extract and fit again.")
-        return super().train(False)
-
     def _apply(self, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         super()._apply(function, recurse)
         self._runner = None  # its stages have the buffers as they were
@@ -402,11 +382,10 @@ class EarlyExitModel(nn.Module):
 
     def _start(self, inputs: Inputs) -> tuple[StageRunner, Batch]:
         """The inputs before the first stage, if the network takes them."""
-        if self._runner is None or not is_like(inputs, self._example):
-            check_rows(inputs, device_of(self.model))
-            self._prepared(inputs)
-            check_like(inputs, self._example)
         runner = self._prepared(inputs)
+        if not is_like(inputs, self._example):
+            check_rows(inputs, device_of(self.model))
+            check_like(inputs, self._example)
         return runner, _first_batch(runner, inputs)
 
     def _cut_before(self) -> StageRunner:

@@ -20,7 +20,7 @@ from skexit.runtime.early_exit import EarlyExitModel
 from skexit.runtime.inputs import named_tensors
 from skexit.runtime.onnx_loop import DESCRIPTION_FILE, FEATURES, LOGITS, OnnxStage
 from skexit.runtime.policy_json import policy_to_json
-from skexit.runtime.probe import _random_inputs
+from skexit.runtime.probe import random_inputs
 from skexit.runtime.runner import StageRunner
 
 #: Files of ONNX hold less than 2 GiB; the weights of larger stages are in a file beside.
@@ -104,7 +104,7 @@ def export_onnx(live: EarlyExitModel, folder: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     # Written last, so that what a failed export has left is not taken for a whole one.
     (folder / DESCRIPTION_FILE).unlink(missing_ok=True)
-    first, *side = tensors_of(_random_inputs(live._example))
+    first, *side = tensors_of(random_inputs(live._example))
     tensors = [first]
     with torch.no_grad():
         for stage, name, file in zip(stages, live.exits, files, strict=False):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from skexit.extraction._network import Inputs, call, map_tensors, tensors_of
+from skexit.extraction._network import Inputs, call, logits_in, map_tensors, tensors_of
 from skexit.extraction.pooling import first_tensor
 from skexit.runtime.rows import select_rows
 from skexit.runtime.stages import Stage
@@ -33,7 +33,7 @@ def check_against_plain_network(
     example_input : tensor, tuple of tensors or dict of tensors
         What random inputs are to look like.
     """
-    inputs = _random_inputs(example_input)
+    inputs = random_inputs(example_input)
     expected, logits = _run_plain(model, exits, inputs)
     first, *side = tensors_of(inputs)
     tensors, rows = [first], torch.arange(_N_SAMPLES, device=first.device)
@@ -64,7 +64,7 @@ def _agree(value: torch.Tensor, expected: torch.Tensor) -> bool:
     return torch.allclose(value.float(), expected.float(), rtol=_TOLERANCE, atol=_TOLERANCE * largest, equal_nan=True)
 
 
-def _random_inputs(example_input: Inputs) -> Inputs:
+def random_inputs(example_input: Inputs) -> Inputs:
     """Normal numbers, or integers that the example has, of its shapes."""
     device = tensors_of(example_input)[0].device
     generator = torch.Generator(device).manual_seed(0)
@@ -94,5 +94,5 @@ def _run_plain(
         output = call(model, map_tensors(torch.clone, inputs))  # it may work on them in place
     if isinstance(output, list | tuple) and len(output) == len(exits):
         output = output[-1]
-    logits = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", output)
+    logits = logits_in(output)
     return outputs, logits if isinstance(logits, torch.Tensor) else None

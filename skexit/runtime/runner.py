@@ -141,8 +141,7 @@ class StageRunner:
             if not self.decisions.is_observed[k]:
                 continue
             if self.decisions.needs_features(k):
-                mask = None if self.mask is None else batch.side[self.mask]
-                pool_output(batch.tensors[0], self.pool, mask)  # says what does not fit
+                pool_output(batch.tensors[0], self.pool, self._mask_of(batch))  # says what does not fit
                 self._pools[k] = prepared_pool(self.pool, batch.tensors[0].ndim)
             self._check_exit(k, batch, layout)
 
@@ -169,8 +168,11 @@ class StageRunner:
         head, logits, features = self.stages[k].logits, None, None
         # Features first: the head may work in place on what the exit gave.
         if k in self._pools:
-            mask = None if self.mask is None else batch.side[self.mask]
-            features = in_double(self._pools[k](batch.tensors[0], mask))
+            features = in_double(self._pools[k](batch.tensors[0], self._mask_of(batch)))
         if head is not None and self.decisions.layout.has_logits(k):
             logits = in_double(head(*batch.tensors, *batch.side))
         return logits, features
+
+    def _mask_of(self, batch: Batch) -> torch.Tensor | None:
+        """The attention mask of the samples, if there is one."""
+        return None if self.mask is None else batch.side[self.mask]

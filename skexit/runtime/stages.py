@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from skexit.extraction._network import Head, Inputs, find_modules, resolve_heads, tensors_of
+from skexit.extraction._network import Head, Inputs, find_modules, resolve_heads
 from skexit.runtime.tracing import Recording, record
 
 
@@ -68,11 +68,6 @@ def cut(model: nn.Module, exits: Sequence[str], example_input: Inputs, head: Hea
         head_part = _Part(model, recording, roots, f"exit {name!r}")
         stages.append(Stage(network, None if logits is None else head_part.compute(logits, f"the logits of {name!r}")))
     return stages
-
-
-def n_side_inputs(inputs: Inputs) -> int:
-    """Number of tensors beside the first, which go with the samples from stage to stage."""
-    return len(tensors_of(inputs)) - 1
 
 
 def _carried(recording: Recording, k: int) -> list[fx.Node]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -14,8 +14,8 @@ from torch.export.graph_signature import InputKind
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.utils import _pytree as pytree
 
-from skexit.extraction._network import Inputs, as_arguments, check_called_once, own_heads
-from skexit.extraction.costs import _check_forward_order
+from skexit.extraction._network import Inputs, as_arguments, check_called_once, logits_in, own_heads
+from skexit.extraction.costs import check_forward_order
 from skexit.runtime.rows import is_channels_last
 
 _OPERATORS = torch.library.Library("skexit", "DEF")
@@ -91,7 +91,7 @@ def record(model: nn.Module, exits: Sequence[str], heads: Sequence[str | None], 
             f"the values of its inputs, or takes what is no tensor: {_first_line(error)}"
         ) from error
     _explain_wrong_calls(recorder, exits, heads)
-    return _Reader(exported, recorder).read(len(tensors), exits, heads)
+    return _Reader(exported, recorder).read(exits, heads)
 
 
 def _with_rows(tensor: torch.Tensor, n_rows: int) -> torch.Tensor:
@@ -137,7 +137,14 @@ class _WithFlatInputs(nn.Module):
             return []
         if isinstance(output, list | tuple) and len(output) == self._n_exits:
             return list(output)
-        return [cast(torch.Tensor, output["logits"] if isinstance(output, dict) else getattr(output, "logits", output))]
+        logits = logits_in(output)
+        if logits is None:
+            raise ValueError(f"its output, a {type(output).__name__}, has no logits; pass head=None.")
+        return [cast(torch.Tensor, logits)]
+
+
+#: Marks of arguments that become nodes of the graph.
+_TENSOR, _SIZE = object(), object()
 
 
 @dataclass
@@ -146,12 +153,12 @@ class _Call:
 
     name: str
     arguments: list[Any]
-    """Leaves of the positional and keyword arguments; None in place of tensors and sizes."""
+    """Leaves of the positional and keyword arguments, with marks in place of tensors and sizes."""
     structure: Any
-    outputs: Any
-    is_marker: bool = False
-    paths: list[Any] = field(default_factory=list)
+    outputs: list[torch.Tensor]
+    paths: list[Any]
     """Where in the module's output each tensor is."""
+    is_marker: bool
 
 
 class _Recorder:
@@ -215,12 +222,15 @@ class _Recorder:
         leaves, structure = pytree.tree_flatten((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         sizes = [leaf for leaf in leaves if isinstance(leaf, torch.SymInt)]
-        kept = [leaf if not isinstance(leaf, torch.Tensor | torch.SymInt) else type(leaf) for leaf in leaves]
+        kept = [
+            _TENSOR if isinstance(leaf, torch.Tensor) else _SIZE if isinstance(leaf, torch.SymInt) else leaf
+            for leaf in leaves
+        ]
         with_paths, output_structure = pytree.tree_flatten_with_path(output)
         outputs = [leaf for _, leaf in with_paths]
         paths = [path for path, leaf in with_paths if isinstance(leaf, torch.Tensor)]
         given = [leaf for leaf in outputs if isinstance(leaf, torch.Tensor)]
-        self.calls.append(_Call(name, kept, structure, given, is_marker, paths))
+        self.calls.append(_Call(name, kept, structure, given, paths, is_marker))
         results = iter(torch.ops.skexit.call_module(len(self.calls) - 1, tensors, sizes))
         return pytree.tree_unflatten(
             [next(results) if isinstance(leaf, torch.Tensor) else leaf for leaf in outputs], output_structure
@@ -257,7 +267,7 @@ def _explain_wrong_calls(recorder: _Recorder, exits: Sequence[str], heads: Seque
     called = [call.name for call in recorder.calls]
     check_called_once(called, exits, "exits")
     check_called_once(called, list(own_heads(heads).values()), "head")
-    _check_forward_order([name for name in called if name in set(exits)], list(exits))
+    check_forward_order([name for name in called if name in set(exits)], list(exits))
 
 
 class _Reader:
@@ -268,10 +278,11 @@ class _Reader:
         self._calls = recorder.calls
         self._graph = fx.Graph()
         self._values: dict[fx.Node, Any] = {}
+        self._values_of_calls: dict[fx.Node, list[Any]] = {}
         self._outputs: dict[str, list[Any]] = {}
         self._constants: dict[str, torch.Tensor] = {}
 
-    def read(self, n_inputs: int, exits: Sequence[str], heads: Sequence[str | None]) -> Recording:
+    def read(self, exits: Sequence[str], heads: Sequence[str | None]) -> Recording:
         inputs: list[fx.Node] = []
         kinds = {spec.arg.name: spec for spec in self._exported.graph_signature.input_specs}
         results: list[Any] = []
@@ -297,10 +308,6 @@ class _Reader:
             logits[-1] = results[0]
         return Recording(self._graph, inputs, [self._outputs[name] for name in exits], logits, self._constants)
 
-    @property
-    def _values_of_calls(self) -> dict[fx.Node, list[Any]]:
-        return self.__dict__.setdefault("_tensors_of_calls", {})
-
     def _read_input(self, node: fx.Node, spec: Any, inputs: list[fx.Node]) -> fx.Node:
         if spec.kind is InputKind.USER_INPUT:
             value = self._graph.placeholder(node.name)
@@ -321,8 +328,9 @@ class _Reader:
         if call.is_marker:
             self._outputs[call.name] = self._values_of_calls[node] = list(tensors)
             return
-        leaves = [next(tensors) if leaf is torch.Tensor or _is_tensor_type(leaf) else leaf for leaf in call.arguments]
-        leaves = [next(sizes) if leaf is torch.SymInt else leaf for leaf in leaves]
+        leaves = [
+            next(tensors) if leaf is _TENSOR else next(sizes) if leaf is _SIZE else leaf for leaf in call.arguments
+        ]
         args, kwargs = pytree.tree_unflatten(leaves, call.structure)
         output = self._graph.call_module(call.name, args, kwargs)
         values = []
@@ -352,10 +360,6 @@ class _Reader:
                 for user in list(changed.users):
                     if order[user] > order[node]:
                         user.replace_input_with(changed, node)
-
-
-def _is_tensor_type(leaf: Any) -> bool:
-    return isinstance(leaf, type) and issubclass(leaf, torch.Tensor)
 
 
 def _access(value: fx.Node, key: Any) -> tuple[Any, tuple[Any, ...]]:
