@@ -23,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from eenet_report import summarize, write_tables
 from eenet_settings import SETTINGS, Setting, argument_parser, policies
 from routing import half_rows
-from scipy import stats
 
 from skexit import ExitArray, StaticExit
 from skexit.policies.base import BudgetedPolicy
@@ -39,7 +39,6 @@ BUDGETS = {
     "AG News": (0.40, 0.54, 0.67),
 }
 N_SPLITS = 5
-BASELINES = ["BranchyNet", "MSDNet", "PABEE"]
 
 
 def costs_in_ms(latency: pd.DataFrame, setting: str, policy: str) -> tuple[np.ndarray, float]:
@@ -145,47 +144,6 @@ def n_weights(stage: object, head: object) -> int:
     return sum(matrix.numel() for matrix in matrices)
 
 
-def summarize(results: pd.DataFrame) -> pd.DataFrame:
-    """Means over the splits, and the paired difference to the best baseline with half its 95 % interval."""
-    keys = ["setting", "unit", "budget"]
-    rows = []
-    for group, part in results.groupby(keys, sort=False):
-        accuracy = part.pivot(index="split", columns="policy", values="accuracy")
-        best = accuracy[BASELINES].mean().idxmax()
-        for policy in part["policy"].unique():
-            gain = accuracy[policy] - accuracy[best]
-            half_width = stats.t.ppf(0.975, len(gain) - 1) * gain.std() / np.sqrt(len(gain))
-            cost = part.loc[part["policy"] == policy, "cost"].mean()
-            rows.append([*group, policy, accuracy[policy].mean(), cost, best, gain.mean(), half_width])
-    columns = [*keys, "policy", "accuracy", "cost", "best baseline", "gain", "half width"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def table_1(summary: pd.DataFrame, unit: str) -> pd.DataFrame:
-    """One row a budget: accuracy in %, and the gains over the best baseline in points."""
-    rows = []
-    of_unit = summary[summary["unit"] == unit]
-    for (setting, budget), part in of_unit.groupby(["setting", "budget"], sort=False):
-        part = part.set_index("policy")
-        best = part["best baseline"].iloc[0]
-        row = {"data": setting, "budget": f"{budget:.2f}"}
-        for policy, values in part.iterrows():
-            accuracy = f"{100 * values['accuracy']:.2f}"
-            if policy in BASELINES:
-                row[policy] = f"**{accuracy}**" if policy == best else accuracy
-            else:
-                row[policy] = f"{accuracy} ({100 * values['gain']:+.2f} ± {100 * values['half width']:.2f})"
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def table_of_costs(summary: pd.DataFrame, unit: str) -> pd.DataFrame:
-    """What each policy spends on new rows, as a fraction of the network's cost."""
-    of_unit = summary[summary["unit"] == unit]
-    table = of_unit.pivot_table(index=["setting", "budget"], columns="policy", values="cost", sort=False)
-    return table.round(3).reset_index().rename(columns={"setting": "data"})
-
-
 def replace_settings(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     """Write a table to a file that may hold other settings, and give all."""
     if path.exists():
@@ -197,26 +155,18 @@ def replace_settings(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def write(out: Path, results: pd.DataFrame, exits: pd.DataFrame, counts: pd.DataFrame) -> None:
-    results = replace_settings(out / "results.csv", results)
-    replace_settings(out / "exits.csv", exits)
-    replace_settings(out / "sizes.csv", counts)
-    summary = summarize(results)
-    for unit in results["unit"].unique():
-        table_1(summary, unit).to_csv(out / f"table_1_{unit.lower()}.csv", index=False)
-        table_of_costs(summary, unit).to_csv(out / f"costs_{unit.lower()}.csv", index=False)
-
-
 def run(arguments: argparse.Namespace) -> None:
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    path = arguments.out / "latency.csv"
-    latency = pd.read_csv(path) if path.exists() else None
+    out = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    latency = pd.read_csv(out / "latency.csv") if (out / "latency.csv").exists() else None
     for name in arguments.settings:
         setting = SETTINGS[name](arguments)
-        results, exits, counts = measure(name, setting, latency), exit_accuracies(name, setting), sizes(name, setting)
-        write(arguments.out, results, exits, counts)
-        print(exits.to_string(), counts.to_string(), sep="\n", flush=True)
-        print(summarize(results).round(4).to_string(), flush=True)
+        results = replace_settings(out / "results.csv", measure(name, setting, latency))
+        exits = replace_settings(out / "exits.csv", exit_accuracies(name, setting))
+        counts = replace_settings(out / "sizes.csv", sizes(name, setting))
+        write_tables(out, results, exits, counts, latency)
+        print(exits[exits["setting"] == name].to_string(), counts[counts["setting"] == name].to_string(), sep="\n")
+        print(summarize(results[results["setting"] == name]).round(4).to_string(), flush=True)
 
 
 if __name__ == "__main__":
