@@ -56,7 +56,9 @@ def table_of_costs(summary: pd.DataFrame, unit: str) -> pd.DataFrame:
     """What each policy spends on new rows, as a fraction of the network's cost."""
     of_unit = summary[summary["unit"] == unit]
     table = of_unit.pivot_table(index=["setting", "budget"], columns="policy", values="cost", sort=False)
-    return table.round(3).reset_index().rename(columns={"setting": "data"})
+    table = table.map("{:.3f}".format).reset_index().rename(columns={"setting": "data"})
+    table["budget"] = table["budget"].map("{:.2f}".format)
+    return table
 
 
 def beside_paper(summary: pd.DataFrame, unit: str) -> pd.DataFrame:
@@ -113,15 +115,16 @@ def write_tables(
     out: Path, results: pd.DataFrame, exits: pd.DataFrame, counts: pd.DataFrame, latency: pd.DataFrame | None
 ) -> None:
     summary = summarize(results)
+    tables = {"table_2": table_2(counts), "table_of_exits": table_of_exits(exits, latency)}
     for unit in results["unit"].unique():
         accuracies, gains = table_1(summary, unit)
-        tables = {
-            "accuracy": accuracies,
-            "gain": gains,
-            "cost": table_of_costs(summary, unit),
-            "paper": beside_paper(summary, unit),
+        tables |= {
+            f"accuracy_{unit.lower()}": accuracies,
+            f"gain_{unit.lower()}": gains,
+            f"cost_{unit.lower()}": table_of_costs(summary, unit),
+            f"paper_{unit.lower()}": beside_paper(summary, unit),
         }
-        for name, table in tables.items():
-            table.to_csv(out / f"{name}_{unit.lower()}.csv", index=False)
-    table_2(counts).to_csv(out / "table_2.csv", index=False)
-    table_of_exits(exits, latency).to_csv(out / "table_of_exits.csv", index=False)
+    for name, table in tables.items():
+        # Names that do not break in narrow columns.
+        table["data"] = table["data"].str.replace(" ", "\N{NO-BREAK SPACE}").str.replace("-", "\N{NON-BREAKING HYPHEN}")
+        table.to_csv(out / f"{name}.csv", index=False)
