@@ -5,23 +5,24 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import joblib
 import numpy as np
 import torch
-from fine_tune import LOADERS, MAX_LENGTH, exits_of, heads_of, load_fine_tuned
+from fine_tune import LOADERS, MAX_LENGTH, N_CLASSES, MultiExitEncoder, exits_of, heads_of, load_fine_tuned
 from real_data import load_cifar100
 from real_networks import (
     EFFICIENTNET_BLOCKS,
+    N_PIXELS,
     TokenBatches,
-    efficientnet_inputs,
     extract_cifar100,
     load_efficientnet,
+    load_minilm,
 )
-from routing import EXITS, load_images, load_network
+from routing import EXITS, load_network
 from torch import nn
 from which_policy import extract_caches, join
 
@@ -44,8 +45,8 @@ CIFAR100_EXITS = (3, 7, 11, 15)
 
 
 @dataclass
-class Setting:
-    """A network, its exits, and what they say of held-out rows.
+class Backbone:
+    """A network and its exits.
 
     Parameters
     ----------
@@ -55,25 +56,37 @@ class Setting:
     head : "output", None or list of str
         What has logits of its own, as in :class:`ExitExtractor`.
     pool : str or tuple of str
-    heads : ExitHeads or None
-        Heads of the exits that have no logits of their own.
-    X : ExitArray
-        Features and logits of held-out rows, with costs in FLOPs, heads included.
-    y : ndarray of shape (n_rows,)
     example_input : tensor or dict of tensors
         One row, of a typical length.
-    plain_flops : float
-        FLOPs of the network without early exits.
     """
 
     network: nn.Module
     exits: list[str]
     head: str | list[str] | None
     pool: str | tuple[str, ...]
+    example_input: Any
+
+
+@dataclass
+class Setting:
+    """A network with exits, and what these say of held-out rows.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    heads : ExitHeads or None
+        Heads of the exits that have no logits of their own.
+    X : ExitArray
+        Features and logits of held-out rows, with costs in FLOPs, heads included.
+    y : ndarray of shape (n_rows,)
+    plain_flops : float
+        FLOPs of the network without early exits.
+    """
+
+    backbone: Backbone
     heads: ExitHeads | None
     X: ExitArray
     y: np.ndarray
-    example_input: Any
     plain_flops: float
 
     @cached_property
@@ -84,6 +97,34 @@ class Setting:
         return stack_exits(logits, costs=layout.costs, cost_unit=layout.cost_unit, classes=layout.classes)
 
 
+def resnet(arguments: argparse.Namespace) -> Backbone:
+    network, exits = load_network(arguments.weights).eval(), [EXITS[k] for k in CIFAR10_EXITS]
+    return Backbone(network, exits, "output", CIFAR10_POOL, torch.zeros(1, 3, 32, 32))
+
+
+def efficientnet(arguments: argparse.Namespace) -> Backbone:
+    exits = [EFFICIENTNET_BLOCKS[k] for k in CIFAR100_EXITS]
+    return Backbone(load_efficientnet(), exits, None, "auto", torch.zeros(1, 3, N_PIXELS, N_PIXELS))
+
+
+def minilm(task: str, arguments: argparse.Namespace) -> Backbone:
+    """As it is before `fine_tune.py`, which changes no time and no size."""
+    encoder, tokenizer = load_minilm(arguments.minilm)
+    network = MultiExitEncoder(encoder, N_CLASSES[task]).eval()
+    texts, y = LOADERS[task](arguments.data_root, "test")
+    example = TokenBatches(tokenizer, texts, y, MAX_LENGTH[task]).batch([median_row(texts)])
+    del example["labels"]
+    return Backbone(network, exits_of(network), heads_of(network), "mean", example)
+
+
+BACKBONES: dict[str, Callable[[argparse.Namespace], Backbone]] = {
+    "CIFAR-10": resnet,
+    "CIFAR-100": efficientnet,
+    "SST-2": partial(minilm, "sst2"),
+    "AG News": partial(minilm, "ag_news"),
+}
+
+
 def cifar10(arguments: argparse.Namespace) -> Setting:
     """A frozen ResNet-56 with heads that are trained on training images, as they are and augmented twice."""
     caches = extract_caches(arguments.data_root, arguments.weights, list(CIFAR10_POOL), arguments.caches)
@@ -91,17 +132,7 @@ def cifar10(arguments: argparse.Namespace) -> Setting:
         arguments.caches / "cifar10-heads.joblib", lambda: train_heads(*keep_exits(*join(caches[0]), CIFAR10_EXITS))
     )
     X, y = keep_exits(*join(caches[1]), CIFAR10_EXITS)
-    return Setting(
-        load_network(arguments.weights).eval(),
-        [EXITS[k] for k in CIFAR10_EXITS],
-        "output",
-        CIFAR10_POOL,
-        heads,
-        heads.transform(X),
-        y,
-        load_images(arguments.data_root, "test", 1).tensors[0],
-        X.layout.costs[-1],
-    )
+    return Setting(resnet(arguments), heads, heads.transform(X), y, X.layout.costs[-1])
 
 
 def cifar100(arguments: argparse.Namespace) -> Setting:
@@ -113,18 +144,7 @@ def cifar100(arguments: argparse.Namespace) -> Setting:
 
     heads = kept(arguments.caches / "cifar100-heads.joblib", lambda: train_heads(*features("train")))
     X, y = features("test")
-    images, _ = load_cifar100(arguments.data_root, "test")
-    return Setting(
-        load_efficientnet(),
-        [EFFICIENTNET_BLOCKS[k] for k in CIFAR100_EXITS],
-        None,
-        "auto",
-        heads,
-        heads.transform(X),
-        y,
-        efficientnet_inputs(torch.from_numpy(images[:1])),
-        X.layout.costs[-1],
-    )
+    return Setting(efficientnet(arguments), heads, heads.transform(X), y, X.layout.costs[-1])
 
 
 def text(task: str, parts: Iterable[str], arguments: argparse.Namespace) -> Setting:
@@ -132,22 +152,9 @@ def text(task: str, parts: Iterable[str], arguments: argparse.Namespace) -> Sett
     network, tokenizer = load_fine_tuned(task, arguments.fine_tuned / f"{task}.pt", arguments.minilm)
     texts, labels = zip(*(LOADERS[task](arguments.data_root, part) for part in parts), strict=True)
     texts, y = [text for part in texts for text in part], np.concatenate(labels)
-    batches = TokenBatches(tokenizer, texts, y, MAX_LENGTH[task])
     extractor = ExitExtractor(network, exits_of(network), head=heads_of(network), pool="mean")
-    cache = extractor.extract(batches, arguments.caches / task)
-    example = batches.batch([median_row(texts)])
-    del example["labels"]
-    return Setting(
-        network,
-        exits_of(network),
-        heads_of(network),
-        "mean",
-        None,
-        cache.X,
-        y,
-        example,
-        plain_flops_of_text(cache),
-    )
+    cache = extractor.extract(TokenBatches(tokenizer, texts, y, MAX_LENGTH[task]), arguments.caches / task)
+    return Setting(minilm(task, arguments), None, cache.X, y, plain_flops_of_text(cache))
 
 
 def sst2(arguments: argparse.Namespace) -> Setting:
@@ -222,8 +229,8 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--weights", type=Path, required=True, help="of the ResNet-56")
     parser.add_argument("--minilm", type=Path, help="folder of the encoder that was fine-tuned")
-    parser.add_argument("--fine-tuned", type=Path, required=True, help="folder of sst2.pt and ag_news.pt")
-    parser.add_argument("--caches", type=Path, required=True, help="folder for the features")
+    parser.add_argument("--fine-tuned", type=Path, help="folder of sst2.pt and ag_news.pt")
+    parser.add_argument("--caches", type=Path, help="folder for the features")
     parser.add_argument("--out", type=Path, required=True, help="folder for tables and figures")
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     return parser

@@ -2,7 +2,7 @@
 
     python benchmarks/fine_tune.py sst2 --data-root DIR --out FINE_TUNED/sst2.pt
     python benchmarks/fine_tune.py ag_news --data-root DIR --out FINE_TUNED/ag_news.pt
-    python benchmarks/eenet_latency.py --data-root DIR --weights resnet56.th --fine-tuned FINE_TUNED --caches DIR --out DIR
+    python benchmarks/eenet_latency.py --data-root DIR --weights resnet56.th --out DIR
     python benchmarks/eenet_tables.py --data-root DIR --weights resnet56.th --fine-tuned FINE_TUNED --caches DIR --out DIR
 
 `--data-root` and `--weights` are those of ``em_routing.py``; the root also holds ``cifar100`` (mosaics, or what
@@ -39,6 +39,8 @@ BUDGETS = {
     "AG News": (0.40, 0.54, 0.67),
 }
 N_SPLITS = 5
+#: So many rows have all classes in them.
+N_ROWS_WITH_ALL_CLASSES = 1500
 
 
 def costs_in_ms(latency: pd.DataFrame, setting: str, policy: str) -> tuple[np.ndarray, float]:
@@ -99,16 +101,12 @@ def exit_accuracies(name: str, setting: Setting) -> pd.DataFrame:
 
 def sizes(name: str, setting: Setting) -> pd.DataFrame:
     """Parameters and FLOPs until each exit, what the heads until there add, and EENet's network at the exit."""
+    backbone = setting.backbone
+    last = StaticExit(-1).fit(setting.X[:N_ROWS_WITH_ALL_CLASSES], setting.y[:N_ROWS_WITH_ALL_CLASSES])
     live = EarlyExitModel(
-        setting.network,
-        setting.exits,
-        StaticExit(-1).fit(setting.X[:100], setting.y[:100]),
-        setting.heads,
-        pool=setting.pool,
-        head=setting.head,
-        example_input=setting.example_input,
-    )
-    stages = [live.stages[k] for k in range(len(setting.exits))]
+        backbone.network, backbone.exits, last, setting.heads, pool=backbone.pool, head=backbone.head
+    ).prepare(backbone.example_input)
+    stages = [live.stages[k] for k in range(len(backbone.exits))]
     networks = policies(name, 0)["EENet"].fit(setting.logits, setting.y).networks_
     own_heads = [0 if stage.logits is None else n_parameters(stage.logits) for stage in stages]
     trained = [None] * len(stages) if setting.heads is None else setting.heads.networks_
