@@ -28,7 +28,7 @@ from skexit.runtime import EarlyExitModel, measure_latency
 N_CLASSES = {"CIFAR-10": 10, "CIFAR-100": 100, "SST-2": 2, "AG News": 4}
 N_ROUNDS, N_REPEATS = 10, 10
 #: Random inputs to fit heads and policies on.
-N_ROWS = 400
+N_ROWS = 300
 
 
 def measure(name: str, backbone: Backbone) -> pd.DataFrame:
