@@ -77,12 +77,15 @@ class ExitLatency:
         """
         return layout.replace(costs=self.costs(batch_size), cost_unit="ms")
 
-    def compaction_pays(self, k: int, n_samples: int, n_staying: int) -> bool:
-        """Whether to take out those who leave at exit `k` is quicker than to take them along to the next.
+    def compaction_pays(self, k: int, until: int, n_samples: int, n_staying: int) -> bool:
+        """Whether to take out those who leave at an exit is quicker than to take them along to a later one.
 
         Parameters
         ----------
         k : int
+            The exit at which they leave.
+        until : int
+            The next at which samples may be taken out.
         n_samples : int
             In the batch.
         n_staying : int
@@ -91,7 +94,8 @@ class ExitLatency:
         -------
         bool
         """
-        gain = self._at(self.stage_ms[:, k + 1], n_samples) - self._at(self.stage_ms[:, k + 1], n_staying)
+        stages = self.stage_ms[:, k + 1 : until + 1].sum(axis=1)
+        gain = self._at(stages, n_samples) - self._at(stages, n_staying)
         return bool(gain > self._at(self.compaction_ms[:, k], n_staying))
 
     def _at(self, times: NDArray[np.float64], n_samples: int) -> Any:
