@@ -127,6 +127,14 @@ def test_making_it_leaves_the_network_as_it_was():
     assert not any(module._forward_hooks for module in network.modules())
 
 
+def test_extraction_finds_the_logits_of_all_exits(tmp_path):
+    x, y = make_data(20)
+    model = MultiExitNetwork(make_network(), EXITS, x[:1]).eval()
+    cache = ExitExtractor(model, model.exits, head=model.head).extract([(x, y)], tmp_path)
+    for k, logits in enumerate(model(x)):
+        np.testing.assert_allclose(cache.X.logits(k), logits.detach(), atol=1e-6)
+
+
 def test_costs_are_those_of_the_network_and_the_heads_so_far():
     x, _ = make_data(2)
     network = make_network()
