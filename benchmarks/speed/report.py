@@ -122,8 +122,8 @@ def draw(measured: pd.DataFrame) -> Any:
         for axes, (axis, sizes) in zip(row, AXES.items(), strict=True):
             table = pd.DataFrame({getattr(size, axis): at(measured, what, size)[value] for size in sizes})
             for number, name in enumerate(ESTIMATORS):
-                style = {"color": "black", "linestyle": "--"} if name == REFERENCE else {"color": f"C{number}"}
-                axes.plot(table.columns, table.loc[name], "o-", ms=4, label=name, **style)
+                color, line = ("black", "o--") if name == REFERENCE else (f"C{number}", "o-")
+                axes.plot(table.columns, table.loc[name], line, ms=4, label=name, color=color)
             fixed = ", ".join(f"{getattr(BASE, other):,} {other}" for other in AXES if other != axis)
             axes.set(xscale="log", yscale="log", xlabel=f"{axis} ({fixed})")
             axes.set_xticks(table.columns, [f"{number:,}" for number in table.columns])

@@ -1,4 +1,4 @@
-"""Time and memory of fits and predictions, of an extraction and of the import; see README.md.
+"""Time and memory of fits and predictions, of an extraction and of the import.
 
 pytest benchmarks/speed --benchmark-json=speed.json
 python benchmarks/speed/report.py speed.json --out docs/benchmarks/speed
@@ -30,29 +30,31 @@ def imports_are_done():
         predict(make().fit(X, y), X)
 
 
+@pytest.fixture(scope="module")
+def fitted():
+    """Estimators that were fitted to measure it, for the predictions."""
+    return {}
+
+
 @lru_cache(maxsize=1)
 def data(name: str, size: Size) -> tuple[Any, np.ndarray]:
     return make_data(name, size)
 
 
-@lru_cache(maxsize=1)
-def fitted(name: str, size: Size) -> Any:
-    return ESTIMATORS[name]().fit(*data(name, size))
-
-
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_fit(benchmark, name, size):
+def test_fit(benchmark, name, size, fitted):
     X, y = data(name, size)
-    benchmark.pedantic(lambda: ESTIMATORS[name]().fit(X, y), rounds=3 if size.rows <= BASE.rows else 1)
+    rounds = 3 if size.rows < BASE.rows else 1
+    fitted[name, size] = benchmark.pedantic(lambda: ESTIMATORS[name]().fit(X, y), rounds=rounds)
     note(benchmark, "fit", name, size, growth_of("fit", name, size, None))
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_predict(benchmark, name, size):
-    X, _ = data(name, size)
-    estimator = fitted(name, size)
+def test_predict(benchmark, name, size, fitted):
+    X, y = data(name, size)
+    estimator = fitted.pop((name, size), None) or ESTIMATORS[name]().fit(X, y)
     benchmark.pedantic(lambda: predict(estimator, X), rounds=5, warmup_rounds=1)
     note(benchmark, "predict", name, size, growth_of("predict", name, size, estimator))
 
@@ -92,7 +94,7 @@ def test_extraction(benchmark):
 
     run_bare()
     bare.clear()
-    benchmark.pedantic(lambda: extract(model, loader), setup=run_bare, rounds=5, warmup_rounds=0)
+    benchmark.pedantic(lambda: extract(model, loader), setup=run_bare, rounds=3)
     benchmark.extra_info |= {"what": "extraction", "name": "ResNet-18", "bare": sorted(bare)[len(bare) // 2]}
 
 
