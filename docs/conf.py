@@ -20,7 +20,15 @@ templates_path = ["_templates"]
 autosummary_generate = True
 # The page of a class documents its methods; a list of them would repeat them.
 numpydoc_show_class_members = False
-numpydoc_validation_checks = {"GL07", "GL08", "PR01", "PR02", "PR03", "RT01"}
+# All of numpydoc's checks, but for what is deliberately otherwise:
+numpydoc_validation_checks = {
+    "all",
+    "ES01",  # a summary that says all is not followed by more
+    "SA01",  # what else to see is said in the guide
+    "EX01",  # methods share the example of their class
+    "RT02",  # ``self : ThresholdPolicy``, as in scikit-learn
+    "SS05",  # takes nouns such as "Scores of every exit" for verbs
+}
 numpydoc_validation_exclude = {r"\.__", r"\.set_\w+_request$", r"\.(fit_transform|get_metadata_routing|set_output)$"}
 
 sphinx_gallery_conf = {

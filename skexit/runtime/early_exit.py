@@ -148,6 +148,7 @@ class EarlyExitModel(EvaluationModule):
         Returns
         -------
         self : EarlyExitModel
+            The model itself.
 
         Raises
         ------
@@ -209,6 +210,7 @@ class EarlyExitModel(EvaluationModule):
         Parameters
         ----------
         *inputs : tensor, several tensors, a tuple of tensors or a dict of tensors
+            What the network takes.
         **named_inputs : tensor
             As the network takes them.
 
@@ -315,6 +317,7 @@ class EarlyExitModel(EvaluationModule):
         Returns
         -------
         FirstPart
+            Without the stages of the second part.
 
         Raises
         ------
@@ -356,6 +359,7 @@ class EarlyExitModel(EvaluationModule):
         Returns
         -------
         SecondPart
+            Without the stages of the first part.
 
         Raises
         ------

@@ -70,10 +70,12 @@ class ExitLatency:
         layout : ExitLayout
             Of the same exits.
         batch_size : int
+            One that was measured.
 
         Returns
         -------
         ExitLayout
+            With costs in ms, of the batch size that was asked for.
         """
         return layout.replace(costs=self.costs(batch_size), cost_unit="ms")
 
@@ -83,13 +85,16 @@ class ExitLatency:
         Parameters
         ----------
         k : int
+            The exit, counted from 0.
         n_samples : int
             In the batch.
         n_staying : int
+            Samples that go on.
 
         Returns
         -------
         bool
+            True where there is time to be saved.
         """
         gain = self._at(self.stage_ms[:, k + 1], n_samples) - self._at(self.stage_ms[:, k + 1], n_staying)
         return bool(gain > self._at(self.compaction_ms[:, k], n_staying))
@@ -126,11 +131,12 @@ def measure_latency(
     exits : sequence of str, default=None
         Names of the modules after which the network can stop; by default :func:`exit_points`.
     batch_sizes : sequence of int, default=(1, 8, 64)
+        Numbers of inputs to measure with.
     example_input : tensor, tuple of tensors or dict of tensors
         One input or more, repeated to make batches.
     policy : fitted exit policy or Pipeline, default=None
         Needed unless `model` is a live network.
-    heads, pool, head :
+    heads, pool, head : optional
         As in :class:`EarlyExitModel`.
     n_repeats : int, default=10
         Runs of each batch size, of which the median counts.
@@ -138,6 +144,7 @@ def measure_latency(
     Returns
     -------
     ExitLatency
+        Milliseconds by exit and batch size.
 
     Raises
     ------
