@@ -12,6 +12,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
+    "sphinx_design",
     "sphinx_gallery.gen_gallery",
 ]
 # The gallery is made of the examples; their header is no page by itself.
@@ -47,8 +48,14 @@ sphinx_gallery_conf = {
 html_theme = "pydata_sphinx_theme"
 html_title = "skexit"
 html_show_sourcelink = False
-html_sidebars = {"index": [], "guide/*": [], "gallery/*": []}
+html_sidebars = {"index": []}
+html_static_path = ["_static"]
+html_css_files = ["skexit.css"]
 html_theme_options = {"show_prev_next": False, "secondary_sidebar_items": ["page-toc"]}
+
+# Every reference must lead somewhere; those to other projects would need their inventories, and so a network.
+nitpicky = True
+nitpick_ignore_regex = [(r"py:.*", r"(sklearn|torch|numpy|pandas|matplotlib|skops|joblib|scipy)\..*")]
 
 # scikit-learn's inherited docstrings refer to its own user guide.
 suppress_warnings = ["ref.ref"]

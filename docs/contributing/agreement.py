@@ -9,7 +9,7 @@ from skexit.uncertainty import max_probability, softmax
 
 
 class AgreementPolicy(BudgetedPolicy):
-    """Stop where the mean of an exit's probabilities and those before is sure.
+    """Stop where the mean of this exit's probabilities and the last one's is sure.
 
     Parameters
     ----------
@@ -39,4 +39,5 @@ class AgreementPolicy(BudgetedPolicy):
         self._fit_thresholds(X, weight)  # there is nothing else to learn
 
     def _choose_thresholds(self, scores, weight):
-        return quota_thresholds(scores, self.costs_, self.budget, sample_weight=weight)
+        budget = self.budget
+        return quota_thresholds(scores, self.costs_, budget, sample_weight=weight)
