@@ -21,6 +21,8 @@ templates_path = ["_templates"]
 autosummary_generate = True
 # The page of a class documents its methods; a list of them would repeat them.
 numpydoc_show_class_members = False
+# The sections of a docstring say the types, with shapes.
+autodoc_typehints = "none"
 # All of numpydoc's checks, but for what is deliberately otherwise:
 numpydoc_validation_checks = {
     "all",

@@ -285,7 +285,7 @@ def budget_curve(
     """Accuracy and mean cost of an estimator over budgets, by cross-validation.
 
     A policy that has ``with_budget`` is fitted once a fold, at the middle one of the budgets, and
-    then given each of them. For a :class:`ThresholdPolicy` this is the same as fitting at each
+    then given each of them. For a :class:`~skexit.ThresholdPolicy` this is the same as fitting at each
     budget; policies that learn for their budget lose what ``with_budget`` loses. An estimator
     without ``with_budget`` is fitted once a fold and budget.
 

@@ -89,7 +89,7 @@ class ExitPolicy(ClassifierMixin, ExitEstimator):
         Parameters
         ----------
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Logits and features of the exits. Where an exit has no logits, :class:`ExitHeads` is
+            Logits and features of the exits. Where an exit has no logits, :class:`~skexit.ExitHeads` is
             fitted first.
         y : array-like of shape (n_samples,)
             Class labels.

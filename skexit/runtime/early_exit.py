@@ -42,7 +42,7 @@ class EarlyExitModel(EvaluationModule):
         The network that the exits were extracted from, on the device on which it is to run. It is
         put into evaluation mode, and shares its parameters with this one.
     exits : sequence of str or None
-        Names of the modules after which it can stop, as in extraction; None for :func:`exit_points`.
+        Names of the modules after which it can stop, as in extraction; None for :func:`~skexit.extraction.exit_points`.
     policy : fitted exit policy, or Pipeline that ends with one
         Steps before the policy give logits, as ExitHeads and ExitEnsemble do.
     heads : fitted ExitHeads or ExitEnsemble, default=None

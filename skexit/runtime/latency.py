@@ -129,7 +129,7 @@ def measure_latency(
     model : torch.nn.Module or EarlyExitModel
         A live network has its own `exits`, `policy`, `heads`, `pool` and `head`.
     exits : sequence of str, default=None
-        Names of the modules after which the network can stop; by default :func:`exit_points`.
+        Names of the modules after which the network can stop; by default :func:`~skexit.extraction.exit_points`.
     batch_sizes : sequence of int, default=(1, 8, 64)
         Numbers of inputs to measure with.
     example_input : tensor, tuple of tensors or dict of tensors
