@@ -33,7 +33,6 @@ X_train.layout
 # have learned from looks better than it is.
 
 from skexit import (
-    EENetPolicy,
     ExitHeads,
     JEIGatedEnsemble,
     OptimalStoppingPolicy,
@@ -47,7 +46,9 @@ logits_test = heads.transform(X_test)
 budget = 0.6
 policies = {
     "maximum probability": ThresholdPolicy(budget=budget),
-    "EENet": EENetPolicy(budget=budget, random_state=0),
+    "margin, thresholds together": ThresholdPolicy(
+        "margin", schedule="lagrangian", budget=budget
+    ),
     "JEI-DNN": JEIGatedEnsemble(budget=budget, random_state=0),
     "optimal stopping": OptimalStoppingPolicy(budget=budget, random_state=0),
 }
@@ -88,7 +89,7 @@ from skexit.metrics import accuracy_cost_curve
 for name, answer in answers.items():
     curve = accuracy_cost_curve(y_test, *answer)
     accuracy, cost = curve.accuracy_at(0.5), curve.cost_at(0.9)
-    print(f"{name:20s} accuracy {accuracy:.3f} at 0.5, cost {cost:.3f} for 0.9")
+    print(f"{name:28s} accuracy {accuracy:.3f} at 0.5, cost {cost:.3f} for 0.9")
 
 # %%
 # Differences
@@ -115,7 +116,7 @@ for name, answer in answers.items():
         low, high = bootstrap_interval(
             gain, *arrays, n_resamples=200, random_state=0
         )
-        print(f"{name:17s} {gain(*arrays):+.3f} [{low:+.3f}, {high:+.3f}]")
+        print(f"{name:28s} {gain(*arrays):+.3f} [{low:+.3f}, {high:+.3f}]")
 
 # %%
 # The intervals are about new test rows, with these fitted policies. With
