@@ -32,7 +32,13 @@ numpydoc_validation_checks = {
     "RT02",  # ``self : ThresholdPolicy``, as in scikit-learn
     "SS05",  # takes nouns such as "Scores of every exit" for verbs
 }
-numpydoc_validation_exclude = {r"\.__", r"\.set_\w+_request$", r"\.(fit_transform|get_metadata_routing|set_output)$"}
+numpydoc_validation_exclude = {
+    r"\.__",
+    r"\.set_\w+_request$",
+    r"\.(fit_transform|get_metadata_routing|set_output)$",
+    # Python documents the fields of named tuples.
+    r"\.(ExitOutput|LoaderOutput|OracleRegret|PartialOutput)\.\w+$",
+}
 
 sphinx_gallery_conf = {
     "examples_dirs": "examples",

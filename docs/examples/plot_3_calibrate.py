@@ -86,16 +86,17 @@ print(f"classes in a set: {inefficiency_score(sets):.2f}")
 
 import pandas as pd
 
+used = [k for k in range(9) if (exits == k).sum() >= 50]
 coverages = {}
 for method in ("general", "gated"):
     sets = policy.predict_set(logits_test, alpha=0.05, method=method)
     coverages[method] = [
-        coverage_score(y_test[exits == k], sets[exits == k])
-        for k in range(9)
-        if (exits == k).sum() >= 50
+        coverage_score(
+            y_test[exits == k], sets[exits == k], labels=policy.classes_
+        )
+        for k in used
     ]
-used = [f"exit {k}" for k in range(9) if (exits == k).sum() >= 50]
-pd.DataFrame(coverages, index=used).round(3)
+pd.DataFrame(coverages, index=[f"exit {k}" for k in used]).round(3)
 
 # %%
 # The smaller the share of sets that may miss, the larger the sets:
