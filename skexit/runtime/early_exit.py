@@ -43,7 +43,7 @@ class EarlyExitModel(EvaluationModule):
         The network that the exits were extracted from, on the device on which it is to run. It is
         put into evaluation mode, and shares its parameters with this one.
     exits : sequence of str or None
-        Names of the modules after which it can stop, as in extraction; None for :func:`exit_points`.
+        Names of the modules after which it can stop, as in extraction; None for :func:`~skexit.extraction.exit_points`.
     policy : fitted exit policy, or Pipeline that ends with one
         Steps before the policy give logits, as ExitHeads and ExitEnsemble do.
     heads : fitted ExitHeads or ExitEnsemble, default=None
@@ -149,6 +149,7 @@ class EarlyExitModel(EvaluationModule):
         Returns
         -------
         self : EarlyExitModel
+            The model itself.
 
         Raises
         ------
@@ -214,6 +215,7 @@ class EarlyExitModel(EvaluationModule):
         Parameters
         ----------
         *inputs : tensor, several tensors, a tuple of tensors or a dict of tensors
+            What the network takes.
         **named_inputs : tensor
             As the network takes them.
 
@@ -320,6 +322,7 @@ class EarlyExitModel(EvaluationModule):
         Returns
         -------
         FirstPart
+            Without the stages of the second part.
 
         Raises
         ------
@@ -361,6 +364,7 @@ class EarlyExitModel(EvaluationModule):
         Returns
         -------
         SecondPart
+            Without the stages of the first part.
 
         Raises
         ------

@@ -70,10 +70,12 @@ class ExitLatency:
         layout : ExitLayout
             Of the same exits.
         batch_size : int
+            One that was measured.
 
         Returns
         -------
         ExitLayout
+            With costs in ms, of the batch size that was asked for.
         """
         return layout.replace(costs=self.costs(batch_size), cost_unit="ms")
 
@@ -83,16 +85,18 @@ class ExitLatency:
         Parameters
         ----------
         k : int
-            The exit at which they leave.
+            The exit at which they leave, counted from 0.
         until : int
             The next at which samples may be taken out.
         n_samples : int
             In the batch.
         n_staying : int
+            Samples that go on.
 
         Returns
         -------
         bool
+            True where there is time to be saved.
         """
         stages = self.stage_ms[:, k + 1 : until + 1].sum(axis=1)
         gain = self._at(stages, n_samples) - self._at(stages, n_staying)
@@ -128,13 +132,14 @@ def measure_latency(
     model : torch.nn.Module or EarlyExitModel
         A live network has its own `exits`, `policy`, `heads`, `pool` and `head`.
     exits : sequence of str, default=None
-        Names of the modules after which the network can stop; by default :func:`exit_points`.
+        Names of the modules after which the network can stop; by default :func:`~skexit.extraction.exit_points`.
     batch_sizes : sequence of int, default=(1, 8, 64)
+        Numbers of inputs to measure with.
     example_input : tensor, tuple of tensors or dict of tensors
         One input or more, repeated to make batches.
     policy : fitted exit policy or Pipeline, default=None
         Needed unless `model` is a live network.
-    heads, pool, head :
+    heads, pool, head : optional
         As in :class:`EarlyExitModel`.
     n_repeats : int, default=10
         Runs of each batch size, of which the median counts.
@@ -142,6 +147,7 @@ def measure_latency(
     Returns
     -------
     ExitLatency
+        Milliseconds by exit and batch size.
 
     Raises
     ------

@@ -37,7 +37,9 @@ class LoaderOutput(NamedTuple):
     Parameters
     ----------
     labels : tensor of shape (n_samples,), or ndarray where classes are names
+        Class of each sample.
     probabilities : tensor of shape (n_samples, n_classes)
+        Of each class, by the exit that answered.
     exits : tensor of shape (n_samples,) of int64
         The exit at which each sample left, counted from 0.
     batches : tensor of shape (n_samples,) of int64
