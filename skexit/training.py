@@ -187,6 +187,7 @@ class MultiExitNetwork(nn.Module):
         Returns
         -------
         list of n_exits tensors of shape (n_samples, n_classes)
+            In forward order.
         """
         logits: list[torch.Tensor] = []
         output = self._run(args, kwargs, lambda k, features: logits.append(self.heads[k](features)))

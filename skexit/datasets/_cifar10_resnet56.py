@@ -71,7 +71,7 @@ def load_cifar10_resnet56(*, return_X_y: bool = False, as_frame: bool = False) -
         target, target_names, costs = file["target"].astype(np.int64), file["target_names"], file["costs"]
         features = [file[f"features{k}"].astype(np.float32) for k in range(len(costs))]
         logits = [None] * (len(costs) - 1) + [file["logits"].astype(np.float32)]
-    X = stack_exits(logits, features, costs=costs, cost_unit="FLOPs", classes=np.arange(len(target_names)))
+    X: Any = stack_exits(logits, features, costs=costs, cost_unit="FLOPs", classes=np.arange(len(target_names)))
     feature_names, frame = X.layout.column_names(), None
     if as_frame:
         import pandas as pd
