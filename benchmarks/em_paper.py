@@ -45,6 +45,8 @@ ENTROPY, CONFIDENCE = "entropy thresholds", "maximum probability"
 PAPER, PAPER_SOFT = "EM, the paper's", "EM, the paper's, soft"
 ROUTERS, DEFAULT, OPTIMAL = "EM, routers alone", "EM, default", "optimal stopping"
 STATIC, RANDOM, UNIFORM, ORACLE = "one exit for all", "random", "random, uniform", "oracle"
+#: Methods that can be given a budget.
+METHODS = [ENTROPY, CONFIDENCE, ROUTERS, DEFAULT, OPTIMAL, RANDOM]
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 STYLES = {
@@ -115,11 +117,14 @@ def shares_table(method: str, shares: np.ndarray, seed: int) -> pd.DataFrame:
     return table.assign(method=method, split=seed, **{"class": CLASSES})
 
 
-def frontier_table(results: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy, cost and gain of each method within each budget."""
-    within = results[results["method"].isin([ENTROPY, CONFIDENCE, ROUTERS, DEFAULT, OPTIMAL, RANDOM])]
-    within = within[within["setting"].isin(BUDGETS)]
-    return points_table(within).rename(columns={"setting": "budget"})
+def within_budgets(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Accuracy, cost and gain of the methods that can be given a budget, one column a budget."""
+    rows = results[results["method"].isin(METHODS) & results["setting"].isin(BUDGETS)]
+    points = write(rows.groupby(["method", "setting"])[["accuracy", "cost", "gain"]], digits=3).reset_index()
+    return {
+        name: points.pivot(index="method", columns="setting", values=name).loc[METHODS].reset_index()
+        for name in ("accuracy", "cost", "gain")
+    }
 
 
 def points_table(results: pd.DataFrame) -> pd.DataFrame:
@@ -187,7 +192,12 @@ def ablation_tables(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         "iterations": ["log-likelihood", "last exit", "cost", "accuracy", "gain"],
         "routers": ["accuracy", "gain"],
     }
-    return {name: write(tables[name].groupby(BY[name])[columns[name]], digits=3).reset_index() for name in columns}
+    written = {name: write(tables[name].groupby(BY[name])[columns[name]], digits=3).reset_index() for name in columns}
+    routers = written["routers"]
+    routers["confidence"] = routers["confidence_weight"].map({"0": "none (the paper's)", "auto": "chosen (default)"})
+    by = ["confidence", "assignment", "router_hidden"]
+    written["routers"] = routers.pivot(index=by, columns="budget", values="gain").reset_index()
+    return written
 
 
 def main() -> None:
@@ -210,7 +220,7 @@ def main() -> None:
     by_price = results[results["method"].isin([PAPER, PAPER_SOFT])]
     fixed = results[results["method"].isin([STATIC, UNIFORM, ORACLE])]
     tables = {
-        "frontier": frontier_table(results),
+        **within_budgets(results),
         "paper": points_table(by_price).rename(columns={"setting": "λ"}),
         "fixed": points_table(fixed),
         "classes": class_table(classes),

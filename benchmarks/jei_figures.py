@@ -53,7 +53,7 @@ def draw_decomposition(exits: pd.DataFrame, results: pd.DataFrame, path: Path) -
         used = means[means["share"] > 0]
         ax.plot(means["accuracy_all"], color=color, linewidth=0.8, linestyle=":")
         ax.plot(used["accuracy_leaving"], color=color, linewidth=1)
-        label = f"{SHORT.get(name, name)} = {setting:g}" if setting != NEAR else f"{name}, {NEAR:g}"
+        label = f"{name}, λ = {setting:g}" if setting != NEAR else f"{name}, {NEAR:g}"
         ax.scatter(used.index, used["accuracy_leaving"], 400 * used["share"], color=color, alpha=0.7, label=label)
     legend = ax.legend(frameon=False, fontsize=8.5, loc="lower right")
     for handle in legend.legend_handles:

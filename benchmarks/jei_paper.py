@@ -8,10 +8,10 @@ cifar10
     nine exits of a ResNet-56, whose `--weights` are those of ``em_routing.py``. It was trained on the training
     images: 5,000 test images are fitted on, 1,000 calibrate, 4,000 are measured on;
 cifar100
-    sixteen exits of EfficientNet-Lite0, which was trained on ImageNet. 10,000 training images are fitted on;
+    sixteen exits of EfficientNet-Lite0, which was trained on ImageNet. 5,000 training images are fitted on;
     of the test images 2,000 calibrate, and 8,000 are measured on;
 cifar100-lt
-    the same, fitted on some 10,800 training images of which the last class has one for a hundred of the first.
+    the same, fitted on some 5,400 training images, 250 of the first class and 2 of the last.
 
 `--data-root` is that of ``em_routing.py`` and ``real_data.py``; `--caches` is a folder for features, which are
 extracted once. ``--results`` is a folder for tables and figures, all named after DATA; ``DATA-splits.csv``
@@ -55,10 +55,12 @@ from skexit.uncertainty import (
 )
 
 DATA = ("cifar10", "cifar100", "cifar100-lt")
-N_FIT = 10_000
+N_FIT = 5_000
+#: Images of the first class of the long tail; of the last there is one for a hundred of these.
+N_LARGEST = 250
 BUDGETS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 #: Budgets of the baseline, between whose costs lines are drawn.
-EVERYWHERE = np.linspace(0.25, 1, 31)
+EVERYWHERE = np.linspace(0.25, 1, 16)
 FITTED_BUDGET = 0.6
 PRICES = (0.3, 1.0, 2.0, 4.0)
 ALPHA = 0.05
@@ -116,7 +118,7 @@ def cifar100(data_root: Path, caches: Path, long_tail: bool) -> Callable[[int], 
     def split(seed: int) -> DataSplit:
         rng = np.random.default_rng(seed)
         rows = rng.permutation(len(train))
-        fit = rows[long_tail_rows(train.y[rows])] if long_tail else rows[:N_FIT]
+        fit = rows[long_tail_rows(train.y[rows], n_largest=N_LARGEST)] if long_tail else rows[:N_FIT]
         calibration, measured = np.split(rng.permutation(len(test)), [2000])
         return DataSplit(take(train, fit), take(test, calibration), take(test, measured))
 
@@ -126,7 +128,7 @@ def cifar100(data_root: Path, caches: Path, long_tail: bool) -> Callable[[int], 
 def fitted_policies(split: DataSplit, seed: int) -> Iterator[tuple[str, float, ExitPolicy, DataSplit]]:
     """Methods, their setting (a budget or a price), the policy, and the rows with what it needs."""
     for method, training in ((BASELINE, "separate"), (BOOSTED, "boosted"), (WEIGHTED, "weighted")):
-        rows = split.with_heads(ExitHeads(training=training, random_state=seed))
+        rows = split.with_heads(ExitHeads(training=training, cv=3, random_state=seed))
         X, y = rows.fit.X, rows.fit.y
         thresholds = ThresholdPolicy(budget=0.5).fit(X, y)
         for budget in (*BUDGETS, *EVERYWHERE) if method == BASELINE else BUDGETS:
