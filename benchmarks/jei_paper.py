@@ -60,7 +60,7 @@ N_FIT = 5_000
 N_LARGEST = 250
 BUDGETS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 #: Budgets of the baseline, between whose costs lines are drawn.
-EVERYWHERE = np.linspace(0.25, 1, 16)
+EVERYWHERE = tuple(np.linspace(0.25, 1, 16).round(2).tolist())
 FITTED_BUDGET = 0.6
 PRICES = (0.3, 1.0, 2.0, 4.0)
 ALPHA = 0.05
@@ -131,7 +131,7 @@ def fitted_policies(split: DataSplit, seed: int) -> Iterator[tuple[str, float, E
         rows = split.with_heads(ExitHeads(training=training, cv=3, random_state=seed))
         X, y = rows.fit.X, rows.fit.y
         thresholds = ThresholdPolicy(budget=0.5).fit(X, y)
-        for budget in (*BUDGETS, *EVERYWHERE) if method == BASELINE else BUDGETS:
+        for budget in EVERYWHERE if method == BASELINE else BUDGETS:
             yield method, budget, thresholds.with_budget(max(budget, thresholds.costs_[0])), rows
         if method == BASELINE:
             on_these = {
