@@ -59,11 +59,14 @@ class SampleQueue:
         self._keep(torch.nonzero((own < rows.start) | (own >= rows.stop)).flatten())
 
     def _keep(self, kept: torch.Tensor | slice) -> None:
+        """Move some of the samples to the front, and forget the others."""
         assert self._memory is not None
         times = self._times[: len(self)][kept if isinstance(kept, slice) else kept.cpu().numpy()]
+        # A range may reach into where it is moved to.
+        overlaps = isinstance(kept, slice) and len(times) > kept.start
         for tensor in self._memory.parts():
             rest = tensor[: len(self)][kept]
-            tensor[: len(times)] = rest.clone() if isinstance(kept, slice) and len(times) > kept.start else rest
+            tensor[: len(times)] = rest.clone() if overlaps else rest
         self._times[: len(times)] = times
         self._n_samples = len(times)
 

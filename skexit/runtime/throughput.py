@@ -201,7 +201,9 @@ class _StageQueues:
         shapes = tuple(tensor.shape[1:] for tensor in (*batch.tensors, *batch.side))
         if isinstance(rows, slice):
             batch, rows = batch.slice(rows), slice(None)
-        self._queues[leg].setdefault(shapes, SampleQueue(self._batch_size)).put(batch, rows, time.monotonic())
+        queue = self._queues[leg].get(shapes, SampleQueue(self._batch_size))
+        queue.put(batch, rows, time.monotonic())
+        self._queues[leg][shapes] = queue
 
     def _run_ready(self) -> None:
         while (ready := self._find_ready()) is not None:
