@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from intervals import half_width
 from routing import BASELINE, argument_parser, extract, split
-from scipy import stats
 
 from skexit import EMExitAssigner, ExitArray, ThresholdPolicy
 
@@ -30,6 +30,13 @@ BUDGETS = (0.5, 0.7, 0.9)
 ROUTERS = [("soft", hidden) for hidden in DEPTHS] + [("hard", (64,))]
 #: The paper's routers, and the weight of the confidence that is chosen by default.
 CONFIDENCE_WEIGHTS = (0, "auto")
+
+#: What the rows of each ablation are told apart by.
+BY = {
+    "prices": ["assignment", "lam"],
+    "iterations": ["setting", "iterations"],
+    "routers": ["confidence_weight", "assignment", "router_hidden", "budget"],
+}
 
 Rows = list[dict[str, object]]
 
@@ -92,9 +99,7 @@ class Measurement:
 def summarize(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Means over the splits, and half the 95 % interval of the gain."""
     groups = rows.select_dtypes("number").drop(columns=["split", *by], errors="ignore").groupby([rows[c] for c in by])
-    n_splits = rows["split"].nunique()
-    half_width = stats.t.ppf(0.975, n_splits - 1) * groups["gain"].std() / np.sqrt(n_splits)
-    return groups.mean().join(half_width.rename("±")).round(4)
+    return groups.mean().join(half_width(groups["gain"]).rename("±")).round(4)
 
 
 def draw(prices: pd.DataFrame, baseline: list[tuple[float, float]], path: Path) -> None:
@@ -139,32 +144,33 @@ def draw(prices: pd.DataFrame, baseline: list[tuple[float, float]], path: Path) 
     figure.savefig(path, dpi=150)
 
 
+def ablate(X: ExitArray, y: np.ndarray, n_splits: int) -> dict[str, pd.DataFrame]:
+    """All ablations on every split, and accuracy and cost of maximum probability."""
+    results: dict[str, Rows] = {"prices": [], "iterations": [], "routers": [], "baseline": []}
+    for seed in range(n_splits):
+        measurement = Measurement(X, y, seed)
+        results["prices"] += measurement.over_prices()
+        results["iterations"] += measurement.over_iterations()
+        results["routers"] += measurement.over_routers()
+        for budget in np.linspace(max(0.2, measurement.baseline.costs_[0]), 1, 33):
+            policy = measurement.baseline.with_budget(budget)
+            cost, accuracy = policy.mean_cost(measurement.X_test), policy.score(measurement.X_test, measurement.y_test)
+            results["baseline"].append({"split": seed, "budget": budget, "cost": cost, "accuracy": accuracy})
+    return {name: pd.DataFrame(rows) for name, rows in results.items()}
+
+
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--figure", type=Path, help="image file to draw prices in")
     options = parser.parse_args()
     X, y = extract(options.data_root, options.weights, options.pool)
-    results: dict[str, Rows] = {"prices": [], "iterations": [], "routers": []}
-    curves = []
-    for seed in range(options.splits):
-        measurement = Measurement(X, y, seed)
-        results["prices"] += measurement.over_prices()
-        results["iterations"] += measurement.over_iterations()
-        results["routers"] += measurement.over_routers()
-        policies = [measurement.baseline.with_budget(budget) for budget in np.linspace(0.2, 1, 33)]
-        test = measurement.X_test, measurement.y_test
-        curves.append([(policy.mean_cost(test[0]), policy.score(*test)) for policy in policies])
-    tables = {name: pd.DataFrame(rows) for name, rows in results.items()}
+    tables = ablate(X, y, options.splits)
     if options.out:
-        pd.concat(tables).to_csv(options.out)
+        pd.concat({name: tables[name] for name in BY}).to_csv(options.out)
     if options.figure:
-        draw(tables["prices"], np.mean(curves, axis=0).tolist(), options.figure)
-    by = {
-        "prices": ["assignment", "lam"],
-        "iterations": ["setting", "iterations"],
-        "routers": ["confidence_weight", "assignment", "router_hidden", "budget"],
-    }
-    for name, columns in by.items():
+        curve = tables["baseline"].groupby("budget")[["cost", "accuracy"]].mean()
+        draw(tables["prices"], curve.to_numpy().tolist(), options.figure)
+    for name, columns in BY.items():
         print(f"\n{name}\n{summarize(tables[name], columns).to_string()}")
 
 

@@ -8,15 +8,14 @@ else the machine does meets both; what counts is the median of the ratios of nei
 
 from __future__ import annotations
 
-import re
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
+from peak_memory import peak_memory, reset_peak_memory
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import resnet18
 
@@ -73,17 +72,6 @@ class Runs:
     def __str__(self) -> str:
         throughput = N_IMAGES / statistics.median(self.seconds)
         return f"{throughput:8.1f} images/s, memory grows by {statistics.median(self.mebibytes):.0f} MiB at its peak"
-
-
-def reset_peak_memory() -> int:
-    """Start measuring the peak of the resident memory (Linux); its size now, in KiB."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return peak_memory()
-
-
-def peak_memory() -> int:
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
 
 
 if __name__ == "__main__":

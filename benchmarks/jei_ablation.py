@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from intervals import gain_at_same_cost, half_width
 from routing import BASELINE, BUDGETS, argument_parser, extract, half_rows, summarize
-from scipy import stats
 
 from skexit import ExitArray, ExitHeads, JEIGatedEnsemble, ThresholdPolicy
 from skexit.policies import ExitPolicy
@@ -189,23 +189,10 @@ def measure(X: ExitArray, y: np.ndarray, n_splits: int) -> dict[str, pd.DataFram
     return {name: pd.DataFrame(rows) for name, rows in results.items()}
 
 
-def half_width(values: pd.core.groupby.GroupBy) -> pd.DataFrame:
-    """Half the 95 % interval of the mean of each group."""
-    n_values = values.count()
-    return stats.t.ppf(0.975, n_values - 1) * values.std() / np.sqrt(n_values)
-
-
-def gains_at_same_cost(accuracy: pd.DataFrame) -> pd.DataFrame:
-    """Gain over maximum probability at the same cost on new rows, by method and split, and budget.
-
-    Between its budgets lines are drawn.
-    """
-    parts = []
-    for _, rows in accuracy.groupby("split"):
-        baseline = rows[rows["method"] == BASELINE].sort_values("cost")
-        same_cost = np.interp(rows["cost"], baseline["cost"], baseline["accuracy"])
-        parts.append(rows.assign(gain=rows["accuracy"] - same_cost))
-    return pd.concat(parts).pivot(index=["method", "split"], columns="budget", values="gain")
+def gains_by_budget(accuracy: pd.DataFrame) -> pd.DataFrame:
+    """Gain over maximum probability at the same cost on new rows, by method and split, and budget."""
+    gains = accuracy.assign(gain=gain_at_same_cost(accuracy, BASELINE))
+    return gains.pivot(index=["method", "split"], columns="budget", values="gain")
 
 
 def summarize_gains(gains: pd.DataFrame) -> pd.DataFrame:
@@ -250,7 +237,7 @@ def draw(results: dict[str, pd.DataFrame], path: Path) -> None:
 
     accuracy = results["accuracy"]
     means = accuracy.groupby(["method", "budget"])[["cost", "accuracy"]].mean()
-    gains = gains_at_same_cost(accuracy).groupby("method")
+    gains = gains_by_budget(accuracy).groupby("method")
     gain, error = gains.mean(), half_width(gains)
     on_path = results["path"].groupby("lam")[["cost", "accuracy"]].mean().sort_values("cost")
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.3, 4.0), layout="constrained")
@@ -301,7 +288,7 @@ def main() -> None:
     modules = results["modules"].groupby(["method", "exit"], sort=False)[["share", "all", "own"]]
     tables = {
         "accuracy within budgets": summarize(results["accuracy"]),
-        "at the same cost on new rows": summarize_gains(gains_at_same_cost(results["accuracy"])),
+        "at the same cost on new rows": summarize_gains(gains_by_budget(results["accuracy"])),
         "fits": summarize_fits(results["fits"]),
         "gates on fixed modules, without a budget": by_price.mean().join(half_width(by_price)["gain"].rename("±")),
         "lambda_path": results["path"].drop(columns="split").groupby("lam").mean(),

@@ -26,7 +26,13 @@ earlyon
     the package of this name with the same exits, heads and thresholds. From two images on, it stops where all
     images of a batch may.
 
-Throughput mode runs `--n-images` images at a target batch of 256. On a GPU when there is one.
+Throughput mode runs `--n-images` images at a target batch of 256, after a run of all that warms up. Its aim is
+the mean cost, as a fraction, times the plain network's time; the fraction is given both of FLOPs and of measured
+milliseconds. On a GPU when there is one.
+
+glibc gives large blocks of memory back to the system whenever it can, and fresh memory takes long. As for any torch
+network on a CPU, it helps to keep them: ``MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=8000000000``
+before the command, or another allocator.
 """
 
 from __future__ import annotations
@@ -49,11 +55,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from skexit import ExitHeads, StaticExit, ThresholdPolicy
 from skexit.extraction import ExitExtractor
-from skexit.runtime import EarlyExitModel
+from skexit.runtime import EarlyExitModel, LoaderOutput, measure_latency
 
 N_FITTING_IMAGES = 2000
 #: Images that are run at each batch size, but no fewer than four batches.
 N_IMAGES = 400
+TARGET_BATCH = 256
+N_THROUGHPUT_RUNS = 3
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EFFICIENTNET_EXITS = [EFFICIENTNET_BLOCKS[k] for k in (2, 4, 7, 10, 13, 15)]
 
@@ -206,17 +214,26 @@ def summarize(times: pd.DataFrame, batch_size: int) -> pd.DataFrame:
 
 @torch.inference_mode()
 def measure_throughput(setup: Setup, n_images: int) -> None:
-    """Throughput mode against the mean cost times the plain network's time."""
+    """Throughput mode against the mean cost times the plain network's time, with costs in FLOPs and in ms."""
     live = setup.live(setup.policy)
-    rows = torch.arange(n_images) % len(setup.images)
-    batches = [setup.images[part] for part in rows.split(256)]
-    live.predict_loader(batches[:2], batch_size=256, progress=False)
-    plain_ms = sum(timed(setup.network, batch)[0] for batch in batches)
-    duration, output = timed(lambda: live.predict_loader(batches, batch_size=256, progress=False))
-    plain_ms = (plain_ms + sum(timed(setup.network, batch)[0] for batch in batches)) / 2
-    cost = setup.policy.costs_[output.exits.cpu().numpy()].mean()
-    print(f"\nthroughput, {n_images} images: plain {plain_ms:.0f} ms, live {duration:.0f} ms, mean cost {cost:.4f}")
-    print(f"live / (mean cost * plain) = {duration / (cost * plain_ms):.3f}")
+    batches = [setup.images[part] for part in (torch.arange(n_images) % len(setup.images)).split(TARGET_BATCH)]
+
+    def run_plain() -> None:
+        for batch in batches:
+            setup.network(batch)
+
+    def run_live() -> LoaderOutput:
+        return live.predict_loader(batches, batch_size=TARGET_BATCH, progress=False)
+
+    run_plain(), run_live()  # by then the allocator has its memory
+    times = pd.DataFrame([{"plain": timed(run_plain)[0], "live": timed(run_live)[0]} for _ in range(N_THROUGHPUT_RUNS)])
+    exits = run_live().exits.cpu().numpy()
+    milliseconds = measure_latency(live, batch_sizes=[TARGET_BATCH], example_input=batches[0]).costs(TARGET_BATCH)
+    print(f"\nthroughput, {n_images} images, ms:\n{times.round(0).to_string()}")
+    for unit, costs in (("FLOPs", setup.policy.costs_), ("ms", milliseconds / milliseconds[-1])):
+        cost = costs[exits].mean()
+        ratios = times["live"] / (cost * times["plain"])
+        print(f"mean cost in {unit} {cost:.4f}: live / (mean cost * plain) = {ratios.round(3).tolist()}")
 
 
 def main() -> None:

@@ -68,13 +68,18 @@ def load_network(weights: Path) -> ResNetCIFAR:
 
 
 def extract(
-    data_root: Path, weights: Path, pool: list[str], part: str = "test", n_images: int | None = None
+    data_root: Path,
+    weights: Path,
+    pool: list[str],
+    part: str = "test",
+    n_images: int | None = None,
+    exits: list[str] = EXITS,
 ) -> tuple[ExitArray, np.ndarray]:
-    """Features of the nine exits on the test images, and their labels."""
+    """Features of the exits, nine by default, on the images of a part, and their labels."""
     network = load_network(weights)
     loader = DataLoader(load_images(data_root, part, n_images), batch_size=250)
     with tempfile.TemporaryDirectory() as folder:
-        cache = ExitExtractor(network, exits=EXITS, pool=tuple(pool)).extract(loader, Path(folder, "cache"))
+        cache = ExitExtractor(network, exits=exits, pool=tuple(pool)).extract(loader, Path(folder, "cache"))
         return ExitArray.from_array(np.asarray(cache.X), cache.layout), cache.y
 
 

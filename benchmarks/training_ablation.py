@@ -18,8 +18,8 @@ import time
 
 import numpy as np
 import pandas as pd
+from intervals import gain_at_same_cost, half_width
 from routing import BASELINE, BUDGETS, argument_parser, extract, half_rows, summarize
-from scipy import stats
 
 from skexit import ExitArray, ExitHeads, JEIGatedEnsemble, ThresholdPolicy
 from skexit.policies import ExitPolicy
@@ -86,20 +86,11 @@ def measure_split(X: ExitArray, y: np.ndarray, seed: int) -> dict[str, Rows]:
     return results
 
 
-def gains_at_same_cost(accuracy: pd.DataFrame) -> pd.DataFrame:
-    """Gain over maximum probability on separate heads at the same cost on new rows, with half its 95 % interval.
-
-    Between its budgets lines are drawn.
-    """
-    parts = []
-    for _, rows in accuracy.groupby("split"):
-        baseline = rows[rows["method"] == BASELINE].sort_values("cost")
-        same_cost = np.interp(rows["cost"], baseline["cost"], baseline["accuracy"])
-        parts.append(rows.assign(gain=rows["accuracy"] - same_cost))
-    gains = pd.concat(parts).pivot(index=["method", "split"], columns="budget", values="gain").groupby("method")
-    n_splits = gains.count()
-    half_width = stats.t.ppf(0.975, n_splits - 1) * gains.std() / np.sqrt(n_splits)
-    return pd.concat({"gain": gains.mean(), "±": half_width})
+def gains_by_budget(accuracy: pd.DataFrame) -> pd.DataFrame:
+    """Gain over maximum probability on separate heads at the same cost on new rows, with half its 95 % interval."""
+    gains = accuracy.assign(gain=gain_at_same_cost(accuracy, BASELINE))
+    groups = gains.pivot(index=["method", "split"], columns="budget", values="gain").groupby("method")
+    return pd.concat({"gain": groups.mean(), "±": half_width(groups)})
 
 
 def main() -> None:
@@ -111,7 +102,7 @@ def main() -> None:
         pd.concat(results).to_csv(options.out)
     tables = {
         "accuracy within budgets": summarize(results["accuracy"]),
-        "at the same cost on new rows": gains_at_same_cost(results["accuracy"]),
+        "at the same cost on new rows": gains_by_budget(results["accuracy"]),
         "heads on all samples": results["heads"].pivot_table(index="method", columns="exit", values="right"),
         "gates on fixed modules, without a budget": results["prices"].groupby(["objective", "lam"]).mean(),
         "fits": results["fits"].groupby("method", sort=False).mean(),

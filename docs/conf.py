@@ -12,6 +12,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
+    "sphinx_design",
     "sphinx_gallery.gen_gallery",
 ]
 # The gallery is made of the examples; their header is no page by itself.
@@ -20,8 +21,24 @@ templates_path = ["_templates"]
 autosummary_generate = True
 # The page of a class documents its methods; a list of them would repeat them.
 numpydoc_show_class_members = False
-numpydoc_validation_checks = {"GL07", "GL08", "PR01", "PR02", "PR03", "RT01"}
-numpydoc_validation_exclude = {r"\.__", r"\.set_\w+_request$", r"\.(fit_transform|get_metadata_routing|set_output)$"}
+# The sections of a docstring say the types, with shapes.
+autodoc_typehints = "none"
+# All of numpydoc's checks, but for what is deliberately otherwise:
+numpydoc_validation_checks = {
+    "all",
+    "ES01",  # a summary that says all is not followed by more
+    "SA01",  # what else to see is said in the guide
+    "EX01",  # methods share the example of their class
+    "RT02",  # ``self : ThresholdPolicy``, as in scikit-learn
+    "SS05",  # takes nouns such as "Scores of every exit" for verbs
+}
+numpydoc_validation_exclude = {
+    r"\.__",
+    r"\.set_\w+_request$",
+    r"\.(fit_transform|get_metadata_routing|set_output)$",
+    # Python documents the fields of named tuples.
+    r"\.(ExitOutput|LoaderOutput|OracleRegret|PartialOutput)\.\w+$",
+}
 
 sphinx_gallery_conf = {
     "examples_dirs": "examples",
@@ -39,8 +56,14 @@ sphinx_gallery_conf = {
 html_theme = "pydata_sphinx_theme"
 html_title = "skexit"
 html_show_sourcelink = False
-html_sidebars = {"index": [], "guide/*": [], "gallery/*": []}
+html_sidebars = {"index": []}
+html_static_path = ["_static"]
+html_css_files = ["skexit.css"]
 html_theme_options = {"show_prev_next": False, "secondary_sidebar_items": ["page-toc"]}
+
+# Every reference must lead somewhere; those to other projects would need their inventories, and so a network.
+nitpicky = True
+nitpick_ignore_regex = [(r"py:.*", r"(sklearn|torch|numpy|pandas|matplotlib|skops|joblib|scipy)\..*")]
 
 # scikit-learn's inherited docstrings refer to its own user guide.
 suppress_warnings = ["ref.ref"]

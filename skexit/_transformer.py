@@ -58,6 +58,7 @@ class LogitsTransformer(TransformerMixin, ExitEstimator):
         Parameters
         ----------
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
 
         Returns
         -------
@@ -82,6 +83,7 @@ class LogitsTransformer(TransformerMixin, ExitEstimator):
         Returns
         -------
         ndarray of shape (n_columns_out,) of str
+            Such as ``exit0__logit0``.
         """
         check_is_fitted(self)
         return np.asarray(self.layout_out_.column_names(), dtype=object)

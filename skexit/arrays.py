@@ -145,6 +145,7 @@ class ExitArray:
         Returns
         -------
         ndarray of shape (n_rows, n_classes), or None
+            A copy, or a view of an array in memory.
         """
         if not self.layout.has_logits(k):
             return None
@@ -163,6 +164,7 @@ class ExitArray:
         Returns
         -------
         ndarray of shape (n_rows, n_features)
+            A copy, or a view of an array in memory.
         """
         return self.source.read(self.layout, k, "features", self._source_rows(rows))
 
@@ -177,6 +179,7 @@ class ExitArray:
         Returns
         -------
         ExitArray
+            Shares its values with this one.
         """
         return ExitArray(self.source, layout, self._rows)
 
@@ -206,6 +209,7 @@ class ExitArray:
         Returns
         -------
         pandas.DataFrame
+            One column for each logit and feature.
         """
         import pandas as pd
 
@@ -341,6 +345,7 @@ shape (n_samples, n_exits, n_features), default=None
     Returns
     -------
     X : ExitArray of shape (n_samples, n_columns)
+        In memory, with its layout.
 
     Raises
     ------

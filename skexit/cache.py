@@ -155,6 +155,7 @@ class FeatureCache:
         Returns
         -------
         ndarray of shape (n_rows, width)
+            A copy of what is on disk, in float32.
         """
         name = _block_name(k, part)
         if isinstance(rows, slice):

@@ -106,13 +106,16 @@ class ExitEnsemble(LogitsTransformer):
         Parameters
         ----------
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
         y : array-like of shape (n_samples,)
             Class labels.
         sample_weight : array-like of shape (n_samples,), default=None
+            Weight of each sample; all count alike by default.
 
         Returns
         -------
         self : ExitEnsemble
+            The fitted transformer.
 
         Raises
         ------
@@ -129,6 +132,7 @@ class ExitEnsemble(LogitsTransformer):
         Parameters
         ----------
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
         y : array-like of shape (n_samples,)
             Class labels.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -166,6 +170,7 @@ class ExitEnsemble(LogitsTransformer):
         Returns
         -------
         array of shape (n_samples, n_classes)
+            Of the namespace and on the device of `logits`.
         """
         if self.heads_ is not None:
             logits = self.heads_.exit_logits(k, logits, features, memory)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ["InconsistentVersionWarning"]
+
 
 class InconsistentVersionWarning(UserWarning):
     """An estimator was saved by another version of skexit than the one that loads it.

@@ -195,13 +195,16 @@ class ExitHeads(LogitsTransformer):
         Parameters
         ----------
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
         y : array-like of shape (n_samples,)
             Class labels.
         sample_weight : array-like of shape (n_samples,), default=None
+            Weight of each sample; all count alike by default.
 
         Returns
         -------
         self : ExitHeads
+            The fitted transformer.
 
         Raises
         ------
@@ -221,6 +224,7 @@ class ExitHeads(LogitsTransformer):
         Parameters
         ----------
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
         y : array-like of shape (n_samples,)
             Class labels.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -262,6 +266,7 @@ class ExitHeads(LogitsTransformer):
         Returns
         -------
         array of shape (n_samples, n_classes)
+            Of the namespace and on the device of `features`.
         """
         network = self.networks_[k]
         if self.cascade and not self.hidden:

@@ -139,6 +139,7 @@ class ExitLayout:
         Returns
         -------
         slice
+            Empty where the exit has no logits.
         """
         return slice(int(self._edges[2 * k]), int(self._edges[2 * k + 1]))
 
@@ -153,6 +154,7 @@ class ExitLayout:
         Returns
         -------
         slice
+            Empty where the exit has no features.
         """
         return slice(int(self._edges[2 * k + 1]), int(self._edges[2 * k + 2]))
 
@@ -167,6 +169,7 @@ class ExitLayout:
         Returns
         -------
         bool
+            True if it has one logit for each class.
         """
         return self.n_logits[k] > 0
 
@@ -176,6 +179,7 @@ class ExitLayout:
         Returns
         -------
         list of str
+            One name for each column, in order.
         """
         return [
             f"exit{k}__{part}{j}"
@@ -195,6 +199,7 @@ class ExitLayout:
         Returns
         -------
         ExitLayout
+            All else is as in this one.
         """
         parameters: dict[str, Any] = {
             "n_logits": self.n_logits,
@@ -211,6 +216,7 @@ class ExitLayout:
         Returns
         -------
         dict
+            The parameters of :class:`ExitLayout`, as lists, numbers and strings.
         """
         return {
             "n_logits": list(self.n_logits),

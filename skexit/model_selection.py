@@ -16,6 +16,15 @@ from sklearn.pipeline import Pipeline
 
 from skexit.policies.access import policy_and_data
 
+__all__ = [
+    "BudgetCurve",
+    "accuracy_and_cost",
+    "best_within",
+    "budget_curve",
+    "neg_mean_cost_scorer",
+    "utility_scorer",
+]
+
 #: Mean costs are compared up to this rounding error.
 _TOLERANCE = 1e-9
 
@@ -103,7 +112,9 @@ def neg_mean_cost_scorer(estimator: Any, X: Any, y: ArrayLike | None = None) -> 
     estimator : ExitPolicy, Pipeline or search
         Fitted; a policy, a Pipeline that ends in one, or a search over either.
     X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+        Logits and features of the exits.
     y : ignored
+        Not used.
 
     Returns
     -------
@@ -274,7 +285,7 @@ def budget_curve(
     """Accuracy and mean cost of an estimator over budgets, by cross-validation.
 
     A policy that has ``with_budget`` is fitted once a fold, at the middle one of the budgets, and
-    then given each of them. For a :class:`ThresholdPolicy` this is the same as fitting at each
+    then given each of them. For a :class:`~skexit.ThresholdPolicy` this is the same as fitting at each
     budget; policies that learn for their budget lose what ``with_budget`` loses. An estimator
     without ``with_budget`` is fitted once a fold and budget.
 
@@ -284,6 +295,7 @@ def budget_curve(
         A policy with a parameter `budget`, or a Pipeline that ends in one. What its budget is does
         not matter, and it stays as it is.
     X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+        Logits and features of the exits.
     y : array-like of shape (n_samples,)
         Class labels.
     budgets : array-like of shape (n_budgets,)

@@ -70,7 +70,7 @@ def make_live(policy, *, classes=None, network=Network, exits=Network.exits, thr
 class NothingPays:
     """A latency for which samples that leave are taken along to the last exit."""
 
-    def compaction_pays(self, k, n_samples, n_staying):
+    def compaction_pays(self, k, until, n_samples, n_staying):
         return False
 
 

@@ -14,13 +14,13 @@ from sklearn.base import clone
 import skexit.policies.base
 from skexit import ExitHeads, RandomExit, StaticExit, ThresholdPolicy, stack_exits
 from skexit.uncertainty import (
-    ConformalScores,
     conformal_threshold,
     coverage_score,
     fit_temperature,
     inefficiency_score,
     softmax,
 )
+from skexit.uncertainty.conformal import ConformalScores
 
 METHODS = ["general", "ims", "strict", "gated"]
 HUNDREDTHS = st.integers(1, 99)

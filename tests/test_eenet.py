@@ -32,7 +32,8 @@ from skexit.policies.eenet_network import (
     utility_loss,
 )
 from skexit.policies.quotas import exits_from_scores, quota_thresholds
-from skexit.uncertainty import count_votes, softmax
+from skexit.uncertainty import softmax
+from skexit.uncertainty.scores import count_votes
 
 torch = pytest.importorskip("torch")
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from skexit.uncertainty import SCORES, count_votes, margin, max_probability, normalized_entropy, softmax, vote
+from skexit.uncertainty import margin, max_probability, normalized_entropy, softmax, vote
+from skexit.uncertainty.scores import SCORES, count_votes
 
 LOGITS = arrays(np.float64, st.tuples(st.integers(1, 6), st.integers(2, 7)), elements=st.floats(-300, 300))
 PROBABILITIES = LOGITS.map(softmax)

@@ -69,7 +69,8 @@ class ExitExtractor:
         What gives the logits. ``"output"``: the network's own output, a tensor or something with
         ``logits``, is the last exit's; a list of n_exits tensors has the logits of every exit.
         None: no exit has logits. A list names the module that is the head of each exit, None for
-        an exit without one; ``"output"`` is allowed in it.
+        an exit without one; ``"output"`` is allowed in it, and is the exit's own where the output is a
+        list of n_exits tensors.
     dtype : {"float32", "float16"}, default="float32"
         Type in which logits and features are stored.
     cost_unit : {"FLOPs", "MACs", "ms"}, default="FLOPs"
@@ -248,8 +249,13 @@ class ExitExtractor:
 
     def _network_logits(self, output: Any) -> list[torch.Tensor | None]:
         """Logits of each exit in the network's own output, None where a module or nothing is the head."""
-        if self.head == NETWORK_OUTPUT and isinstance(output, list | tuple) and len(output) == len(self.exits):
-            return [_as_logits(logits, f"the network's output {k}") for k, logits in enumerate(output)]
+        if NETWORK_OUTPUT in self._heads and isinstance(output, list | tuple) and len(output) == len(self.exits):
+            # One name for all exits, or what a list of names leaves to the network.
+            from_output = [self.head == NETWORK_OUTPUT or head == NETWORK_OUTPUT for head in self._heads]
+            return [
+                _as_logits(logits, f"the network's output {k}") if taken else None
+                for k, (logits, taken) in enumerate(zip(output, from_output, strict=True))
+            ]
         return [_as_logits(output, "the network") if head == NETWORK_OUTPUT else None for head in self._heads]
 
     def _to_numpy(self, block: torch.Tensor, part: str, k: int, batch: _Batch) -> NDArray[np.float32]:

@@ -54,7 +54,7 @@ def pool_output(output: Any, pool: Pool = "auto", mask: torch.Tensor | None = No
     tensor = first_tensor(output)
     parts = [pool(tensor)] if callable(pool) else _pooled_parts(tensor, pool, mask)
     for part in parts:
-        if part.ndim != 2 or len(part) != len(tensor):
+        if part.ndim != 2 or part.shape[0] != tensor.shape[0]:  # len() would fix the number of rows of a recording
             raise ValueError(
                 f"pool={pool_name(pool)!r} gave shape {tuple(part.shape)} for an output of shape "
                 f"{tuple(tensor.shape)}; it must give (n_samples, n_features)."

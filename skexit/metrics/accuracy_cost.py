@@ -28,6 +28,7 @@ class AccuracyCostCurve:
     costs : array-like of shape (n_points,)
         Mean costs of a sample, as fractions of the last exit's cost.
     accuracies : array-like of shape (n_points,)
+        Share of right answers at each point.
 
     Attributes
     ----------
@@ -132,6 +133,7 @@ class AccuracyCostCurve:
         Parameters
         ----------
         accuracy : float or array-like
+            What is to be reached, between 0 and 1.
 
         Returns
         -------
@@ -202,6 +204,7 @@ def accuracy_cost_curve(y_true: ArrayLike, y_pred: ArrayLike, sample_costs: Arra
     Returns
     -------
     AccuracyCostCurve
+        One point for each setting.
 
     Raises
     ------
@@ -250,6 +253,7 @@ def accuracy_at_budget(y_true: ArrayLike, y_pred: ArrayLike, sample_costs: Array
     Returns
     -------
     float
+        Between 0 and 1.
 
     Raises
     ------
@@ -278,6 +282,7 @@ def cost_at_accuracy(y_true: ArrayLike, y_pred: ArrayLike, sample_costs: ArrayLi
     sample_costs : array-like of the shape of `y_pred`
         What each sample cost under each setting, as a fraction of the last exit's cost.
     accuracy : float
+        What is to be reached, between 0 and 1.
 
     Returns
     -------
@@ -320,6 +325,7 @@ def area_under_accuracy_cost(
     Returns
     -------
     float
+        Between 0 and 1.
 
     Raises
     ------
@@ -347,6 +353,7 @@ def speedup(sample_costs: ArrayLike) -> Any:
     Returns
     -------
     float or ndarray of shape (n_points,)
+        At least 1 where no sample costs more than the whole network.
 
     Raises
     ------

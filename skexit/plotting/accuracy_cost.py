@@ -100,6 +100,7 @@ class AccuracyCostDisplay:
         estimators : dict of str to ExitPolicy or Pipeline, or to a list of these
             Fitted policies of each method, one a budget or price; a Pipeline ends in a policy.
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
         y : array-like of shape (n_samples,)
             Class labels.
         n_resamples : int, default=0
@@ -255,6 +256,7 @@ class AccuracyCostDisplay:
         Returns
         -------
         AccuracyCostDisplay
+            The display itself.
 
         Raises
         ------

@@ -154,6 +154,7 @@ class CoverageDisplay:
         Returns
         -------
         CoverageDisplay
+            The display itself.
 
         Raises
         ------

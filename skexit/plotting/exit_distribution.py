@@ -72,6 +72,7 @@ class ExitDistributionDisplay:
         estimators : dict of str to ExitPolicy or Pipeline
             Fitted policies, of as many exits each; a Pipeline ends in a policy.
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
         **plot_parameters
             Passed to :meth:`plot`.
 
@@ -94,6 +95,7 @@ class ExitDistributionDisplay:
         estimator : ExitPolicy or Pipeline
             Fitted; a Pipeline ends in a policy.
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
         y : array-like of shape (n_samples,)
             Class labels.
         **plot_parameters
@@ -161,6 +163,7 @@ class ExitDistributionDisplay:
         Returns
         -------
         ExitDistributionDisplay
+            The display itself.
 
         Raises
         ------

@@ -91,6 +91,7 @@ class ExitScoreDisplay:
         estimator : ExitPolicy or Pipeline
             Fitted; a Pipeline ends in a policy.
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
         y : array-like of shape (n_samples,)
             Class labels.
         **plot_parameters
@@ -149,6 +150,7 @@ class ExitScoreDisplay:
         Returns
         -------
         ExitScoreDisplay
+            The display itself.
 
         Raises
         ------

@@ -78,6 +78,7 @@ class ReliabilityDisplay:
         estimator : ExitPolicy or Pipeline
             Fitted; a Pipeline ends in a policy.
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
         y : array-like of shape (n_samples,)
             Class labels.
         n_bins : int, default=10
@@ -167,6 +168,7 @@ class ReliabilityDisplay:
         Returns
         -------
         ReliabilityDisplay
+            The display itself.
 
         Raises
         ------

@@ -17,10 +17,12 @@ def policy_and_data(estimator: Any, X: Any) -> tuple[ExitPolicy, Any]:
     estimator : ExitPolicy, Pipeline or search
         Fitted; a Pipeline ends in a policy, and a search chose one of either.
     X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+        Logits and features of the exits.
 
     Returns
     -------
     policy : ExitPolicy
+        The last step of a pipeline, or the estimator itself.
     X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
         Transformed by the steps before the policy.
 

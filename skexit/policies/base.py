@@ -29,7 +29,8 @@ from skexit.arrays import BATCH_ROWS, ExitArray
 from skexit.heads import fit_heads
 from skexit.policies.quotas import exits_from_scores
 from skexit.policies.recall import most_confident, recall
-from skexit.uncertainty import FEWEST_ROWS, ConformalScores, fit_temperature, softmax
+from skexit.uncertainty import fit_temperature, softmax
+from skexit.uncertainty.conformal import FEWEST_ROWS, ConformalScores
 
 
 class ExitPolicy(ClassifierMixin, ExitEstimator):
@@ -88,15 +89,17 @@ class ExitPolicy(ClassifierMixin, ExitEstimator):
         Parameters
         ----------
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Logits and features of the exits. Where an exit has no logits, :class:`ExitHeads` is
+            Logits and features of the exits. Where an exit has no logits, :class:`~skexit.ExitHeads` is
             fitted first.
         y : array-like of shape (n_samples,)
             Class labels.
         sample_weight : array-like of shape (n_samples,), default=None
+            Weight of each sample; all count alike by default.
 
         Returns
         -------
         self : ExitPolicy
+            The fitted policy.
 
         Raises
         ------
@@ -129,6 +132,7 @@ class ExitPolicy(ClassifierMixin, ExitEstimator):
         Parameters
         ----------
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
         y : array-like of shape (n_samples,)
             Class labels.
         temperature : bool, default=True
@@ -167,10 +171,12 @@ class ExitPolicy(ClassifierMixin, ExitEstimator):
         Parameters
         ----------
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
 
         Returns
         -------
         ndarray of shape (n_samples,)
+            Labels from ``classes_``.
         """
         exits = self._check_new(X)
         predicted = np.empty(len(exits), dtype=np.int64)
@@ -185,6 +191,7 @@ class ExitPolicy(ClassifierMixin, ExitEstimator):
         Parameters
         ----------
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
 
         Returns
         -------
@@ -203,10 +210,12 @@ class ExitPolicy(ClassifierMixin, ExitEstimator):
         Parameters
         ----------
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
 
         Returns
         -------
         ndarray of shape (n_samples, n_classes)
+            Columns in the order of ``classes_``.
         """
         exits = self._check_new(X)
         probabilities = np.empty((len(exits), len(self.classes_)))
@@ -224,6 +233,7 @@ class ExitPolicy(ClassifierMixin, ExitEstimator):
         Parameters
         ----------
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
         alpha : float, default=0.05
             Share of sets that may miss the true class; between 0 and 1, both excluded.
         method : {"general", "ims", "strict", "gated"}, default="gated"
@@ -263,6 +273,7 @@ class ExitPolicy(ClassifierMixin, ExitEstimator):
         Parameters
         ----------
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
 
         Returns
         -------
@@ -277,6 +288,7 @@ class ExitPolicy(ClassifierMixin, ExitEstimator):
         Parameters
         ----------
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
 
         Returns
         -------
@@ -292,11 +304,14 @@ class ExitPolicy(ClassifierMixin, ExitEstimator):
         Parameters
         ----------
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
         sample_weight : array-like of shape (n_samples,), default=None
+            Weight of each sample; all count alike by default.
 
         Returns
         -------
         float
+            Between 0 and 1.
         """
         exits = self.predict_exit(X)
         return float(

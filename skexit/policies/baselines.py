@@ -224,6 +224,7 @@ def oracle(X: Any, y: ArrayLike, *, layout: ExitLayout | int | None = None) -> O
     Returns
     -------
     Oracle
+        Its exits, accuracy and mean cost.
 
     Raises
     ------

@@ -24,7 +24,8 @@ from skexit.policies.eenet_network import (
     train_scheduler,
 )
 from skexit.policies.quotas import quota_thresholds
-from skexit.uncertainty import count_votes, max_probability, softmax
+from skexit.uncertainty import max_probability, softmax
+from skexit.uncertainty.scores import count_votes
 
 
 class EENetPolicy(BudgetedPolicy):
@@ -43,11 +44,11 @@ class EENetPolicy(BudgetedPolicy):
         Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's
         cost.
     hidden_ratio : float, default=0.5
-        Hidden units for each input of a network. (The paper's is 0.5 for images and 2 for text.)
+        Hidden units for each input of a network; the paper's is 0.5 for images and 2 for text.
     alpha : float, default=0.1
-        Weight of the budget loss. (The paper's is 0.1 for images and 0.01 for text.)
+        Weight of the budget loss; the paper's is 0.1 for images and 0.01 for text.
     beta : float, default=1e-3
-        Weight of the assignment loss. (The paper's is 1e-3 for images and 1e-4 for text.)
+        Weight of the assignment loss; the paper's is 1e-3 for images and 1e-4 for text.
     learn_scores : bool, default=True
         Whether samples leave by their utility, or by their largest probability.
     learn_distribution : bool, default=True
@@ -60,17 +61,17 @@ class EENetPolicy(BudgetedPolicy):
         and the assignments are geometric. ``"random"``: they start with random weights, as in the
         paper.
     learning_rate : float, default=1e-2
-        Highest learning rate of the networks. (The paper's is 3e-5 for images and 1e-4 for text.)
+        Highest learning rate of the networks; the paper's is 3e-5 for images and 1e-4 for text.
     weight_decay : float, default=1e-4
-        Strength of the squared penalty on the networks' weights. (The paper's is 0.01.)
+        Strength of the squared penalty on the networks' weights; the paper's is 0.01.
     max_epochs : int, default=20
         Passes over the rows; the epoch that does best on a held-out tenth of the rows is kept. With
         less than 200 rows none are held out, and the last is kept.
     batch_size : int, default=512
         Rows in a step.
     patience : int, default=None
-        Stop after so many epochs without a lower loss on the held-out rows. By default never. (The
-        paper's is 50.)
+        Stop after so many epochs without a lower loss on the held-out rows. By default never; the
+        paper's is 50.
     recall : bool, default=False
         Answer with the most confident exit so far, rather than with the last that ran.
     heads : ExitHeads, default=None

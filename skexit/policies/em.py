@@ -79,7 +79,7 @@ class EMExitAssigner(BudgetedPolicy):
         for routers trained on other rows, and infinite, the confidence alone, unless another gains
         more than one standard error.
     learning_rate : float, default=5e-3
-        Highest learning rate of the routers. (The paper's is 1e-3.)
+        Highest learning rate of the routers; the paper's is 1e-3.
     alpha : float, default=1e-2
         Strength of the squared penalty on the routers' weights.
     max_epochs : int, default=20
@@ -252,6 +252,7 @@ class EMExitAssigner(BudgetedPolicy):
         Parameters
         ----------
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
         y : array-like of shape (n_samples,)
             Class labels.
 

@@ -299,11 +299,13 @@ class JEIGatedEnsemble(BudgetedPolicy):
         Parameters
         ----------
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
         y : array-like of shape (n_samples,)
             Class labels.
         lams : array-like of shape (n_prices,)
             Prices, in the order in which to fit them. `lam` and `budget` are not used.
         sample_weight : array-like of shape (n_samples,), default=None
+            Weight of each sample; all count alike by default.
 
         Returns
         -------

@@ -162,6 +162,7 @@ class RiskControlledPolicy(ExitPolicy):
         Returns
         -------
         self : RiskControlledPolicy
+            The fitted policy.
 
         Raises
         ------

@@ -21,7 +21,8 @@ from skexit.policies.lagrangian_schedule import LagrangianSchedule
 from skexit.policies.quotas import quota_thresholds, shared_threshold, warn_of_harm
 from skexit.policies.randomized import RandomizedThresholds
 from skexit.policies.rewards import expected_rewards
-from skexit.uncertainty import SCORES, count_votes, softmax, vote
+from skexit.uncertainty import softmax, vote
+from skexit.uncertainty.scores import SCORES, count_votes
 
 Floats = NDArray[np.float64]
 
@@ -160,6 +161,7 @@ class ThresholdPolicy(BudgetedPolicy):
         Returns
         -------
         dict
+            Values by name.
         """
         parameters = super().get_params(deep=False) | {"score": self._score}
         if deep:

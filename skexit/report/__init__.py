@@ -13,10 +13,10 @@ from numpy.typing import ArrayLike
 
 from skexit.plotting._figures import import_pyplot
 from skexit.report._calibration import measure_calibration
-from skexit.report._measures import best_within, check_fits, measure_exits, measure_policies
+from skexit.report._measures import best_within, measure_exits, measure_policies
 from skexit.report._page import Request, render
 
-__all__ = ["check_fits", "write_report"]
+__all__ = ["write_report"]
 
 
 def write_report(

@@ -12,7 +12,8 @@ from sklearn.model_selection import train_test_split
 
 from skexit.policies.base import ExitPolicy
 from skexit.report._measures import Candidate
-from skexit.uncertainty import FEWEST_ROWS, coverage_score, expected_calibration_error, inefficiency_score
+from skexit.uncertainty import coverage_score, expected_calibration_error, inefficiency_score
+from skexit.uncertainty.conformal import FEWEST_ROWS
 
 _ALPHAS = (0.1, 0.05, 0.01)
 

@@ -78,9 +78,11 @@ def check_fits(estimator: Any, X: Any, y: NDArray[Any]) -> None:
     Parameters
     ----------
     estimator : ExitPolicy or Pipeline
+        A fitted policy, or a pipeline that ends in one.
     X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
         Only the first row is looked at.
     y : ndarray of shape (n_samples,)
+        Class labels.
     """
     policy, first_row = policy_and_data(estimator, X[:1])
     policy.predict_exit(first_row)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from skexit._array_api import as_like
 from skexit.runtime.decisions import Notes
 from skexit.runtime.output import ExitOutput
 from skexit.runtime.rows import select_rows
@@ -48,38 +49,19 @@ class Batch:
             select_rows(self.tensors, kept), select_rows(self.side, kept), self.rows[kept], self.notes.keep(kept)
         )
 
-    def split(self, n_samples: int) -> tuple[Batch, Batch]:
-        """The first samples, and the others; nothing is copied."""
-        return self._slice(slice(None, n_samples)), self._slice(slice(n_samples, None))
+    def slice(self, rows: slice) -> Batch:
+        """A range of the samples, of which none is gone; nothing is copied."""
+        return self.map(lambda tensor: tensor[rows])
 
-    def compact(self) -> Batch:
-        """The samples, without the larger batch that they were split off from."""
-        return Batch(
-            [_compact(tensor) for tensor in self.tensors],
-            [_compact(tensor) for tensor in self.side],
-            _compact(self.rows),
-            self.notes.map(_compact),
-        )
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """The batch with a function's value in place of each tensor."""
+        tensors, side = ([function(tensor) for tensor in tensors] for tensors in (self.tensors, self.side))
+        return Batch(tensors, side, function(self.rows), self.notes.map(function))
 
-    @classmethod
-    def join(cls, batches: Sequence[Batch]) -> Batch:
-        """The samples of several batches, one after the other."""
-        if len(batches) == 1:
-            return batches[0]
-        tensors, side = (
-            [torch.cat(parts) for parts in zip(*lists, strict=True)]
-            for lists in ([batch.tensors for batch in batches], [batch.side for batch in batches])
-        )
-        rows = torch.cat([batch.rows for batch in batches])
-        return cls(tensors, side, rows, Notes.join([batch.notes for batch in batches]))
-
-    def _slice(self, rows: slice) -> Batch:
-        return Batch(
-            [tensor[rows] for tensor in self.tensors],
-            [tensor[rows] for tensor in self.side],
-            self.rows[rows],
-            self.notes.keep(rows),
-        )
+    def parts(self) -> list[torch.Tensor]:
+        """All tensors, in an order that batches before the same stage have in common."""
+        noted = [tensor for memory in self.notes.memories for tensor in memory.values()]
+        return [*self.tensors, *self.side, self.rows, *noted]
 
 
 class Answers:
@@ -95,28 +77,31 @@ class Answers:
     def __init__(self, classes: NDArray[Any], temperatures: NDArray[np.float64]) -> None:
         self._classes, self._temperatures = classes, temperatures
         self._rows: list[torch.Tensor] = []
-        self._predicted: list[torch.Tensor] = []
-        self._probabilities: list[torch.Tensor] = []
-        self._exits: list[torch.Tensor] = []
+        self._logits: list[torch.Tensor] = []
+        self._exits: list[int] = []
 
     def add(self, k: int, rows: torch.Tensor, logits: torch.Tensor) -> None:
         """Record the answers of the samples that leave at exit `k`."""
-        predicted, exits = logits.argmax(1), torch.full_like(rows, k)
-        probabilities = torch.softmax(logits / float(self._temperatures[k]), 1)
-        # Only now, so that nothing is recorded where memory does not suffice.
         self._rows.append(rows)
-        self._predicted.append(predicted)
-        self._probabilities.append(probabilities)
-        self._exits.append(exits)
+        self._logits.append(logits)
+        self._exits.append(k)
 
     def output(self) -> tuple[torch.Tensor, ExitOutput]:
         """Rows that were answered, in order, and their answers."""
-        lists = (self._rows, self._predicted, self._probabilities, self._exits)
-        rows, predicted, probabilities, exits = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in lists)
+        exits = _join([torch.full_like(rows, k) for k, rows in zip(self._exits, self._rows, strict=True)])
+        rows, logits = _join(self._rows), _join(self._logits)
+        self._logits.clear()
         if len(self._rows) > 1:
             rows, order = rows.sort()
-            predicted, probabilities, exits = predicted[order], probabilities[order], exits[order]
-        return rows, ExitOutput(_labels(self._classes, predicted), probabilities, exits)
+            logits, exits = logits[order], exits[order]
+        predicted = logits.argmax(1)
+        if (self._temperatures != 1).any():
+            logits = logits / as_like(self._temperatures, logits)[exits, None]
+        return rows, ExitOutput(_labels(self._classes, predicted), torch.softmax(logits, 1), exits)
+
+
+def _join(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _labels(classes: NDArray[Any], predicted: torch.Tensor) -> torch.Tensor | NDArray[Any]:
@@ -124,8 +109,3 @@ def _labels(classes: NDArray[Any], predicted: torch.Tensor) -> torch.Tensor | ND
         return torch.as_tensor(classes, device=predicted.device)[predicted]
     labels: NDArray[Any] = classes[predicted.cpu().numpy()]
     return labels
-
-
-def _compact(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, copied where it keeps more than twice its own memory alive."""
-    return tensor.clone() if tensor.untyped_storage().nbytes() > 2 * tensor.nbytes else tensor

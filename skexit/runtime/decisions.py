@@ -39,16 +39,6 @@ class Notes:
         """Notes of which a function has changed each tensor."""
         return Notes([{name: function(noted) for name, noted in memory.items()} for memory in self.memories])
 
-    @classmethod
-    def join(cls, notes: Sequence[Notes]) -> Notes:
-        """Notes of the samples of several batches, one after the other."""
-        import torch
-
-        memories = []
-        for parts in zip(*[each.memories for each in notes], strict=True):
-            memories.append({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
-        return cls(memories)
-
 
 class Decisions:
     """Which samples leave at an exit, and with which logits.

@@ -54,10 +54,12 @@ class Activations:
         Parameters
         ----------
         device : torch.device or str
+            Where to go.
 
         Returns
         -------
         Activations
+            A copy.
         """
         return Activations(
             self.at_exit,
@@ -75,6 +77,7 @@ class Activations:
         Returns
         -------
         dict
+            What ``from_dict`` takes.
         """
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
@@ -85,6 +88,7 @@ class Activations:
         Parameters
         ----------
         parameters : dict
+            What ``to_dict`` gave.
 
         Returns
         -------
@@ -99,7 +103,9 @@ class PartialOutput(NamedTuple):
     Parameters
     ----------
     labels : tensor of shape (n_answered,), or ndarray where classes are names
+        Class of each sample that left.
     probabilities : tensor of shape (n_answered, n_classes)
+        Of each class, by the exit that answered.
     exits : tensor of shape (n_answered,) of int64
         The exit of the whole network at which each sample left, counted from 0.
     rows : tensor of shape (n_answered,) of int64
@@ -220,12 +226,14 @@ class FirstPart(_Part):
         Parameters
         ----------
         *inputs : tensor, several tensors, a tuple of tensors or a dict of tensors
+            What the network takes.
         **named_inputs : tensor
             As the network takes them.
 
         Returns
         -------
         PartialOutput
+            Answers, and what goes on.
 
         Raises
         ------

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -21,7 +22,7 @@ from skexit.runtime.inputs import as_inputs, check_like, check_rows, is_like
 from skexit.runtime.output import ExitOutput
 from skexit.runtime.probe import check_against_plain_network
 from skexit.runtime.runner import StageRunner
-from skexit.runtime.stages import Stage, cut
+from skexit.runtime.stages import RecordedNetwork, Stage
 from skexit.runtime.throughput import LoaderOutput, predict_loader
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class EarlyExitModel(EvaluationModule):
         The network that the exits were extracted from, on the device on which it is to run. It is
         put into evaluation mode, and shares its parameters with this one.
     exits : sequence of str or None
-        Names of the modules after which it can stop, as in extraction; None for :func:`exit_points`.
+        Names of the modules after which it can stop, as in extraction; None for :func:`~skexit.extraction.exit_points`.
     policy : fitted exit policy, or Pipeline that ends with one
         Steps before the policy give logits, as ExitHeads and ExitEnsemble do.
     heads : fitted ExitHeads or ExitEnsemble, default=None
@@ -148,6 +149,7 @@ class EarlyExitModel(EvaluationModule):
         Returns
         -------
         self : EarlyExitModel
+            The model itself.
 
         Raises
         ------
@@ -156,17 +158,19 @@ class EarlyExitModel(EvaluationModule):
         """
         check_rows(example_input, device_of(self.model))
         with torch.no_grad():
-            stages = cut(self.model, self.exits, example_input, self.head)
+            network = RecordedNetwork(self.model, self.exits, example_input, self.head)
+            stages = network.cut(range(len(self.exits)))
             if self.head is None or self.head == "output":
-                check_against_plain_network(self.model, self.exits, stages, example_input)
+                check_against_plain_network(self.model, self.exits, list(stages.values()), example_input)
         names = list(example_input)[1:] if isinstance(example_input, dict) else []
         mask = names.index("attention_mask") if "attention_mask" in names else None
         decisions = self._decisions.on(device_of(self.model))
-        runner = StageRunner(dict(enumerate(stages)), self.exits, decisions, self.pool, mask, self.latency)
+        runner = StageRunner(stages, self.exits, decisions, self.pool, mask, self.latency)
         self._example = map_tensors(lambda tensor: tensor[:1].clone(), example_input)
-        with torch.inference_mode():
-            runner.prepare(_first_batch(runner, self._example))
+        self._prepare_runner(runner)
         self._runner = runner
+        # Across exits that are not looked at, the network runs as if they were not there.
+        self._merged_runner = replace(runner, stages=network.cut(np.flatnonzero(decisions.is_observed).tolist()))
         return self
 
     def compile_stages(self, pad_to: Sequence[int] = (1, 8, 64), **options: Any) -> Self:
@@ -198,8 +202,10 @@ class EarlyExitModel(EvaluationModule):
         sizes = check_sizes(pad_to)
         if self._runner is None:
             raise ValueError("the network is not cut yet; call prepare(example_input) first.")
-        stages = {k: compile_stage(stage, sizes, options) for k, stage in self._runner.stages.items()}
-        self._runner = replace(self._runner, stages=stages)
+        self._runner, self._merged_runner = (
+            replace(runner, stages={k: compile_stage(stage, sizes, options) for k, stage in runner.stages.items()})
+            for runner in (self._runner, self._merged_runner)
+        )
         return self
 
     @torch.inference_mode()
@@ -209,6 +215,7 @@ class EarlyExitModel(EvaluationModule):
         Parameters
         ----------
         *inputs : tensor, several tensors, a tuple of tensors or a dict of tensors
+            What the network takes.
         **named_inputs : tensor
             As the network takes them.
 
@@ -227,7 +234,7 @@ class EarlyExitModel(EvaluationModule):
         runner, batch = self._start(as_inputs(inputs, named_inputs))
         del inputs, named_inputs  # the network may free them
         answers = runner.answers()
-        for k in range(runner.decisions.n_exits):
+        for k in runner.stages:
             following = runner.run(k, batch, answers)
             if following is None:
                 break
@@ -315,6 +322,7 @@ class EarlyExitModel(EvaluationModule):
         Returns
         -------
         FirstPart
+            Without the stages of the second part.
 
         Raises
         ------
@@ -356,6 +364,7 @@ class EarlyExitModel(EvaluationModule):
         Returns
         -------
         SecondPart
+            Without the stages of the first part.
 
         Raises
         ------
@@ -376,9 +385,13 @@ class EarlyExitModel(EvaluationModule):
         """Takes all samples to the last exit, and decides at each."""
         runner = cast(StageRunner, self._runner)
         runner = replace(runner, decisions=runner.decisions.for_all_exits())
-        with torch.inference_mode():
-            runner.prepare(_first_batch(runner, self._example))
+        self._prepare_runner(runner)
         return runner
+
+    def _prepare_runner(self, runner: StageRunner) -> None:
+        # Tensors of inference mode do not count the changes that are made to them.
+        with torch.inference_mode(False), torch.no_grad():
+            runner.prepare(_first_batch(runner, map_tensors(torch.clone, self._example)))
 
     def _start(self, inputs: Inputs) -> tuple[StageRunner, Batch]:
         """The inputs before the first stage, if the network takes them."""
@@ -394,12 +407,12 @@ class EarlyExitModel(EvaluationModule):
         return self._runner
 
     def _prepared(self, inputs: Inputs) -> StageRunner:
-        """The stages of the network, which is cut now where it was not."""
+        """The network cut at the exits that are looked at; it is cut now where it was not."""
         if self.model.training:
             raise RuntimeError("the network is in training mode; call eval() on it.")
         if self._runner is None:
             self.prepare(inputs)
-        return cast(StageRunner, self._runner)
+        return self._merged_runner
 
 
 def _first_batch(runner: StageRunner, inputs: Inputs) -> Batch:

@@ -16,10 +16,12 @@ class EvaluationModule(nn.Module):
         Parameters
         ----------
         mode : bool, default=True
+            Not used.
 
         Returns
         -------
         self : Module
+            The model itself.
 
         Raises
         ------

@@ -70,28 +70,36 @@ class ExitLatency:
         layout : ExitLayout
             Of the same exits.
         batch_size : int
+            One that was measured.
 
         Returns
         -------
         ExitLayout
+            With costs in ms, of the batch size that was asked for.
         """
         return layout.replace(costs=self.costs(batch_size), cost_unit="ms")
 
-    def compaction_pays(self, k: int, n_samples: int, n_staying: int) -> bool:
-        """Whether to take out those who leave at exit `k` is quicker than to take them along to the next.
+    def compaction_pays(self, k: int, until: int, n_samples: int, n_staying: int) -> bool:
+        """Whether to take out those who leave at an exit is quicker than to take them along to a later one.
 
         Parameters
         ----------
         k : int
+            The exit at which they leave, counted from 0.
+        until : int
+            The next at which samples may be taken out.
         n_samples : int
             In the batch.
         n_staying : int
+            Samples that go on.
 
         Returns
         -------
         bool
+            True where there is time to be saved.
         """
-        gain = self._at(self.stage_ms[:, k + 1], n_samples) - self._at(self.stage_ms[:, k + 1], n_staying)
+        stages = self.stage_ms[:, k + 1 : until + 1].sum(axis=1)
+        gain = self._at(stages, n_samples) - self._at(stages, n_staying)
         return bool(gain > self._at(self.compaction_ms[:, k], n_staying))
 
     def _at(self, times: NDArray[np.float64], n_samples: int) -> Any:
@@ -124,13 +132,14 @@ def measure_latency(
     model : torch.nn.Module or EarlyExitModel
         A live network has its own `exits`, `policy`, `heads`, `pool` and `head`.
     exits : sequence of str, default=None
-        Names of the modules after which the network can stop; by default :func:`exit_points`.
+        Names of the modules after which the network can stop; by default :func:`~skexit.extraction.exit_points`.
     batch_sizes : sequence of int, default=(1, 8, 64)
+        Numbers of inputs to measure with.
     example_input : tensor, tuple of tensors or dict of tensors
         One input or more, repeated to make batches.
     policy : fitted exit policy or Pipeline, default=None
         Needed unless `model` is a live network.
-    heads, pool, head :
+    heads, pool, head : optional
         As in :class:`EarlyExitModel`.
     n_repeats : int, default=10
         Runs of each batch size, of which the median counts.
@@ -138,6 +147,7 @@ def measure_latency(
     Returns
     -------
     ExitLatency
+        Milliseconds by exit and batch size.
 
     Raises
     ------

@@ -16,7 +16,9 @@ class ExitOutput(NamedTuple):
     Parameters
     ----------
     labels : tensor of shape (n_samples,), or ndarray where classes are names
+        Class of each sample.
     probabilities : tensor of shape (n_samples, n_classes)
+        Of each class, by the exit that answered.
     exits : tensor of shape (n_samples,) of int64
         The exit at which each sample left, counted from 0.
 

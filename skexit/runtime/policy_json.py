@@ -53,6 +53,7 @@ def policy_to_json(policy: Any) -> str:
     Returns
     -------
     str
+        What :func:`policy_from_json` reads.
 
     Raises
     ------
@@ -89,6 +90,7 @@ def policy_from_json(text: str) -> Any:
     Parameters
     ----------
     text : str
+        What :func:`policy_to_json` gave.
 
     Returns
     -------

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections import deque
-
+import numpy as np
 import torch
 
 from skexit.runtime.batch import Batch
+from skexit.runtime.rows import empty_rows, write_rows
 
 
 class SampleQueue:
-    """Samples of one shape that wait for a stage, in the order in which they came."""
+    """Samples of one shape that wait for a stage, in the order in which they came.
 
-    def __init__(self) -> None:
-        self._entries: deque[tuple[Batch, float]] = deque()
+    They are copied into memory that the queue keeps: to ask for fresh memory again and again takes
+    longer than to copy.
+
+    Parameters
+    ----------
+    batch_size : int
+        With which the stage is run.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
         self._n_samples = 0
+        self._memory: Batch | None = None
+        self._times = np.empty(0)
 
     def __len__(self) -> int:
         return self._n_samples
@@ -22,34 +33,51 @@ class SampleQueue:
     @property
     def waiting_since(self) -> float:
         """When the first of the samples came."""
-        return self._entries[0][1]
+        return float(self._times[0])
 
-    def put(self, batch: Batch, time: float) -> None:
-        """Add samples that came at a time."""
-        self._entries.append((batch, time))
-        self._n_samples += len(batch)
+    def put(self, batch: Batch, rows: torch.Tensor | slice, time: float) -> None:
+        """Copy some rows of a batch, which came at a time."""
+        end = len(self) + (len(batch) if isinstance(rows, slice) else len(rows))
+        memory = self._reserve(batch, end)
+        for target, source in zip(memory.parts(), batch.parts(), strict=True):
+            write_rows(target[len(self) : end], source, rows)
+        self._times[len(self) : end] = time
+        self._n_samples = end
 
-    def take(self, n_samples: int) -> list[Batch]:
-        """Take the first samples out, as many as there are or `n_samples`; they are not copied."""
-        taken = []
-        n_missing = min(n_samples, len(self))
-        self._n_samples -= n_missing
-        while n_missing:
-            batch, time = self._entries.popleft()
-            if len(batch) > n_missing:
-                batch, rest = batch.split(n_missing)
-                # What is to stay for long must not keep the memory of those who go.
-                self._entries.appendleft((rest if len(rest) >= n_samples else rest.compact(), time))
-            taken.append(batch)
-            n_missing -= len(batch)
-        return taken
+    def first(self, n_samples: int) -> Batch:
+        """The first samples, as many as there are or `n_samples`; they stay in the memory of the queue."""
+        assert self._memory is not None
+        return self._memory.slice(slice(min(n_samples, len(self))))
+
+    def remove(self, n_samples: int) -> None:
+        """Remove the first samples."""
+        self._keep(slice(n_samples, len(self)))
 
     def drop(self, rows: range) -> None:
         """Remove the samples of some rows of the output."""
-        entries, self._entries, self._n_samples = self._entries, deque(), 0
-        for batch, time in entries:
-            kept = torch.nonzero((batch.rows < rows.start) | (batch.rows >= rows.stop)).flatten()
-            if len(kept) == len(batch):
-                self.put(batch, time)
-            elif len(kept):
-                self.put(batch.select(kept), time)
+        own = self.first(len(self)).rows
+        self._keep(torch.nonzero((own < rows.start) | (own >= rows.stop)).flatten())
+
+    def _keep(self, kept: torch.Tensor | slice) -> None:
+        """Move some of the samples to the front, and forget the others."""
+        assert self._memory is not None
+        times = self._times[: len(self)][kept if isinstance(kept, slice) else kept.cpu().numpy()]
+        # A range may reach into where it is moved to.
+        overlaps = isinstance(kept, slice) and len(times) > kept.start
+        for tensor in self._memory.parts():
+            rest = tensor[: len(self)][kept]
+            tensor[: len(times)] = rest.clone() if overlaps else rest
+        self._times[: len(times)] = times
+        self._n_samples = len(times)
+
+    def _reserve(self, batch: Batch, n_samples: int) -> Batch:
+        """Room for samples like those of a batch."""
+        if self._memory is None or n_samples > len(self._memory):
+            # Before samples come, fewer wait than a stage is run with, and no more come than it is run with.
+            size = max(n_samples, min(2 * n_samples, 2 * self._batch_size))
+            larger = batch.map(lambda tensor: empty_rows(tensor, size))
+            if self._memory is not None:
+                for target, source in zip(larger.parts(), self._memory.parts(), strict=True):
+                    target[: len(self)] = source[: len(self)]
+            self._memory, self._times = larger, np.resize(self._times, size)
+        return self._memory

@@ -16,6 +16,22 @@ def _select(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return tensor.index_select(0, rows)
 
 
+def empty_rows(tensor: torch.Tensor, n_rows: int) -> torch.Tensor:
+    """Room for rows like those of a tensor, in memory as the tensor is."""
+    layout = torch.channels_last if is_channels_last(tensor) else torch.contiguous_format
+    return torch.empty((n_rows, *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device, memory_format=layout)
+
+
+def write_rows(target: torch.Tensor, source: torch.Tensor, rows: torch.Tensor | slice) -> None:
+    """Copy some rows of a tensor into another one, which has room for just these."""
+    if isinstance(rows, slice):
+        target.copy_(source[rows])
+    elif is_channels_last(target):
+        torch.index_select(source.permute(0, 2, 3, 1), 0, rows, out=target.permute(0, 2, 3, 1))
+    else:
+        torch.index_select(source, 0, rows, out=target)
+
+
 def is_channels_last(tensor: torch.Tensor) -> bool:
     """Whether feature maps lie in memory with their channels last."""
     return tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
@@ -26,16 +42,21 @@ def in_double(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
 
 
-def split_rows(leaves: torch.Tensor, gone: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows that leave, and rows that stay, without those that are gone. Waits once for the device."""
+def count_rows(leaves: torch.Tensor, gone: torch.Tensor | None) -> tuple[int, int]:
+    """How many samples leave, and how many stay, without those that are gone. Waits once for the device."""
+    if gone is None:
+        n_leaving = int(leaves.count_nonzero())
+        return n_leaving, len(leaves) - n_leaving
+    n_leaving, n_staying = torch.stack([(leaves & ~gone).count_nonzero(), (~leaves & ~gone).count_nonzero()]).tolist()
+    return n_leaving, n_staying
+
+
+def split_rows(
+    leaves: torch.Tensor, gone: torch.Tensor | None, n_leaving: int, n_staying: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows that leave, and rows that stay, of which there are so many."""
+    codes = (~leaves).to(torch.int8)
     if gone is not None:
-        codes = torch.where(gone, 2, (~leaves).to(torch.int8))
-        n_leaving, n_staying, _ = torch.bincount(codes, minlength=3).tolist()
-        rows = codes.argsort(stable=True)
-        return rows[:n_leaving], rows[n_leaving : n_leaving + n_staying]
-    n_leaving = int(leaves.count_nonzero())
-    if n_leaving in (0, len(leaves)):
-        rows = torch.arange(len(leaves), device=leaves.device)
-    else:
-        rows = leaves.to(torch.int8).argsort(descending=True, stable=True)
-    return rows[:n_leaving], rows[n_leaving:]
+        codes = torch.where(gone, 2, codes)
+    rows = codes.argsort(stable=True)
+    return rows[:n_leaving], rows[n_leaving : n_leaving + n_staying]

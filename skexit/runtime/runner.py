@@ -12,11 +12,14 @@ from skexit.extraction.pooling import Pool, pool_output, prepared_pool
 from skexit.layout import ExitLayout
 from skexit.runtime.batch import Answers, Batch
 from skexit.runtime.decisions import Decisions
-from skexit.runtime.rows import in_double, split_rows
+from skexit.runtime.rows import count_rows, in_double, split_rows
 from skexit.runtime.stages import Stage
 
 if TYPE_CHECKING:
     from skexit.runtime.latency import ExitLatency
+
+#: Rows of a batch: all, some, or none.
+Rows = torch.Tensor | slice | None
 
 
 @dataclass
@@ -43,6 +46,8 @@ class StageRunner:
     pool: Pool
     mask: int | None
     latency: ExitLatency | None = None
+    is_in_place: dict[int, bool] = field(default_factory=dict)
+    """Stages that change what they are given, by exit; known once prepared."""
     _pools: dict[int, Any] = field(default_factory=dict)
 
     def start(self, first: torch.Tensor, side: list[torch.Tensor], rows: Any) -> Batch:
@@ -71,46 +76,56 @@ class StageRunner:
         batch = self.compute(k, batch)
         if not self.decisions.is_observed[k]:
             return batch
-        return self.part(k, batch, *self.decide(k, batch), answers)
+        logits, leaves = self.decide(k, batch)
+        leaving, staying = self.split(k, batch, leaves)
+        following = self._go_on(k, batch, leaves, staying)
+        # Last, so that nothing is recorded where memory does not suffice.
+        if leaving is not None:
+            answers.add(k, batch.rows[leaving], logits[leaving])
+        return following
 
-    def part(self, k: int, batch: Batch, logits: Any, leaves: Any, answers: Answers) -> Batch | None:
-        """Record who leaves at exit `k`, and give those who go on.
+    def split(self, k: int, batch: Batch, leaves: Any) -> tuple[Rows, Rows]:
+        """Rows of the batch that leave at exit `k`, and that stay. Waits once for the device.
 
         Parameters
         ----------
         k : int
         batch : Batch
-        logits : tensor of shape (n_samples, n_classes)
         leaves : tensor of shape (n_samples,) of bool, or None
-            As `decide` gives them.
-        answers : Answers
+            As `decide` gives it.
 
         Returns
         -------
-        Batch or None
+        leaving, staying : tensor of int64, slice of all rows, or None where there are none
         """
-        is_last = k == self.decisions.n_exits - 1
-        if leaves is None and not is_last:
-            return batch
-        if is_last:
-            leaves = torch.ones_like(batch.rows, dtype=torch.bool)
-        leaving, staying = split_rows(leaves, batch.gone)
-        if len(leaving) == len(batch):
-            answers.add(k, batch.rows, logits)
-            return None
-        following = self._go_on(k, batch, leaves, staying) if len(staying) else None
-        # Last, so that nothing is recorded where memory does not suffice.
-        if len(leaving):
-            answers.add(k, batch.rows[leaving], logits[leaving])
-        return following
+        everyone, nobody = slice(None), None
+        if k == self.decisions.n_exits - 1:
+            if batch.gone is None:
+                return everyone, nobody
+            leaves = torch.ones_like(batch.gone)
+        if leaves is None:
+            return nobody, everyone
+        n_leaving, n_staying = count_rows(leaves, batch.gone)
+        if n_staying == len(batch):
+            return nobody, everyone
+        if n_leaving == len(batch):
+            return everyone, nobody
+        leaving, staying = split_rows(leaves, batch.gone, n_leaving, n_staying)
+        return leaving if n_leaving else nobody, staying if n_staying else nobody
 
-    def _go_on(self, k: int, batch: Batch, leaves: torch.Tensor, staying: torch.Tensor) -> Batch:
+    def _go_on(self, k: int, batch: Batch, leaves: Any, staying: Rows) -> Batch | None:
         """The samples that stay, without the others, or with them where that is quicker."""
-        if len(staying) == len(batch):
+        if staying is None:
+            return None
+        if isinstance(staying, slice):
             return batch
-        if self.latency is None or self.latency.compaction_pays(k, len(batch), len(staying)):
+        if self.latency is None or self._compaction_pays(self.latency, k, len(batch), len(staying)):
             return batch.select(staying)
         return replace(batch, gone=leaves if batch.gone is None else batch.gone | leaves)
+
+    def _compaction_pays(self, latency: ExitLatency, k: int, n_samples: int, n_staying: int) -> bool:
+        following = next(j for j in range(k + 1, self.decisions.n_exits) if self.decisions.is_used[j])
+        return latency.compaction_pays(k, following, n_samples, n_staying)
 
     def compute(self, k: int, batch: Batch) -> Batch:
         """Run the network from the exit before to exit `k`."""
@@ -126,18 +141,21 @@ class StageRunner:
         return answer, self.decisions.leaves(k, answer, features, batch.notes)
 
     def prepare(self, batch: Batch) -> None:
-        """Find how to pool each exit that is looked at.
+        """Find how to pool each exit that is looked at, and which stages work in place.
 
         Raises a ValueError if one gives other logits or features than the policy was fitted on.
 
         Parameters
         ----------
         batch : Batch
-            Of one sample.
+            Of one sample, with tensors that count their versions.
         """
         layout = self.decisions.layout
         for k in range(self.decisions.n_exits):
-            batch = self.compute(k, batch)
+            given = batch.tensors = [tensor.clone() for tensor in batch.tensors]
+            versions = [tensor._version for tensor in (*given, *batch.side)]
+            batch = self.compute(k, replace(batch, tensors=list(given)))
+            self.is_in_place[k] = versions != [tensor._version for tensor in (*given, *batch.side)]
             if not self.decisions.is_observed[k]:
                 continue
             if self.decisions.needs_features(k):

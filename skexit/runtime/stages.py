@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,19 +55,53 @@ def cut(model: nn.Module, exits: Sequence[str], example_input: Inputs, head: Hea
     ValueError
         If the network is not cut by its exits.
     """
-    find_modules(model, exits, "exits")
-    recording = record(model, exits, resolve_heads(model, head, len(exits)), example_input)
-    carried = [_carried(recording, k) for k in range(len(exits))]
-    stages = []
-    roots = recording.inputs[:1]
-    for k, name in enumerate(exits):
-        before = f"exit {exits[k - 1]!r}" if k else "the first input"
-        part = _Part(model, recording, roots, before)
-        network = part.compute(carried[k], f"exit {name!r}")
-        roots, logits = carried[k], recording.logits[k]
-        head_part = _Part(model, recording, roots, f"exit {name!r}")
-        stages.append(Stage(network, None if logits is None else head_part.compute(logits, f"the logits of {name!r}")))
-    return stages
+    return list(RecordedNetwork(model, exits, example_input, head).cut(range(len(exits))).values())
+
+
+class RecordedNetwork:
+    """A network that can be cut at some of its exits or at all; see :func:`cut`.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    exits : sequence of str
+    example_input : tensor, tuple of tensors or dict of tensors
+    head : "output", None or list of n_exits str or None
+    """
+
+    def __init__(self, model: nn.Module, exits: Sequence[str], example_input: Inputs, head: Head) -> None:
+        find_modules(model, exits, "exits")
+        self._model, self._exits = model, exits
+        self._recording = record(model, exits, resolve_heads(model, head, len(exits)), example_input)
+
+    def cut(self, ends: Iterable[int]) -> dict[int, Stage]:
+        """The stages that end at some of the exits, by exit.
+
+        Parameters
+        ----------
+        ends : iterable of int
+            Indices of exits, rising. What lies between two of them is one stage.
+
+        Returns
+        -------
+        dict of int to Stage
+
+        Raises
+        ------
+        ValueError
+            If the network is not cut by these exits.
+        """
+        stages, roots, before = {}, self._recording.inputs[:1], "the first input"
+        for k in ends:
+            name, logits = f"exit {self._exits[k]!r}", self._recording.logits[k]
+            carried = _carried(self._recording, k)
+            network = _Part(self._model, self._recording, roots, before).compute(carried, name)
+            roots, before = carried, name
+            head = _Part(self._model, self._recording, roots, before)
+            stages[k] = Stage(
+                network, None if logits is None else head.compute(logits, f"the logits of {self._exits[k]!r}")
+            )
+        return stages
 
 
 def _carried(recording: Recording, k: int) -> list[fx.Node]:

@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -37,7 +37,9 @@ class LoaderOutput(NamedTuple):
     Parameters
     ----------
     labels : tensor of shape (n_samples,), or ndarray where classes are names
+        Class of each sample.
     probabilities : tensor of shape (n_samples, n_classes)
+        Of each class, by the exit that answered.
     exits : tensor of shape (n_samples,) of int64
         The exit at which each sample left, counted from 0.
     batches : tensor of shape (n_samples,) of int64
@@ -152,7 +154,9 @@ class _StageQueues:
         self._batch_size, self._max_wait = batch_size, max_wait
         self._failures = failures
         self._on_answers = on_answers
-        self._legs = _find_legs(runner.decisions)
+        legs = _find_legs(runner.decisions)
+        self._is_in_place = [any(runner.is_in_place[k] for k in leg) for leg in legs]
+        self._legs = [[k for k in leg if k in runner.stages] for leg in legs]
         self._queues: list[dict[_Shapes, SampleQueue]] = [{} for _ in self._legs]
         self._answers = runner.answers()
         self._n_rows = 0
@@ -170,9 +174,10 @@ class _StageQueues:
         first, *side = tensors_of(inputs)
         rows = range(self._n_rows, self._n_rows + len(first))
         self._rows[number], self._n_rows = rows, rows.stop
-        self._put(0, self._runner.start(first, side, torch.arange(rows.start, rows.stop, device=first.device)))
-        while (ready := self._find_ready()) is not None:
-            self._run_next(*ready)
+        batch = self._runner.start(first, side, torch.arange(rows.start, rows.stop, device=first.device))
+        for start in range(0, len(batch), self._batch_size):
+            self._put(0, batch, slice(start, start + self._batch_size))
+            self._run_ready()
 
     @torch.inference_mode()
     def flush(self) -> None:
@@ -180,6 +185,7 @@ class _StageQueues:
         for leg, queues in enumerate(self._queues):
             while queues:
                 self._run_next(leg, next(iter(queues)))
+                self._run_ready()
 
     def output(self) -> LoaderOutput:
         """The answers to the batches that did not fail."""
@@ -191,9 +197,17 @@ class _StageQueues:
             probabilities, exits, batches = probabilities[kept], exits[kept], batches[kept]
         return LoaderOutput(labels, probabilities, exits, batches, sorted(self._failures.items()))
 
-    def _put(self, leg: int, batch: Batch) -> None:
+    def _put(self, leg: int, batch: Batch, rows: torch.Tensor | slice) -> None:
         shapes = tuple(tensor.shape[1:] for tensor in (*batch.tensors, *batch.side))
-        self._queues[leg].setdefault(shapes, SampleQueue()).put(batch, time.monotonic())
+        if isinstance(rows, slice):
+            batch, rows = batch.slice(rows), slice(None)
+        queue = self._queues[leg].get(shapes, SampleQueue(self._batch_size))
+        queue.put(batch, rows, time.monotonic())
+        self._queues[leg][shapes] = queue
+
+    def _run_ready(self) -> None:
+        while (ready := self._find_ready()) is not None:
+            self._run_next(*ready)
 
     def _find_ready(self) -> tuple[int, _Shapes] | None:
         """The last leg for which enough samples wait, or one has waited long enough."""
@@ -206,49 +220,52 @@ class _StageQueues:
 
     def _run_next(self, leg: int, shapes: _Shapes) -> None:
         queue = self._queues[leg][shapes]
-        parts = queue.take(self._batch_size)
+        waiting = queue.first(self._batch_size)
+        # A network that works in place must not change what may have to be run again.
+        error = self._run_and_pass_on(leg, waiting.map(torch.clone) if self._is_in_place[leg] else waiting)
+        failed = None if error is None else waiting.map(torch.clone)
+        queue.remove(len(waiting))
         if not len(queue):
             del self._queues[leg][shapes]
-        error = self._run_and_pass_on(leg, self._join(leg, parts))
-        if error is not None:
-            self._find_failure(leg, parts, error)
-
-    def _join(self, leg: int, parts: list[Batch]) -> Batch:
-        """The samples of a queue, copied where they may have to be run again, since networks work in place."""
-        # Before the first leg a part is of one batch of the loader, which would be the one that fails.
-        if leg == 0 or len(parts) > 1:
-            return Batch.join(parts)
-        return parts[0].select(torch.arange(len(parts[0]), device=parts[0].rows.device))
+        if failed is not None:
+            self._find_failure(leg, failed, cast(Exception, error))
 
     def _run_and_pass_on(self, leg: int, batch: Batch) -> Exception | None:
         """Run a leg, and put the samples that stay before the next."""
-        n_samples = len(batch)
-        staying, error = _attempt(self._run, leg, batch)
+        n_leaving, error = _attempt(self._run, leg, batch.slice(slice(None)))
         if error is None:
-            self._on_answers(n_samples - (0 if staying is None else len(staying)))
-            if staying is not None:
-                self._put(leg + 1, staying)
+            self._on_answers(n_leaving)
         return error
 
-    def _run(self, leg: int, batch: Batch) -> Batch | None:
+    def _run(self, leg: int, batch: Batch) -> int:
+        """Run a leg, put the samples that stay before the next, and give the number of the others."""
         logits = leaves = None
         for k in self._legs[leg]:
             batch = self._runner.compute(k, batch)
             if self._runner.decisions.is_observed[k]:
                 logits, leaves = self._runner.decide(k, batch)
                 _check_finite(logits, self._runner.exits[k])
-        return self._runner.part(self._legs[leg][-1], batch, logits, leaves, self._answers)
+        k = self._legs[leg][-1]
+        leaving, staying = self._runner.split(k, batch, leaves)
+        # Copies: what the batch has may be the memory of the queue.
+        answered = [] if leaving is None else [part[leaving].clone() for part in (batch.rows, cast(Any, logits))]
+        # Only now, so that nothing is recorded where memory does not suffice.
+        if staying is not None:
+            self._put(leg + 1, batch, staying)
+        if not answered:
+            return 0
+        self._answers.add(k, *answered)
+        return len(answered[0])
 
-    def _find_failure(self, leg: int, parts: list[Batch], error: Exception) -> None:
+    def _find_failure(self, leg: int, batch: Batch, error: Exception) -> None:
         """Run the samples of each batch of the loader on their own, if they are of several."""
-        batches = self._batches_of(torch.cat([part.rows for part in parts]))
+        batches = self._batches_of(batch.rows)
         numbers = batches.unique().tolist()
         if len(numbers) == 1:
             self._drop(numbers[0], error)
             return
-        joined = Batch.join(parts)
         for number in numbers:
-            own = joined.select(torch.nonzero(batches == number).flatten())
+            own = batch.select(torch.nonzero(batches == number).flatten())
             own_error = self._run_and_pass_on(leg, own)
             if own_error is not None:
                 self._drop(number, own_error)

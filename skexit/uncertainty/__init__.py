@@ -2,8 +2,6 @@
 
 from skexit.uncertainty.calibration import expected_calibration_error
 from skexit.uncertainty.conformal import (
-    FEWEST_ROWS,
-    ConformalScores,
     conformal_threshold,
     coverage_score,
     inefficiency_score,
@@ -11,8 +9,6 @@ from skexit.uncertainty.conformal import (
 from skexit.uncertainty.mixing import fit_mixture, mix
 from skexit.uncertainty.risk import betting_p_value, binomial_p_value
 from skexit.uncertainty.scores import (
-    SCORES,
-    count_votes,
     margin,
     max_probability,
     normalized_entropy,
@@ -22,13 +18,9 @@ from skexit.uncertainty.scores import (
 from skexit.uncertainty.temperature import fit_temperature
 
 __all__ = [
-    "FEWEST_ROWS",
-    "SCORES",
-    "ConformalScores",
     "betting_p_value",
     "binomial_p_value",
     "conformal_threshold",
-    "count_votes",
     "coverage_score",
     "expected_calibration_error",
     "fit_mixture",

@@ -126,6 +126,7 @@ def coverage_score(y_true: ArrayLike, y_set: ArrayLike, *, labels: ArrayLike | N
     Returns
     -------
     float
+        Between 0 and 1.
 
     Raises
     ------

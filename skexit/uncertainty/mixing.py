@@ -28,11 +28,14 @@ def fit_mixture(
     labels : ndarray of shape (n_samples,) of int
         Index of the true class.
     sample_weight : ndarray of shape (n_samples,), default=None
+        Weight of each sample; all count alike by default.
 
     Returns
     -------
     weights : ndarray of shape (n_classifiers,)
+        Exponent of each classifier, at least 0.
     biases : ndarray of shape (n_classes,)
+        Added to the logits of each class.
 
     References
     ----------
@@ -78,11 +81,15 @@ def mix(log_probabilities: Floats, weights: Floats, biases: Floats) -> Floats:
     Parameters
     ----------
     log_probabilities : ndarray of shape (n_samples, n_classifiers, n_classes)
+        Logarithms of the probabilities of each classifier.
     weights : ndarray of shape (n_classifiers,)
+        Exponent of each classifier.
     biases : ndarray of shape (n_classes,)
+        Added to the logits of each class.
 
     Returns
     -------
     ndarray of shape (n_samples, n_classes)
+        Of the product, which need not be normalised.
     """
     return np.einsum("j,njc->nc", weights, log_probabilities) + biases

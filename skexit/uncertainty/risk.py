@@ -19,10 +19,12 @@ def binomial_p_value(losses: ArrayLike, alpha: float) -> float:
     losses : array-like of shape (n_samples,)
         Zero or one; independent, or in an exchangeable order.
     alpha : float
+        The probability of the hypothesis.
 
     Returns
     -------
     float
+        Between 0 and 1.
 
     Examples
     --------
@@ -45,12 +47,14 @@ def betting_p_value(losses: ArrayLike, alpha: float, delta: float = 0.1) -> floa
     losses : array-like of shape (n_samples,)
         In [0, 1], in an order that does not depend on them.
     alpha : float
+        The mean of the hypothesis.
     delta : float, default=0.1
         The level at which the p-value will be compared; stakes are largest for this one.
 
     Returns
     -------
     float
+        Between 0 and 1.
 
     References
     ----------

@@ -22,10 +22,12 @@ def softmax(logits: Array) -> Array:
     Parameters
     ----------
     logits : array of shape (..., n_classes)
+        Logits along the last axis.
 
     Returns
     -------
     array of shape (..., n_classes)
+        Along the last axis, they sum to 1.
 
     Examples
     --------
@@ -47,10 +49,12 @@ def max_probability(probabilities: Array) -> Array:
     Parameters
     ----------
     probabilities : array of shape (..., n_classes)
+        Along the last axis, they sum to 1.
 
     Returns
     -------
     array of shape (...)
+        Between 0 and 1.
     """
     return array_namespace(probabilities).max(probabilities, axis=-1)
 
@@ -61,6 +65,7 @@ def normalized_entropy(probabilities: Array) -> Array:
     Parameters
     ----------
     probabilities : array of shape (..., n_classes)
+        Along the last axis, they sum to 1.
 
     Returns
     -------
@@ -83,10 +88,12 @@ def margin(probabilities: Array) -> Array:
     Parameters
     ----------
     probabilities : array of shape (..., n_classes)
+        Along the last axis, they sum to 1.
 
     Returns
     -------
     array of shape (...)
+        Between 0 and 1.
     """
     xp = array_namespace(probabilities)
     if probabilities.shape[-1] == 1:
@@ -106,6 +113,7 @@ def vote(counts: Array) -> Array:
     Returns
     -------
     array of shape (...)
+        Between 0 and 1.
     """
     xp = array_namespace(counts)
     return xp.max(counts, axis=-1) / xp.sum(counts, axis=-1)
@@ -117,12 +125,14 @@ def count_votes(probabilities: Array, counts: Array | None) -> Array:
     Parameters
     ----------
     probabilities : array of shape (n_samples, n_classes)
+        Probabilities of this exit.
     counts : array of shape (n_samples, n_classes) or None
         Votes of earlier exits, None at the first.
 
     Returns
     -------
     array of shape (n_samples, n_classes)
+        Votes of each class, this exit's included.
     """
     xp = array_namespace(probabilities)
     classes = xp.arange(probabilities.shape[-1], device=device(probabilities))

@@ -30,6 +30,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike, sample_weight: ArrayLi
     labels : array-like of shape (n_samples,) of int
         Index of the true class.
     sample_weight : array-like of shape (n_samples,), default=None
+        Weight of each sample; all count alike by default.
 
     Returns
     -------

@@ -14,9 +14,6 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from skexit import ExitHeads, StaticExit, ThresholdPolicy
 from skexit.runtime import EarlyExitModel
-from skexit.runtime.batch import Batch
-from skexit.runtime.decisions import Notes
-from skexit.runtime.queues import SampleQueue
 
 
 @functools.cache
@@ -139,18 +136,6 @@ def test_samples_wait_no_longer_than_they_may(fresh, monkeypatch):
 
     live.predict_loader(load(), batch_size=1000, max_wait=1.5)
     assert calls[0] == [30] * 10  # what came at 0, 1 and 2 runs at 2
-
-
-def test_batches_of_the_loader_are_not_kept_for_a_few_samples():
-    queue = SampleQueue()
-    x = torch.randn(1000, 5)
-    queue.put(Batch([x], [x], torch.arange(1000), Notes([{"seen": x}])), 0.0)
-    for _ in range(3):
-        assert len(queue.take(300)[0]) == 300
-    (rest,) = queue.take(300)
-    for tensor in (rest.tensors[0], rest.side[0], rest.notes.memories[0]["seen"]):
-        assert torch.equal(tensor, x[900:])
-        assert tensor.untyped_storage().nbytes() == 100 * 5 * 4
 
 
 def test_classes_with_names():

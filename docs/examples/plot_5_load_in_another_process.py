@@ -14,27 +14,26 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import joblib
-from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 
-from skexit import EENetPolicy, ExitHeads, stack_exits
+from skexit import ExitHeads, OptimalStoppingPolicy
+from skexit.datasets import load_cifar10_resnet56
 
-images, y = load_digits(return_X_y=True)
-# Half of the image, then all of it.
-X = stack_exits(features=[images[:, :32], images])
+X, y = load_cifar10_resnet56(return_X_y=True)
 X_train, X_test, y_train, y_test = train_test_split(
-    X, y, test_size=0.4, stratify=y, random_state=0
+    X, y, test_size=0.5, stratify=y, random_state=0
 )
 
 pipeline = make_pipeline(
-    ExitHeads(random_state=0), EENetPolicy(budget=0.75, random_state=0)
+    ExitHeads(random_state=0),
+    OptimalStoppingPolicy(budget=0.6, random_state=0),
 )
 pipeline.fit(X_train, y_train)
 
 temporary = TemporaryDirectory()
 folder = Path(temporary.name)
-joblib.dump(pipeline, folder / "policy.joblib")
+joblib.dump(pipeline, folder / "policy.joblib", compress=3)
 joblib.dump(X_test, folder / "X.joblib")
 print((folder / "policy.joblib").stat().st_size, "bytes")
 
@@ -89,7 +88,7 @@ same = np.array_equal(predicted, loaded.predict(X_test))
 print("the predictions are the same:", same)
 
 # %%
-# Nothing is lost on the way. Which digits leave after half of the image:
+# Nothing is lost on the way. Which classes leave where:
 
 from skexit.plotting import ExitDistributionDisplay
 
@@ -128,7 +127,9 @@ print(run(program))
 
 import textwrap
 
-X_other = stack_exits(features=[images[:, :48], images[:, 16:]])
+from skexit import stack_exits
+
+X_other = stack_exits(features=[X_test.features(k) for k in range(8)])
 print("fitted on", pipeline[0].layout_fingerprint_)
 print("X_test is", X_test.layout.fingerprint)
 print("X_other is", X_other.layout.fingerprint)

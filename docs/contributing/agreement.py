@@ -1,0 +1,43 @@
+"""A policy that stops where an exit is sure and agrees with the exit before it."""
+
+from numbers import Real
+from typing import ClassVar
+
+from skexit.policies import BudgetedPolicy
+from skexit.policies.quotas import quota_thresholds
+from skexit.uncertainty import max_probability, softmax
+
+
+class AgreementPolicy(BudgetedPolicy):
+    """Stop where the mean of this exit's probabilities and the last one's is sure.
+
+    Parameters
+    ----------
+    budget : float, default=0.5
+        Mean cost of a sample on the data that was fitted, a fraction in (0, 1]
+        of the last exit's cost.
+    heads : ExitHeads, default=None
+        Heads to fit where exits have no logits.
+    layout : ExitLayout or int, default=None
+        Layout of X, where X does not know it.
+    """
+
+    _parameter_constraints: ClassVar = {"budget": [Real]}
+
+    def __init__(self, budget=0.5, *, heads=None, layout=None):
+        self.budget = budget
+        self.heads = heads
+        self.layout = layout
+
+    def _score_exit(self, k, logits, features, memory):
+        probabilities = softmax(logits)
+        before = memory.get("probabilities", probabilities)
+        memory["probabilities"] = probabilities
+        return max_probability((probabilities + before) / 2)
+
+    def _fit_policy(self, X, labels, weight):
+        self._fit_thresholds(X, weight)  # there is nothing else to learn
+
+    def _choose_thresholds(self, scores, weight):
+        budget = self.budget
+        return quota_thresholds(scores, self.costs_, budget, sample_weight=weight)

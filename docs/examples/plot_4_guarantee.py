@@ -1,0 +1,99 @@
+"""
+Lose at most two points of accuracy, with a guarantee
+=====================================================
+
+A budget says what is spent. The other way round: how early can samples stop,
+if stopping may cost at most two points of accuracy? A
+:class:`~skexit.RiskControlledPolicy` finds the cheapest budget for which other
+rows show it.
+"""
+
+# %%
+# Fit, then test
+# --------------
+# Heads and policy are fitted on some rows. Rows that neither has seen then test
+# one budget after another, from the most expensive to the cheapest. The policy
+# goes into a :class:`~sklearn.frozen.FrozenEstimator`, so that all rows given
+# to ``fit`` are such rows.
+
+from sklearn.frozen import FrozenEstimator
+from sklearn.model_selection import train_test_split
+
+from skexit import ExitHeads, OptimalStoppingPolicy, RiskControlledPolicy
+from skexit.datasets import load_cifar10_resnet56
+
+X, y = load_cifar10_resnet56(return_X_y=True)
+X_fit, X_rest, y_fit, y_rest = train_test_split(
+    X, y, train_size=1500, stratify=y, random_state=0
+)
+X_calibrate, X_test, y_calibrate, y_test = train_test_split(
+    X_rest, y_rest, test_size=1500, stratify=y_rest, random_state=0
+)
+
+heads = ExitHeads(random_state=0)
+fitted = OptimalStoppingPolicy(random_state=0)
+fitted.fit(heads.fit_transform(X_fit, y_fit), y_fit)
+logits_calibrate = heads.transform(X_calibrate)
+logits_test = heads.transform(X_test)
+
+policy = RiskControlledPolicy(
+    FrozenEstimator(fitted), alpha=0.02, delta=0.1, random_state=0
+)
+policy.fit(logits_calibrate, y_calibrate)
+print(f"cheapest budget that qualifies: {policy.budget_:.3f}")
+
+# %%
+# With a probability of 90 % over the rows that tested it, the accuracy that is
+# lost on new rows is at most two points. On these new rows it is
+
+lost = (policy.predict_at_exits(logits_test)[:, -1] == y_test).mean()
+lost -= policy.score(logits_test, y_test)
+print(f"lost: {lost:.4f}, cost: {policy.mean_cost(logits_test):.3f}")
+
+# %%
+# The tests
+# ---------
+# Each budget has a loss on the rows that test it, and a p-value: how likely
+# such a small loss is if the true one is above alpha. The first above delta
+# ends the search.
+
+import matplotlib.pyplot as plt
+
+figure, (losses, p_values) = plt.subplots(
+    2, 1, sharex=True, figsize=(6.4, 5), layout="constrained"
+)
+losses.plot(policy.budgets_, policy.risks_, ".-")
+losses.axhline(policy.alpha, color="gray", linestyle=":")
+losses.set(ylabel="accuracy lost")
+p_values.semilogy(policy.budgets_, policy.p_values_, ".-")
+p_values.axhline(policy.delta, color="gray", linestyle=":")
+p_values.set(
+    ylabel="p-value", xlabel="budget, a fraction of the network's cost"
+)
+for ax in (losses, p_values):
+    ax.axvline(policy.budget_, color="tab:green", linewidth=1)
+
+# %%
+# What a guarantee costs
+# ----------------------
+# The less may be lost, and the fewer rows test it, the more must be spent.
+
+import warnings
+
+import pandas as pd
+
+rows = []
+for alpha in (0.01, 0.02, 0.05):
+    for n_rows in (500, 2000):
+        controlled = RiskControlledPolicy(
+            FrozenEstimator(fitted), alpha=alpha, random_state=0
+        )
+        with warnings.catch_warnings():
+            # Where no budget qualifies, all samples go to the last exit.
+            warnings.simplefilter("ignore", UserWarning)
+            controlled.fit(logits_calibrate[:n_rows], y_calibrate[:n_rows])
+        cost = controlled.mean_cost(logits_test)
+        score = controlled.score(logits_test, y_test)
+        rows.append((alpha, n_rows, cost, score))
+columns = ["alpha", "rows that test", "mean cost", "accuracy"]
+pd.DataFrame(rows, columns=columns).round(3)

@@ -1,0 +1,5 @@
+"""Data that comes with the package: what a real network said at its exits."""
+
+from skexit.datasets._cifar10_resnet56 import load_cifar10_resnet56
+
+__all__ = ["load_cifar10_resnet56"]

@@ -1,0 +1,228 @@
+"""Train a network and its exits together, in a training loop of your own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import nn
+from torch.nn import functional
+
+from skexit.extraction import exit_points
+from skexit.extraction._network import (
+    NETWORK_OUTPUT,
+    Inputs,
+    as_arguments,
+    check_called_once,
+    device_of,
+    evaluating,
+    find_modules,
+    logits_in,
+    map_tensors,
+)
+from skexit.extraction.costs import check_forward_order
+from skexit.extraction.pooling import Pool, check_pool, pool_output
+
+__all__ = ["MultiExitNetwork", "joint_cross_entropy"]
+
+
+def joint_cross_entropy(
+    logits: Sequence[torch.Tensor], targets: torch.Tensor, weights: ArrayLike | None = None
+) -> torch.Tensor:
+    """Weighted sum of the cross-entropies of all exits.
+
+    Parameters
+    ----------
+    logits : sequence of n_exits tensors of shape (n_samples, n_classes)
+        What each exit says, in forward order.
+    targets : tensor of shape (n_samples,)
+        Indices of the classes.
+    weights : array-like of shape (n_exits,), default=None
+        What the loss of each exit counts. By default ``k / (K * (K + 1))`` for the k-th of K exits, k
+        from 1: the later, the more. These sum to one half, as in the paper. Ones give the plain sum.
+
+    Returns
+    -------
+    loss : tensor of shape ()
+        In nats.
+
+    Raises
+    ------
+    ValueError
+        If there are no logits, or the weights are not one an exit, finite, not negative and not all
+        zero.
+
+    References
+    ----------
+    Section 3.1 of "EENet: Learning to Early Exit for Adaptive Inference", where the loss stands in the
+    text without a number.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skexit.training import joint_cross_entropy
+    >>> certain, undecided = torch.tensor([[20.0, 0.0]]), torch.zeros(1, 2)
+    >>> joint_cross_entropy([undecided, certain], torch.tensor([0]))  # log(2) / 6
+    tensor(0.1155)
+    >>> joint_cross_entropy([undecided, certain], torch.tensor([0]), weights=[1, 1])
+    tensor(0.6931)
+    """
+    if not len(logits):
+        raise ValueError("logits is empty; give the logits of at least one exit.")
+    n_exits = len(logits)
+    given = np.arange(1, n_exits + 1) / (n_exits * (n_exits + 1)) if weights is None else _check(weights, n_exits)
+    losses = [functional.cross_entropy(block, targets) for block in logits]
+    return torch.stack([weight * loss for weight, loss in zip(given.tolist(), losses, strict=True)]).sum()
+
+
+def _check(weights: ArrayLike, n_exits: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    values = np.asarray(weights, dtype=np.float64)
+    if values.shape != (n_exits,):
+        raise ValueError(f"weights has shape {values.shape}; it must have one for each of {n_exits} exits.")
+    if not (np.isfinite(values).all() and (values >= 0).all() and values.any()):
+        raise ValueError(f"weights={values.tolist()} must be finite, not negative and not all zero.")
+    return values
+
+
+class MultiExitNetwork(nn.Module):
+    """A network with a linear head at each of its exits, to be trained as a whole.
+
+    Heads read what the exits' modules give, pooled as in extraction; the last exit answers with the
+    network's own output. Nothing in the network is changed, so that it may be trained before, be
+    frozen by ``network.requires_grad_(False)``, or learn with its heads.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        A classifier, on the device on which it is to be trained. It is not copied.
+    exits : sequence of str or None
+        Names of the modules after which it can stop, in forward order, as in extraction; None for
+        :func:`skexit.extraction.exit_points`. The last one stands for the network's own output.
+    example_input : tensor, tuple of tensors or dict of tensors
+        One input or more, from which the widths of the heads are found. A tuple is passed by position,
+        a dict by keyword; its ``"attention_mask"`` also masks tokens when they are pooled.
+    pool : str, sequence of str or callable, default="auto"
+        What the heads see of an exit's output, as in :class:`skexit.extraction.ExitExtractor`.
+
+    Attributes
+    ----------
+    network : torch.nn.Module
+    heads : torch.nn.ModuleList
+        One an exit but the last. A head may be replaced by any module that takes pooled features of
+        shape (n_samples, n_features) and gives logits.
+    exits : list of str
+        Names of the exits in this module, for ExitExtractor and EarlyExitModel.
+    head : list of str
+        Names of what gives the logits of each exit, for their `head` parameter.
+    pool : str, sequence of str or callable
+
+    Raises
+    ------
+    ValueError
+        If the network has no such module, calls one not exactly once or in another order, or gives no
+        logits.
+
+    See Also
+    --------
+    joint_cross_entropy : The loss of all exits.
+    skexit.ExitHeads : Heads of a frozen network, fitted on its cached features.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import torch
+    >>> from torch import nn
+    >>> from skexit import ThresholdPolicy
+    >>> from skexit.extraction import ExitExtractor
+    >>> from skexit.runtime import EarlyExitModel
+    >>> from skexit.training import MultiExitNetwork, joint_cross_entropy
+    >>> _ = torch.manual_seed(0)
+    >>> network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+    >>> x, y = torch.randn(200, 8), torch.arange(200) % 3
+    >>> model = MultiExitNetwork(network, ["1", "3"], example_input=x[:1])
+    >>> optimizer = torch.optim.Adam(model.parameters())
+    >>> for _ in range(3):
+    ...     optimizer.zero_grad()
+    ...     joint_cross_entropy(model(x), y).backward()
+    ...     _ = optimizer.step()
+
+    From here on it is a network like any other, whose exits have logits:
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     cache = ExitExtractor(model, model.exits, head=model.head).extract([(x, y)], folder)
+    ...     policy = ThresholdPolicy(budget=0.8).fit(cache.X, cache.y)
+    >>> live = EarlyExitModel(model, model.exits, policy, head=model.head, example_input=x[:1])
+    """
+
+    def __init__(
+        self, network: nn.Module, exits: Sequence[str] | None, example_input: Inputs, *, pool: Pool = "auto"
+    ) -> None:
+        super().__init__()
+        self._names = exit_points(network) if exits is None else list(exits)
+        find_modules(network, self._names, "exits")
+        check_pool(pool)
+        self.network = network
+        self.pool = pool
+        self.exits = [f"network.{name}" for name in self._names]
+        self.head = [f"heads.{k}" for k in range(len(self.exits) - 1)] + [NETWORK_OUTPUT]
+        device = device_of(network)
+        args, kwargs = as_arguments(map_tensors(lambda tensor: tensor.to(device), example_input))
+        widths: list[int] = []
+        with evaluating(network), torch.no_grad():
+            output = self._run(args, kwargs, lambda k, features: widths.append(features.shape[1]))
+        self.heads = nn.ModuleList(nn.Linear(width, output.shape[1], device=device) for width in widths)
+
+    def forward(self, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
+        """Logits of all exits.
+
+        Parameters
+        ----------
+        *args, **kwargs : tensor
+            As the network takes them.
+
+        Returns
+        -------
+        list of n_exits tensors of shape (n_samples, n_classes)
+            In forward order.
+        """
+        logits: list[torch.Tensor] = []
+        output = self._run(args, kwargs, lambda k, features: logits.append(self.heads[k](features)))
+        return [*logits, output]
+
+    def _run(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], read: Callable[[int, torch.Tensor], None]
+    ) -> torch.Tensor:
+        """Run the network, give the features of each exit but the last to `read`, and return its logits."""
+        mask = kwargs.get("attention_mask")
+        called: list[str] = []
+
+        def see(k: int, name: str, output: Any) -> None:
+            called.append(name)
+            if name != self._names[-1]:
+                read(k, pool_output(output, self.pool, mask))
+
+        with ExitStack() as hooks:
+            for k, name in enumerate(self._names):
+                module = self.network.get_submodule(name)
+                # The heads answer at once: a map that a later module changes in place is gone.
+                hook = module.register_forward_hook(lambda _, args, output, k=k, name=name: see(k, name, output))
+                hooks.enter_context(hook)
+            output = self.network(*args, **kwargs)
+        check_called_once(called, self._names, "exits")
+        check_forward_order(called, self._names)
+        return _as_logits(self.network, output)
+
+
+def _as_logits(network: nn.Module, output: Any) -> torch.Tensor:
+    logits = logits_in(output)
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        shape = f" of shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else ""
+        raise ValueError(
+            f"{type(network).__name__} gave {type(output).__name__}{shape}, which has no logits of shape (n_samples, "
+            "n_classes); give a classifier, with its own last layer."
+        )
+    return logits

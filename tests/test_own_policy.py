@@ -1,0 +1,54 @@
+"""The policy of docs/contributing/adding_a_policy.rst is complete: one file, and everything works."""
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from agreement import AgreementPolicy
+from instances import make_exits
+from sklearn.model_selection import GridSearchCV
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from torch import nn
+
+from skexit.extraction import ExitExtractor
+from skexit.runtime import EarlyExitModel
+
+
+@parametrize_with_checks([AgreementPolicy()])
+def test_scikit_learn_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return make_exits(n_samples=300, n_exits=4, n_classes=3, random_state=0)
+
+
+def test_it_meets_budgets_and_calibrates(data):
+    X, y = data
+    policy = AgreementPolicy(0.6).fit(X, y)
+    assert policy.mean_cost(X) == pytest.approx(0.6, abs=1 / len(y))
+    assert policy.with_budget(0.8).mean_cost(X) == pytest.approx(0.8, abs=1 / len(y))
+    assert policy.calibrate(X, y).predict_set(X).shape == (300, 3)
+
+
+def test_it_is_searched_and_saved(data, tmp_path):
+    X, y = data
+    search = GridSearchCV(AgreementPolicy(), {"budget": [0.4, 0.8]}, cv=2).fit(X, y)
+    assert search.best_params_ == {"budget": 0.8}
+    joblib.dump(search, tmp_path / "search.joblib")
+    np.testing.assert_array_equal(joblib.load(tmp_path / "search.joblib").predict(X), search.predict(X))
+
+
+def test_the_live_network_answers_as_the_cache(tmp_path):
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Linear(6, 6), nn.ReLU()) for _ in range(3)]
+    network = nn.Sequential(*blocks, nn.Linear(6, 3))
+    x, y = torch.randn(200, 6), torch.arange(200) % 3
+    exits = ["0", "1", "2"]
+    cache = ExitExtractor(network, exits).extract([(x, y)], tmp_path / "cache", progress=False)
+    policy = AgreementPolicy(0.6).fit(cache.X, cache.y)
+    answers, _, stops = EarlyExitModel(network, exits, policy, example_input=x[:1])(x)
+    np.testing.assert_array_equal(stops, policy.predict_exit(cache.X))
+    np.testing.assert_array_equal(answers, policy.predict(cache.X))
+    assert len(np.unique(stops)) == 3
