@@ -17,11 +17,11 @@ from skexit.extraction._network import (
     NETWORK_OUTPUT,
     Inputs,
     as_arguments,
+    as_logits,
     check_called_once,
     device_of,
     evaluating,
     find_modules,
-    logits_in,
     map_tensors,
 )
 from skexit.extraction.costs import check_forward_order
@@ -214,15 +214,4 @@ class MultiExitNetwork(nn.Module):
             output = self.network(*args, **kwargs)
         check_called_once(called, self._names, "exits")
         check_forward_order(called, self._names)
-        return _as_logits(self.network, output)
-
-
-def _as_logits(network: nn.Module, output: Any) -> torch.Tensor:
-    logits = logits_in(output)
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-        shape = f" of shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else ""
-        raise ValueError(
-            f"{type(network).__name__} gave {type(output).__name__}{shape}, which has no logits of shape (n_samples, "
-            "n_classes); give a classifier, with its own last layer."
-        )
-    return logits
+        return as_logits(output, type(self.network).__name__, "; give a classifier, with its own last layer.")

@@ -100,6 +100,20 @@ def logits_in(output: Any) -> Any:
     return output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
 
 
+def as_logits(output: Any, source: str, advice: str) -> torch.Tensor:
+    """The logits in what a network or a head gave.
+
+    Raises a ValueError, which names the source and ends with the advice, if they are no matrix.
+    """
+    logits = logits_in(output)
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        shape = f" of shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else ""
+        raise ValueError(
+            f"{source} gave {type(output).__name__}{shape}, which has no logits of shape (n_samples, n_classes){advice}"
+        )
+    return logits
+
+
 def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], inputs: Inputs) -> Inputs:
     """Apply a function to each tensor of an input."""
     if isinstance(inputs, torch.Tensor):

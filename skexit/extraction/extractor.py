@@ -26,12 +26,12 @@ from skexit.extraction._network import (
     NETWORK_OUTPUT,
     Head,
     Inputs,
+    as_logits,
     call,
     check_called_once,
     device_of,
     evaluating,
     find_modules,
-    logits_in,
     map_tensors,
     own_heads,
     resolve_heads,
@@ -419,14 +419,11 @@ def _find_cache(path: str | os.PathLike[str], origin: dict[str, str]) -> Feature
 
 
 def _as_logits(output: Any, source: str) -> torch.Tensor:
-    logits = logits_in(output)
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-        shape = f" of shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else ""
-        raise ValueError(
-            f"head: {source} gave {type(output).__name__}{shape}, which has no logits of shape (n_samples, n_classes). "
-            "Pass head=None for a network without a classifier, or a list with the name of the head of each exit."
-        )
-    return logits
+    return as_logits(
+        output,
+        f"head: {source}",
+        ". Pass head=None for a network without a classifier, or a list with the name of the head of each exit.",
+    )
 
 
 def _fingerprint(model: nn.Module) -> str:
