@@ -55,7 +55,8 @@ def table_1(summary: pd.DataFrame, unit: str) -> tuple[pd.DataFrame, pd.DataFram
 def table_of_costs(summary: pd.DataFrame, unit: str) -> pd.DataFrame:
     """What each policy spends on new rows, as a fraction of the network's cost."""
     of_unit = summary[summary["unit"] == unit]
-    table = of_unit.pivot_table(index=["setting", "budget"], columns="policy", values="cost", sort=False)
+    table = of_unit.pivot(index=["setting", "budget"], columns="policy", values="cost")
+    table = table.loc[of_unit[["setting", "budget"]].drop_duplicates().apply(tuple, axis=1), of_unit["policy"].unique()]
     table = table.map("{:.3f}".format).reset_index().rename(columns={"setting": "data"})
     table["budget"] = table["budget"].map("{:.2f}".format)
     return table

@@ -9,7 +9,7 @@ cifar10
     images: 5,000 test images are fitted on, 1,000 calibrate, 4,000 are measured on;
 cifar100
     sixteen exits of EfficientNet-Lite0, which was trained on ImageNet. 5,000 training images are fitted on;
-    of the test images 2,000 calibrate, and 8,000 are measured on;
+    of the test images 1,000 calibrate, and 4,000 others are measured on;
 cifar100-lt
     the same, fitted on some 5,400 training images, 250 of the first class and 2 of the last.
 
@@ -65,7 +65,7 @@ N_LARGEST = 250
 N_POOLED = 6
 BUDGETS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 #: Budgets of the baseline, between whose costs lines are drawn.
-EVERYWHERE = tuple(np.linspace(0.25, 1, 16).round(2).tolist())
+EVERYWHERE = tuple(np.linspace(0.2, 1, 9).round(2).tolist())
 FITTED_BUDGET = 0.6
 PRICES = (0.3, 1.0, 2.0, 4.0)
 ALPHA = 0.05
@@ -126,7 +126,7 @@ def cifar100(data_root: Path, caches: Path, long_tail: bool) -> Callable[[int], 
         rng = np.random.default_rng(seed)
         rows = rng.permutation(len(train))
         fit = rows[long_tail_rows(train.y[rows], n_largest=N_LARGEST)] if long_tail else rows[:N_FIT]
-        calibration, measured = np.split(rng.permutation(len(test)), [2000])
+        calibration, measured, _ = np.split(rng.permutation(len(test)), [1000, 5000])
         return DataSplit(take(train, fit), take(test, calibration), take(test, measured))
 
     return split
@@ -213,15 +213,40 @@ def measure_split(split: DataSplit, seed: int) -> dict[str, Rows]:
     return results
 
 
+#: Name of a difference to the baseline, and what of.
+DIFFERENCES = {"gain": "accuracy", "ECE difference": "ECE", "size difference": "gated size"}
+
+
+def add_differences(results: pd.DataFrame) -> pd.DataFrame:
+    """With what each row has more than the baseline on its split, at its cost; accuracy and ECE in points."""
+    differences = {name: gain_at_same_cost(results, BASELINE, column) for name, column in DIFFERENCES.items()}
+    differences |= {name: 100 * differences[name] for name in ("gain", "ECE difference")}
+    return results.assign(**differences)
+
+
 def points_table(results: pd.DataFrame) -> pd.DataFrame:
-    """Every method at every setting; differences are paired, at the same cost."""
-    columns = {"accuracy": "gain", "ECE": "ECE difference", "gated size": "size difference"}
-    for column, name in columns.items():
-        results[name] = gain_at_same_cost(results, BASELINE, column)
+    """Every method at every setting."""
     shown = results[(results["method"] != BASELINE) | results["setting"].isin(BUDGETS)]
     columns = ["cost", "accuracy", "gain", "ECE", "ECE difference", "gated size", "size difference"]
     columns += ["gated coverage", "general size", "general coverage"]
     return write(shown.groupby(["method", "setting"], sort=False)[columns], digits=3).reset_index()
+
+
+def tables_of_differences(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Each difference by method and budget, beside what the baseline has; and the paper's training by price."""
+    of_budgets = results[results["setting"].isin(BUDGETS) & (results["method"] != PAPER)]
+    tables = {}
+    for name, column in DIFFERENCES.items():
+        differences = write(
+            of_budgets[of_budgets["method"] != BASELINE].groupby(["method", "setting"], sort=False)[name], digits=2
+        )
+        baseline = of_budgets[of_budgets["method"] == BASELINE].groupby("setting")[column].mean()
+        baseline = baseline.map(("{:.2f}" if name == "size difference" else "{:.4f}").format)
+        table = pd.concat([baseline.to_frame(BASELINE).T, differences.unstack("setting")])
+        tables[name.split()[0].lower()] = table.rename_axis("method").reset_index()
+    columns = ["cost", "accuracy", *DIFFERENCES, "gated coverage"]
+    by_price = results[results["method"] == PAPER].groupby("setting")[columns]
+    return tables | {"paper": write(by_price, digits=3).reset_index().rename(columns={"setting": "λ"})}
 
 
 def exits_table(exits: pd.DataFrame) -> pd.DataFrame:
@@ -246,8 +271,11 @@ def main() -> None:
         tables = {name: pd.DataFrame([row for one in measured for row in one[name]]) for name in measured[0]}
         for name, table in tables.items():
             table.round(5).to_csv(options.results / f"{options.data}-{name}.csv", index=False)
-    points = points_table(tables["splits"])
+    results = add_differences(tables["splits"])
+    points = points_table(results)
     points.to_csv(options.results / f"{options.data}.csv", index=False)
+    for name, table in tables_of_differences(results).items():
+        table.to_csv(options.results / f"{options.data}-{name}.csv", index=False)
     by_exit = exits_table(tables["exits"])
     draw(tables["splits"], tables["exits"], options.results, options.data)
     print(points.to_string(), by_exit.to_string(), sep="\n\n")

@@ -1,6 +1,6 @@
 """Exits that are trained with their network, against heads on the same network trained without them: CIFAR-10.
 
-    python benchmarks/train_multi_exit.py --data-root DIR [--seeds 3] [--blocks N] [--epochs N]
+    python benchmarks/train_multi_exit.py --data-root DIR [--seeds 5] [--blocks N] [--epochs N]
         [--images N] [--out FOLDER]
 
 Two ResNets for CIFAR start from the same weights and see the same batches, with an exit after each of
@@ -10,7 +10,7 @@ images. Policies are fitted on 5,000 training images that neither has seen, and 
 test images. DIR holds `cifar10.npz` with X_train, y_train, X_test and y_test, or is where torchvision
 finds or downloads CIFAR-10.
 
-On a GPU: ResNet-20, 45,000 images, 60 epochs. Without one it says that it runs reduced, ResNet-8 on 20,000
+On a GPU: ResNet-20, 45,000 images, 60 epochs. Without one it says that it runs reduced, ResNet-8 on 10,000
 images for 5 epochs, so as to end in about 25 minutes of one core.
 """
 
@@ -45,10 +45,10 @@ def main() -> None:
     on_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--blocks", type=int, default=3 if on_gpu else 1, help="blocks in each of three stages")
     parser.add_argument("--epochs", type=int, default=60 if on_gpu else 5)
-    parser.add_argument("--images", type=int, default=45_000 if on_gpu else 20_000, help="images to train on")
+    parser.add_argument("--images", type=int, default=45_000 if on_gpu else 10_000, help="images to train on")
     parser.add_argument("--out", type=Path, help="folder for the results as CSV, and the figure")
     options = parser.parse_args()
     device = torch.device("cuda" if on_gpu else "cpu")
