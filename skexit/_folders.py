@@ -38,7 +38,7 @@ class LocalFolder:
 
     def sizes(self) -> dict[str, dict[str, int]]:
         return {
-            folder.name: {entry.name: entry.stat().st_size for entry in os.scandir(folder) if entry.is_file()}
+            folder.name: {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
             for folder in self.path.glob("shard-*")
             if folder.is_dir()
         }
