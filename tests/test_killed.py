@@ -1,5 +1,6 @@
 """Real processes, killed with SIGKILL while they save a policy or search over a cache."""
 
+import contextlib
 import hashlib
 import multiprocessing
 import os
@@ -44,6 +45,7 @@ def save_again_and_again(save, path, connection):
 
 
 def search_again_and_again(path, connection):
+    os.setsid()  # joblib's workers outlive a killed process for minutes; as a group they can be ended
     cache = FeatureCache(path)
     grid = {"budget": [0.5, 0.6, 0.7]}
     search = GridSearchCV(ThresholdPolicy(), grid, scoring=accuracy_and_cost(), refit=best_within(0.7), cv=3, n_jobs=2)
@@ -64,6 +66,7 @@ def kill_soon(target, *arguments, longest):
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
+    return process.pid
 
 
 def write_labelled_cache(path):
@@ -125,7 +128,9 @@ def test_a_killed_search_leaves_the_cache_as_it_was(tmp_path):
     path = tmp_path / "cache"
     write_labelled_cache(path)
     before = checksums(path)
-    kill_soon(search_again_and_again, path, longest=0.5)
+    group = kill_soon(search_again_and_again, path, longest=0.5)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
     assert checksums(path) == before
     cache = FeatureCache(path)
     cache.verify()
