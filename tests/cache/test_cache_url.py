@@ -157,6 +157,15 @@ class TestFetching:
         assert FeatureCache(url).n_rows == 14
 
 
+def test_a_copy_for_all_processes_of_a_machine(path, tmp_path, monkeypatch):
+    """What docs/guide/larger_than_memory.rst says of fsspec's own caches."""
+    monkeypatch.setitem(fsspec.config.conf, "filecache", {"cache_storage": str(tmp_path / "copies")})
+    url = on_memory(path)
+    for _ in range(2):
+        np.testing.assert_array_equal(FeatureCache(f"filecache::{url}").X.features(0), EXPECTED[:, :3])
+        assert len(os.listdir(tmp_path / "copies")) == 1 + 1 + 3 + 3, "a list, the manifest, and two files a shard"
+
+
 class TestPickling:
     def test_path_and_rows_are_what_is_pickled(self, path):
         X = FeatureCache(on_memory(path), local_bytes=1000).X[3:]
