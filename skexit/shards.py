@@ -105,7 +105,9 @@ class Shard:
         key = (self.number, name)
         array = self._open_arrays.get(key)
         if array is None:
-            described = self.files[name]
+            described = self.files.get(name)
+            if described is None:
+                raise self._damage(name, "the shard has no such file")
             with (
                 self._naming(name),
                 self.folder.open(f"{self.name}/{name}", described.n_bytes + MAX_HEADER_BYTES) as file,

@@ -135,3 +135,10 @@ def test_shards_are_in_the_order_of_their_numbers(tmp_path):
     (tmp_path / "shard-10001").mkdir()
     with pytest.raises(ValueError, match=r"shard-10001' is damaged: shard\.json: there is no such file"):
         FeatureCache(tmp_path)
+
+
+def test_a_layout_with_columns_that_are_not_in_the_cache(tmp_path):
+    X = write_cache(tmp_path).X
+    wider = X.with_layout(LAYOUT.replace(n_logits=[2, 2]))
+    with pytest.raises(ValueError, match=r"exit0\.logits\.npy: the shard has no such file"):
+        np.asarray(wider)
