@@ -50,7 +50,7 @@ def small_disk(tmp_path):
     if mounted.returncode:
         pytest.skip("only root may mount a file system")
     yield disk
-    subprocess.run(["umount", str(disk)], check=True, timeout=10)
+    subprocess.run(["umount", "--lazy", str(disk)], check=True, timeout=10)
 
 
 def test_a_small_file_system(small_disk):
