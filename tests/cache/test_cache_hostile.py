@@ -276,6 +276,14 @@ def test_json(path, name, file):
         FeatureCache(path)
 
 
+def test_json_without_end(path):
+    """What makes sense is refused, too, when it is longer than any description is."""
+    with (path / "manifest.json").open("a") as file:
+        file.write(" " * 2**24)
+    with pytest.raises(ValueError, match="cannot be used: it has more than 16777216 bytes"):
+        FeatureCache(path)
+
+
 @pytest.mark.usefixtures("little_memory")
 def test_a_class_as_long_as_all_others_together(path):
     """In an array of strings each takes the length of the longest."""
