@@ -10,6 +10,7 @@ import pytest
 from caches import EXPECTED, LAYOUT, N_ROWS, ORIGIN, append_rows, write_cache
 
 from skexit import FeatureCache
+from skexit._array_files import ArrayFile, checksum
 from skexit.cache import CacheWriter
 from skexit.shards import read_json, write_json
 
@@ -55,6 +56,11 @@ def change(file, keys, value):
     before, place[keys[-1]] = place[keys[-1]], value
     write_json(file, content)
     return repr(before) != repr(value)
+
+
+def forget_shards(path):
+    """Leave the descriptions of the shards to their own checksums."""
+    change(path / "manifest.json", ("shards",), None)
 
 
 MANIFEST_KEYS = [
@@ -117,7 +123,7 @@ SHARD_KEYS = [
 
 @pytest.mark.parametrize("keys", SHARD_KEYS, ids=lambda keys: "-".join(map(str, keys)))
 def test_any_value_in_a_shard(path, keys):
-    change(path / "manifest.json", ("shards",), None)
+    forget_shards(path)
     for value in [*JSON_VALUES, "O", "|O8", "V8", "f4,f4", "<f3", "<U99999999", "<M8"]:
         write_json(path / "shard-00001" / "shard.json", read_json(path / "shard-00000" / "shard.json") | {"number": 1})
         change(path / "shard-00001" / "shard.json", keys, value)
@@ -239,12 +245,36 @@ class TestArrays:
         for described in description["files"].values():
             described["shape"][0] = n_rows
         write_json(file, description)
-        change(path / "manifest.json", ("shards",), None)
+        forget_shards(path)
         if not present:
             for array in (path / "shard-00000").glob("*.npy"):
                 array.unlink()
         with pytest.raises(ValueError, match=r"shard-00000' is damaged: shard\.json"):
             FeatureCache(path, allow_partial=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("exit0.features.npy", lambda array: array[:3]),
+        ("exit0.features.npy", lambda array: array[:, :1]),
+        ("exit0.features.npy", lambda array: array[:, 0]),
+        ("exit0.features.npy", lambda array: array.astype(np.float16)),
+        ("exit1.logits.npy", lambda array: np.hstack([array, array])),
+        ("y.npy", lambda array: array[:3]),
+        ("y.npy", lambda array: array[:, None]),
+    ],
+)
+def test_a_file_and_its_description_that_do_not_fit_the_cache(path, name, other):
+    """Each is right by itself."""
+    array = other(np.load(path / "shard-00000" / name))
+    np.save(path / "shard-00000" / name, array)
+    description = read_json(path / "shard-00000" / "shard.json")
+    description["files"][name] = ArrayFile(array.shape, array.dtype, checksum(array)).to_dict()
+    write_json(path / "shard-00000" / "shard.json", description)
+    forget_shards(path)
+    with pytest.raises(ValueError, match=rf"shard-00000' is damaged: {name}: shape"):
+        FeatureCache(path)
 
 
 JSON_BOMBS = {
