@@ -2,87 +2,202 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
+import sys
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-FORMAT_VERSION = 1
+from skexit._array_files import MAX_HEADER_BYTES, ArrayFile, bytes_of, map_array
+from skexit._array_files import checksum as _checksum
+from skexit._durable import sync_files, sync_folder
+from skexit._folders import Folder, LocalFolder, copy_file
+from skexit._json_files import (  # noqa: F401
+    FORMAT_VERSION,
+    check_count,
+    dump_json,
+    json_checksum,
+    parse_json,
+    read_json,
+    write_json,
+)
+from skexit._manifest import Manifest
+from skexit._open_arrays import OpenArrays
+
 LABELS = "y.npy"
 #: Folders of shards that are being written begin with this.
 UNFINISHED = "unfinished-"
 
 _SHARD = "shard.json"
+#: A process may have about a thousand files open, and a cache has more.
+_MAX_OPEN_ARRAYS = 256
+#: By how much the files of a shard may be shorter than they should be when a cache is opened. What is missing is named
+#: when it is read; but memory is asked for by the number of rows before that, which must not be made up.
+_MAX_MISSING_BYTES = 2**20
 
 
 class Shard:
-    """A complete shard, opened for reading."""
+    """A complete shard, opened for reading.
 
-    def __init__(self, folder: Path, number: int) -> None:
+    Parameters
+    ----------
+    folder : Folder
+        Folder of the cache.
+    name : str
+        Name of the shard in it.
+    number : int
+        Which shard of the cache it should be.
+    manifest : Manifest
+        Manifest of the cache.
+    size : int
+        Bytes of its files.
+    open_arrays : OpenArrays
+        Where its files are kept open.
+
+    Attributes
+    ----------
+    n_rows : int
+        Number of rows.
+    files : dict of str to ArrayFile
+        Its array files.
+    checksum : int
+        Checksum of its description, and so of the checksums of all files.
+    """
+
+    def __init__(
+        self, folder: Folder, name: str, number: int, manifest: Manifest, size: int, open_arrays: OpenArrays
+    ) -> None:
         self.folder = folder
-        try:
-            description = read_json(folder / _SHARD)
-            self.number: int = description["number"]
-            self.n_rows: int = description["n_rows"]
-            self._files: dict[str, dict[str, Any]] = description["files"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise self._damage(_SHARD, str(error)) from error
-        if self.number != number:
-            raise self._damage(_SHARD, f"it says that it is shard {self.number}")
-        self._open: dict[str, NDArray[Any]] = {}
+        self.name = name
+        self.number = number
+        self._open_arrays = open_arrays
+        self._checked: dict[str, tuple[int, int]] = {}
+        self.files: dict[str, ArrayFile] = {}
+        with self._naming(_SHARD):
+            description = parse_json(folder.read(f"{name}/{_SHARD}"))
+            files = self._read_description(description, manifest)
+        for file, description_of_file in files.items():
+            with self._naming(file):
+                self.files[file] = ArrayFile.from_dict(description_of_file)
+        self._check_files(manifest)
+        self.checksum = json_checksum(description)
+        if manifest.shards is not None and (number >= len(manifest.shards) or self.checksum != manifest.shards[number]):
+            raise self._damage(_SHARD, "it is not the one that the manifest names")
+        if self.n_bytes > size + _MAX_MISSING_BYTES:
+            raise self._damage(_SHARD, f"it promises {self.n_bytes} bytes, but its files have {size}")
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of its arrays."""
+        return sum(file.n_bytes for file in self.files.values())
 
     def has(self, name: str) -> bool:
-        return name in self._files
+        return name in self.files
 
     def open(self, name: str) -> NDArray[Any]:
         """Memory-map a file, after comparing it with its checksum."""
-        if name not in self._open:
-            if not self.has(name):
+        key = (self.number, name)
+        array = self._open_arrays.get(key)
+        if array is None:
+            described = self.files.get(name)
+            if described is None:
                 raise self._damage(name, "the shard has no such file")
-            array = self._map(name)
-            if _checksum(array) != self._files[name]["crc32"]:
-                raise self._damage(name, "its checksum differs")
-            self._open[name] = array
-        return self._open[name]
-
-    def verify(self) -> None:
-        for name in self._files:
-            self._open.pop(name, None)
-            self.open(name)
-
-    def _map(self, name: str) -> NDArray[Any]:
-        expected = self._files[name]
-        try:
-            # NumPy checks the length of the file against the shape in its header. A damaged header can raise anything.
-            array = np.lib.format.open_memmap(self.folder / name, mode="r")
-        except Exception as error:
-            raise self._damage(name, str(error)) from error
-        if list(array.shape) != expected["shape"] or array.dtype.str != expected["dtype"]:
-            raise self._damage(name, f"it has shape {array.shape} and dtype {array.dtype}")
+            with (
+                self._naming(name),
+                self.folder.open(f"{self.name}/{name}", described.n_bytes + MAX_HEADER_BYTES) as file,
+            ):
+                array = map_array(file, described)
+                self._check(name, array, os.fstat(file.fileno()))
+            self._open_arrays.add(key, array)
         return array
+
+    def verify(self, name: str) -> None:
+        """Read a file again and compare it with its checksum."""
+        self._open_arrays.drop((self.number, name))
+        self._checked.pop(name, None)
+        self.open(name)
+
+    def _check(self, name: str, array: NDArray[Any], status: os.stat_result) -> None:
+        """Compare a file with its checksum, unless that was done and it is still the same file."""
+        stamp = (status.st_ino, status.st_mtime_ns)
+        if self._checked.get(name) != stamp:
+            if _checksum(array) != self.files[name].crc32:
+                raise ValueError("its checksum differs")
+            self._checked[name] = stamp
+
+    def _read_description(self, description: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
+        number = check_count("number", description.get("number"))
+        if number != self.number:
+            raise ValueError(f"it says that it is shard {number}")
+        if description.get("cache") != manifest.fingerprint:
+            raise ValueError("it belongs to another cache")
+        self.n_rows = check_count("n_rows", description.get("n_rows"))
+        files = description.get("files")
+        if not isinstance(files, dict):
+            raise ValueError("it names no files")
+        strange = sorted(set(files) - {*manifest.blocks, LABELS})
+        if strange:
+            raise ValueError(f"it names {strange[0]!r}, which is no file of this cache")
+        return files
+
+    def _check_files(self, manifest: Manifest) -> None:
+        for name, width in manifest.blocks.items():
+            with self._naming(name):
+                if not self.has(name):
+                    raise ValueError("the shard has no such file")
+                file = self.files[name]
+                if file.shape != (self.n_rows, width) or file.dtype.newbyteorder("=") != manifest.dtype:
+                    raise ValueError(f"shape {file.shape} and dtype {file.dtype} do not fit the cache")
+        if self.has(LABELS):
+            with self._naming(LABELS):
+                if self.files[LABELS].shape != (self.n_rows,):
+                    raise ValueError(f"shape {self.files[LABELS].shape} does not fit {self.n_rows} rows")
+
+    @contextmanager
+    def _naming(self, name: str) -> Iterator[None]:
+        """Say which file of which shard is damaged."""
+        try:
+            yield
+        except (ValueError, FileNotFoundError, IsADirectoryError) as error:
+            raise self._damage(name, str(error)) from error
 
     def _damage(self, name: str, reason: str) -> ValueError:
         return ValueError(
-            f"the shard {str(self.folder)!r} is damaged: {name}: {reason}. Delete that shard and all later ones, "
-            "and extract again to replace them."
+            f"the shard {os.path.join(self.folder.path, self.name)!r} is damaged: {name}: {reason}. Delete that shard "
+            "and all later ones, and extract again to replace them."
         )
 
 
 class ShardWriter:
-    """A shard being written: one growing .npy file for each block."""
+    """A shard being written: one growing .npy file for each block.
 
-    def __init__(self, path: Path, number: int, dtype: np.dtype) -> None:
+    Parameters
+    ----------
+    path : Path
+        Folder of the cache.
+    number : int
+        Which shard of the cache it is.
+    dtype : numpy.dtype
+        Type in which logits and features are stored.
+    cache : str, default=None
+        Fingerprint of the cache, which it names as the one it belongs to.
+    """
+
+    def __init__(self, path: Path, number: int, dtype: np.dtype, cache: str | None = None) -> None:
+        self._path = path
         self._folder = path / f"{UNFINISHED}{number:05d}"
-        self._final_folder = path / f"shard-{number:05d}"
         self._folder.mkdir()
         self._number = number
         self._dtype = dtype
+        self._cache = cache
         self._files: dict[str, _GrowingArray] = {}
+        self._taken: dict[str, ArrayFile] = {}
         self._labels: list[NDArray[Any]] = []
         self.n_rows = 0
 
@@ -107,14 +222,31 @@ class ShardWriter:
         self.n_rows += added
         return added
 
-    def close(self) -> None:
-        files = {name: file.close() for name, file in self._files.items()}
+    def take(self, shard: Shard, source: Path) -> None:
+        """Fill the shard with the files of another, from its folder."""
+        for name in shard.files:
+            copy_file(source / name, self._folder / name)
+        self._taken = shard.files
+        self.n_rows = shard.n_rows
+
+    def close(self) -> int:
+        """Complete the shard, and give the checksum of its description."""
+        files = self._taken | {name: file.close() for name, file in self._files.items()}
         if self._labels:
             labels = np.concatenate(self._labels)
             np.save(self._folder / LABELS, labels, allow_pickle=False)
-            files[LABELS] = _describe(labels.shape, labels.dtype, _checksum(labels))
-        write_json(self._folder / _SHARD, {"number": self._number, "n_rows": self.n_rows, "files": files})
-        self._folder.rename(self._final_folder)
+            files[LABELS] = ArrayFile(labels.shape, labels.dtype, _checksum(labels))
+        description: dict[str, Any] = {"number": self._number, "n_rows": self.n_rows}
+        if self._cache is not None:
+            description["cache"] = self._cache
+        description["files"] = {name: file.to_dict() for name, file in files.items()}
+        (self._folder / _SHARD).write_bytes(dump_json(description))
+        # A name that says that the shard is complete must not reach the disk before what is in it.
+        sync_files(self._folder / name for name in (*files, _SHARD))
+        sync_folder(self._folder)
+        self._folder.rename(self._path / f"shard-{self._number:05d}")
+        sync_folder(self._path)
+        return json_checksum(description)
 
     def discard(self) -> None:
         for file in self._files.values():
@@ -135,21 +267,23 @@ class _GrowingArray:
         self._data_start = self._file.tell()
 
     def append(self, block: NDArray[Any]) -> None:
-        data = _bytes(block)
+        data = bytes_of(block)
         self._file.write(data)
         self._crc32 = zlib.crc32(data, self._crc32)
         self._n_rows += len(block)
 
-    def close(self) -> dict[str, Any]:
+    def close(self) -> ArrayFile:
         self._file.seek(0)
         self._write_header()
         # NumPy pads headers so that the first dimension can grow in place.
         assert self._file.tell() == self._data_start
         self._file.close()
-        return _describe((self._n_rows, self._width), self._dtype, self._crc32)
+        return ArrayFile((self._n_rows, self._width), self._dtype, self._crc32)
 
     def abandon(self) -> None:
-        self._file.close()
+        # What is still to be written has no place on a disk that is full.
+        with suppress(OSError):
+            self._file.close()
 
     def _write_header(self) -> None:
         np.lib.format.write_array_header_1_0(
@@ -160,18 +294,6 @@ class _GrowingArray:
                 "shape": (self._n_rows, self._width),
             },
         )
-
-
-def _describe(shape: tuple[int, ...], dtype: np.dtype, checksum: int) -> dict[str, Any]:
-    return {"shape": list(shape), "dtype": dtype.str, "crc32": checksum}
-
-
-def _checksum(array: NDArray[Any]) -> int:
-    return zlib.crc32(_bytes(array))
-
-
-def _bytes(array: NDArray[Any]) -> memoryview:
-    return np.ascontiguousarray(array).view(np.uint8).reshape(-1).data
 
 
 def _to_storage(block: NDArray[Any], dtype: np.dtype, name: str) -> NDArray[Any]:
@@ -196,34 +318,13 @@ def _check_labels(y: Any) -> NDArray[Any]:
     return labels
 
 
-def shard_folders(path: Path) -> list[Path]:
-    """Folders of the complete shards of a cache, in order."""
-    return sorted(path.glob("shard-*"))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read what `write_json` wrote, and compare it with its checksum."""
-    content: dict[str, Any] = json.loads(path.read_text())
-    version = content.get("format", FORMAT_VERSION)
-    if version > FORMAT_VERSION:
-        raise ValueError(f"it has format {version}, written by a newer skexit; upgrade to read it")
-    checksum = content.pop("crc32", None)
-    if checksum != _json_checksum(content):
-        raise ValueError("its checksum differs")
-    return content
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replace a file in one step, and add a checksum."""
-    temporary = path.with_name(temporary_name(path.name))
-    temporary.write_text(json.dumps(content | {"crc32": _json_checksum(content)}, indent=1))
-    os.replace(temporary, path)
-
-
-def _json_checksum(content: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
-
-
-def temporary_name(name: str) -> str:
-    """Name under which a file is written before it replaces another."""
-    return f"{name}.tmp"
+def open_shards(folder: Folder, manifest: Manifest, local_bytes: int = 0) -> list[Shard]:
+    """The shards of a cache, in order."""
+    sizes = folder.sizes()
+    # What is mapped from a disk of this machine takes no place on it.
+    open_arrays = OpenArrays(_MAX_OPEN_ARRAYS, sys.maxsize if isinstance(folder, LocalFolder) else local_bytes)
+    shards = []
+    for number, name in enumerate(sorted(sizes, key=lambda name: (len(name), name))):
+        shard = Shard(folder, name, number, manifest, sum(sizes[name].values()), open_arrays)
+        shards.append(shard)
+    return shards

@@ -174,6 +174,8 @@ class ExitExtractor:
             If the loader is empty, shuffles, or gives other labels than the cache has; the folder
             holds the cache of another model, with other settings or of other data; or the network
             does not call each exit exactly once, or gives infinities or NaN.
+        RuntimeError
+            If another process is extracting into the folder.
         """
         _check_fixed_order(loader)
         batches = _read_batches(loader, None if classes is None else np.asarray(classes))
@@ -192,7 +194,14 @@ class ExitExtractor:
             first_output = list(islice(outputs, 1))
             layout = self._layout(first, first_output[0], classes) if found is None else found.layout
             with (
-                CacheWriter(path, layout, origin=origin, dtype=self.dtype, shard_rows=shard_rows) as writer,
+                CacheWriter(
+                    path,
+                    layout,
+                    origin=origin,
+                    dtype=self.dtype,
+                    shard_rows=shard_rows,
+                    n_cached=0 if found is None else found.n_rows,
+                ) as writer,
                 tqdm(initial=writer.n_rows, total=n_rows, unit=" rows", disable=None if progress else True) as bar,
             ):
                 for output in chain(first_output, outputs):

@@ -1,0 +1,47 @@
+"""One writer for a folder at a time."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+#: Name of the file that a writer holds. It may be left behind by one that was killed, which holds nothing.
+LOCK = "writing.lock"
+
+
+class FolderLock:
+    """The right to write into a folder, until it is released or the process ends in any way.
+
+    Parameters
+    ----------
+    folder : Path
+        An existing folder.
+    name : str, default="writing.lock"
+        File that stands for the right. Processes that write different things into one folder take locks of
+        different names.
+
+    Raises
+    ------
+    RuntimeError
+        If another writer has the lock.
+    """
+
+    def __init__(self, folder: Path, name: str = LOCK) -> None:
+        from filelock import FileLock, Timeout
+
+        self._file = folder / name
+        self._lock = FileLock(self._file, thread_local=False)
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise RuntimeError(
+                f"another process is writing into {str(folder)!r}: wait until it has ended, or give another folder. "
+                "A process that was killed does not count."
+            ) from None
+
+    def release(self) -> None:
+        """Let others write."""
+        # Removed while it is held: who opened it just now finds that it has no name any more, and does not take it.
+        with suppress(OSError):
+            self._file.unlink()
+        self._lock.release()

@@ -1,0 +1,59 @@
+"""A shard is on the disk before it has the name of a complete one, and a manifest before it replaces another."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from caches import LAYOUT, N_ROWS, ORIGIN, append_rows, write_cache
+
+from skexit import FeatureCache
+from skexit.cache import CacheWriter
+
+
+@pytest.fixture
+def events(monkeypatch):
+    """Files that were synced, by number, and the names that were given, with what was in them."""
+    events = []
+    rename, replace = Path.rename, os.replace
+
+    def contents(path):
+        return {file.stat().st_ino for file in (path, *path.rglob("*"))}
+
+    monkeypatch.setattr(os, "fsync", lambda descriptor: events.append(("sync", os.fstat(descriptor).st_ino)))
+    monkeypatch.setattr(
+        Path, "rename", lambda path, target: events.append((target.name, contents(path))) or rename(path, target)
+    )
+    monkeypatch.setattr(
+        os, "replace", lambda path, target: events.append((target.name, contents(path))) or replace(path, target)
+    )
+    return events
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECTORY"), reason="the system does not sync folders")
+def test_what_gets_a_name_is_synced_before_and_the_name_after(tmp_path, events):
+    write_cache(tmp_path, y=np.arange(N_ROWS))
+    folder = tmp_path.stat().st_ino
+    names = [name for name, _ in events if name != "sync"]
+    assert names == ["manifest.json", "shard-00000", "shard-00001", "shard-00002", "manifest.json"]
+    for number, (name, contents) in enumerate(events):
+        if name != "sync":
+            synced = {file for event, file in events[:number] if event == "sync"}
+            assert contents <= synced, name
+            assert len(contents) == (1 if name == "manifest.json" else 6), name
+            assert events[number + 1] == ("sync", folder)
+
+
+def test_an_error_of_the_disk_leaves_no_shard(tmp_path, monkeypatch):
+    writer = CacheWriter(tmp_path, LAYOUT, origin=ORIGIN)
+    append_rows(writer)
+
+    def fail(descriptor):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        writer.__exit__(None, None, None)
+    cache = FeatureCache(tmp_path, allow_partial=True)
+    assert (cache.n_rows, cache.complete) == (0, False)
+    assert os.listdir(tmp_path) == ["manifest.json"]
