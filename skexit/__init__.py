@@ -5,6 +5,7 @@ from skexit.cache import FeatureCache
 from skexit.ensemble import ExitEnsemble
 from skexit.heads import ExitHeads
 from skexit.layout import ExitLayout
+from skexit.merging import merge_caches
 from skexit.persistence import TRUSTED_TYPES
 from skexit.policies import (
     EENetPolicy,
@@ -40,6 +41,7 @@ __all__ = [
     "RiskControlledPolicy",
     "StaticExit",
     "ThresholdPolicy",
+    "merge_caches",
     "oracle",
     "recommended_pipeline",
     "stack_exits",

@@ -58,8 +58,8 @@ class FeatureCache:
         Type in which logits and features are stored.
     n_rows : int
         Number of rows.
-    n_shards : int
-        Number of shards.
+    shards : list
+        The shards, in the order of their rows.
     n_bytes : int
         Size of the stored arrays, in bytes.
     complete : bool
@@ -110,15 +110,14 @@ class FeatureCache:
         self.dtype = np.dtype(np.float32)
         self.stored_dtype = manifest.dtype
         self.origin = manifest.origin
-        self._shards = open_shards(folder, manifest, local_bytes)
-        self.n_shards = len(self._shards)
-        self.n_bytes = sum(shard.n_bytes for shard in self._shards)
-        self._edges = np.concatenate([[0], np.cumsum([shard.n_rows for shard in self._shards], dtype=np.int64)])
+        self.shards = open_shards(folder, manifest, local_bytes)
+        self.n_bytes = sum(shard.n_bytes for shard in self.shards)
+        self._edges = np.concatenate([[0], np.cumsum([shard.n_rows for shard in self.shards], dtype=np.int64)])
         if self.complete and self.n_rows != manifest.n_rows:
             if not allow_partial:
                 raise ValueError(
                     f"the cache {str(self.path)!r} has {self.n_rows} rows but its manifest promises "
-                    f"{manifest.n_rows}: a shard after shard-{len(self._shards) - 1:05d} is missing. Extract again "
+                    f"{manifest.n_rows}: a shard after shard-{len(self.shards) - 1:05d} is missing. Extract again "
                     "to replace it."
                 )
             self.complete = False
@@ -136,12 +135,12 @@ class FeatureCache:
     @cached_property
     def y(self) -> NDArray[Any] | None:
         """Labels of all rows, None when the loader gave none."""
-        labelled = [shard.has(LABELS) for shard in self._shards]
+        labelled = [shard.has(LABELS) for shard in self.shards]
         if not any(labelled):
             return None
         if not all(labelled):
             raise ValueError(f"some shards of the cache {str(self.path)!r} have labels and others none; extract again.")
-        return np.concatenate([shard.open(LABELS) for shard in self._shards])
+        return np.concatenate([shard.open(LABELS) for shard in self.shards])
 
     def read(self, layout: ExitLayout, k: int, part: str, rows: Any) -> NDArray[Any]:
         """The ``"logits"`` or ``"features"`` of exit `k` in the given rows (see ExitArray).
@@ -171,7 +170,7 @@ class FeatureCache:
             shard_of_row = np.searchsorted(self._edges, rows, side="right") - 1
             for number in np.unique(shard_of_row):
                 here = np.flatnonzero(shard_of_row == number)
-                out[here] = self._shards[number].open(name)[rows[here] - self._edges[number]]
+                out[here] = self.shards[number].open(name)[rows[here] - self._edges[number]]
         return out
 
     def verify(self, *, progress: bool = False) -> None:
@@ -189,7 +188,7 @@ class FeatureCache:
         """
         damages = []
         with tqdm(total=self.n_bytes, unit="B", unit_scale=True, disable=None if progress else True) as bar:
-            for shard in self._shards:
+            for shard in self.shards:
                 for name, file in shard.files.items():
                     try:
                         shard.verify(name)

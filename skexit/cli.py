@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from skexit import __version__
+from skexit._cache_commands import add_cache_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -124,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--out", default="report.html", help="file to write (default: %(default)s)")
     report.set_defaults(run=_report)
+    add_cache_command(commands)
     return parser
 
 

@@ -1,0 +1,80 @@
+"""How many arrays of a cache are open at a time."""
+
+import os
+
+import numpy as np
+import pytest
+from caches import EXPECTED, values, write_cache
+
+import skexit.shards
+from skexit._open_arrays import OpenArrays
+
+
+class TestOpenArrays:
+    def keys(self, arrays, keys="abcd"):
+        return "".join(key for key in keys if arrays.get(key) is not None)
+
+    def test_count(self):
+        arrays = OpenArrays(2, 1000)
+        for key in "abc":
+            arrays.add(key, np.zeros(1))
+        assert self.keys(arrays) == "bc"
+
+    def test_bytes(self):
+        arrays = OpenArrays(10, 100)
+        for key in "abc":
+            arrays.add(key, np.zeros(5))
+        assert self.keys(arrays) == "bc"
+        arrays.add("d", np.zeros(100))
+        assert self.keys(arrays) == "d"
+        arrays.add("a", np.zeros(5))
+        assert self.keys(arrays) == "a"
+
+    def test_what_is_used_stays(self):
+        arrays = OpenArrays(2, 1000)
+        arrays.add("a", np.zeros(1))
+        arrays.add("b", np.zeros(1))
+        arrays.get("a")
+        arrays.add("c", np.zeros(1))
+        assert self.keys(arrays) == "ac"
+
+    def test_the_same_key_again(self):
+        arrays = OpenArrays(10, 100)
+        for _ in range(3):
+            arrays.add("a", np.zeros(5))
+        arrays.add("b", np.zeros(5))
+        assert self.keys(arrays) == "ab"
+
+    def test_drop(self):
+        arrays = OpenArrays(10, 100)
+        arrays.add("a", np.zeros(10))
+        arrays.drop("a")
+        arrays.drop("b")
+        for key in "bc":
+            arrays.add(key, np.zeros(5))
+        assert self.keys(arrays) == "bc"
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="open files are not listed")
+def test_a_cache_of_more_files_than_may_be_open(tmp_path, monkeypatch):
+    """A system allows about a thousand; the cache of a large data set has more, each checked once."""
+    monkeypatch.setattr(skexit.shards, "_MAX_OPEN_ARRAYS", 4)
+    checksum, checked = skexit.shards._checksum, []
+    monkeypatch.setattr(skexit.shards, "_checksum", lambda array: checked.append(0) or checksum(array))
+    X = write_cache(tmp_path, shard_rows=2).X
+    before = len(os.listdir("/proc/self/fd"))
+    for rows in np.random.default_rng(0).integers(len(X), size=(10, 5)):
+        np.testing.assert_array_equal(np.asarray(X[rows]), EXPECTED[rows])
+        assert len(os.listdir("/proc/self/fd")) <= before + 4
+    assert len(checked) == 15
+
+
+def test_a_file_that_was_replaced_is_checked_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(skexit.shards, "_MAX_OPEN_ARRAYS", 1)
+    X = write_cache(tmp_path).X
+    X.features(0)
+    file = tmp_path / "shard-00000" / "exit0.features.npy"
+    file.unlink()
+    np.save(file, values(seed=1)[1][0][:4])
+    with pytest.raises(ValueError, match="its checksum differs"):
+        X.features(0)
