@@ -400,8 +400,8 @@ def _check_fixed_order(loader: Iterable[Any]) -> None:
             )
         if isinstance(sampler, DistributedSampler):
             raise ValueError(
-                "loader has a DistributedSampler, which gives each process other rows. Pass the loader of all rows, and "
-                "worker='torchrun'."
+                "loader has a DistributedSampler, which gives each process other rows. Pass the loader of all rows, "
+                "and worker='torchrun'."
             )
 
 

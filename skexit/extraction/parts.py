@@ -10,16 +10,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from numpy.typing import ArrayLike
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 
+from skexit._cache_writer import PART
 from skexit.cache import FeatureCache
 from skexit.extraction._loaders import count_rows
+from skexit.merging import merge_caches
 
 if TYPE_CHECKING:
     from skexit.extraction.extractor import ExitExtractor
 
-_FOLDER = re.compile(r"part-(\d{5})-of-(\d{5})")
+_FOLDER = re.compile(PART + r"(\d{5})-of-(\d{5})")
 _SECONDS_BETWEEN_LOOKS = 0.2
 
 #: What `ExitExtractor.extract` takes as `worker`.
@@ -51,7 +52,7 @@ def rank_and_size(worker: Worker) -> tuple[int, int]:
 
 def found_parts(path: Path) -> int:
     """Into how many parts the rows were divided when the extraction into a folder began, 0 if into none."""
-    names = [_FOLDER.fullmatch(entry.name) for entry in path.glob("part-*")]
+    names = [_FOLDER.fullmatch(entry.name) for entry in path.glob(f"{PART}*")]
     sizes = {int(match[2]) for match in names if match}
     if len(sizes) > 1:
         raise ValueError(
@@ -61,7 +62,7 @@ def found_parts(path: Path) -> int:
 
 
 def part_folder(path: Path, part: int, n_parts: int) -> Path:
-    return path / f"part-{part:05d}-of-{n_parts:05d}"
+    return path / f"{PART}{part:05d}-of-{n_parts:05d}"
 
 
 def extract_part(
@@ -77,7 +78,7 @@ def extract_part(
     path : Path
         Folder of the whole cache.
     part, n_parts : int
-        Which of how many parts, which have about the same number of rows, in order.
+        Which of how many parts, which have about the same number of batches, in order.
     **options
         Of :meth:`ExitExtractor.extract`.
 
@@ -107,9 +108,12 @@ def loader_of_part(loader: Iterable[Any], part: int, n_parts: int) -> DataLoader
             "loader: several workers need a DataLoader of a data set that is read by index, with shuffle=False and a "
             "batch_size; of all rows, as each worker takes its own."
         )
-    if n_rows < n_parts:
-        raise ValueError(f"loader has {n_rows} rows for {n_parts} workers; give each at least one.")
-    start, stop = part * n_rows // n_parts, (part + 1) * n_rows // n_parts
+    assert loader.batch_size is not None  # or its rows could not be counted
+    n_batches = -(-n_rows // loader.batch_size)
+    if n_batches < n_parts:
+        raise ValueError(f"loader has {n_batches} batches for {n_parts} workers; give each at least one.")
+    # Parts begin where batches do: a network may answer otherwise, in the last digit, in other batches.
+    start, stop = (min(part * n_batches // n_parts * loader.batch_size, n_rows) for part in (part, part + 1))
     return DataLoader(
         Subset(loader.dataset, range(start, stop)),
         batch_size=loader.batch_size,
@@ -166,5 +170,5 @@ def join_parts(path: Path) -> FeatureCache:
 
 def remove_parts(path: Path) -> None:
     """Delete the caches of single parts, which are of no use beside the whole one."""
-    for folder in path.glob("part-*-of-*"):
+    for folder in path.glob(f"{PART}*-of-*"):
         shutil.rmtree(folder, ignore_errors=True)
