@@ -20,6 +20,9 @@ from skexit._manifest import DTYPES, MANIFEST, Manifest, block_name, make_finger
 from skexit.layout import ExitLayout
 from skexit.shards import UNFINISHED, Shard, ShardWriter, open_shards
 
+#: Folders inside a cache that hold caches of some of its rows, until these are joined, begin with this.
+PART = "part-"
+
 #: Rows of a shard are chosen so that it has about this many bytes.
 _SHARD_BYTES = 64 * 2**20
 
@@ -162,7 +165,7 @@ class CacheWriter:
             check_same_cache(self.path, found.identity, manifest.identity)
             # A cache that was begun before shards named their cache goes on as it began.
             self._manifest = replace(manifest, fingerprint=found.fingerprint)
-        elif any(entry.name not in (temporary_name(MANIFEST), LOCK) for entry in self.path.iterdir()):
+        elif any(not _may_precede_manifest(entry.name) for entry in self.path.iterdir()):
             raise ValueError(
                 f"the folder {str(self.path)!r} is not empty and holds no cache; give a new or empty folder."
             )
@@ -195,6 +198,11 @@ class CacheWriter:
 
     def _write_manifest(self) -> None:
         write_json(self.path / MANIFEST, self._manifest.to_dict())
+
+
+def _may_precede_manifest(name: str) -> bool:
+    """Whether a folder without a manifest may hold such an entry, and become a cache."""
+    return name in (temporary_name(MANIFEST), LOCK) or name.startswith(PART)
 
 
 def check_same_cache(path: Path | str, found: dict[str, Any], expected: dict[str, Any]) -> None:

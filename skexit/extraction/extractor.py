@@ -11,13 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
-from torch.utils.data import RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+from torch.utils.data import DistributedSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 from tqdm import tqdm
 
 from skexit.cache import CacheWriter, FeatureCache, check_same_cache
@@ -39,6 +40,7 @@ from skexit.extraction._network import (
 )
 from skexit.extraction.costs import COST_UNITS, exit_costs
 from skexit.extraction.exit_points import exit_points
+from skexit.extraction.parts import Worker, extract_as_worker, found_parts, is_complete, rank_and_size
 from skexit.extraction.pooling import Pool, check_pool, pool_name, pool_output
 from skexit.layout import ExitLayout
 
@@ -138,6 +140,7 @@ class ExitExtractor:
         *,
         classes: ArrayLike | None = None,
         shard_rows: int | None = None,
+        worker: Worker = None,
         progress: bool = True,
     ) -> FeatureCache:
         """Run the network over a loader and write a cache.
@@ -160,6 +163,10 @@ class ExitExtractor:
         shard_rows : int, default=None
             Rows after which a part of the cache is complete and survives a crash. By default as
             many as make about 64 MiB.
+        worker : "torchrun" or tuple of two int, default=None
+            Which of several processes this is that extract into the same folder, each some of the rows:
+            ``(rank, n_workers)``, or ``"torchrun"`` for the ``RANK`` and ``WORLD_SIZE`` that torchrun sets. Each
+            returns when the whole cache is there. By default there is no other.
         progress : bool, default=True
             Show a progress bar, if the output is a terminal.
 
@@ -173,10 +180,15 @@ class ExitExtractor:
         ValueError
             If the loader is empty, shuffles, or gives other labels than the cache has; the folder
             holds the cache of another model, with other settings or of other data; or the network
-            does not call each exit exactly once, or gives infinities or NaN.
+            does not call each exit exactly once, or gives infinities or NaN. With several workers also if
+            the loader's rows cannot be read by index, or costs are times.
         RuntimeError
             If another process is extracting into the folder.
         """
+        rank, n_workers = rank_and_size(worker)
+        if (n_workers > 1 or found_parts(Path(path))) and not is_complete(Path(path)):
+            options = {"classes": classes, "shard_rows": shard_rows, "progress": progress}
+            return extract_as_worker(self, loader, Path(path), rank, n_workers, **options)
         _check_fixed_order(loader)
         batches = _read_batches(loader, None if classes is None else np.asarray(classes))
         first = next(batches, None)
@@ -385,6 +397,11 @@ def _check_fixed_order(loader: Iterable[Any]) -> None:
             raise ValueError(
                 f"loader draws its rows with {type(sampler).__name__}, in another order each time. Pass "
                 "shuffle=False; to extract some rows only, wrap the data set in torch.utils.data.Subset."
+            )
+        if isinstance(sampler, DistributedSampler):
+            raise ValueError(
+                "loader has a DistributedSampler, which gives each process other rows. Pass the loader of all rows, "
+                "and worker='torchrun'."
             )
 
 

@@ -1,0 +1,105 @@
+"""Extraction by the workers of a dask cluster."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from skexit.cache import FeatureCache
+from skexit.extraction.extractor import ExitExtractor
+from skexit.extraction.parts import extract_part, found_parts, is_complete, join_parts, loader_of_part
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+#: Threads of a worker share the network, whose hooks belong to one extraction at a time.
+_one_at_a_time = threading.Lock()
+
+
+def extract_on_dask(
+    client: Client,
+    extractor: ExitExtractor,
+    loader: Iterable[Any],
+    path: str | os.PathLike[str],
+    *,
+    n_parts: int | None = None,
+    **options: Any,
+) -> FeatureCache:
+    """Run a network over a loader on the workers of a dask cluster, and write one cache.
+
+    Each worker extracts parts of the rows. What a worker that dies had not finished, another goes on with: all but
+    its unfinished shard is kept.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Of a cluster whose workers all see the folder at the same path. Start one thread a worker.
+    extractor : ExitExtractor
+        Is sent to the workers, with its network.
+    loader : torch.utils.data.DataLoader
+        Of all rows, by index and in a fixed order; it is sent to the workers, too, so that its data set should
+        read files, rather than hold all rows in memory.
+    path : str or path-like
+        Folder of the cache: new, empty, or of an earlier extraction.
+    n_parts : int, default=None
+        Into how many parts the rows are divided; by default four for each worker, so that a fast one takes more.
+    **options
+        `classes` and `shard_rows`, as in :meth:`ExitExtractor.extract`.
+
+    Returns
+    -------
+    cache : FeatureCache
+        The complete cache, the same as one process would have written.
+
+    Raises
+    ------
+    ImportError
+        If dask.distributed is not installed.
+    ValueError
+        As :meth:`ExitExtractor.extract`, and if rows cannot be read by index, or costs are times.
+
+    See Also
+    --------
+    ExitExtractor.extract : With ``worker="torchrun"``, on processes that torchrun starts.
+
+    Examples
+    --------
+    >>> from distributed import Client  # doctest: +SKIP
+    >>> client = Client("tcp://scheduler:8786")  # doctest: +SKIP
+    >>> cache = extract_on_dask(client, extractor, loader, "/shared/cache")  # doctest: +SKIP
+    """
+    try:
+        from distributed import as_completed
+    except ImportError as error:
+        raise ImportError("dask.distributed is needed: pip install 'skexit[distributed]'") from error
+    folder = Path(path).absolute()
+    if is_complete(folder):
+        return extractor.extract(loader, folder, **options)
+    n_parts = found_parts(folder) or n_parts or 4 * len(client.scheduler_info()["workers"])
+    loader_of_part(loader, 0, n_parts)  # what cannot be divided fails here, not on the workers
+    futures = client.map(
+        _extract_part,
+        range(n_parts),
+        extractor=client.scatter(extractor, broadcast=True),
+        loader=client.scatter(loader, broadcast=True),
+        path=folder,
+        n_parts=n_parts,
+        options=options | {"progress": False},
+        pure=False,
+    )
+    try:
+        for future in as_completed(futures):
+            future.result()
+    finally:
+        client.cancel(futures)
+    return join_parts(folder)
+
+
+def _extract_part(
+    part: int, *, extractor: ExitExtractor, loader: Iterable[Any], path: Path, n_parts: int, options: dict[str, Any]
+) -> None:
+    with _one_at_a_time:
+        extract_part(extractor, loader, path, part, n_parts, **options)
