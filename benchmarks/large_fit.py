@@ -1,7 +1,8 @@
 """Time and peak memory of fits and predictions on a cache that may be larger than memory.
 
     python benchmarks/large_cache.py FOLDER
-    python benchmarks/large_fit.py FOLDER [--rows 10000 100000 1000000] [--only NAME ...] [--results FILE]
+    python benchmarks/large_fit.py FOLDER [--rows 10000 100000 1000000] [--predict 100000] [--only NAME ...]
+        [--how fit|partial_fit|fit_transform] [--results FILE]
 
 Each fit and its predictions run in a process of their own, on the first rows of the cache. Another process
 reads its memory 50 times a second. What is counted is what the process has in memory beyond what it had
@@ -67,7 +68,7 @@ ESTIMATORS: dict[str, Callable[[], Any]] = {
 }
 
 
-def measure(folder: Path, n_rows: int, name: str, how: str, pipe: Any) -> None:
+def measure(folder: Path, n_rows: int, n_predicted: int, name: str, how: str, pipe: Any) -> None:
     """Fit and predict, and say when measuring begins and ends."""
     warnings.simplefilter("ignore")
     cache = FeatureCache(folder)
@@ -90,10 +91,10 @@ def measure(folder: Path, n_rows: int, name: str, how: str, pipe: Any) -> None:
             estimator.fit(X, y)
     with Timer(results, "predict"):
         if hasattr(estimator, "predict_exit"):
-            exits = estimator.predict_exit(X)
+            exits = estimator.predict_exit(X[:n_predicted])
             results["cost"] = float(estimator.costs_[exits].mean())
         elif how != "fit_transform":
-            transformed = estimator.transform(X)
+            transformed = estimator.transform(X[:n_predicted])
             for batch in transformed.batches(PARTIAL_ROWS):
                 transformed.logits(X.layout.n_exits - 1, batch)
     pipe.send(results)
@@ -134,11 +135,11 @@ def memory_of(process: int) -> tuple[float, float]:
     return sizes["RssAnon"] * 1.024e-3, sizes["VmRSS"] * 1.024e-3
 
 
-def run(folder: Path, n_rows: int, name: str, how: str) -> dict[str, Any]:
+def run(folder: Path, n_rows: int, n_predicted: int, name: str, how: str) -> dict[str, Any]:
     """Results of one process."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=measure, args=(folder, n_rows, name, how, theirs))
+    process = context.Process(target=measure, args=(folder, n_rows, n_predicted, name, how, theirs))
     process.start()
     theirs.close()
     ours.recv()
@@ -156,6 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", type=int, nargs="+", help="by default all")
+    parser.add_argument("--predict", type=int, default=100_000, help="answers are predicted for so many rows at most")
     parser.add_argument("--only", nargs="+", default=list(ESTIMATORS), choices=list(ESTIMATORS))
     parser.add_argument("--how", default="fit", choices=["fit", "partial_fit", "fit_transform"])
     parser.add_argument("--results", type=Path, help="CSV file to which a line is added for each process")
@@ -167,12 +169,14 @@ def main() -> None:
     for name in args.only:
         times = []
         for n_rows in args.rows or [cache.n_rows]:
-            results = run(args.folder, n_rows, name, args.how)
+            n_predicted = min(n_rows, args.predict)
+            results = run(args.folder, n_rows, n_predicted, name, args.how)
             times.append(results["fit_processor_seconds"])
             line = {
                 "estimator": name,
                 "how": args.how,
                 "rows": n_rows,
+                "predicted_rows": n_predicted,
                 "exits": cache.layout.n_exits,
                 "classes": cache.layout.n_classes,
                 "features": cache.layout.n_features[0],

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
+#: A call takes so many steps or more: batches are smaller where it has few rows.
+_FEWEST_STEPS = 4
 #: Learning rates fall as ``1 / sqrt(1 + step / this)``.
 _SLOW_STEPS = 1000.0
 #: The average of the weights forgets the first steps: step t enters with this much over t, at first with all.
@@ -73,6 +75,7 @@ def take_steps(
     alpha : float
         Strength of the squared penalty.
     batch_size : int
+        Fewer rows are taken where there would be less than four steps.
     random_state : RandomState
 
     Returns
@@ -91,7 +94,7 @@ def take_steps(
         _restore(optimizer, parameters, average, state)
     n_steps = state.n_steps
     with one_thread():
-        for batch in batches(random_state.permutation(rows), batch_size):
+        for batch in batches(random_state.permutation(rows), min(batch_size, -(-len(rows) // _FEWEST_STEPS))):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate / np.sqrt(1 + n_steps / _SLOW_STEPS)
             optimizer.zero_grad()

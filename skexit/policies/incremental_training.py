@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ def train_routers_further(
         return state, []
     blocks = [read(k, slice(None)) for k in range(n_routers)]
     ends = np.cumsum([0, *(block.shape[1] for block in blocks)]).tolist()
-    columns = [slice(start, end) for start, end in zip(ends[:-1], ends[1:], strict=True)]
+    columns = [slice(start, end) for start, end in pairwise(ends)]
     values = np.concatenate(blocks, axis=1)
     moments = state.moments.add(values, np.ones(len(values)))
     mean, scale = moments.scaling()
