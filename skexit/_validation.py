@@ -71,7 +71,8 @@ def validate_partial_data(
         check_classification_targets(y)
         if classes is not None and not np.array_equal(np.unique(classes), known):
             raise ValueError(
-                f"classes={np.asarray(classes).tolist()} are not those of the first call to partial_fit, {known.tolist()}."
+                f"classes={np.asarray(classes).tolist()} are not those of the first call to partial_fit, "
+                f"{known.tolist()}."
             )
     labels = encode_labels(y, checked.layout.replace(classes=known))[1]
     return _drop_weightless(checked, known, labels, sample_weight)

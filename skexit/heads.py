@@ -271,8 +271,8 @@ class ExitHeads(LogitsTransformer):
             self, X, y, classes, sample_weight, is_first=is_first, needs_classes=False
         )
         _check_two_classes(known)
-        state = PartialFit.start(check_random_state(self.random_state)) if is_first else self._fitting_state
-        state = cast(PartialFit, state).next_call(weight)
+        state = self._fitting_state or PartialFit.start(check_random_state(self.random_state))
+        state = state.next_call(weight)
         state, networks = train_further(
             used,
             labels,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 
 #: A call takes so many steps or more: batches are smaller where it has few rows.
-_FEWEST_STEPS = 4
+_FEWEST_STEPS = 10
 #: Learning rates fall as ``1 / sqrt(1 + step / this)``.
 _SLOW_STEPS = 1000.0
 #: The average of the weights forgets the first steps: step t enters with this much over t, at first with all.
@@ -75,7 +75,7 @@ def take_steps(
     alpha : float
         Strength of the squared penalty.
     batch_size : int
-        Fewer rows are taken where there would be less than four steps.
+        Fewer rows are taken where there would be less than ten steps.
     random_state : RandomState
 
     Returns
@@ -93,8 +93,9 @@ def take_steps(
     if state.n_steps:
         _restore(optimizer, parameters, average, state)
     n_steps = state.n_steps
+    batch_size = max(1, min(batch_size, -(-len(rows) // _FEWEST_STEPS)))
     with one_thread():
-        for batch in batches(random_state.permutation(rows), min(batch_size, -(-len(rows) // _FEWEST_STEPS))):
+        for batch in batches(random_state.permutation(rows), batch_size):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate / np.sqrt(1 + n_steps / _SLOW_STEPS)
             optimizer.zero_grad()
@@ -201,13 +202,11 @@ class Reservoir:
         every_key = np.concatenate([self.keys, keys[candidates]])
         kept, first, group = np.unique(every_key, return_index=True, return_inverse=True)
         first = first[:most]
-        return Reservoir(
-            self.seed,
-            kept[:most],
-            values[first],
-            np.concatenate([self.labels, labels[candidates]])[first],
-            np.bincount(group, weights=np.concatenate([self.weight, weight[candidates]]))[:most],
+        every_label, every_weight = (
+            np.concatenate(pair) for pair in ((self.labels, labels[candidates]), (self.weight, weight[candidates]))
         )
+        total = np.bincount(group, weights=every_weight)[:most].astype(np.float64)
+        return Reservoir(self.seed, kept[:most], values[first], every_label[first], total)
 
     def as_exits(self, layout: ExitLayout) -> ExitArray:
         """The rows that are kept."""

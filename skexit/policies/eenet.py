@@ -101,8 +101,8 @@ class EENetPolicy(IncrementalPolicy):
         Mean assignment of the fitting samples, before it is tilted to meet the budget. None where
         there are no networks.
     losses_ : dict of str to float
-        Losses on the fitting samples, after ``partial_fit`` on those that are kept: ``"utility"`` (eq. 11), ``"budget"`` (eq. 14) and
-        ``"assignment"`` (eq. 15). Empty where there are no networks.
+        Losses on the fitting samples, after ``partial_fit`` on those that are kept: ``"utility"``
+        (eq. 11), ``"budget"`` (eq. 14) and ``"assignment"`` (eq. 15). Empty where there are no networks.
     n_epochs_ : int
         Epochs after which the networks were at their best; 0 where the start was, and after
         ``partial_fit``.

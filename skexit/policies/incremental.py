@@ -34,6 +34,7 @@ class IncrementalPolicy(BudgetedPolicy):
     `_conclude`.
     """
 
+    random_state: Any
     _fitting_state: PartialFit | None = None
 
     @abstractmethod
@@ -96,7 +97,7 @@ class IncrementalPolicy(BudgetedPolicy):
         exits, self.classes_, labels, weight = validate_partial_data(
             self, X, y, classes, sample_weight, is_first=is_first, needs_classes=True
         )
-        state = PartialFit.start(check_random_state(self.random_state)) if is_first else self._fitting_state  # type: ignore[attr-defined]
+        state = self._fitting_state or PartialFit.start(check_random_state(self.random_state))
         state = state.next_call(weight)
         with_logits = self._train_heads_further(exits, labels, weight, is_first)
         self.layout_ = with_logits.layout
@@ -123,7 +124,7 @@ class IncrementalPolicy(BudgetedPolicy):
         X = self._with_classes(X)
         if is_first:
             all_have_logits = all(X.layout.has_logits(k) for k in range(X.layout.n_exits))
-            default = None if all_have_logits else ExitHeads(random_state=self.random_state)  # type: ignore[attr-defined]
+            default = None if all_have_logits else ExitHeads(random_state=self.random_state)
             self.heads_ = default if self.heads is None else clone(self.heads)
         if self.heads_ is None:
             return X
