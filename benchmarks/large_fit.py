@@ -46,7 +46,7 @@ from skexit import (
 )
 
 #: Rows of a call of partial_fit.
-PARTIAL_ROWS = 8192
+PARTIAL_ROWS = 2048
 
 ESTIMATORS: dict[str, Callable[[], Any]] = {
     "thresholds": lambda: ThresholdPolicy(),
