@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 from sklearn.utils import check_random_state
+from sklearn.utils.metaestimators import available_if
 from tqdm.auto import tqdm
 
 from skexit._array_api import array_namespace
@@ -224,6 +225,16 @@ class ExitHeads(LogitsTransformer):
             self._calibrate(folds, fold_of_row, used, labels, weight)
         return self
 
+    def _check_learns_in_calls(self) -> bool:
+        """Raise where the parameters need all rows at once; then there is no ``partial_fit``."""
+        for name, allowed in (("training", ["separate"]), ("solver", ["auto", "adam"]), ("calibrated", [False])):
+            if getattr(self, name) not in allowed:
+                raise AttributeError(
+                    f"partial_fit is not available with {name}={getattr(self, name)!r}, which needs all rows at once."
+                )
+        return True
+
+    @available_if(lambda heads: heads._check_learns_in_calls())
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(
         self, X: Any, y: ArrayLike, classes: ArrayLike | None = None, sample_weight: ArrayLike | None = None
@@ -236,7 +247,9 @@ class ExitHeads(LogitsTransformer):
         with the same rows for a second pass. Features are standardised by all rows so far, and
         ``alpha="auto"`` follows the number of rows so far, each time counted.
 
-        ``fit`` forgets what was learned, and cannot be followed by ``partial_fit``.
+        ``fit`` forgets what was learned, and cannot be followed by ``partial_fit``. Heads that need all
+        rows at once have none: with ``solver="lbfgs"``, ``calibrated=True``, or `training` other than
+        ``"separate"``.
 
         Parameters
         ----------
@@ -258,14 +271,8 @@ class ExitHeads(LogitsTransformer):
         ------
         ValueError
             If X does not fit its layout or that of the first call, is not finite, y has an unknown
-            class, the heads were fitted by ``fit``, or their parameters need all rows at once:
-            ``solver="lbfgs"``, ``calibrated=True``, or `training` other than ``"separate"``.
+            class, classes are others than in the first call, or the heads were fitted by ``fit``.
         """
-        for name, allowed in (("training", ["separate"]), ("solver", ["auto", "adam"]), ("calibrated", [False])):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} needs all rows at once; partial_fit has no such heads."
-                )
         is_first = check_goes_on(self, "networks_")
         used, known, labels, weight = validate_partial_data(
             self, X, y, classes, sample_weight, is_first=is_first, needs_classes=False

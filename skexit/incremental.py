@@ -202,9 +202,8 @@ class Reservoir:
         every_key = np.concatenate([self.keys, keys[candidates]])
         kept, first, group = np.unique(every_key, return_index=True, return_inverse=True)
         first = first[:most]
-        every_label, every_weight = (
-            np.concatenate(pair) for pair in ((self.labels, labels[candidates]), (self.weight, weight[candidates]))
-        )
+        every_label = np.concatenate([self.labels, labels[candidates]])
+        every_weight = np.concatenate([self.weight, weight[candidates]])
         total = np.bincount(group, weights=every_weight)[:most].astype(np.float64)
         return Reservoir(self.seed, kept[:most], values[first], every_label[first], total)
 
