@@ -61,8 +61,10 @@ def validate_partial_data(
     """
     if is_first:
         checked, y = _validate_first(estimator, X, y)
-        if classes is None and checked.layout.classes is None and needs_classes:
-            raise ValueError("classes must be passed on the first call to partial_fit.")
+        if classes is None and checked.layout.classes is None:
+            classes = getattr(estimator, "classes_", None)  # of an earlier fit
+            if classes is None and needs_classes:
+                raise ValueError("classes must be passed on the first call to partial_fit.")
         known = encode_labels(y if classes is None else np.unique(classes), checked.layout)[0]
     else:
         checked, known = validate_new_data(estimator, X), estimator.classes_

@@ -28,7 +28,7 @@ from skexit._validation import (
 from skexit.arrays import ExitArray, LogitsSource, enough_rows
 from skexit.boosting import PREDICTION_REWEIGHTING
 from skexit.cascade import train_cascade
-from skexit.incremental import PartialFit, check_goes_on
+from skexit.incremental import PartialFit
 from skexit.incremental_heads import train_further
 from skexit.layout import MULTIPLY_ADD_COST, ExitLayout
 from skexit.linear import solve_linear
@@ -247,9 +247,9 @@ class ExitHeads(LogitsTransformer):
         with the same rows for a second pass. Features are standardised by all rows so far, and
         ``alpha="auto"`` follows the number of rows so far, each time counted.
 
-        ``fit`` forgets what was learned, and cannot be followed by ``partial_fit``. Heads that need all
-        rows at once have none: with ``solver="lbfgs"``, ``calibrated=True``, or `training` other than
-        ``"separate"``.
+        ``fit`` forgets what was learned in calls, and a call after ``fit`` begins anew, for ``fit`` keeps
+        nothing to go on from. Heads that need all rows at once have no ``partial_fit``: those with
+        ``solver="lbfgs"``, ``calibrated=True``, or `training` other than ``"separate"``.
 
         Parameters
         ----------
@@ -271,9 +271,9 @@ class ExitHeads(LogitsTransformer):
         ------
         ValueError
             If X does not fit its layout or that of the first call, is not finite, y has an unknown
-            class, classes are others than in the first call, or the heads were fitted by ``fit``.
+            class, or classes are others than in the first call.
         """
-        is_first = check_goes_on(self, "networks_")
+        is_first = self._fitting_state is None
         used, known, labels, weight = validate_partial_data(
             self, X, y, classes, sample_weight, is_first=is_first, needs_classes=False
         )

@@ -266,26 +266,3 @@ class PartialFit:
     def random_state(self) -> np.random.RandomState:
         """Randomness of the present call, which follows from the seed and the number of calls."""
         return np.random.RandomState([self.seed, self.n_calls])
-
-
-def check_goes_on(estimator: Any, fitted_attribute: str) -> bool:
-    """Whether this is the first call of ``partial_fit``; raises where ``fit`` came before.
-
-    Parameters
-    ----------
-    estimator : estimator
-        With ``_fitting_state``.
-    fitted_attribute : str
-        What an estimator has once it is fitted.
-
-    Returns
-    -------
-    bool
-    """
-    is_first = estimator._fitting_state is None
-    if is_first and hasattr(estimator, fitted_attribute):
-        raise ValueError(
-            f"this {type(estimator).__name__} was fitted by fit, which keeps nothing to go on from. Call partial_fit "
-            "from the start, on a clone of it."
-        )
-    return is_first

@@ -301,6 +301,8 @@ class EMExitAssigner(IncrementalPolicy):
         state: PartialFit,
     ) -> PartialFit:
         self._check_router_hidden()
+        # Read before anything is counted: a batch that is refused leaves no trace.
+        inputs = [self._read_router_inputs(X, k, slice(None)) for k in range(X.layout.n_exits - 1)]
         patterns, pattern_weight, pattern_of_row = group_patterns(correct_exits(X, labels), weight)
         if state.n_calls > 1:
             patterns = np.concatenate([self._patterns, patterns])
@@ -310,7 +312,7 @@ class EMExitAssigner(IncrementalPolicy):
         self._find_assignments()
         targets = self._targets()[group[pattern_of_row]]
         state, self.routers_ = train_routers_further(
-            lambda k, rows: self._read_router_inputs(X, k, rows),
+            inputs,
             targets,
             weight,
             training_rows,

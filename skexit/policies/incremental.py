@@ -17,7 +17,7 @@ from skexit._sklearn import _fit_context
 from skexit._validation import validate_partial_data
 from skexit.arrays import ExitArray
 from skexit.heads import ExitHeads
-from skexit.incremental import PartialFit, check_goes_on
+from skexit.incremental import PartialFit
 from skexit.policies.base import BudgetedPolicy
 from skexit.policies.recall import recall
 
@@ -66,8 +66,8 @@ class IncrementalPolicy(BudgetedPolicy):
         sample of all rows so far: on all of them up to 10,000 rows or 16 million values, and then on so
         many, so that the mean cost of all rows is within a few standard errors of the budget.
 
-        ``fit`` forgets what was learned, and cannot be followed by ``partial_fit``. An earlier
-        calibration is dropped.
+        ``fit`` forgets what was learned in calls, and a call after ``fit`` begins anew, for ``fit`` keeps
+        nothing to go on from. An earlier calibration is dropped.
 
         Parameters
         ----------
@@ -90,10 +90,10 @@ class IncrementalPolicy(BudgetedPolicy):
         ------
         ValueError
             If X does not fit its layout or that of the first call, is not finite, y has an unknown
-            class, classes are missing in the first call or others than in it, the policy was fitted by
-            ``fit``, or `heads` cannot learn in several calls.
+            class, classes are missing in the first call or others than in it, or `heads` cannot learn
+            in several calls.
         """
-        is_first = check_goes_on(self, "thresholds_")
+        is_first = self._fitting_state is None
         exits, self.classes_, labels, weight = validate_partial_data(
             self, X, y, classes, sample_weight, is_first=is_first, needs_classes=True
         )

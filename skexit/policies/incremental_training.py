@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +27,7 @@ Floats = NDArray[np.float64]
 
 
 def train_routers_further(
-    read: Callable[[int, Any], Floats],
+    seen: Sequence[Floats],
     targets: Floats,
     weight: Floats,
     training_rows: NDArray[np.int64],
@@ -43,8 +42,8 @@ def train_routers_further(
 
     Parameters
     ----------
-    read : callable
-        Takes an exit and rows, and returns what its router sees.
+    seen : sequence of ndarray of shape (n_samples, n_inputs), one an exit but the last
+        What the routers see.
     targets : ndarray of shape (n_samples, n_exits)
         Probability that each row's exit is each or an earlier one.
     weight : ndarray of shape (n_samples,)
@@ -63,13 +62,11 @@ def train_routers_further(
     import torch
     from torch.nn import functional
 
-    n_routers = targets.shape[1] - 1
-    if n_routers == 0:
+    if not seen:
         return state, []
-    blocks = [read(k, slice(None)) for k in range(n_routers)]
-    ends = np.cumsum([0, *(block.shape[1] for block in blocks)]).tolist()
+    ends = np.cumsum([0, *(block.shape[1] for block in seen)]).tolist()
     columns = [slice(start, end) for start, end in pairwise(ends)]
-    values = np.concatenate(blocks, axis=1)
+    values = np.concatenate(seen, axis=1)
     moments = state.moments.add(values, np.ones(len(values)))
     mean, scale = moments.scaling()
     inputs = torch.as_tensor((values - mean) / scale, dtype=torch.float32)
