@@ -27,7 +27,6 @@ POLICIES = [
 ]
 HEADS = [
     ExitHeads(random_state=0),
-    ExitHeads(cascade=True, random_state=0),
     ExitHeads(8, dropout=0.1, random_state=0),
     ExitHeads(8, cascade=True, random_state=0),
 ]
@@ -70,18 +69,15 @@ class TestConventions:
         one, other = (learn(clone(template), X, y) for _ in range(2))
         np.testing.assert_array_equal(answers(one, X), answers(other, X))
 
-    @pytest.mark.parametrize("save", [pickle.dumps, None], ids=["pickle", "joblib"])
-    def test_goes_on_after_it_was_saved(self, template, data, save, tmp_path):
+    def test_goes_on_after_it_was_saved(self, template, data, tmp_path):
         X, y = data_for(template, data)
         half = learn(clone(template), X[:300], y[:300])
-        if save is None:
-            joblib.dump(half, tmp_path / "half.joblib")
-            loaded = joblib.load(tmp_path / "half.joblib")
-        else:
-            loaded = pickle.loads(save(half))
-        for estimator in (half, loaded):
-            learn(estimator, X[300:], y[300:], classes=None)
-        np.testing.assert_array_equal(answers(loaded, X), answers(half, X))
+        joblib.dump(half, tmp_path / "half.joblib")
+        saved = [pickle.loads(pickle.dumps(half)), joblib.load(tmp_path / "half.joblib")]
+        learn(half, X[300:], y[300:], classes=None)
+        for loaded in saved:
+            learn(loaded, X[300:], y[300:], classes=None)
+            np.testing.assert_array_equal(answers(loaded, X), answers(half, X))
 
     def test_goes_on_after_skops(self, template, data):
         io = pytest.importorskip("skops.io")
@@ -149,25 +145,25 @@ class TestConventions:
         learn(half, X[300:], y[300:], 300)
         np.testing.assert_array_equal(answers(half, X), answers(learn(clone(template), X, y, 300), X))
 
-    @pytest.mark.parametrize("n_rows", [1, 2, 9])
+    @pytest.mark.parametrize("n_rows", [1, 9])
     def test_small_batches(self, template, data, n_rows):
         X, y = data_for(template, data)
         assert np.isfinite(answers(learn(clone(template), X[:27], y[:27], n_rows), X)).all()
 
 
 class TestHeads:
-    @pytest.mark.parametrize("template", HEADS, ids=repr)
+    @pytest.mark.parametrize("template", [HEADS[0], ExitHeads(cascade=True), HEADS[-1]], ids=repr)
     def test_as_right_as_fit(self, template):
         """On new rows, over seeds and exits."""
         gains = []
         for seed in range(3):
             X, y = make_exits(2000, n_exits=3, n_classes=3, random_state=seed)
-            X, new_X = features_only(X)[:1200], features_only(X)[1200:]
+            X, new_X = features_only(X)[:600], features_only(X)[600:]
             heads = clone(template).set_params(random_state=seed)
-            fitted, learned = clone(heads).fit(X, y[:1200]), learn(clone(heads), X, y[:1200], epochs=6)
+            fitted, learned = clone(heads).fit(X, y[:600]), learn(clone(heads), X, y[:600], epochs=6)
             for k in range(3):
                 right = [
-                    (found.transform(new_X).logits(k).argmax(axis=1) == y[1200:]).mean() for found in (learned, fitted)
+                    (found.transform(new_X).logits(k).argmax(axis=1) == y[600:]).mean() for found in (learned, fitted)
                 ]
                 gains.append(right[0] - right[1])
         assert np.mean(gains) > -0.01
@@ -196,7 +192,7 @@ class TestHeads:
 
 
 class TestEM:
-    @settings(max_examples=10, deadline=None)
+    @settings(max_examples=5, deadline=None)
     @given(
         edges=st.sets(st.integers(1, 399), max_size=6),
         seed=st.integers(0, 100),
@@ -231,7 +227,7 @@ class TestPolicies:
     def test_as_right_as_fit(self, template):
         """On new rows and at the cost of the budget, over seeds."""
         gains, costs = [], []
-        for seed in range(3):
+        for seed in range(2):
             X, y = make_exits(4000, n_exits=3, n_classes=3, random_state=seed)
             policy = clone(template).set_params(random_state=seed)
             fitted = clone(policy).fit(X[:1500], y[:1500])
@@ -257,7 +253,7 @@ class TestPolicies:
             assert policy.budget - 1 / len(y) <= policy.mean_cost(X) <= policy.budget + 1e-9
 
     @pytest.mark.parametrize("template", [POLICIES[0], POLICIES[2]], ids=repr)
-    @pytest.mark.parametrize("seed", range(4))
+    @pytest.mark.parametrize("seed", range(3))
     def test_budget_is_met_within_the_error_of_a_sample(self, template, seed, monkeypatch):
         n_kept = 300
         monkeypatch.setattr(skexit.incremental, "_MOST_ROWS", n_kept)
