@@ -13,13 +13,11 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from skexit._estimator import ExitEstimator
+from skexit._lazy import TransformedLogits, fit_in_memory
 from skexit._sklearn import _get_output_config
 from skexit._validation import read_features, read_logits, validate_new_data
-from skexit.arrays import BATCH_ROWS, ColumnSource, ExitArray, LogitsSource, OverlaidSource
+from skexit.arrays import ColumnSource, ExitArray, LogitsSource
 from skexit.layout import ExitLayout
-
-#: Up to this many bytes of logits are computed at once.
-_LOGITS_BYTES = 2**30
 
 
 class LogitsTransformer(TransformerMixin, ExitEstimator):
@@ -52,7 +50,7 @@ class LogitsTransformer(TransformerMixin, ExitEstimator):
     def transform(self, X: Any) -> Any:
         """Give logits to every exit of X.
 
-        Logits that depend on earlier exits are computed now, where they take no more than 1 GiB;
+        Logits that depend on earlier exits are computed now, where they take no more than 512 MiB;
         others when they are read.
 
         Parameters
@@ -67,10 +65,9 @@ class LogitsTransformer(TransformerMixin, ExitEstimator):
         """
         check_is_fitted(self)
         new = validate_new_data(self, X)
-        n_bytes = 8 * len(new) * len(self.classes_) * self.layout_.n_exits
         # Read one after another, each exit would go through all before it again.
-        at_once = n_bytes <= _LOGITS_BYTES and any(self._earlier_exits(k) for k in self._new_logits())
-        return self._output(LogitsSource(new, self._logits(new)) if at_once else _LazyLogits(new, self), X)
+        at_once = self._fit_in_memory(new) and any(self._earlier_exits(k) for k in self._new_logits())
+        return self._output(LogitsSource(new, self._logits(new)) if at_once else TransformedLogits(new, self), X)
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
         """Names of the columns that ``transform`` gives.
@@ -88,10 +85,13 @@ class LogitsTransformer(TransformerMixin, ExitEstimator):
         check_is_fitted(self)
         return np.asarray(self.layout_out_.column_names(), dtype=object)
 
+    def _fit_in_memory(self, X: ExitArray) -> bool:
+        return fit_in_memory(len(X), X.layout.n_exits, len(self.classes_))
+
     def _logits(self, X: ExitArray) -> dict[int, NDArray[np.float64]]:
         """Logits of every exit that gets new ones, for all rows."""
         logits = {k: np.empty((len(X), len(self.classes_))) for k in self._new_logits()}
-        for batch in X.batches(BATCH_ROWS):
+        for batch in X.batches():
             memory: dict[str, Any] = {}
             for k in range(max(logits, default=-1) + 1):
                 values = self.exit_logits(k, read_logits(X, k, batch), read_features(X, k, batch), memory)
@@ -110,20 +110,3 @@ class LogitsTransformer(TransformerMixin, ExitEstimator):
         tags.target_tags.required = True
         tags.target_tags.one_d_labels = True
         return tags
-
-
-class _LazyLogits(OverlaidSource):
-    """The columns of an ExitArray, with the logits of a transformer, computed when they are read."""
-
-    def __init__(self, base: ExitArray, transformer: LogitsTransformer) -> None:
-        super().__init__(base, np.dtype(np.float64))
-        self.transformer = transformer
-
-    def read_logits(self, k: int, rows: Any) -> NDArray[Any]:
-        if k not in self.transformer._new_logits():
-            return super().read_logits(k, rows)
-        memory: dict[str, Any] = {}
-        for j in (*self.transformer._earlier_exits(k), k):
-            own = read_logits(self.base, j, rows)
-            logits = self.transformer.exit_logits(j, own, read_features(self.base, j, rows), memory)
-        return logits

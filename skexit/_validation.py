@@ -34,6 +34,54 @@ def validate_training_data(
     sample_weight : ndarray of shape (n_samples,)
         All positive.
     """
+    checked, y = _validate_first(estimator, X, y)
+    classes, labels = encode_labels(y, checked.layout)
+    return _drop_weightless(checked, classes, labels, sample_weight)
+
+
+def validate_partial_data(
+    estimator: BaseEstimator, X: Any, y: Any, classes: Any, sample_weight: Any, *, is_first: bool, needs_classes: bool
+) -> tuple[ExitArray, NDArray[Any], NDArray[np.int64], NDArray[np.float64]]:
+    """Check what was passed to ``partial_fit``, and in the first call keep its layout.
+
+    Parameters
+    ----------
+    estimator : estimator
+        After the first call, with ``classes_``.
+    X, y, classes, sample_weight
+        What was passed.
+    is_first : bool
+    needs_classes : bool
+        Whether the first call must have classes, unless X knows them, or may find them in y.
+
+    Returns
+    -------
+    X, classes, labels, sample_weight
+        As `validate_training_data` gives them.
+    """
+    if is_first:
+        checked, y = _validate_first(estimator, X, y)
+        if classes is None and checked.layout.classes is None:
+            classes = getattr(estimator, "classes_", None)  # of an earlier fit
+            if classes is None and needs_classes:
+                raise ValueError("classes must be passed on the first call to partial_fit.")
+        known = encode_labels(y if classes is None else np.unique(classes), checked.layout)[0]
+    else:
+        checked, known = validate_new_data(estimator, X), estimator.classes_
+        y = column_or_1d(y, warn=True)
+        check_consistent_length(checked, y)
+        check_classification_targets(y)
+        if classes is not None and not np.array_equal(np.unique(classes), known):
+            raise ValueError(
+                f"classes={np.asarray(classes).tolist()} are not those of the first call to partial_fit, "
+                f"{known.tolist()}."
+            )
+    labels = encode_labels(y, checked.layout.replace(classes=known))[1]
+    return _drop_weightless(checked, known, labels, sample_weight)
+
+
+def _validate_first(estimator: BaseEstimator, X: Any, y: Any) -> tuple[ExitArray, NDArray[Any]]:
+    """Check X and y where nothing is fitted yet, and keep the layout."""
     if isinstance(X, ExitArray):
         validate_data(estimator, X, y, skip_check_array=True)
         _check_not_empty(estimator, X)
@@ -45,8 +93,13 @@ def validate_training_data(
         checked = ExitArray.from_array(array, resolve_layout(estimator.layout, X, array.shape[1]))
     check_classification_targets(y)
     estimator._layout_in = checked.layout
-    checked = sort_classes(checked)
-    classes, labels = encode_labels(y, checked.layout)
+    return sort_classes(checked), y
+
+
+def _drop_weightless(
+    checked: ExitArray, classes: NDArray[Any], labels: NDArray[np.int64], sample_weight: Any
+) -> tuple[ExitArray, NDArray[Any], NDArray[np.int64], NDArray[np.float64]]:
+    """X, classes, labels and weights, of the rows of positive weight."""
     weight = _check_sample_weight(sample_weight, labels, dtype=np.float64, ensure_non_negative=True)
     used = weight > 0
     if not used.any():  # scikit-learn says so itself from 1.9 on

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-#: Rows that are worked on at a time where all rows are gone through.
-BATCH_ROWS = 8192
+#: Rows that are worked on at a time where all rows are gone through; fewer where an exit has more bytes than these.
+BATCH_ROWS, _BATCH_BYTES = 8192, 2**24
+#: So many numbers are enough to learn a few parameters from, such as a temperature or the weights of a mixture.
+_ENOUGH_NUMBERS = 10**7
 
 
 class ColumnSource(Protocol):
@@ -183,18 +185,23 @@ class ExitArray:
         """
         return ExitArray(self.source, layout, self._rows)
 
-    def batches(self, batch_size: int) -> Iterator[slice]:
+    def batches(self, batch_size: int | None = None) -> Iterator[slice]:
         """Slices that cover the rows in order.
 
         Parameters
         ----------
-        batch_size : int
-            Rows in a slice; the last may have fewer.
+        batch_size : int, default=None
+            Rows in a slice; the last may have fewer. By default 8,192, or as many as make 16 MiB of one
+            exit in double precision.
 
         Yields
         ------
         slice
         """
+        if batch_size is None:
+            classes = self.layout.classes
+            widths = [*self.layout.n_logits, *self.layout.n_features, 1 if classes is None else len(classes)]
+            batch_size = max(1, min(BATCH_ROWS, _BATCH_BYTES // (8 * max(widths))))
         for start in range(0, len(self), batch_size):
             yield slice(start, min(start + batch_size, len(self)))
 
@@ -314,6 +321,24 @@ class LogitsSource(OverlaidSource):
 
     def read_logits(self, k: int, rows: Any) -> NDArray[Any]:
         return self.logits[k][rows] if k in self.logits else super().read_logits(k, rows)
+
+
+def enough_rows(n_rows: int, n_numbers: int) -> NDArray[np.intp]:
+    """Rows that are enough to learn a few parameters from, evenly spaced.
+
+    Parameters
+    ----------
+    n_rows : int
+    n_numbers : int
+        What is read of each row.
+
+    Returns
+    -------
+    ndarray of shape (n_enough,) of int
+        All rows, where these have no more than ten million numbers.
+    """
+    most = max(_ENOUGH_NUMBERS // n_numbers, 1)
+    return np.arange(n_rows) if n_rows <= most else np.linspace(0, n_rows - 1, most).astype(np.intp)
 
 
 def stack_exits(

@@ -80,7 +80,7 @@ def train_cascade(
 
     rows = np.arange(len(targets))
     mean, scale = scaling(read, rows, training.batch_size)
-    model = _Cascade(widths, hidden, n_classes, dropout, torch_generator(random_state))
+    model = Cascade(widths, hidden, n_classes, dropout, torch_generator(random_state))
 
     def read_scaled(batch: NDArray[np.int64]) -> torch.Tensor:
         return torch.as_tensor(np.clip((read(batch) - mean) / scale, -_LARGEST, _LARGEST), dtype=torch.float32)
@@ -107,7 +107,7 @@ def train_cascade(
     return model.to_dense(mean, scale)
 
 
-class _Cascade:
+class Cascade:
     """The network of all heads, in torch."""
 
     def __init__(

@@ -11,18 +11,16 @@ from scipy.special import log_softmax
 
 from skexit._array_api import array_namespace, as_like
 from skexit._html import cost_column, exit_table
+from skexit._lazy import MergedLogits, TransformedLogits, answer_from_exits
 from skexit._sklearn import HasMethods, Interval, _fit_context
 from skexit._transformer import LogitsTransformer
 from skexit._validation import read_logits, validate_new_data, validate_training_data
-from skexit.arrays import BATCH_ROWS, ExitArray, LogitsSource
+from skexit.arrays import ExitArray, enough_rows
 from skexit.heads import fit_heads
 from skexit.layout import MULTIPLY_ADD_COST, ExitLayout
 from skexit.uncertainty import fit_mixture
 
 Floats = NDArray[np.float64]
-
-#: Up to this many log-probabilities are fitted; a weight an exit and a bias a class need no more.
-_ENOUGH_NUMBERS = 10**7
 
 
 class ExitEnsemble(LogitsTransformer):
@@ -145,13 +143,13 @@ class ExitEnsemble(LogitsTransformer):
         """
         with_logits = self._fit(X, y, sample_weight)
         new = validate_new_data(self, X)
+        mixed = answer_from_exits(with_logits, len(self.classes_), self._mix)
         if len(with_logits) == len(new):
-            return self._output(LogitsSource(new, self._mixed(with_logits)), X)
-        logits = self._logits(new)
-        used = np.flatnonzero(np.asarray(sample_weight) > 0)
-        for k, values in self._mixed(with_logits).items():
-            logits[k][used] = values
-        return self._output(LogitsSource(new, logits), X)
+            return self._output(mixed, X)
+        is_used = np.asarray(sample_weight) > 0
+        position = np.where(is_used, np.cumsum(is_used) - 1, np.arange(len(new)))
+        sources = [TransformedLogits(new, self), mixed]
+        return self._output(MergedLogits(new, sources, is_used.astype(np.intp), position), X)
 
     def exit_logits(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
         """Logits of the mixture of the exits up to `k`, for the samples that are still running.
@@ -195,21 +193,12 @@ class ExitEnsemble(LogitsTransformer):
         n_exits = self.layout_.n_exits
         self.weights_ = np.zeros((n_exits, n_exits))
         self.biases_ = np.empty((n_exits, len(self.classes_)))
-        rows = enough_rows(with_logits)
+        rows = enough_rows(len(with_logits), sum(with_logits.layout.n_logits))
         seen = log_probabilities(with_logits, rows)
         for k in range(n_exits):
             self.weights_[k, : k + 1], self.biases_[k] = fit_mixture(seen[:, : k + 1], labels[rows], weight[rows])
         self.layout_out_ = self._layout_with_mixtures(with_logits.layout)
         return with_logits
-
-    def _mixed(self, X: ExitArray) -> dict[int, Floats]:
-        """Logits of all mixtures, from X with logits at every exit."""
-        logits = {k: np.empty((len(X), len(self.classes_))) for k in self._new_logits()}
-        for batch in X.batches(BATCH_ROWS):
-            memory: dict[str, Any] = {}
-            for k, values in logits.items():
-                values[batch] = self._mix(k, read_logits(X, k, batch), memory)
-        return logits
 
     def _new_logits(self) -> range:
         return range(self.layout_.n_exits)
@@ -231,12 +220,6 @@ class ExitEnsemble(LogitsTransformer):
             return ""
         weights = [", ".join(f"{weight:.2g}" for weight in row[: k + 1]) for k, row in enumerate(self.weights_)]
         return exit_table(cost_column(self.layout_out_) | {"Weights of the exits so far": weights})
-
-
-def enough_rows(X: ExitArray) -> NDArray[np.intp]:
-    """Rows that are enough to fit a mixture on, evenly spaced."""
-    most = _ENOUGH_NUMBERS // sum(X.layout.n_logits)
-    return np.arange(len(X)) if len(X) <= most else np.linspace(0, len(X) - 1, most).astype(np.intp)
 
 
 def log_probabilities(X: ExitArray, rows: slice | NDArray[np.intp]) -> Floats:

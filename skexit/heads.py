@@ -10,34 +10,39 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 from sklearn.utils import check_random_state
+from sklearn.utils.metaestimators import available_if
 from tqdm.auto import tqdm
 
 from skexit._array_api import array_namespace
 from skexit._html import cost_column, exit_table
+from skexit._lazy import MergedLogits, TransformedLogits
 from skexit._sklearn import Interval, StrOptions, _fit_context
 from skexit._transformer import LogitsTransformer
 from skexit._validation import (
     cross_validation_splits,
     read_features,
     validate_new_data,
+    validate_partial_data,
     validate_training_data,
 )
-from skexit.arrays import BATCH_ROWS, ExitArray, LogitsSource
+from skexit.arrays import ExitArray, LogitsSource, enough_rows
 from skexit.boosting import PREDICTION_REWEIGHTING
 from skexit.cascade import train_cascade
+from skexit.incremental import PartialFit
+from skexit.incremental_heads import train_further
 from skexit.layout import MULTIPLY_ADD_COST, ExitLayout
 from skexit.linear import solve_linear
-from skexit.networks import DenseNetwork, Training, train
+from skexit.networks import DenseNetwork, Training, number_of_epochs, train
 from skexit.uncertainty import fit_temperature
 from skexit.weighting import train_weighted
 
-#: Up to this many bytes of features, a linear head is solved for in memory.
-_IN_MEMORY_BYTES = 2**31
+#: Up to this many bytes of features and logits, a linear head is solved for in memory, which takes a few times as many.
+_IN_MEMORY_BYTES = 2**28
 
 #: ``alpha="auto"``: the penalty, and what it is in all for many rows.
 _LARGEST_PENALTY, _PENALTY_OF_ALL_ROWS = 3e-3, 15.0
-#: ``max_epochs="auto"``: rows that are seen, each time counted, and bounds of the passes over them.
-_ENOUGH_VISITS, _FEWEST_EPOCHS, _MOST_EPOCHS = 1_500_000, 10, 30
+#: ``max_epochs="auto"``: bounds of the passes over the rows.
+_FEWEST_EPOCHS, _MOST_EPOCHS = 10, 30
 
 
 class ExitHeads(LogitsTransformer):
@@ -75,8 +80,8 @@ class ExitHeads(LogitsTransformer):
     solver : {"auto", "lbfgs", "adam"}, default="auto"
         ``"lbfgs"`` fits linear heads by scikit-learn's logistic regression, in memory. ``"adam"``
         trains by mini-batches that are read when they are needed, so that the features may be
-        larger than memory. ``"auto"`` takes ``"lbfgs"`` for linear heads whose features take at
-        most 2 GiB.
+        larger than memory. ``"auto"`` takes ``"lbfgs"`` for linear heads whose features and
+        logits take at most 256 MiB.
     alpha : float or "auto", default="auto"
         Strength of the squared penalty on the weights, for standardised features: the loss is the
         mean cross-entropy plus ``alpha / 2`` times their squared norm. ``"auto"`` is 3e-3 up to 5,000
@@ -188,6 +193,8 @@ class ExitHeads(LogitsTransformer):
         self.random_state = random_state
         self.verbose = verbose
 
+    _fitting_state: PartialFit | None = None
+
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> ExitHeads:
         """Train the heads on all rows.
@@ -214,7 +221,80 @@ class ExitHeads(LogitsTransformer):
         used, classes, labels, weight = validate_training_data(self, X, y, sample_weight)
         self._fit(used, classes, labels, weight)
         if self.calibrated:
-            self._calibrate(self._cross_fit(used, labels, weight), labels, weight)
+            folds, fold_of_row = self._cross_fit(used, labels, weight)
+            self._calibrate(folds, fold_of_row, used, labels, weight)
+        return self
+
+    def _check_learns_in_calls(self) -> bool:
+        """Raise where the parameters need all rows at once; then there is no ``partial_fit``."""
+        for name, allowed in (("training", ["separate"]), ("solver", ["auto", "adam"]), ("calibrated", [False])):
+            if getattr(self, name) not in allowed:
+                raise AttributeError(
+                    f"partial_fit is not available with {name}={getattr(self, name)!r}, which needs all rows at once."
+                )
+        return True
+
+    @available_if(lambda heads: heads._check_learns_in_calls())
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(
+        self, X: Any, y: ArrayLike, classes: ArrayLike | None = None, sample_weight: ArrayLike | None = None
+    ) -> ExitHeads:
+        """Go on training the heads with a batch of rows, of which none needs to be kept.
+
+        A call takes one pass of Adam's steps of `batch_size` rows, with Adam's state from the last call,
+        at a learning rate that falls as one over the square root of the steps; heads are the average of
+        their weights over the steps, in which late ones count more. `max_epochs` is not used: call again
+        with the same rows for a second pass. Features are standardised by all rows so far, and
+        ``alpha="auto"`` follows the number of rows so far, each time counted.
+
+        ``fit`` forgets what was learned in calls, and a call after ``fit`` begins anew, for ``fit`` keeps
+        nothing to go on from. Heads that need all rows at once have no ``partial_fit``: those with
+        ``solver="lbfgs"``, ``calibrated=True``, or `training` other than ``"separate"``.
+
+        Parameters
+        ----------
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
+        y : array-like of shape (n_samples,)
+            Class labels.
+        classes : array-like of shape (n_classes,), default=None
+            All classes that will come, in the first call. By default those of the layout of X, else
+            those of the first y.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weight of each sample; all count alike by default.
+
+        Returns
+        -------
+        self : ExitHeads
+
+        Raises
+        ------
+        ValueError
+            If X does not fit its layout or that of the first call, is not finite, y has an unknown
+            class, or classes are others than in the first call.
+        """
+        is_first = self._fitting_state is None
+        used, known, labels, weight = validate_partial_data(
+            self, X, y, classes, sample_weight, is_first=is_first, needs_classes=False
+        )
+        _check_two_classes(known)
+        state = self._fitting_state or PartialFit.start(check_random_state(self.random_state))
+        state = state.next_call(weight)
+        state, networks = train_further(
+            used,
+            labels,
+            weight,
+            state,
+            hidden=self.hidden,
+            cascade=self.cascade,
+            dropout=self.dropout,
+            n_classes=len(known),
+            learning_rate=self.learning_rate,
+            alpha=self._penalty(state.n_rows),
+            batch_size=self.batch_size,
+        )
+        self._keep(used, known, networks)
+        self._fitting_state = state
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -239,14 +319,22 @@ class ExitHeads(LogitsTransformer):
         if used.layout.n_exits == 1:  # no decision will be learned from the logits
             return self.fit(X, y, sample_weight).transform(X)
         self._fit(used, classes, labels, weight)
-        cross_fitted = self._cross_fit(used, labels, weight)
+        folds, fold_of_row = self._cross_fit(used, labels, weight)
         if self.calibrated:
-            self._calibrate(cross_fitted, labels, weight)
+            self._calibrate(folds, fold_of_row, used, labels, weight)
         new = validate_new_data(self, X)
-        positions = np.arange(len(new)) if len(used) == len(new) else np.flatnonzero(np.asarray(sample_weight) > 0)
-        logits = self._logits(new)
-        for k, values in cross_fitted.items():
-            logits[k][positions] = values
+        # Rows of zero weight are in no fold: they get the logits of the heads that are kept.
+        fold = np.full(len(new), len(folds))
+        fold[slice(None) if len(used) == len(new) else np.flatnonzero(np.asarray(sample_weight) > 0)] = fold_of_row
+        heads = [*folds, self]
+        if not self._fit_in_memory(new):
+            sources = [TransformedLogits(new, of_fold) for of_fold in heads]
+            return self._output(MergedLogits(new, sources, fold, np.arange(len(new))), X)
+        logits = {k: np.empty((len(new), len(classes))) for k in self._new_logits()}
+        for number, of_fold in enumerate(heads):
+            rows = np.flatnonzero(fold == number)
+            for k, values in of_fold._logits(new[rows]).items():
+                logits[k][rows] = values
         return self._output(LogitsSource(new, logits), X)
 
     def exit_logits(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
@@ -299,12 +387,14 @@ class ExitHeads(LogitsTransformer):
         return heads
 
     def _fit(self, X: ExitArray, classes: NDArray[Any], labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
-        if len(classes) == 1:
-            raise ValueError(f"y has 1 class, {classes.tolist()[0]!r}; a classifier needs two or more.")
-        self.layout_ = X.layout
+        _check_two_classes(classes)
         self.classes_ = classes
+        self._fitting_state = None
+        self._keep(X, classes, self._train(X, labels, weight))
+
+    def _keep(self, X: ExitArray, classes: NDArray[Any], networks: list[DenseNetwork | None]) -> None:
+        self.layout_, self.classes_, self.networks_ = X.layout, classes, networks
         self._temperatures = np.ones(X.layout.n_exits)
-        self.networks_ = self._train(X, labels, weight)
         self.layout_out_ = self._layout_with_heads()
 
     def _train(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> list[DenseNetwork | None]:
@@ -350,14 +440,14 @@ class ExitHeads(LogitsTransformer):
     ) -> NDArray[np.float64]:
         """What the boosted head after that at exit `k` adds to."""
         logits = np.empty((len(X), len(self.classes_)))
-        for batch in X.batches(BATCH_ROWS):
+        for batch in X.batches():
             logits[batch] = network(self._inputs(X, k, batch))
         return PREDICTION_REWEIGHTING * (logits if offset is None else logits + offset)
 
     def _in_memory(self, X: ExitArray, k: int) -> bool:
         """Whether the linear head at exit `k` is solved for in memory."""
-        n_bytes = 8 * len(X) * sum(X.layout.n_features[j] for j in self._seen_exits(k))
-        return self.solver == "lbfgs" or (self.solver == "auto" and n_bytes <= _IN_MEMORY_BYTES)
+        n_numbers = sum(X.layout.n_features[j] for j in self._seen_exits(k)) + len(self.classes_)
+        return self.solver == "lbfgs" or (self.solver == "auto" and 8 * len(X) * n_numbers <= _IN_MEMORY_BYTES)
 
     def _train_linear(
         self,
@@ -434,9 +524,7 @@ class ExitHeads(LogitsTransformer):
         )
 
     def _training(self, n_rows: int) -> Training:
-        n_epochs = cast(int, self.max_epochs)
-        if self.max_epochs == "auto":
-            n_epochs = int(np.clip(_ENOUGH_VISITS // n_rows, _FEWEST_EPOCHS, _MOST_EPOCHS))
+        n_epochs = number_of_epochs(self.max_epochs, n_rows, _FEWEST_EPOCHS, _MOST_EPOCHS)
         return Training(self.learning_rate, self._penalty(n_rows), n_epochs, self.batch_size)
 
     def _penalty(self, n_rows: int) -> float:
@@ -455,27 +543,40 @@ class ExitHeads(LogitsTransformer):
 
     def _cross_fit(
         self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]
-    ) -> dict[int, NDArray[np.float64]]:
-        """Logits of every exit that has a head, each row's from heads that were trained without it."""
-        logits = {k: np.empty((len(X), len(self.classes_))) for k in self._new_logits()}
+    ) -> tuple[list[ExitHeads], NDArray[np.intp]]:
+        """Heads for each fold, trained without it, and the fold of each row."""
+        folds: list[ExitHeads] = []
+        fold_of_row = np.empty(len(X), dtype=np.intp)
         for train_rows, test_rows in cross_validation_splits(self.cv, labels, self.random_state):
+            fold_of_row[test_rows] = len(folds)
             fold = copy.copy(self)
             fold.networks_ = self._train(X[train_rows], labels[train_rows], weight[train_rows])
-            for k, values in fold._logits(X[test_rows]).items():
-                logits[k][test_rows] = values
-        return logits
+            fold._temperatures = self._temperatures.copy()
+            folds.append(fold)
+        return folds, fold_of_row
 
     def _calibrate(
-        self, cross_fitted: dict[int, NDArray[np.float64]], labels: NDArray[np.int64], weight: NDArray[np.float64]
+        self,
+        folds: list[ExitHeads],
+        fold_of_row: NDArray[np.intp],
+        X: ExitArray,
+        labels: NDArray[np.int64],
+        weight: NDArray[np.float64],
     ) -> None:
-        """Divide the logits of each head, those given too, by the temperature that fits these best."""
-        for k, logits in cross_fitted.items():
-            temperature = fit_temperature(logits, labels, weight)
-            logits /= temperature
-            if self.training == "boosted":  # later heads add to the sum as it was
-                self._temperatures[k] = temperature
-            else:
-                self.networks_[k] = cast(DenseNetwork, self.networks_[k]).divided_by(temperature)
+        """Divide the logits of each head, those of the folds too, by the temperature that fits what these say best."""
+        rows = enough_rows(len(X), X.layout.n_exits * len(self.classes_))
+        said = {k: np.empty((len(rows), len(self.classes_))) for k in self._new_logits()}
+        for number, fold in enumerate(folds):
+            here = np.flatnonzero(fold_of_row[rows] == number)
+            for k, values in fold._logits(X[rows[here]]).items():
+                said[k][here] = values
+        for k, logits in said.items():
+            temperature = fit_temperature(logits, labels[rows], weight[rows])
+            for heads in (*folds, self):
+                if self.training == "boosted":  # later heads add to the sum as it was
+                    heads._temperatures[k] = temperature
+                else:
+                    heads.networks_[k] = cast(DenseNetwork, heads.networks_[k]).divided_by(temperature)
 
     def _layout_with_heads(self) -> ExitLayout:
         multiply_adds = np.cumsum([0 if head is None else head.n_multiply_adds for head in self.networks_])
@@ -532,6 +633,11 @@ def fit_heads(
     if hasattr(heads, "fit_transform"):
         return heads, heads.fit_transform(X, classes[labels], weight)
     return heads, heads.fit(X, classes[labels]).transform(X)
+
+
+def _check_two_classes(classes: NDArray[Any]) -> None:
+    if len(classes) == 1:
+        raise ValueError(f"y has 1 class, {classes.tolist()[0]!r}; a classifier needs two or more.")
 
 
 def _describe(head: DenseNetwork | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,19 @@ if TYPE_CHECKING:
     import torch
 
 #: Up to this many bytes of inputs are read once and kept; more are read for each batch.
-_IN_MEMORY_BYTES = 2**31
+_IN_MEMORY_BYTES = 2**30
+
+#: From so many rows on, they are shuffled by blocks of neighbours, of which so many are mixed: what is read for a step
+#: is then near to what is read for those before and after.
+_SHUFFLED_AT_ONCE, _BLOCK_ROWS, _MIXED_BLOCKS = 2**18, 64, 1024
+#: Rows that are enough for the mean and the standard deviation of an input.
+_ENOUGH_ROWS = 10**5
+#: ``max_epochs="auto"``: rows that are seen, each time counted.
+_ENOUGH_VISITS = 1_500_000
 
 _FEWEST_STEPS = 20
+#: Rows that are read at a time where all are.
+_CHUNK_ROWS = 2048
 
 ReadRows = Callable[[NDArray[np.int64]], NDArray[Any]]
 
@@ -275,7 +285,7 @@ def minimize(
             best_loss, best_epoch = _mean_loss(loss, held_out, sample_weight, training.batch_size), 0
             best = _values(parameters)
         for epoch in epochs:
-            for batch in batches(random_state.permutation(rows), training.batch_size):
+            for batch in batches(shuffled(rows, random_state), training.batch_size):
                 optimizer.zero_grad()
                 loss(batch).backward()
                 optimizer.step()
@@ -290,6 +300,47 @@ def minimize(
     for parameter, value in zip(parameters, best, strict=False):
         parameter.data.copy_(value)
     return best_epoch
+
+
+def shuffled(rows: NDArray[np.int64], random_state: np.random.RandomState) -> NDArray[np.int64]:
+    """The rows in random order: at once, or many by blocks, so that they can be read from a disk.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n_rows,) of int
+    random_state : RandomState
+
+    Returns
+    -------
+    ndarray of shape (n_rows,) of int
+        Of many rows, 1,024 random blocks of 64 neighbours are mixed, then 1,024 others.
+    """
+    if len(rows) <= _SHUFFLED_AT_ONCE:
+        return random_state.permutation(rows)
+    rows = np.sort(rows)
+    blocks = random_state.permutation(-(-len(rows) // _BLOCK_ROWS))
+    order = np.concatenate([rows[block * _BLOCK_ROWS : (block + 1) * _BLOCK_ROWS] for block in blocks])
+    for start in range(0, len(order), _BLOCK_ROWS * _MIXED_BLOCKS):
+        random_state.shuffle(order[start : start + _BLOCK_ROWS * _MIXED_BLOCKS])
+    return order
+
+
+def number_of_epochs(max_epochs: int | str, n_rows: int, fewest: int, most: int) -> int:
+    """Passes over the rows: those given, or until so many rows have been seen that more would teach little.
+
+    Parameters
+    ----------
+    max_epochs : int or "auto"
+    n_rows : int
+    fewest, most : int
+        Bounds of ``"auto"``.
+
+    Returns
+    -------
+    int
+        ``"auto"`` gives 1,500,000 divided by the rows, within the bounds.
+    """
+    return int(np.clip(_ENOUGH_VISITS // n_rows, fewest, most)) if max_epochs == "auto" else int(max_epochs)
 
 
 def adam(
@@ -364,6 +415,50 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(n_threads)
 
 
+@dataclass(frozen=True)
+class Moments:
+    """Mean and spread of columns, found in one pass.
+
+    Parameters
+    ----------
+    total : float
+        Weight of the rows so far.
+    mean, squares : ndarray of shape (n_columns,)
+        Weighted mean, and weighted sum of the squared deviations from it.
+    """
+
+    total: float = 0.0
+    mean: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    squares: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+
+    def add(self, values: NDArray[Any], weight: NDArray[np.float64]) -> Moments:
+        """Moments of the rows so far and of these.
+
+        Parameters
+        ----------
+        values : ndarray of shape (n_rows, n_columns)
+        weight : ndarray of shape (n_rows,)
+
+        Returns
+        -------
+        Moments
+        """
+        # Chan, Golub and LeVeque's update: no cancellation, whatever the mean.
+        mass = weight.sum()
+        batch_mean = weight @ values / mass
+        mean, squares = (self.mean, self.squares) if len(self.mean) else (0 * batch_mean, 0 * batch_mean)
+        deviation = batch_mean - mean
+        total = self.total + mass
+        squares = squares + weight @ (values - batch_mean) ** 2 + deviation**2 * self.total * mass / total
+        return Moments(total, mean + deviation * mass / total, squares)
+
+    def scaling(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and standard deviation of each column; 1 where it is constant."""
+        scale = np.sqrt(self.squares / self.total)
+        constant = scale <= 10 * np.finfo(np.float64).eps * np.maximum(np.abs(self.mean), 1)
+        return self.mean, np.where(constant, 1.0, scale)
+
+
 def weighted_scaling(
     batches: Iterator[tuple[NDArray[Any], NDArray[np.float64]]],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -378,25 +473,18 @@ def weighted_scaling(
     -------
     mean, scale : ndarray of shape (n_columns,)
     """
-    total, mean, squares = 0.0, np.zeros(0), np.zeros(0)
+    moments = Moments()
     for values, weight in batches:
-        if not len(mean):
-            mean, squares = np.zeros(values.shape[1]), np.zeros(values.shape[1])
-        # Chan, Golub and LeVeque's update: no cancellation, whatever the mean.
-        mass = weight.sum()
-        batch_mean = weight @ values / mass
-        deviation = batch_mean - mean
-        squares += weight @ (values - batch_mean) ** 2 + deviation**2 * total * mass / (total + mass)
-        mean += deviation * mass / (total + mass)
-        total += mass
-    scale = np.sqrt(squares / total)
-    constant = scale <= 10 * np.finfo(np.float64).eps * np.maximum(np.abs(mean), 1)
-    return mean, np.where(constant, 1.0, scale)
+        moments = moments.add(values, weight)
+    return moments.scaling()
 
 
 def scaling(read: ReadRows, rows: NDArray[np.int64], batch_size: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Mean and standard deviation of the inputs of the given rows; 1 where an input is constant."""
-    chunks = batches(np.sort(rows), max(batch_size, 4096))
+    """Mean and standard deviation of the inputs of the given rows, or enough of them; 1 where an input is constant."""
+    rows = np.sort(rows)
+    if len(rows) > _ENOUGH_ROWS:
+        rows = rows[np.linspace(0, len(rows) - 1, _ENOUGH_ROWS).astype(np.intp)]
+    chunks = batches(rows, max(batch_size, _CHUNK_ROWS))
     return weighted_scaling((read(chunk).astype(np.float64), np.ones(len(chunk))) for chunk in chunks)
 
 
@@ -414,7 +502,7 @@ def keep_in_memory(
     if kept_type is None:
         return read
     inputs = torch.empty(n_samples, *read(np.arange(1)).shape[1:], dtype=kept_type)
-    for chunk in batches(np.arange(n_samples), 4096):
+    for chunk in batches(np.arange(n_samples), _CHUNK_ROWS):
         inputs[chunk] = read(chunk).to(kept_type)
     return lambda batch: inputs[batch]
 

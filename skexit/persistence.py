@@ -7,8 +7,12 @@ from __future__ import annotations
 TRUSTED_TYPES = [
     "skexit.ensemble.ExitEnsemble",
     "skexit.heads.ExitHeads",
+    "skexit.incremental.OptimizerState",
+    "skexit.incremental.PartialFit",
+    "skexit.incremental.Reservoir",
     "skexit.layout.ExitLayout",
     "skexit.networks.DenseNetwork",
+    "skexit.networks.Moments",
     "skexit.policies.baselines.RandomExit",
     "skexit.policies.baselines.StaticExit",
     "skexit.policies.draws.SampleDraws",

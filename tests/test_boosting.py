@@ -108,7 +108,7 @@ class TestSum:
         """Row numbers of batches are those of the offset."""
         X, y = make_features(own_logits=False)
         expected = np.asarray(boosted(hidden).fit(X, y).transform(X))
-        monkeypatch.setattr(skexit.heads, "BATCH_ROWS", 17)
+        monkeypatch.setattr(skexit.arrays, "BATCH_ROWS", 17)
         np.testing.assert_allclose(np.asarray(boosted(hidden).fit(X, y).transform(X)), expected, rtol=1e-6)
 
     @HIDDEN

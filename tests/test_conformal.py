@@ -223,7 +223,7 @@ def test_calibrates_in_batches_on_heads_of_its_own(monkeypatch):
     features = stack_exits([None, None, X.logits(2)], [X.features(k) for k in range(3)])
     policy = ThresholdPolicy(heads=ExitHeads(cascade=True)).fit(features, y)
     whole = policy.with_budget(0.7).calibrate(features, y)
-    monkeypatch.setattr(skexit.policies.base, "BATCH_ROWS", 17)
+    monkeypatch.setattr(skexit.arrays, "BATCH_ROWS", 17)
     parts = policy.with_budget(0.7).calibrate(features, y)
     np.testing.assert_allclose(parts.temperatures_, whole.temperatures_)
     np.testing.assert_allclose(parts._conformal_scores.scores, whole._conformal_scores.scores)

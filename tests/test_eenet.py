@@ -562,7 +562,10 @@ class TestPolicy:
                 "The 'confidence_weight' parameter of EENetPolicy must be a float in the range [0.0, inf].",
             ),
             ({"patience": 0}, "The 'patience' parameter of EENetPolicy must be an int in the range [1, inf) or None."),
-            ({"max_epochs": 0}, "The 'max_epochs' parameter of EENetPolicy must be an int in the range [1, inf)."),
+            (
+                {"max_epochs": 0},
+                "The 'max_epochs' parameter of EENetPolicy must be an int in the range [1, inf) or a str among {'auto'}.",
+            ),
             ({"learn_scores": "no"}, "The 'learn_scores' parameter of EENetPolicy must be an instance of 'bool'"),
         ],
         ids=str,

@@ -116,7 +116,7 @@ class TestMixture:
 
     def test_many_rows_are_thinned(self, data, monkeypatch):
         X, y = data
-        monkeypatch.setattr(skexit.ensemble, "_ENOUGH_NUMBERS", 4 * 3 * 100)
+        monkeypatch.setattr(skexit.arrays, "_ENOUGH_NUMBERS", 4 * 3 * 100)
         rows = np.linspace(0, 599, 100).astype(int)
         found, expected = ExitEnsemble().fit(X, y), ExitEnsemble().fit(X[rows], y[rows])
         np.testing.assert_array_equal(found.weights_, expected.weights_)
@@ -143,7 +143,7 @@ class TestTransformer:
         for transformer in (ExitEnsemble(), ExitEnsemble(ExitHeads(8, cascade=True, max_epochs=2, random_state=0))):
             fitted = transformer.fit(without_logits(X), y)
             at_once = np.asarray(fitted.transform(without_logits(X)))
-            monkeypatch.setattr(skexit._transformer, "_LOGITS_BYTES", 0)
+            monkeypatch.setattr(skexit._lazy, "LARGEST_BYTES", 0)
             np.testing.assert_allclose(np.asarray(fitted.transform(without_logits(X))), at_once)
             monkeypatch.undo()
 

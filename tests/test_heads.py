@@ -440,15 +440,15 @@ class TestLargeData:
         heads = ExitHeads(hidden, cascade=cascade, solver="adam", max_epochs=2, cv=2, random_state=0)
         expected = np.asarray(heads.fit_transform(X, y))
         monkeypatch.setattr(skexit.networks, "_IN_MEMORY_BYTES", 0)
-        monkeypatch.setattr(skexit._transformer, "BATCH_ROWS", 17)
+        monkeypatch.setattr(skexit.arrays, "BATCH_ROWS", 17)
         np.testing.assert_allclose(np.asarray(heads.fit_transform(X, y)), expected, rtol=1e-9)
 
     def test_auto_changes_to_batches(self, monkeypatch):
         X, y = make_features()
         expected = ExitHeads(solver="adam", random_state=0).fit(X, y).transform(X)
         small = ExitHeads(solver="lbfgs").fit(X, y).transform(X)
-        # 240 rows of 3 features at exit 0 fit, of 5 features at exit 1 do not.
-        monkeypatch.setattr(skexit.heads, "_IN_MEMORY_BYTES", 8 * 240 * 4)
+        # 240 rows of 3 features at exit 0 fit, of 5 features at exit 1 do not, beside the logits of 4 classes.
+        monkeypatch.setattr(skexit.heads, "_IN_MEMORY_BYTES", 8 * 240 * (4 + 4))
         found = ExitHeads(random_state=0).fit(X, y)
         np.testing.assert_array_equal(found.transform(X).logits(0), small.logits(0))
         assert not np.array_equal(found.transform(X).logits(1), small.logits(1))
@@ -603,7 +603,7 @@ class TestTrainings:
         fitted, memory = clone(heads).fit(X, y), {}
         expected = [fitted.exit_logits(k, X.logits(k), X.features(k), memory) for k in range(3)]
         at_once = fitted.transform(X)
-        monkeypatch.setattr(skexit._transformer, "_LOGITS_BYTES", 0)
+        monkeypatch.setattr(skexit._lazy, "LARGEST_BYTES", 0)
         lazy = fitted.transform(X)
         for k in (2, 0, 1):
             np.testing.assert_allclose(at_once.logits(k), expected[k], rtol=1e-10)

@@ -25,7 +25,7 @@ from skexit._validation import (
     validate_new_data,
     validate_training_data,
 )
-from skexit.arrays import BATCH_ROWS, ExitArray
+from skexit.arrays import ExitArray, enough_rows
 from skexit.heads import fit_heads
 from skexit.policies.quotas import exits_from_scores
 from skexit.policies.recall import most_confident, recall
@@ -155,15 +155,30 @@ class ExitPolicy(ClassifierMixin, ExitEstimator):
         check_consistent_length(exits, y)
         _, labels = encode_labels(y, self.layout_)
         stops = self._stops(exits)
-        temperatures, scores = self.temperatures_.copy(), np.empty((len(exits), self.layout_.n_exits))
-        for k, logits in self._logits_of_exits(exits):
-            if temperature:
-                leaves = stops == k
-                used = leaves if leaves.sum() >= FEWEST_ROWS else slice(None)
-                temperatures[k] = fit_temperature(logits[used], labels[used])
-            scores[:, k] = 1 - softmax(logits / temperatures[k])[np.arange(len(labels)), labels]
+        temperatures = self._fit_temperatures(exits, labels, stops) if temperature else self.temperatures_.copy()
+        scores = np.empty((len(exits), self.layout_.n_exits))
+        for batch, k, logits in self._logits_of_exits(exits):
+            probabilities = softmax(logits / temperatures[k])
+            scores[batch, k] = 1 - probabilities[np.arange(len(logits)), labels[batch]]
         self.temperatures_, self._conformal_scores = temperatures, ConformalScores(scores, stops)
         return self
+
+    def _fit_temperatures(
+        self, X: ExitArray, labels: NDArray[np.int64], stops: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Temperature of each exit, from enough of the rows that leave there."""
+        n_exits, n_classes = self.layout_.n_exits, len(self.classes_)
+        temperatures = np.empty(n_exits)
+        for k in range(n_exits):
+            leaving = np.flatnonzero(stops == k)
+            leaving = leaving if len(leaving) >= FEWEST_ROWS else np.arange(len(X))
+            rows = leaving[enough_rows(len(leaving), n_exits * n_classes)]
+            logits = np.empty((len(rows), n_classes))
+            for batch, exit, values in self._logits_of_exits(X[rows], last=k):
+                if exit == k:
+                    logits[batch] = values
+            temperatures[k] = fit_temperature(logits, labels[rows])
+        return temperatures
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Class of each sample, as said by the exit at which it stops.
@@ -200,8 +215,8 @@ class ExitPolicy(ClassifierMixin, ExitEstimator):
         """
         exits = self._check_new(X)
         predicted = np.empty((len(exits), self.layout_.n_exits), dtype=np.int64)
-        for k, logits in self._logits_of_exits(exits):
-            predicted[:, k] = np.argmax(logits, axis=1)
+        for batch, k, logits in self._logits_of_exits(exits):
+            predicted[batch, k] = np.argmax(logits, axis=1)
         return self.classes_[predicted]
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
@@ -357,7 +372,7 @@ class ExitPolicy(ClassifierMixin, ExitEstimator):
     def _departures(self, X: ExitArray) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.float64]]]:
         """Walk through the exits: which rows stop at exit k, with their logits there."""
         last = self.layout_.n_exits - 1
-        for batch in X.batches(BATCH_ROWS):
+        for batch in X.batches():
             running = np.arange(batch.start, batch.stop)
             memory: dict[str, Any] = {}
             for k in range(last + 1):
@@ -378,15 +393,19 @@ class ExitPolicy(ClassifierMixin, ExitEstimator):
             stops[rows] = k
         return stops
 
-    def _logits_of_exits(self, X: ExitArray) -> Iterator[tuple[int, NDArray[np.float64]]]:
-        """Logits of all rows, one exit after another, so that one exit's are in memory at a time."""
-        batches: list[tuple[slice, dict[str, Any]]] = [(batch, {}) for batch in X.batches(BATCH_ROWS)]
-        for k in range(X.layout.n_exits):
-            yield k, np.concatenate([self._observe(X, k, batch, memory, self.heads_)[0] for batch, memory in batches])
+    def _logits_of_exits(
+        self, X: ExitArray, last: int | None = None
+    ) -> Iterator[tuple[slice, int, NDArray[np.float64]]]:
+        """Logits of each batch of the rows at one exit after another, up to `last`."""
+        n_exits = X.layout.n_exits if last is None else last + 1
+        for batch in X.batches():
+            memory: dict[str, Any] = {}
+            for k in range(n_exits):
+                yield batch, k, self._observe(X, k, batch, memory, self.heads_)[0]
 
     def _scores(self, X: ExitArray, heads: Any = None) -> NDArray[np.float64]:
         scores = np.empty((len(X), X.layout.n_exits))
-        for batch in X.batches(BATCH_ROWS):
+        for batch in X.batches():
             memory: dict[str, Any] = {}
             for k in range(X.layout.n_exits):
                 logits, features = self._observe(X, k, batch, memory, heads)
@@ -487,7 +506,7 @@ def correct_exits(X: ExitArray, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     for k in range(X.layout.n_exits):
         if not X.layout.has_logits(k):
             raise ValueError(f"exit {k} has no logits; add them with ExitHeads().fit_transform(X, y).")
-        for batch in X.batches(BATCH_ROWS):
+        for batch in X.batches():
             predicted = np.argmax(cast(Any, read_logits(X, k, batch)), axis=1)
             correct[batch, k] = predicted == labels[batch]
     return correct

@@ -13,9 +13,10 @@ from skexit._array_api import array_namespace
 from skexit._sklearn import HasMethods, Interval, StrOptions
 from skexit._validation import read_logits
 from skexit.arrays import ExitArray
+from skexit.incremental import PartialFit
 from skexit.layout import ExitLayout
-from skexit.networks import DenseNetwork, Training
-from skexit.policies.base import BudgetedPolicy, correct_exits
+from skexit.networks import DenseNetwork, Training, number_of_epochs
+from skexit.policies.base import correct_exits
 from skexit.policies.blending import blend, sigmoid
 from skexit.policies.eenet_network import (
     SMALLEST_SHARE,
@@ -23,12 +24,17 @@ from skexit.policies.eenet_network import (
     exit_inputs,
     train_scheduler,
 )
+from skexit.policies.incremental import IncrementalPolicy
+from skexit.policies.incremental_training import measure_losses, scheduler_outputs, train_scheduler_further
 from skexit.policies.quotas import quota_thresholds
 from skexit.uncertainty import max_probability, softmax
 from skexit.uncertainty.scores import count_votes
 
+#: The most passes of ``max_epochs="auto"``.
+_MOST_EPOCHS = 20
 
-class EENetPolicy(BudgetedPolicy):
+
+class EENetPolicy(IncrementalPolicy):
     """Learn how likely each exit is right, and what share of the samples it should serve.
 
     At each exit, a small network sees the class probabilities, three confidences (the largest
@@ -64,9 +70,10 @@ class EENetPolicy(BudgetedPolicy):
         Highest learning rate of the networks; the paper's is 3e-5 for images and 1e-4 for text.
     weight_decay : float, default=1e-4
         Strength of the squared penalty on the networks' weights; the paper's is 0.01.
-    max_epochs : int, default=20
+    max_epochs : int or "auto", default="auto"
         Passes over the rows; the epoch that does best on a held-out tenth of the rows is kept. With
-        less than 200 rows none are held out, and the last is kept.
+        less than 200 rows none are held out, and the last is kept. ``"auto"`` is 20 up to 75,000 rows,
+        and beyond falls to 1 at 1,500,000 rows.
     batch_size : int, default=512
         Rows in a step.
     patience : int, default=None
@@ -94,10 +101,11 @@ class EENetPolicy(BudgetedPolicy):
         Mean assignment of the fitting samples, before it is tilted to meet the budget. None where
         there are no networks.
     losses_ : dict of str to float
-        Losses on the fitting samples: ``"utility"`` (eq. 11), ``"budget"`` (eq. 14) and
-        ``"assignment"`` (eq. 15). Empty where there are no networks.
+        Losses on the fitting samples, after ``partial_fit`` on those that are kept: ``"utility"``
+        (eq. 11), ``"budget"`` (eq. 14) and ``"assignment"`` (eq. 15). Empty where there are no networks.
     n_epochs_ : int
-        Epochs after which the networks were at their best; 0 where the start was.
+        Epochs after which the networks were at their best; 0 where the start was, and after
+        ``partial_fit``.
     thresholds_ : ndarray of shape (n_exits,)
         A sample stops where its score is at least the threshold; ``inf`` where nobody stops,
         ``-inf`` at the last exit.
@@ -161,7 +169,7 @@ class EENetPolicy(BudgetedPolicy):
         "init": [StrOptions({"confidence", "random"})],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
-        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "max_epochs": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "patience": [Interval(Integral, 1, None, closed="left"), None],
         "recall": ["boolean"],
@@ -184,7 +192,7 @@ class EENetPolicy(BudgetedPolicy):
         init: str = "confidence",
         learning_rate: float = 1e-2,
         weight_decay: float = 1e-4,
-        max_epochs: int = 20,
+        max_epochs: int | str = "auto",
         batch_size: int = 512,
         patience: int | None = None,
         recall: bool = False,
@@ -213,12 +221,66 @@ class EENetPolicy(BudgetedPolicy):
         self.verbose = verbose
 
     def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
+        self._fitting_state = None
+        self._forget_networks()
+        if self._learns():
+            self._train(X, labels, weight)
+        self._fit_thresholds(X, weight)
+
+    def _forget_networks(self) -> None:
         self.networks_: list[DenseNetwork] = []
         self.learned_distribution_: NDArray[np.float64] | None = None
         self.losses_: dict[str, float] = {}
         self.n_epochs_ = 0
-        if len(self.costs_) > 1 and (self.learn_scores or self.learn_distribution):
-            self._train(X, labels, weight)
+
+    def _learns(self) -> bool:
+        return len(self.costs_) > 1 and (self.learn_scores or self.learn_distribution)
+
+    def _loss(self) -> SchedulerLoss:
+        return SchedulerLoss(self.costs_, self.budget, self.alpha, self.beta)
+
+    def _learn_further(
+        self,
+        X: ExitArray,
+        labels: NDArray[np.int64],
+        weight: NDArray[np.float64],
+        training_rows: NDArray[np.int64],
+        state: PartialFit,
+    ) -> PartialFit:
+        if state.n_calls == 1:
+            self._forget_networks()
+        if not self._learns():
+            return state
+        state, self.networks_ = train_scheduler_further(
+            _read_inputs(X, np.arange(len(X))),
+            correct_exits(X, labels),
+            weight,
+            training_rows,
+            state,
+            self._loss(),
+            n_classes=len(self.classes_),
+            hidden_ratio=self.hidden_ratio,
+            from_confidence=self.init == "confidence",
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            batch_size=self.batch_size,
+        )
+        return state
+
+    def _conclude(
+        self,
+        X: ExitArray,
+        labels: NDArray[np.int64],
+        weight: NDArray[np.float64],
+        is_held_out: NDArray[np.bool_],
+    ) -> None:
+        if self.networks_:
+            outputs = [scheduler_outputs(self.networks_, _read_inputs(X, batch)) for batch in X.batches()]
+            utility_logits, log_assignment = (np.concatenate(part) for part in zip(*outputs, strict=True))
+            self.losses_ = measure_losses(
+                self._loss(), utility_logits, log_assignment, correct_exits(X, labels), weight
+            )
+            self.learned_distribution_ = np.average(np.exp(log_assignment), axis=0, weights=weight)
         self._fit_thresholds(X, weight)
 
     def _train(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
@@ -226,14 +288,14 @@ class EENetPolicy(BudgetedPolicy):
             lambda rows: _read_inputs(X, rows),
             correct_exits(X, labels),
             weight,
-            SchedulerLoss(self.costs_, self.budget, self.alpha, self.beta),
+            self._loss(),
             n_classes=len(self.classes_),
             hidden_ratio=self.hidden_ratio,
             from_confidence=self.init == "confidence",
             training=Training(
                 self.learning_rate,
                 self.weight_decay,
-                self.max_epochs,
+                number_of_epochs(self.max_epochs, len(X), 1, _MOST_EPOCHS),
                 self.batch_size,
                 early_stopping=True,
                 patience=self.patience,
@@ -276,7 +338,7 @@ def _append(utilities: Any, utility: Any) -> Any:
     return column if utilities is None else array_namespace(column).concat([utilities, column], axis=1)
 
 
-def _read_inputs(X: ExitArray, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+def _read_inputs(X: ExitArray, rows: Any) -> NDArray[np.float64]:
     """`exit_inputs` of all exits, side by side."""
     votes, inputs = None, []
     for k in range(X.layout.n_exits):

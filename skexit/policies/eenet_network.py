@@ -420,7 +420,7 @@ def train_scheduler(
     )
     everyone = np.arange(n_samples)
     with torch.no_grad(), one_thread():
-        outputs = [apply_scheduler(models, read_inputs(batch)) for batch in batches(everyone, 4096)]
+        outputs = [apply_scheduler(models, read_inputs(batch)) for batch in batches(everyone, training.batch_size)]
         # In double precision, for the means are over all rows.
         utility_logits, log_assignment = (torch.cat(part).double() for part in zip(*outputs, strict=True))
         final = parts((utility_logits, log_assignment), everyone)

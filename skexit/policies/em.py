@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,12 +15,15 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from skexit._array_api import array_namespace
 from skexit._sklearn import HasMethods, Interval, StrOptions
 from skexit._validation import cross_validation_splits, encode_labels, read_features, read_logits
-from skexit.arrays import BATCH_ROWS, ExitArray
+from skexit.arrays import ExitArray
+from skexit.incremental import PartialFit
 from skexit.layout import ExitLayout
-from skexit.networks import DenseNetwork, Training, train
+from skexit.networks import DenseNetwork, Training, number_of_epochs, train
 from skexit.policies.assignment import expectation, fit_exit_prior, group_patterns
 from skexit.policies.base import BudgetedPolicy, correct_exits
 from skexit.policies.blending import blend, sigmoid
+from skexit.policies.incremental import IncrementalPolicy
+from skexit.policies.incremental_training import train_routers_further
 from skexit.policies.quotas import equal_thresholds, exits_from_scores, quota_thresholds
 from skexit.uncertainty import margin, max_probability, normalized_entropy, softmax
 
@@ -36,9 +39,13 @@ _ASSIGNMENT_WEIGHTS = (0.0, 0.5, 1.0)
 _CONFIDENCE_ALONE = (np.inf, 0.0)
 #: An exit that no sample was assigned to keeps this share before the quotas are tilted.
 _SMALLEST_SHARE = 1e-6
+#: The most passes of ``max_epochs="auto"``.
+_MOST_EPOCHS = 20
+#: With fewer held-out rows, weights are not chosen after ``partial_fit``.
+_FEWEST_HELD_OUT = 20
 
 
-class EMExitAssigner(BudgetedPolicy):
+class EMExitAssigner(IncrementalPolicy):
     """Assign samples to exits by expectation-maximisation, and learn routers that do the same.
 
     The exit of a sample is a latent variable. Exit k explains a sample by ``exp(-lam * c_k)``
@@ -82,9 +89,9 @@ class EMExitAssigner(BudgetedPolicy):
         Highest learning rate of the routers; the paper's is 1e-3.
     alpha : float, default=1e-2
         Strength of the squared penalty on the routers' weights.
-    max_epochs : int, default=20
+    max_epochs : int or "auto", default="auto"
         Passes over the rows in training a router; the epoch that does best on a held-out tenth of
-        the rows is kept.
+        the rows is kept. ``"auto"`` is 20 up to 75,000 rows, and beyond falls to 1 at 1,500,000 rows.
     batch_size : int, default=512
         Rows in a step of training a router; fewer where there would be less than 20 steps in an
         epoch.
@@ -181,6 +188,8 @@ class EMExitAssigner(BudgetedPolicy):
         "_router_probability",
     }
 
+    _fitting_choice_weight: Floats | None = None
+
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "lam": [Interval(Real, None, None, closed="neither")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
@@ -193,7 +202,7 @@ class EMExitAssigner(BudgetedPolicy):
         "confidence_weight": [StrOptions({"auto"}), Interval(Real, 0, None, closed="both")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "alpha": [Interval(Real, 0, None, closed="left")],
-        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "max_epochs": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "cv": ["cv_object"],
         "recall": ["boolean"],
@@ -217,7 +226,7 @@ class EMExitAssigner(BudgetedPolicy):
         confidence_weight: float | str = "auto",
         learning_rate: float = 5e-3,
         alpha: float = 1e-2,
-        max_epochs: int = 20,
+        max_epochs: int | str = "auto",
         batch_size: int = 512,
         cv: Any = 3,
         recall: bool = False,
@@ -268,13 +277,13 @@ class EMExitAssigner(BudgetedPolicy):
         return expectation(correct_exits(exits, labels), self.exit_prior_, self.lam_, self.costs_, self.noise)[0]
 
     def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
+        self._fitting_state, self._fitting_choice_weight = None, None
         self._check_router_hidden()
-        self._correct = correct_exits(X, labels)
+        self._correct, self._confidence = _answers(X, labels)
         self._patterns, self._pattern_weight, pattern_of_row = group_patterns(self._correct, weight)
         self._find_assignments()
-        targets = np.minimum(np.cumsum(self._assigned(self.lam_, self.exit_prior_), axis=1), 1)[pattern_of_row]
+        targets = self._targets()[pattern_of_row]
         random_state = check_random_state(self.random_state)
-        self._confidence = self._confidences(X)
         self._held_out_probability = None
         if self._chooses_weights():
             self._held_out_probability = self._cross_fit_routers(X, labels, targets, weight, random_state)
@@ -282,6 +291,53 @@ class EMExitAssigner(BudgetedPolicy):
         self._router_probability = self._router_probabilities(X, self.routers_)
         self._fitting_weight = weight
         self._apply_thresholds()
+
+    def _learn_further(
+        self,
+        X: ExitArray,
+        labels: NDArray[np.int64],
+        weight: Floats,
+        training_rows: NDArray[np.int64],
+        state: PartialFit,
+    ) -> PartialFit:
+        self._check_router_hidden()
+        # Read before anything is counted: a batch that is refused leaves no trace.
+        inputs = [self._read_router_inputs(X, k, slice(None)) for k in range(X.layout.n_exits - 1)]
+        patterns, pattern_weight, pattern_of_row = group_patterns(correct_exits(X, labels), weight)
+        if state.n_calls > 1:
+            patterns = np.concatenate([self._patterns, patterns])
+            pattern_weight = np.concatenate([self._pattern_weight, pattern_weight])
+            pattern_of_row += len(self._patterns)
+        self._patterns, self._pattern_weight, group = group_patterns(patterns, pattern_weight)
+        self._find_assignments()
+        targets = self._targets()[group[pattern_of_row]]
+        state, self.routers_ = train_routers_further(
+            inputs,
+            targets,
+            weight,
+            training_rows,
+            state,
+            hidden=self.router_hidden,
+            learning_rate=self.learning_rate,
+            alpha=self.alpha,
+            batch_size=self.batch_size,
+        )
+        return state
+
+    def _conclude(
+        self, X: ExitArray, labels: NDArray[np.int64], weight: Floats, is_held_out: NDArray[np.bool_]
+    ) -> None:
+        self._correct, self._confidence = _answers(X, labels)
+        self._router_probability = self._router_probabilities(X, self.routers_)
+        self._fitting_weight = weight
+        chooses = self._chooses_weights() and is_held_out.sum() >= _FEWEST_HELD_OUT
+        self._fitting_choice_weight = weight * is_held_out if chooses else None
+        self._held_out_probability = self._router_probability.astype(np.float32) if chooses else None
+        self._apply_thresholds()
+
+    def _targets(self) -> Floats:
+        """What routers learn: for each pattern, the probability that its exit is each or an earlier one."""
+        return np.minimum(np.cumsum(self._assigned(self.lam_, self.exit_prior_), axis=1), 1)
 
     def _check_router_hidden(self) -> None:
         if not all(isinstance(width, Integral) and width >= 1 for width in self.router_hidden):
@@ -337,7 +393,8 @@ class EMExitAssigner(BudgetedPolicy):
                 description=f"router of exit {k}" if self.verbose else None,
             )
 
-        training = Training(self.learning_rate, self.alpha, self.max_epochs, self.batch_size, early_stopping=True)
+        n_epochs = number_of_epochs(self.max_epochs, len(X), 1, _MOST_EPOCHS)
+        training = Training(self.learning_rate, self.alpha, n_epochs, self.batch_size, early_stopping=True)
         return [train_router(k) for k in range(X.layout.n_exits - 1)]
 
     def _cross_fit_routers(
@@ -358,17 +415,10 @@ class EMExitAssigner(BudgetedPolicy):
 
     def _router_probabilities(self, X: ExitArray, routers: list[DenseNetwork]) -> Floats:
         probability = np.ones((len(X), X.layout.n_exits))
-        for batch in X.batches(BATCH_ROWS):
+        for batch in X.batches():
             for k, router in enumerate(routers):
                 probability[batch, k] = sigmoid(router(self._read_router_inputs(X, k, batch))[:, 0])
         return probability
-
-    def _confidences(self, X: ExitArray) -> Floats:
-        confidence = np.empty((len(X), X.layout.n_exits))
-        for batch in X.batches(BATCH_ROWS):
-            for k in range(X.layout.n_exits):
-                confidence[batch, k] = max_probability(softmax(read_logits(X, k, batch)))
-        return confidence
 
     def _read_router_inputs(self, X: ExitArray, k: int, rows: Any) -> Floats:
         features = read_features(X, k, rows) if self._needs_features else None
@@ -439,16 +489,34 @@ class EMExitAssigner(BudgetedPolicy):
             return 0.0 if self.confidence_weight == "auto" else float(self.confidence_weight), 1.0
         candidates = list(product(_CONFIDENCE_WEIGHTS, _ASSIGNMENT_WEIGHTS))
         right = np.stack([self._held_out_right(*candidate) for candidate in candidates])
-        best = int(np.argmax(np.average(right, axis=1, weights=self._fitting_weight)))
+        weight = self._choice_weight
+        best = int(np.argmax(np.average(right, axis=1, weights=weight)))
         gain = right[best].astype(np.float64) - right[candidates.index(_CONFIDENCE_ALONE)]
-        return candidates[best] if _exceeds_its_error(gain, self._fitting_weight) else _CONFIDENCE_ALONE
+        return candidates[best] if _exceeds_its_error(gain, weight) else _CONFIDENCE_ALONE
+
+    @property
+    def _choice_weight(self) -> Floats:
+        """Weight of each row in the choice of weights: after ``partial_fit``, none where routers learned from it."""
+        return self._fitting_weight if self._fitting_choice_weight is None else self._fitting_choice_weight
 
     def _held_out_right(self, confidence_weight: float, assignment_weight: float) -> NDArray[np.bool_]:
         """Whether each row is answered right, by routers that were trained on other rows."""
         scores = blend(self._held_out_probability, self._confidence, confidence_weight)
-        thresholds = self._thresholds_for(scores, self._fitting_weight, assignment_weight, warn=False)
+        thresholds = self._thresholds_for(scores, self._choice_weight, assignment_weight, warn=False)
         stops = exits_from_scores(scores, thresholds)
         return self._correct[np.arange(len(stops)), stops]
+
+
+def _answers(X: ExitArray, labels: NDArray[np.int64]) -> tuple[NDArray[np.bool_], Floats]:
+    """Which exits are right for which rows, and how sure they are: the largest probability."""
+    correct = np.empty((len(X), X.layout.n_exits), dtype=bool)
+    confidence = np.empty(correct.shape)
+    for batch in X.batches():
+        for k in range(X.layout.n_exits):
+            logits = cast(Any, read_logits(X, k, batch))
+            correct[batch, k] = np.argmax(logits, axis=1) == labels[batch]
+            confidence[batch, k] = max_probability(softmax(logits))
+    return correct, confidence
 
 
 def _exceeds_its_error(gain: Floats, weight: Floats) -> bool:

@@ -17,9 +17,10 @@ from sklearn.utils import check_array, check_random_state
 from threadpoolctl import threadpool_limits
 
 from skexit._array_api import array_namespace
+from skexit._lazy import MergedLogits, TransformedLogits, fit_in_memory
 from skexit._sklearn import HasMethods, Interval, StrOptions
 from skexit._validation import cross_validation_splits, read_logits, validate_training_data
-from skexit.arrays import BATCH_ROWS, ExitArray, LogitsSource
+from skexit.arrays import ExitArray, LogitsSource, OverlaidSource, enough_rows
 from skexit.heads import ExitHeads
 from skexit.layout import ExitLayout
 from skexit.networks import DenseNetwork, weighted_scaling
@@ -355,10 +356,10 @@ class JEIGatedEnsemble(BudgetedPolicy):
         for fold, (_, held_out) in enumerate(cross_validation_splits(self.cv, labels, random_state)):
             folds[held_out] = fold
         X = self._with_classes(X)
-        temperatures = np.ones(X.layout.n_exits)
+        temperatures, rows = np.ones(X.layout.n_exits), enough_rows(len(X), X.layout.n_exits * len(self.classes_))
         for k in range(X.layout.n_exits):
             if X.layout.has_logits(k) and self.temperature_scaling:
-                temperatures[k] = fit_temperature(cast(Any, read_logits(X, k)), labels, weight)
+                temperatures[k] = fit_temperature(cast(Any, read_logits(X, k, rows)), labels[rows], weight[rows])
         return JointTrainer(
             X,
             labels,
@@ -383,25 +384,26 @@ class JEIGatedEnsemble(BudgetedPolicy):
         """Keep the modules that learned from all rows; gives X with what the other copies say of held-out rows."""
         X = self._with_classes(X)
         self.heads_ = ExitHeads._from_networks(X, self.classes_, trainer.networks())
-        logits = {k: np.empty((len(X), len(self.classes_))) for k in trainer.trained}
-        for fold in range(trainer.n_copies - 1):
-            rows = np.flatnonzero(trainer.folds == fold)
-            held_out = ExitHeads._from_networks(X, self.classes_, trainer.networks(fold)).transform(X)
-            for k in trainer.trained:
-                logits[k][rows] = held_out.logits(k, rows)
-        return ExitArray(LogitsSource(X, logits), self.heads_.layout_out_)
+        copies = [trainer.networks(fold) for fold in range(trainer.n_copies - 1)]
+        held_out = [TransformedLogits(X, ExitHeads._from_networks(X, self.classes_, copy)) for copy in copies]
+        source: OverlaidSource = MergedLogits(X, held_out, trainer.folds, np.arange(len(X)))
+        if fit_in_memory(len(X), len(trainer.trained), len(self.classes_)):
+            source = LogitsSource(X, {k: source.read_logits(k, slice(None)) for k in trainer.trained})
+        return ExitArray(source, self.heads_.layout_out_)
 
     def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
         n_samples, n_exits = len(X), X.layout.n_exits
         self._draws = SampleDraws.from_seed(len(self.classes_), n_exits, check_random_state(self.random_state))
-        self._projected = self._draws.project(cast(Any, read_logits(X, 0)))
+        self._projected = np.concatenate([self._draws.project(read_logits(X, 0, batch)) for batch in X.batches()])
+        enough = enough_rows(n_samples, sum(X.layout.n_logits))
         self.gate_temperatures_ = np.ones(n_exits)
         self._statistics, losses = np.empty((n_samples, n_exits, N_STATISTICS)), np.empty((n_samples, n_exits))
         self._right = np.empty((n_samples, n_exits), dtype=bool)
         for k in range(n_exits):
             if self.temperature_scaling:
-                self.gate_temperatures_[k] = fit_temperature(cast(Any, read_logits(X, k)), labels, weight)
-            for batch in X.batches(BATCH_ROWS):
+                logits = cast(Any, read_logits(X, k, enough))
+                self.gate_temperatures_[k] = fit_temperature(logits, labels[enough], weight[enough])
+            for batch in X.batches():
                 logits = cast(Any, read_logits(X, k, batch)) / self.gate_temperatures_[k]
                 self._statistics[batch, k] = gate_statistics(softmax(logits))
                 losses[batch, k] = logsumexp(logits, axis=1) - logits[np.arange(len(logits)), labels[batch]]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from skexit._validation import read_features, read_logits
-from skexit.arrays import BATCH_ROWS, ExitArray
+from skexit.arrays import ExitArray
 from skexit.networks import DenseNetwork, keep_in_memory, one_cycle, one_thread, weighted_scaling
 from skexit.policies.gates import N_STATISTICS, balanced_weight, exit_probabilities, gate_statistics, gate_targets
 from skexit.policies.mixture_objective import mixture_losses
@@ -150,7 +150,7 @@ class JointTrainer:
         return networks
 
     def _find_scaling(self, k: int, weight: Floats) -> tuple[Floats, Floats]:
-        batches = self.X.batches(BATCH_ROWS)
+        batches = self.X.batches()
         return weighted_scaling((read_features(self.X, k, batch), weight[batch]) for batch in batches)
 
     def _exits(self) -> range:
@@ -400,7 +400,7 @@ class JointTrainer:
 
         total = 0.0
         with torch.no_grad():
-            for batch in self.X.batches(BATCH_ROWS):
+            for batch in self.X.batches():
                 rows = np.arange(batch.start, batch.stop)
                 logits = self._held_out_logits(rows)
                 losses = self._sample_losses(logits, self._exit_probabilities(logits, self.gates), rows, prices)

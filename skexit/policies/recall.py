@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from skexit._array_api import array_namespace
-from skexit._validation import read_logits
-from skexit.arrays import BATCH_ROWS, ExitArray, LogitsSource
+from skexit._lazy import answer_from_exits
+from skexit.arrays import ExitArray
 from skexit.uncertainty import max_probability, softmax
 
 
@@ -49,9 +47,5 @@ def recall(X: ExitArray) -> ExitArray:
     -------
     ExitArray of shape (n_samples, n_columns)
     """
-    logits = {k: np.empty((len(X), n_logits)) for k, n_logits in enumerate(X.layout.n_logits)}
-    for batch in X.batches(BATCH_ROWS):
-        memory: dict[str, Any] = {}
-        for k, values in logits.items():
-            values[batch] = most_confident(read_logits(X, k, batch), memory)
-    return ExitArray(LogitsSource(X, logits), X.layout)
+    source = answer_from_exits(X, X.layout.n_logits[-1], lambda _, logits, memory: most_confident(logits, memory))
+    return ExitArray(source, X.layout)

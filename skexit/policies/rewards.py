@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from skexit.arrays import BATCH_ROWS, ExitArray
-from skexit.ensemble import enough_rows, log_probabilities
+from skexit.arrays import ExitArray, enough_rows
+from skexit.ensemble import log_probabilities
 from skexit.uncertainty import fit_mixture, mix, softmax
 
 Floats = NDArray[np.float64]
@@ -30,10 +30,10 @@ def expected_rewards(X: ExitArray, labels: NDArray[np.int64], weight: Floats) ->
     -------
     ndarray of shape (n_samples, n_exits)
     """
-    rows = enough_rows(X)
+    rows = enough_rows(len(X), sum(X.layout.n_logits))
     mixture = fit_mixture(log_probabilities(X, rows), labels[rows], weight[rows])
     rewards = np.empty((len(X), X.layout.n_exits))
-    for batch in X.batches(BATCH_ROWS):
+    for batch in X.batches():
         seen = log_probabilities(X, batch)
         probabilities = softmax(mix(seen, *mixture))
         rewards[batch] = np.take_along_axis(probabilities, np.argmax(seen, axis=2), axis=1)

@@ -13,7 +13,7 @@ from sklearn.base import clone
 from skexit._array_api import array_namespace, as_like
 from skexit._sklearn import HasMethods, Interval, StrOptions
 from skexit._validation import cross_validation_splits, read_features, read_logits
-from skexit.arrays import BATCH_ROWS, ExitArray
+from skexit.arrays import ExitArray
 from skexit.layout import ExitLayout
 from skexit.policies.base import BudgetedPolicy, correct_exits
 from skexit.policies.evidence import exit_evidence
@@ -173,6 +173,9 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         evidence = self._evidence(logits, features, memory)
         if k == self.layout_.n_exits - 1:
             return array_namespace(logits).zeros_like(logits[:, 0])
+        return self._score_evidence(k, evidence)
+
+    def _score_evidence(self, k: int, evidence: Any) -> Any:
         # Where prices are equal, the less likely to be wrong leaves first.
         return _score(self._prices(k, evidence)) - _TIE_BREAKER * evidence[:, 0]
 
@@ -187,8 +190,11 @@ class OptimalStoppingPolicy(BudgetedPolicy):
             raise ValueError("use_features=True, but no exit has features. Give X its features, or leave them out.")
         rewards = self._rewards(X, labels, weight)
         splits = cross_validation_splits(self.cv, labels, self.random_state) if X.layout.n_exits > 1 else []
-        self._fit_prices(self._fitting_evidence(X), rewards, weight, splits)
-        self._fitting_scores, self._fitting_weight = self._scores(X), weight
+        evidence = self._fitting_evidence(X)
+        self._fit_prices(evidence, rewards, weight, splits)
+        self._fitting_scores, self._fitting_weight = np.zeros(rewards.shape), weight
+        for k in range(X.layout.n_exits - 1):
+            self._fitting_scores[:, k] = self._score_evidence(k, evidence[k])
         self._rewarding_threshold = rewarding_threshold(self._fitting_scores, rewards, weight)
         self._apply_thresholds()
 
@@ -221,15 +227,17 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         return clone(self.estimator).fit(evidence, gain, sample_weight=weight)
 
     def _fitting_evidence(self, X: ExitArray) -> list[Floats]:
-        """Evidence of all rows at each exit."""
-        n_exits = X.layout.n_exits
-        batches: list[list[Floats]] = [[] for _ in range(n_exits)]
-        for batch in X.batches(BATCH_ROWS):
+        """Evidence of all rows at each exit but the last."""
+        evidence: list[Floats] = []
+        for batch in X.batches():
             memory: dict[str, Any] = {}
-            for k in range(n_exits):
+            for k in range(X.layout.n_exits - 1):
                 features = read_features(X, k, batch) if self.use_features else None
-                batches[k].append(self._evidence(read_logits(X, k, batch), features, memory))
-        return [np.concatenate(parts) for parts in batches]
+                found = self._evidence(read_logits(X, k, batch), features, memory)
+                if batch.start == 0:
+                    evidence.append(np.empty((len(X), found.shape[1])))
+                evidence[k][batch] = found
+        return evidence
 
     def _evidence(self, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
         evidence = exit_evidence(softmax(logits), memory)

@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skexit._sklearn import HasMethods, Interval, StrOptions
 from skexit._validation import read_logits
-from skexit.arrays import BATCH_ROWS, ExitArray
+from skexit.arrays import ExitArray
 from skexit.layout import ExitLayout
 from skexit.policies.base import BudgetedPolicy, ExitPolicy, correct_exits
 from skexit.policies.draws import SampleDraws
@@ -218,7 +218,7 @@ class ThresholdPolicy(BudgetedPolicy):
 
     def _fit_path(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
         self._draws = SampleDraws.from_seed(len(self.classes_), X.layout.n_exits, np.random.RandomState(0))
-        projected = np.concatenate([self._draws.project(read_logits(X, 0, batch)) for batch in X.batches(BATCH_ROWS)])
+        projected = np.concatenate([self._draws.project(read_logits(X, 0, batch)) for batch in X.batches()])
         self._fitting_rewards = expected_rewards(X, labels, weight)
         self._path = LagrangianSchedule.fit(
             self._fitting_scores,

@@ -15,6 +15,9 @@ from skexit._array_api import array_namespace
 
 Array = Any  # an array of any namespace that array-api-compat knows
 
+#: Up to so many classes, the two largest probabilities are found soonest by sorting.
+_FEW_CLASSES = 64
+
 
 def softmax(logits: Array) -> Array:
     """Probabilities from logits, over the last axis.
@@ -96,10 +99,16 @@ def margin(probabilities: Array) -> Array:
         Between 0 and 1.
     """
     xp = array_namespace(probabilities)
-    if probabilities.shape[-1] == 1:
+    n_classes = probabilities.shape[-1]
+    if n_classes == 1:
         return probabilities[..., 0]
-    ordered = xp.sort(probabilities, axis=-1)
-    return ordered[..., -1] - ordered[..., -2]
+    if n_classes <= _FEW_CLASSES:
+        ordered = xp.sort(probabilities, axis=-1)
+        return ordered[..., -1] - ordered[..., -2]
+    classes = xp.arange(n_classes, device=device(probabilities))
+    is_largest = xp.argmax(probabilities, axis=-1)[..., None] == classes
+    others = xp.where(is_largest, xp.zeros_like(probabilities), probabilities)
+    return max_probability(probabilities) - max_probability(others)
 
 
 def vote(counts: Array) -> Array:

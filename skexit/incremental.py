@@ -1,0 +1,268 @@
+"""Training in several calls: what is kept between them, as plain NumPy."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skexit.arrays import ExitArray
+from skexit.layout import ExitLayout
+from skexit.networks import Moments, batches, one_thread
+
+if TYPE_CHECKING:
+    import torch
+
+Floats = NDArray[np.float64]
+
+#: A call takes so many steps or more: batches are smaller where it has few rows.
+_FEWEST_STEPS = 10
+#: Learning rates fall as ``1 / sqrt(1 + step / this)``.
+_SLOW_STEPS = 1000.0
+#: The average of the weights forgets the first steps: step t enters with this much over t, at first with all.
+_AVERAGE_WEIGHT = 9.0
+#: A reservoir has no more rows, and no more numbers, than these.
+_MOST_ROWS, _MOST_NUMBERS = 10_000, 2**24
+
+
+@dataclass
+class OptimizerState:
+    """Adam's state, and an average of the weights that stands for a learning rate that falls to zero.
+
+    Parameters
+    ----------
+    n_steps : int
+    parameters, first, second, average : list of ndarray
+        Of each parameter: its value, Adam's two moments, and the average.
+    """
+
+    n_steps: int = 0
+    parameters: list[NDArray[np.float32]] = field(default_factory=list)
+    first: list[NDArray[np.float32]] = field(default_factory=list)
+    second: list[NDArray[np.float32]] = field(default_factory=list)
+    average: list[NDArray[np.float32]] = field(default_factory=list)
+
+
+def take_steps(
+    loss: Callable[[NDArray[np.int64]], torch.Tensor],
+    parameters: Sequence[torch.Tensor],
+    state: OptimizerState,
+    rows: NDArray[np.int64],
+    *,
+    learning_rate: float,
+    alpha: float,
+    batch_size: int,
+    random_state: np.random.RandomState,
+) -> OptimizerState:
+    """Go once over the rows in random order, on from where the last call ended.
+
+    Parameters
+    ----------
+    loss : callable
+        Takes row numbers and returns the mean loss of these rows.
+    parameters : sequence of torch.Tensor
+        Changed in place: before, to what `state` has, and in the end to their average over all steps,
+        in which late steps count more. Those with two dimensions are penalised.
+    state : OptimizerState
+        Of the last call; that of no steps keeps the parameters as they are given.
+    rows : ndarray of shape (n_rows,) of int
+    learning_rate : float
+        Of the first step; it falls as one over the square root of the steps.
+    alpha : float
+        Strength of the squared penalty.
+    batch_size : int
+        Fewer rows are taken where there would be less than ten steps.
+    random_state : RandomState
+
+    Returns
+    -------
+    OptimizerState
+    """
+    import torch
+
+    groups = [
+        {"params": [p for p in parameters if p.ndim == 2], "weight_decay": alpha},
+        {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.Adam(groups, lr=learning_rate, fused=True)
+    average = [parameter.detach().clone() for parameter in parameters]
+    if state.n_steps:
+        _restore(optimizer, parameters, average, state)
+    n_steps = state.n_steps
+    batch_size = max(1, min(batch_size, -(-len(rows) // _FEWEST_STEPS)))
+    with one_thread():
+        for batch in batches(random_state.permutation(rows), batch_size):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate / np.sqrt(1 + n_steps / _SLOW_STEPS)
+            optimizer.zero_grad()
+            loss(batch).backward()
+            optimizer.step()
+            n_steps += 1
+            share = min(1.0, _AVERAGE_WEIGHT / (n_steps + _AVERAGE_WEIGHT - 1))
+            for mean, parameter in zip(average, parameters, strict=True):
+                mean.lerp_(parameter.detach(), share)
+    kept = OptimizerState(
+        n_steps,
+        _arrays(parameters),
+        _arrays([optimizer.state[parameter]["exp_avg"] for parameter in parameters] if n_steps else []),
+        _arrays([optimizer.state[parameter]["exp_avg_sq"] for parameter in parameters] if n_steps else []),
+        _arrays(average),
+    )
+    for parameter, mean in zip(parameters, average, strict=True):
+        parameter.data.copy_(mean)
+    return kept
+
+
+def _restore(
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[torch.Tensor],
+    average: Sequence[torch.Tensor],
+    state: OptimizerState,
+) -> None:
+    import torch
+
+    for index, parameter in enumerate(parameters):
+        parameter.data.copy_(torch.as_tensor(state.parameters[index]))
+        average[index].copy_(torch.as_tensor(state.average[index]))
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(state.n_steps)),
+            "exp_avg": torch.tensor(state.first[index]),
+            "exp_avg_sq": torch.tensor(state.second[index]),
+        }
+
+
+def _arrays(tensors: Sequence[torch.Tensor]) -> list[NDArray[np.float32]]:
+    return [tensor.detach().numpy().copy() for tensor in tensors]
+
+
+@dataclass
+class Reservoir:
+    """A random sample of all rows so far, which does not depend on how they came in batches.
+
+    Each row has a key that follows from its values and the seed, and those with the smallest keys are
+    kept. A row that comes again, as in a second pass, is not kept twice; its weight is added.
+
+    Parameters
+    ----------
+    seed : int
+    keys : ndarray of shape (n_kept,)
+        Uniform in [0, 1), rising.
+    values : ndarray of shape (n_kept, n_columns)
+    labels : ndarray of shape (n_kept,) of int
+    weight : ndarray of shape (n_kept,)
+    """
+
+    seed: int
+    keys: Floats = field(default_factory=lambda: np.empty(0))
+    values: NDArray[Any] = field(default_factory=lambda: np.empty((0, 0)))
+    labels: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    weight: Floats = field(default_factory=lambda: np.empty(0))
+
+    def keys_of(self, X: ExitArray) -> Floats:
+        """Key of each row, from what the first exit that has columns shows.
+
+        Parameters
+        ----------
+        X : ExitArray of shape (n_samples, n_columns)
+
+        Returns
+        -------
+        ndarray of shape (n_samples,)
+        """
+        layout = X.layout
+        k = next(k for k in range(layout.n_exits) if layout.has_logits(k) or layout.n_features[k])
+        block = np.ascontiguousarray(X.logits(k) if layout.has_logits(k) else X.features(k))
+        codes = np.array([zlib.crc32(row, self.seed) for row in block], dtype=np.float64)
+        return codes / 2**32
+
+    def add(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats, keys: Floats) -> Reservoir:
+        """The sample of the rows so far and of these.
+
+        Parameters
+        ----------
+        X : ExitArray of shape (n_samples, n_columns)
+        labels : ndarray of shape (n_samples,) of int
+        weight, keys : ndarray of shape (n_samples,)
+
+        Returns
+        -------
+        Reservoir
+        """
+        most = min(_MOST_ROWS, max(1, _MOST_NUMBERS // X.shape[1]))
+        candidates = np.argsort(keys, kind="stable")
+        if len(self.keys) >= most:
+            candidates = candidates[keys[candidates] <= self.keys[-1]]
+        candidates = candidates[: _distinct(keys[candidates], most)]
+        new = np.asarray(X[candidates])
+        values = np.concatenate([self.values, new]) if len(self.keys) else new
+        every_key = np.concatenate([self.keys, keys[candidates]])
+        kept, first, group = np.unique(every_key, return_index=True, return_inverse=True)
+        first = first[:most]
+        every_label = np.concatenate([self.labels, labels[candidates]])
+        every_weight = np.concatenate([self.weight, weight[candidates]])
+        total = np.bincount(group, weights=every_weight)[:most].astype(np.float64)
+        return Reservoir(self.seed, kept[:most], values[first], every_label[first], total)
+
+    def as_exits(self, layout: ExitLayout) -> ExitArray:
+        """The rows that are kept."""
+        return ExitArray.from_array(self.values, layout)
+
+
+def _distinct(keys: Floats, most: int) -> int:
+    """How many of the rising keys hold the first so many distinct ones, with their copies."""
+    starts = np.flatnonzero(np.diff(keys, prepend=-1.0))
+    return len(keys) if len(starts) <= most else int(starts[most])
+
+
+@dataclass
+class PartialFit:
+    """What an estimator keeps between calls of ``partial_fit``.
+
+    Parameters
+    ----------
+    seed : int
+    n_calls, n_rows : int
+        Rows are counted each time that they are seen.
+    total_weight : float
+        Of these rows.
+    optimizer : OptimizerState
+    moments : Moments
+        Of the inputs of the networks.
+    reservoir : Reservoir
+    """
+
+    seed: int
+    reservoir: Reservoir
+    n_calls: int = 0
+    n_rows: int = 0
+    total_weight: float = 0.0
+    optimizer: OptimizerState = field(default_factory=OptimizerState)
+    moments: Moments = field(default_factory=Moments)
+
+    @classmethod
+    def start(cls, random_state: np.random.RandomState) -> PartialFit:
+        """Before the first call."""
+        seed = int(random_state.randint(2**31 - 1))
+        return cls(seed, Reservoir(seed))
+
+    def next_call(self, weight: Floats) -> PartialFit:
+        """With the rows of one more call counted."""
+        return replace(
+            self,
+            n_calls=self.n_calls + 1,
+            n_rows=self.n_rows + len(weight),
+            total_weight=self.total_weight + float(weight.sum()),
+        )
+
+    @property
+    def mean_weight(self) -> float:
+        """Mean weight of the rows so far."""
+        return self.total_weight / self.n_rows
+
+    def random_state(self) -> np.random.RandomState:
+        """Randomness of the present call, which follows from the seed and the number of calls."""
+        return np.random.RandomState([self.seed, self.n_calls])
