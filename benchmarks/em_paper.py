@@ -219,10 +219,11 @@ def main() -> None:
     results.round(5).to_csv(folder / "splits.csv", index=False)
     by_price = results[results["method"].isin([PAPER, PAPER_SOFT])]
     fixed = results[results["method"].isin([STATIC, UNIFORM, ORACLE])]
+    fixed = fixed.assign(setting=fixed["setting"].map("{:.0f}".format).where(fixed["method"] == STATIC, ""))
     tables = {
         **within_budgets(results),
         "paper": points_table(by_price).rename(columns={"setting": "λ"}),
-        "fixed": points_table(fixed),
+        "fixed": points_table(fixed).rename(columns={"setting": "exit"}),
         "classes": class_table(classes),
         **ablation_tables(ablations),
     }

@@ -301,7 +301,9 @@ def _to_storage(block: NDArray[Any], dtype: np.dtype, name: str) -> NDArray[Any]
         return block
     with np.errstate(over="ignore"):
         stored = block.astype(dtype)
-    if np.isinf(stored).any() and np.isfinite(block).all():
+        # If any value is too large, then the largest or the smallest is: to look for infinities in all takes longer.
+        extremes = np.array([block.min(), block.max()]).astype(dtype) if block.size else np.empty(0)
+    if np.isinf(extremes).any() and np.isfinite(block).all():
         raise ValueError(
             f"{name.removesuffix('.npy')} has values up to {np.abs(block).max():.3g}, too large for {dtype}; "
             "extract with dtype='float32'."

@@ -2,6 +2,11 @@
 
 import os
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # As many tests run at a time as there are cores: threads of their own would only wait for each other.
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
+
 import pytest
 from hypothesis import settings
 
