@@ -447,8 +447,8 @@ class TestLargeData:
         X, y = make_features()
         expected = ExitHeads(solver="adam", random_state=0).fit(X, y).transform(X)
         small = ExitHeads(solver="lbfgs").fit(X, y).transform(X)
-        # 240 rows of 3 features at exit 0 fit, of 5 features at exit 1 do not, beside the logits of 4 classes.
-        monkeypatch.setattr(skexit.heads, "_IN_MEMORY_BYTES", 8 * 240 * (4 + 4))
+        # 240 rows of 3 features at exit 0 fit, of 5 features at exit 1 do not, beside the logits of 3 classes.
+        monkeypatch.setattr(skexit.heads, "_IN_MEMORY_BYTES", 8 * 240 * (4 + 3))
         found = ExitHeads(random_state=0).fit(X, y)
         np.testing.assert_array_equal(found.transform(X).logits(0), small.logits(0))
         assert not np.array_equal(found.transform(X).logits(1), small.logits(1))

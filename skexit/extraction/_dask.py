@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
+import pickle
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +14,6 @@ from skexit.extraction.parts import extract_part, found_parts, is_complete, join
 
 if TYPE_CHECKING:
     from distributed import Client
-
-#: Threads of a worker share the network, whose hooks belong to one extraction at a time.
-_one_at_a_time = threading.Lock()
 
 
 def extract_on_dask(
@@ -36,7 +33,7 @@ def extract_on_dask(
     Parameters
     ----------
     client : distributed.Client
-        Of a cluster whose workers all see the folder at the same path. Start one thread a worker.
+        Of a cluster whose workers all see the folder at the same path.
     extractor : ExitExtractor
         Is sent to the workers, with its network.
     loader : torch.utils.data.DataLoader
@@ -72,6 +69,7 @@ def extract_on_dask(
     >>> cache = extract_on_dask(client, extractor, loader, "/shared/cache")  # doctest: +SKIP
     """
     try:
+        import cloudpickle
         from distributed import as_completed
     except ImportError as error:
         raise ImportError("dask.distributed is needed: pip install 'skexit[distributed]'") from error
@@ -80,11 +78,12 @@ def extract_on_dask(
         return extractor.extract(loader, folder, **options)
     n_parts = found_parts(folder) or n_parts or 4 * len(client.scheduler_info()["workers"])
     loader_of_part(loader, 0, n_parts)  # what cannot be divided fails here, not on the workers
+    # Bytes, as a worker may pass on what it has at any time: a network that runs has hooks, which cannot be pickled.
+    pickled = client.scatter(cloudpickle.dumps((extractor, loader)), broadcast=True)
     futures = client.map(
         _extract_part,
         range(n_parts),
-        extractor=client.scatter(extractor, broadcast=True),
-        loader=client.scatter(loader, broadcast=True),
+        pickled=pickled,
         path=folder,
         n_parts=n_parts,
         options=options | {"progress": False},
@@ -98,8 +97,6 @@ def extract_on_dask(
     return join_parts(folder)
 
 
-def _extract_part(
-    part: int, *, extractor: ExitExtractor, loader: Iterable[Any], path: Path, n_parts: int, options: dict[str, Any]
-) -> None:
-    with _one_at_a_time:
-        extract_part(extractor, loader, path, part, n_parts, **options)
+def _extract_part(part: int, *, pickled: bytes, path: Path, n_parts: int, options: dict[str, Any]) -> None:
+    extractor, loader = pickle.loads(pickled)
+    extract_part(extractor, loader, path, part, n_parts, **options)

@@ -18,12 +18,15 @@ from skexit.extraction import extract_on_dask
 
 distributed = pytest.importorskip("distributed")
 
+# The scheduler runs in this process, and a warning that were an error would stop it in the middle of what it does.
+pytestmark = pytest.mark.filterwarnings("default")
+
 
 @pytest.fixture(scope="module")
 def client():
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, protocol="tcp://", dashboard_address=None
+            n_workers=2, threads_per_worker=1, processes=True, protocol="tcp://", dashboard_address=":0"
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
