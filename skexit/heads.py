@@ -266,6 +266,7 @@ class ExitHeads(LogitsTransformer):
         Returns
         -------
         self : ExitHeads
+            The heads, which have learned from these rows, too.
 
         Raises
         ------

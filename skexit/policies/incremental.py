@@ -85,6 +85,7 @@ class IncrementalPolicy(BudgetedPolicy):
         Returns
         -------
         self : policy
+            The policy, which has learned from these rows, too.
 
         Raises
         ------
