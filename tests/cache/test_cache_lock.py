@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import caches
 import numpy as np
 import pytest
 from caches import EXPECTED, LAYOUT, N_ROWS, ORIGIN, append_rows, take, values, write_cache
@@ -114,10 +115,11 @@ def test_locks_of_different_names_exclude_each_other_not(tmp_path):
 
 FORKING = """
 import os, sys, time
+sys.path.insert(0, sys.argv[1])
 from caches import LAYOUT, ORIGIN
 from skexit.cache import CacheWriter
 
-writer = CacheWriter(sys.argv[1], LAYOUT, origin=ORIGIN)
+writer = CacheWriter(sys.argv[2], LAYOUT, origin=ORIGIN)
 child = os.fork()
 if child:
     print(child, flush=True)
@@ -128,7 +130,11 @@ time.sleep(60)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_child_that_outlives_a_killed_process_holds_no_lock(tmp_path):
     """Such as the workers of a loader, forked while the cache is written."""
-    process = subprocess.Popen([sys.executable, "-c", FORKING, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", FORKING, os.path.dirname(caches.__file__), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     child = int(process.stdout.readline())
     try:
         with pytest.raises(RuntimeError, match="is writing into"):
