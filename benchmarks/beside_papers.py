@@ -88,6 +88,8 @@ def with_interval(mean: float, error: float) -> str:
 def jei_rows(folder: Path) -> Iterator[Row]:
     """Figures 2 to 5 and 9, and Table 2."""
     for data, (name, networks) in JEI_DATA.items():
+        if not (folder / f"{data}-splits.csv").exists():
+            continue
         points = pd.read_csv(folder / f"{data}-splits.csv")
         exits = pd.read_csv(folder / f"{data}-exits.csv")
         for column, scale, what, paper in (
