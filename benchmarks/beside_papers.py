@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from eenet_report import PAPER, summarize
-from intervals import half_width
+from intervals import gain_at_same_cost, half_width
 
 EENET_NETWORKS = {
     "CIFAR-10": "ResNet-56, 3 exits; trained together / frozen",
@@ -125,17 +125,10 @@ def jei_rows(folder: Path) -> Iterator[Row]:
 
 def at_same_cost(points: pd.DataFrame, method: str, baseline: str, column: str) -> pd.Series:
     """Differences of a method to a baseline at its cost, by split and setting, within the baseline's costs."""
-    differences = {}
-    for split, rows in points.groupby("split"):
-        known = rows[rows["method"] == baseline].sort_values("cost")
-        found = rows[(rows["method"] == method) & rows["cost"].between(known["cost"].min(), known["cost"].max())]
-        expected = np.interp(found["cost"], known["cost"], known[column])
-        differences |= {
-            (split, setting): value for setting, value in zip(found["setting"], found[column] - expected, strict=True)
-        }
-    series = pd.Series(differences)
-    series.index.names = ["split", "setting"]
-    return series
+    known = points[points["method"] == baseline].groupby("split")["cost"].agg(["min", "max"])
+    found = points.assign(difference=gain_at_same_cost(points, baseline, column)).join(known, on="split")
+    found = found[(found["method"] == method) & found["cost"].between(found["min"], found["max"])]
+    return found.set_index(["split", "setting"])["difference"]
 
 
 def at_prices(differences: pd.Series) -> str:

@@ -11,12 +11,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from eenet_settings import SETTINGS, argument_parser, eenet
 from eenet_tables import N_SPLITS, fit_to, in_units, replace_settings
+from intervals import half_width
 from routing import half_rows
-from scipy import stats
 
 from skexit import ThresholdPolicy
 from skexit.policies.base import BudgetedPolicy
@@ -75,8 +74,7 @@ def gains(results: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Paired difference to MSDNet, and half its 95 % interval; by policy and budget."""
     accuracy = results.pivot(index=["policy", "split"], columns="budget", values="accuracy")
     difference = accuracy - accuracy.loc[BASELINE].reindex(accuracy.index, level="split")
-    factor = stats.t.ppf(0.975, N_SPLITS - 1) / np.sqrt(N_SPLITS)
-    return difference.groupby("policy").mean(), factor * difference.groupby("policy").std()
+    return difference.groupby("policy").mean(), half_width(difference.groupby("policy"))
 
 
 def draw(results: pd.DataFrame, path: Path) -> None:
@@ -88,14 +86,14 @@ def draw(results: pd.DataFrame, path: Path) -> None:
     figure, axes = plt.subplots(2, 2, figsize=(8.4, 6.6), sharex="col", layout="constrained")
     for (top, bottom), name in zip(axes.T, TEXTS, strict=True):
         of_text = results[results["setting"] == name]
-        difference, half_width = gains(of_text)
+        difference, errors = gains(of_text)
         unit = of_text["unit"].iloc[0]
         for variant, (color, marker, line) in STYLES.items():
             style = {"color": color, "marker": marker, "markersize": 4.5, "linestyle": line, "label": variant}
             means = of_text[of_text["policy"] == variant].groupby("budget")[["cost", "accuracy"]].mean()
             top.plot(means["cost"], 100 * means["accuracy"], **style)
             if variant != BASELINE:
-                gain, error = 100 * difference.loc[variant], 100 * half_width.loc[variant]
+                gain, error = 100 * difference.loc[variant], 100 * errors.loc[variant]
                 bottom.errorbar(means["cost"], gain, error, linewidth=1, **style)
         bottom.axhline(0, color=STYLES[BASELINE][0], linewidth=1)
         top.set_title(name, fontsize=11)
@@ -112,8 +110,8 @@ def run(arguments: argparse.Namespace) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in TEXTS:
         results = replace_settings(arguments.out / "ablation.csv", measure(name, arguments))
-        difference, half_width = gains(results[results["setting"] == name])
-        print(name, (100 * difference).round(2), (100 * half_width).round(2), sep="\n", flush=True)
+        difference, errors = gains(results[results["setting"] == name])
+        print(name, (100 * difference).round(2), (100 * errors).round(2), sep="\n", flush=True)
     draw(results, arguments.out / "ablation.svg")
 
 

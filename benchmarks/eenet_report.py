@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from intervals import half_width
 
 BASELINES = ["BranchyNet", "MSDNet", "PABEE"]
 
@@ -28,9 +28,8 @@ def summarize(results: pd.DataFrame) -> pd.DataFrame:
         best = accuracy[BASELINES].mean().idxmax()
         for policy in part["policy"].unique():
             gain = accuracy[policy] - accuracy[best]
-            half_width = stats.t.ppf(0.975, len(gain) - 1) * gain.std() / np.sqrt(len(gain))
             cost = part.loc[part["policy"] == policy, "cost"].mean()
-            rows.append([*group, policy, accuracy[policy].mean(), cost, best, gain.mean(), half_width])
+            rows.append([*group, policy, accuracy[policy].mean(), cost, best, gain.mean(), half_width(gain)])
     columns = [*keys, "policy", "accuracy", "cost", "best baseline", "gain", "half width"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -47,7 +46,7 @@ def table_1(summary: pd.DataFrame, unit: str) -> tuple[pd.DataFrame, pd.DataFram
         accuracies.append(row | percent | {best: f"**{percent[best]}**"})
         others = part.drop(BASELINES)
         gained = zip(100 * others["gain"], 100 * others["half width"], strict=True)
-        cells = [f"{gain:+.2f} ± {half_width:.2f}" for gain, half_width in gained]
+        cells = [f"{gain:+.2f} ± {error:.2f}" for gain, error in gained]
         gains.append(row | {"over": best} | dict(zip(others.index, cells, strict=True)))
     return pd.DataFrame(accuracies), pd.DataFrame(gains)
 
@@ -71,7 +70,7 @@ def beside_paper(summary: pd.DataFrame, unit: str) -> pd.DataFrame:
             *baselines, eenet = published
             ours = ours.set_index("policy")
             best, found = ours["best baseline"].iloc[0], ours.loc["EENet"]
-            gain, half_width = 100 * found["gain"], 100 * found["half width"]
+            gain, error = 100 * found["gain"], 100 * found["half width"]
             rows.append(
                 {
                     "data": setting,
@@ -81,7 +80,7 @@ def beside_paper(summary: pd.DataFrame, unit: str) -> pd.DataFrame:
                     "paper: gain": f"{eenet - max(baselines):+.2f}",
                     "ours: best baseline": f"{100 * ours.loc[best, 'accuracy']:.2f}",
                     "ours: EENet": f"{100 * found['accuracy']:.2f}",
-                    "ours: gain": f"{gain:+.2f} ± {half_width:.2f}",
+                    "ours: gain": f"{gain:+.2f} ± {error:.2f}",
                 }
             )
     return pd.DataFrame(rows)
