@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from skexit._cache_writer import CacheWriter, check_same_cache  # noqa: F401
+from skexit._cache_writer import CacheWriter as CacheWriter
 from skexit._folders import open_folder
 from skexit._manifest import block_name, read_manifest
 from skexit.arrays import ExitArray

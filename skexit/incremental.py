@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from skexit.arrays import ExitArray
 from skexit.layout import ExitLayout
-from skexit.networks import Moments, batches, one_thread
+from skexit.networks import DenseNetwork, Moments, batches, build, drop_units, one_thread, to_dense
 
 if TYPE_CHECKING:
     import torch
@@ -263,6 +263,69 @@ class PartialFit:
         """Mean weight of the rows so far."""
         return self.total_weight / self.n_rows
 
+    def standardise(self, values: NDArray[Any]) -> tuple[Moments, torch.Tensor]:
+        """Moments of the inputs so far, these among them, and these inputs, standardised by them.
+
+        Parameters
+        ----------
+        values : ndarray of shape (n_samples, n_inputs)
+
+        Returns
+        -------
+        moments : Moments
+        inputs : Tensor of shape (n_samples, n_inputs)
+        """
+        import torch
+
+        moments = self.moments.add(values, np.ones(len(values)))
+        mean, scale = moments.scaling()
+        return moments, torch.as_tensor((values - mean) / scale, dtype=torch.float32)
+
+    def relative(self, weight: Floats) -> torch.Tensor:
+        """Weights of the rows of the present call, over the mean of all so far."""
+        import torch
+
+        return torch.as_tensor(weight / self.mean_weight, dtype=torch.float32)
+
     def random_state(self) -> np.random.RandomState:
         """Randomness of the present call, which follows from the seed and the number of calls."""
         return np.random.RandomState([self.seed, self.n_calls])
+
+
+class SeparateNetworks:
+    """Networks that share nothing, each on some of the inputs.
+
+    Parameters
+    ----------
+    columns : sequence of slice
+        Inputs of each network.
+    layers : sequence of int
+        Width of each layer after the inputs.
+    generator : torch.Generator
+    dropout : float, default=0
+        Share of the units of the last hidden layer that are left out.
+    """
+
+    def __init__(
+        self, columns: Sequence[slice], layers: Sequence[int], generator: torch.Generator, dropout: float = 0
+    ) -> None:
+        self.columns, self.dropout, self.generator = columns, dropout, generator
+        self.networks = [build([own.stop - own.start, *layers], generator) for own in columns]
+
+    def __call__(self, inputs: torch.Tensor) -> Iterator[torch.Tensor]:
+        for network, own in zip(self.networks, self.columns, strict=True):
+            seen = inputs[:, own]
+            if len(network) > 1:
+                seen = drop_units(network[:-1](seen), self.dropout, self.generator)
+            yield network[-1](seen)
+
+    def parameters(self) -> list[torch.Tensor]:
+        """Weights and biases of all networks."""
+        return [parameter for network in self.networks for parameter in network.parameters()]
+
+    def to_dense(self, mean: Floats, scale: Floats) -> list[DenseNetwork]:
+        """The networks for inputs that are not standardised, as plain NumPy."""
+        return [
+            to_dense(network).after_scaling(mean[own], scale[own])
+            for network, own in zip(self.networks, self.columns, strict=True)
+        ]

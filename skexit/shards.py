@@ -18,15 +18,7 @@ from skexit._array_files import MAX_HEADER_BYTES, ArrayFile, bytes_of, map_array
 from skexit._array_files import checksum as _checksum
 from skexit._durable import sync_files, sync_folder
 from skexit._folders import Folder, LocalFolder, copy_file
-from skexit._json_files import (  # noqa: F401
-    FORMAT_VERSION,
-    check_count,
-    dump_json,
-    json_checksum,
-    parse_json,
-    read_json,
-    write_json,
-)
+from skexit._json_files import check_count, dump_json, json_checksum, parse_json
 from skexit._manifest import Manifest
 from skexit._open_arrays import OpenArrays
 

@@ -29,15 +29,17 @@ def take(blocks, rows):
 
 def append_rows(writer, n_rows=N_ROWS, seed=0, y=None, batch_rows=2):
     """Append the rows that are not yet in the cache."""
-    logits, features = values(n_rows, seed)
+    logits, features = values(max(n_rows, N_ROWS), seed)  # fewer rows are the first of these
     for start in range(writer.n_rows, n_rows, batch_rows):
         rows = slice(start, min(start + batch_rows, n_rows))
         writer.append(take(logits, rows), take(features, rows), None if y is None else y[rows])
 
 
-def write_cache(path, *, n_rows=N_ROWS, seed=0, y=None, layout=LAYOUT, origin=ORIGIN, shard_rows=4, dtype="float32"):
+def write_cache(
+    path, *, n_rows=N_ROWS, seed=0, y=None, layout=LAYOUT, origin=ORIGIN, batch_rows=2, shard_rows=4, dtype="float32"
+):
     with CacheWriter(path, layout, origin=origin, shard_rows=shard_rows, dtype=dtype) as writer:
-        append_rows(writer, n_rows, seed, y)
+        append_rows(writer, n_rows, seed, y, batch_rows)
     return FeatureCache(path)
 
 

@@ -7,44 +7,15 @@ import shutil
 
 import numpy as np
 import pytest
+from caches import EXPECTED, LAYOUT, N_ROWS, ORIGIN, as_array, values
+from caches import take as part
+from caches import write_cache as write
 
 import skexit.cache
 import skexit.shards
 from skexit import ExitLayout, FeatureCache
+from skexit._json_files import FORMAT_VERSION, read_json, write_json
 from skexit.cache import CacheWriter
-from skexit.shards import FORMAT_VERSION, read_json, write_json
-
-LAYOUT = ExitLayout([0, 2], [3, 1], costs=[10, 30], cost_unit="MACs", classes=["no", "yes"])
-ORIGIN = {"model": "a", "data": "b"}
-N_ROWS = 10
-
-
-def values(n_rows=N_ROWS, seed=0):
-    rng = np.random.default_rng(seed)
-    logits = [None, rng.normal(size=(n_rows, 2)).astype(np.float32)]
-    features = [rng.normal(size=(n_rows, 3)).astype(np.float32), rng.normal(size=(n_rows, 1)).astype(np.float32)]
-    return logits, features
-
-
-def part(blocks, rows):
-    return [None if block is None else block[rows] for block in blocks]
-
-
-def as_array(logits, features):
-    return np.hstack([features[0], logits[1], features[1]])
-
-
-def write(path, *, y=None, batch_rows=2, shard_rows=4, n_rows=N_ROWS, **options):
-    """A cache of shards with 4, 4 and 2 rows, by default."""
-    logits, features = values()
-    with CacheWriter(path, LAYOUT, origin=ORIGIN, shard_rows=shard_rows, **options) as writer:
-        for start in range(writer.n_rows, n_rows, batch_rows):
-            rows = slice(start, min(start + batch_rows, n_rows))
-            writer.append(part(logits, rows), part(features, rows), None if y is None else y[rows])
-    return FeatureCache(path)
-
-
-EXPECTED = as_array(*values())
 
 
 class TestRoundTrip:

@@ -21,7 +21,8 @@ from torch import nn
 from torch.utils.data import DistributedSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 from tqdm import tqdm
 
-from skexit.cache import CacheWriter, FeatureCache, check_same_cache
+from skexit._cache_writer import CacheWriter, check_same_cache
+from skexit.cache import FeatureCache
 from skexit.extraction._loaders import count_rows, read_item
 from skexit.extraction._network import (
     NETWORK_OUTPUT,
@@ -186,9 +187,10 @@ class ExitExtractor:
             If another process is extracting into the folder.
         """
         rank, n_workers = rank_and_size(worker)
-        if (n_workers > 1 or found_parts(Path(path))) and not is_complete(Path(path)):
+        folder = Path(path)
+        if (n_workers > 1 or found_parts(folder)) and not is_complete(folder):
             options = {"classes": classes, "shard_rows": shard_rows, "progress": progress}
-            return extract_as_worker(self, loader, Path(path), rank, n_workers, **options)
+            return extract_as_worker(self, loader, folder, rank, n_workers, **options)
         _check_fixed_order(loader)
         batches = _read_batches(loader, None if classes is None else np.asarray(classes))
         first = next(batches, None)

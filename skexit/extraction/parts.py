@@ -6,13 +6,15 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 
 from skexit._cache_writer import PART
+from skexit._folders import LocalFolder
+from skexit._manifest import read_manifest
 from skexit.cache import FeatureCache
 from skexit.extraction._loaders import count_rows
 from skexit.merging import merge_caches
@@ -139,23 +141,27 @@ def extract_as_worker(
     for part in range(rank, n_parts, n_workers):
         extract_part(extractor, loader, path, part, n_parts, **options)
     if rank == 0:
-        _wait(lambda: all(is_complete(part_folder(path, part, n_parts)) for part in range(n_parts)))
+        for part in range(n_parts):
+            _wait(part_folder(path, part, n_parts))
         join_parts(path)
-    _wait(lambda: is_complete(path))
+    _wait(path)
     return FeatureCache(path)
 
 
 def is_complete(path: Path) -> bool:
-    """Whether there is a cache whose extraction came to its end."""
+    """Whether there is a cache whose extraction came to its end.
+
+    Before that, its manifest alone is read: workers that wait ask often, of folders with many shards.
+    """
     try:
-        return FeatureCache(path, allow_partial=True).complete
+        return read_manifest(LocalFolder(path)).complete and FeatureCache(path, allow_partial=True).complete
     except FileNotFoundError:
         return False
 
 
-def _wait(is_done: Callable[[], bool]) -> None:
-    """Until the other workers have done their work; who started them ends all when one fails."""
-    while not is_done():
+def _wait(path: Path) -> None:
+    """Until other workers have completed a cache; who started them ends all when one fails."""
+    while not is_complete(path):
         time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from skexit.incremental import PartialFit, take_steps
-from skexit.networks import DenseNetwork, build, to_dense, torch_generator
+from skexit.incremental import PartialFit, SeparateNetworks, take_steps
+from skexit.networks import DenseNetwork, torch_generator
 from skexit.policies.blending import sigmoid
 from skexit.policies.eenet_network import (
     SchedulerLoss,
@@ -67,23 +67,20 @@ def train_routers_further(
     ends = np.cumsum([0, *(block.shape[1] for block in seen)]).tolist()
     columns = [slice(start, end) for start, end in pairwise(ends)]
     values = np.concatenate(seen, axis=1)
-    moments = state.moments.add(values, np.ones(len(values)))
-    mean, scale = moments.scaling()
-    inputs = torch.as_tensor((values - mean) / scale, dtype=torch.float32)
+    moments, inputs = state.standardise(values)
     random_state = state.random_state()
-    generator = torch_generator(random_state)
-    routers = [build([own.stop - own.start, *hidden, 1], generator) for own in columns]
+    routers = SeparateNetworks(columns, [*hidden, 1], torch_generator(random_state))
     wanted = torch.as_tensor(targets[:, :-1], dtype=torch.float32)
-    relative_weight = torch.as_tensor(weight / state.mean_weight, dtype=torch.float32)
+    relative_weight = state.relative(weight)
 
     def loss(batch: NDArray[np.int64]) -> torch.Tensor:
-        said = torch.cat([router(inputs[batch, own]) for router, own in zip(routers, columns, strict=True)], dim=1)
+        said = torch.cat(list(routers(inputs[batch])), dim=1)
         losses = functional.binary_cross_entropy_with_logits(said, wanted[batch], reduction="none").sum(1)
         return (losses * relative_weight[batch]).mean()
 
     optimizer = take_steps(
         loss,
-        [parameter for router in routers for parameter in router.parameters()],
+        routers.parameters(),
         state.optimizer,
         training_rows,
         learning_rate=learning_rate,
@@ -91,10 +88,7 @@ def train_routers_further(
         batch_size=batch_size,
         random_state=random_state,
     )
-    dense = [
-        to_dense(router).after_scaling(mean[own], scale[own]) for router, own in zip(routers, columns, strict=True)
-    ]
-    return replace(state, optimizer=optimizer, moments=moments), dense
+    return replace(state, optimizer=optimizer, moments=moments), routers.to_dense(*moments.scaling())
 
 
 def train_scheduler_further(
@@ -136,9 +130,8 @@ def train_scheduler_further(
     import torch
 
     n_samples, n_exits = correct.shape
-    moments = state.moments.add(values, np.ones(n_samples))
-    mean, scale = moments.scaling()
-    inputs = torch.as_tensor((values - mean) / scale, dtype=torch.float32).view(n_samples, n_exits, -1)
+    moments, inputs = state.standardise(values)
+    inputs = inputs.view(n_samples, n_exits, -1)
     random_state = state.random_state()
     generator = torch_generator(random_state)
     models = build_scheduler(n_exits, inputs.shape[2], hidden_ratio, 2 if from_confidence else 1, generator)
@@ -161,7 +154,7 @@ def train_scheduler_further(
         batch_size=batch_size,
         random_state=random_state,
     )
-    return replace(state, optimizer=optimizer, moments=moments), scheduler_networks(models, mean, scale)
+    return replace(state, optimizer=optimizer, moments=moments), scheduler_networks(models, *moments.scaling())
 
 
 def scheduler_outputs(networks: Sequence[DenseNetwork], values: Floats) -> tuple[Floats, Floats]:
