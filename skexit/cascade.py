@@ -40,7 +40,7 @@ def train_cascade(
     dropout: float,
     training: Training,
     random_state: np.random.RandomState,
-    offset: NDArray[np.float64] | None = None,
+    offset: ReadRows | None = None,
     description: str | None = None,
 ) -> list[DenseNetwork]:
     """Train heads whose hidden layers see the features of their exit and the hidden layer before.
@@ -65,8 +65,9 @@ def train_cascade(
         Share of the hidden units that are left out at random in a step.
     training : Training
     random_state : RandomState
-    offset : ndarray of shape (n_samples, n_classes), default=None
-        What the logits of each head are added to in the loss.
+    offset : callable, default=None
+        Takes row numbers and returns what the logits of each head are added to in the loss, of shape
+        (n_rows, n_classes).
     description : str, default=None
         Label of a progress bar; None shows none.
 

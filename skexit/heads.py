@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from skexit._array_api import array_namespace
 from skexit._html import cost_column, exit_table
-from skexit._lazy import MergedLogits, TransformedLogits
+from skexit._lazy import MergedLogits, TransformedLogits, fit_in_memory
 from skexit._sklearn import Interval, StrOptions, _fit_context
 from skexit._transformer import LogitsTransformer
 from skexit._validation import (
@@ -32,7 +32,7 @@ from skexit.incremental import PartialFit
 from skexit.incremental_heads import train_further
 from skexit.layout import MULTIPLY_ADD_COST, ExitLayout
 from skexit.linear import solve_linear
-from skexit.networks import DenseNetwork, Training, number_of_epochs, train
+from skexit.networks import DenseNetwork, ReadRows, Training, number_of_epochs, train
 from skexit.uncertainty import fit_temperature
 from skexit.weighting import train_weighted
 
@@ -409,7 +409,7 @@ class ExitHeads(LogitsTransformer):
         together = (
             [without_logits] if self.hidden and self.cascade and without_logits else [[k] for k in without_logits]
         )
-        offset = None
+        offset: ReadRows | None = None
         for exits in tqdm(together, desc="heads", unit="exit", disable=not self.verbose, leave=False):
             if self.hidden:
                 trained = self._train_hidden(X, exits, labels, weight, offset, random_state)
@@ -436,14 +436,17 @@ class ExitHeads(LogitsTransformer):
                 "training='weighted' trains by mini-batches, but solver='lbfgs' does not; use solver='adam'."
             )
 
-    def _next_offset(
-        self, X: ExitArray, k: int, network: DenseNetwork, offset: NDArray[np.float64] | None
-    ) -> NDArray[np.float64]:
-        """What the boosted head after that at exit `k` adds to."""
-        logits = np.empty((len(X), len(self.classes_)))
-        for batch in X.batches():
-            logits[batch] = network(self._inputs(X, k, batch))
-        return PREDICTION_REWEIGHTING * (logits if offset is None else logits + offset)
+    def _next_offset(self, X: ExitArray, k: int, network: DenseNetwork, offset: ReadRows | None) -> ReadRows:
+        """What the boosted head after that at exit `k` adds to: kept, if that is little, or computed when it is read."""
+
+        def read(rows: Any) -> NDArray[np.float64]:
+            logits = network(self._inputs(X, k, rows))
+            return PREDICTION_REWEIGHTING * (logits if offset is None else logits + offset(rows))
+
+        if not fit_in_memory(len(X), 1, len(self.classes_)):
+            return read
+        kept = np.concatenate([read(batch) for batch in X.batches()])
+        return kept.__getitem__
 
     def _in_memory(self, X: ExitArray, k: int) -> bool:
         """Whether the linear head at exit `k` is solved for in memory."""
@@ -456,12 +459,13 @@ class ExitHeads(LogitsTransformer):
         k: int,
         labels: NDArray[np.int64],
         weight: NDArray[np.float64],
-        offset: NDArray[np.float64] | None,
+        offset: ReadRows | None,
         random_state: np.random.RandomState,
     ) -> DenseNetwork:
         if self._in_memory(X, k):
             inputs, n_classes, alpha = self._inputs(X, k), len(self.classes_), self._penalty(len(labels))
-            return solve_linear(inputs, labels, weight, n_classes=n_classes, alpha=alpha, offset=offset)
+            added_to = None if offset is None else offset(slice(None))
+            return solve_linear(inputs, labels, weight, n_classes=n_classes, alpha=alpha, offset=added_to)
         return train(
             lambda rows: self._inputs(X, k, rows),
             labels,
@@ -488,7 +492,7 @@ class ExitHeads(LogitsTransformer):
         exits: list[int],
         labels: NDArray[np.int64],
         weight: NDArray[np.float64],
-        offset: NDArray[np.float64] | None,
+        offset: ReadRows | None,
         random_state: np.random.RandomState,
     ) -> list[DenseNetwork]:
         return train_cascade(

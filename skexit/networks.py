@@ -158,7 +158,7 @@ def train(
     n_outputs: int,
     training: Training,
     random_state: np.random.RandomState,
-    offset: NDArray[np.float64] | None = None,
+    offset: ReadRows | None = None,
     description: str | None = None,
 ) -> DenseNetwork:
     """Train a network by mini-batches that are read when they are needed.
@@ -176,8 +176,9 @@ def train(
     n_outputs : int
     training : Training
     random_state : RandomState
-    offset : ndarray of shape (n_samples, n_outputs), default=None
-        What the outputs are added to before they are compared with the targets.
+    offset : callable, default=None
+        Takes row numbers and returns what the outputs are added to before they are compared with the
+        targets, of shape (n_rows, n_outputs).
     description : str, default=None
         Label of a progress bar; None shows none.
 
@@ -221,13 +222,14 @@ def train(
     return to_dense(model).after_scaling(mean, scale)
 
 
-def add_offset(outputs: torch.Tensor, offset: NDArray[np.float64] | None, rows: NDArray[np.int64]) -> torch.Tensor:
+def add_offset(outputs: torch.Tensor, offset: ReadRows | None, rows: NDArray[np.int64]) -> torch.Tensor:
     """Outputs of a network for some rows, added to what all rows start from.
 
     Parameters
     ----------
     outputs : Tensor of shape (n_rows, n_outputs)
-    offset : ndarray of shape (n_samples, n_outputs) or None
+    offset : callable or None
+        Takes row numbers and returns what all rows start from, of shape (n_rows, n_outputs).
     rows : ndarray of shape (n_rows,) of int
 
     Returns
@@ -236,7 +238,7 @@ def add_offset(outputs: torch.Tensor, offset: NDArray[np.float64] | None, rows: 
     """
     import torch
 
-    return outputs if offset is None else outputs + torch.as_tensor(offset[rows], dtype=outputs.dtype)
+    return outputs if offset is None else outputs + torch.as_tensor(offset(rows), dtype=outputs.dtype)
 
 
 def minimize(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from skexit._array_files import MAX_HEADER_BYTES, ArrayFile, bytes_of, map_array
 from skexit._array_files import checksum as _checksum
-from skexit._durable import sync_files, sync_folder
+from skexit._durable import begin_sync, sync_files, sync_folder
 from skexit._folders import Folder, LocalFolder, copy_file
 from skexit._json_files import check_count, dump_json, json_checksum, parse_json
 from skexit._manifest import Manifest
@@ -32,6 +32,8 @@ _MAX_OPEN_ARRAYS = 256
 #: By how much the files of a shard may be shorter than they should be when a cache is opened. What is missing is named
 #: when it is read; but memory is asked for by the number of rows before that, which must not be made up.
 _MAX_MISSING_BYTES = 2**20
+#: A file is brought to the disk in pieces of this many bytes or more.
+_SYNCED_BYTES = 2**21
 
 
 class Shard:
@@ -256,13 +258,17 @@ class _GrowingArray:
         self._n_rows = 0
         self._crc32 = 0
         self._write_header()
-        self._data_start = self._file.tell()
+        self._data_start = self._sync_begun = self._file.tell()
 
     def append(self, block: NDArray[Any]) -> None:
         data = bytes_of(block)
         self._file.write(data)
         self._crc32 = zlib.crc32(data, self._crc32)
         self._n_rows += len(block)
+        end = self._file.tell()
+        if end - self._sync_begun >= _SYNCED_BYTES:
+            begin_sync(self._file, self._sync_begun, end)
+            self._sync_begun = end
 
     def close(self) -> ArrayFile:
         self._file.seek(0)
@@ -291,8 +297,8 @@ class _GrowingArray:
 def _to_storage(block: NDArray[Any], dtype: np.dtype, name: str) -> NDArray[Any]:
     if block.dtype == dtype:
         return block
+    stored = _convert(block, dtype)
     with np.errstate(over="ignore"):
-        stored = block.astype(dtype)
         # If any value is too large, then the largest or the smallest is: to look for infinities in all takes longer.
         extremes = np.array([block.min(), block.max()]).astype(dtype) if block.size else np.empty(0)
     if np.isinf(extremes).any() and np.isfinite(block).all():
@@ -301,6 +307,16 @@ def _to_storage(block: NDArray[Any], dtype: np.dtype, name: str) -> NDArray[Any]
             "extract with dtype='float32'."
         )
     return stored
+
+
+def _convert(block: NDArray[Any], dtype: np.dtype) -> NDArray[Any]:
+    if dtype == np.float16 and block.dtype == np.float32 and block.flags.c_contiguous and block.flags.writeable:
+        import torch
+
+        # The same numbers in a fraction of the time: torch uses the processor's own instructions for this.
+        return torch.from_numpy(block).half().numpy()
+    with np.errstate(over="ignore"):
+        return block.astype(dtype)
 
 
 def _check_labels(y: Any) -> NDArray[Any]:

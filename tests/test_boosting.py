@@ -6,6 +6,7 @@ from scipy.optimize import approx_fprime, minimize
 from scipy.special import log_softmax
 from test_heads import make_features
 
+import skexit._lazy
 import skexit.heads
 import skexit.networks
 from skexit import ExitHeads, stack_exits
@@ -110,6 +111,14 @@ class TestSum:
         expected = np.asarray(boosted(hidden).fit(X, y).transform(X))
         monkeypatch.setattr(skexit.arrays, "BATCH_ROWS", 17)
         np.testing.assert_allclose(np.asarray(boosted(hidden).fit(X, y).transform(X)), expected, rtol=1e-6)
+
+    @pytest.mark.parametrize("options", [{}, {"solver": "adam", "max_epochs": 2}, {"hidden": 8, "max_epochs": 2}])
+    def test_what_heads_say_need_not_be_kept(self, options, monkeypatch):
+        X, y = make_features(own_logits=False)
+        heads = ExitHeads(training="boosted", random_state=0, **options)
+        expected = np.asarray(heads.fit(X, y).transform(X))
+        monkeypatch.setattr(skexit._lazy, "LARGEST_BYTES", 0)
+        np.testing.assert_allclose(np.asarray(heads.fit(X, y).transform(X)), expected, rtol=1e-6)
 
     @HIDDEN
     def test_samples_may_leave(self, hidden):
