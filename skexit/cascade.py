@@ -8,19 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from skexit.networks import (
-    DenseNetwork,
-    ReadRows,
-    Training,
-    add_offset,
-    build,
-    drop_units,
-    keep_in_memory,
-    minimize,
-    scaling,
-    to_dense,
-    torch_generator,
-)
+from skexit.mini_batches import ReadRows, Training, add_offset, keep_in_memory, minimize, scaling
+from skexit.networks import DenseNetwork, build, drop_units, to_dense, torch_generator
 
 if TYPE_CHECKING:
     import torch

@@ -20,7 +20,7 @@ from sklearn.pipeline import Pipeline
 
 from skexit.cache import FeatureCache
 from skexit.heads import ExitHeads
-from skexit.networks import one_thread
+from skexit.mini_batches import one_thread
 from skexit.plotting import AccuracyCostDisplay
 from skexit.policies import (
     EENetPolicy,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any, ClassVar, cast
 
@@ -11,38 +12,26 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 from sklearn.utils import check_random_state
 from sklearn.utils.metaestimators import available_if
-from tqdm.auto import tqdm
 
 from skexit._array_api import array_namespace
 from skexit._html import cost_column, exit_table
-from skexit._lazy import MergedLogits, TransformedLogits, fit_in_memory
+from skexit._lazy import MergedLogits, TransformedLogits
 from skexit._sklearn import Interval, StrOptions, _fit_context
 from skexit._transformer import LogitsTransformer
 from skexit._validation import (
     cross_validation_splits,
-    read_features,
     validate_new_data,
     validate_partial_data,
     validate_training_data,
 )
 from skexit.arrays import ExitArray, LogitsSource, enough_rows
 from skexit.boosting import PREDICTION_REWEIGHTING
-from skexit.cascade import train_cascade
+from skexit.head_training import HeadTrainer, HeadTraining
 from skexit.incremental import PartialFit
 from skexit.incremental_heads import train_further
 from skexit.layout import MULTIPLY_ADD_COST, ExitLayout
-from skexit.linear import solve_linear
-from skexit.networks import DenseNetwork, ReadRows, Training, number_of_epochs, train
+from skexit.networks import DenseNetwork
 from skexit.uncertainty import fit_temperature
-from skexit.weighting import train_weighted
-
-#: Up to this many bytes of features and logits, a linear head is solved for in memory, which takes a few times as many.
-_IN_MEMORY_BYTES = 2**28
-
-#: ``alpha="auto"``: the penalty, and what it is in all for many rows.
-_LARGEST_PENALTY, _PENALTY_OF_ALL_ROWS = 3e-3, 15.0
-#: ``max_epochs="auto"``: bounds of the passes over the rows.
-_FEWEST_EPOCHS, _MOST_EPOCHS = 10, 30
 
 
 class ExitHeads(LogitsTransformer):
@@ -291,7 +280,7 @@ class ExitHeads(LogitsTransformer):
             dropout=self.dropout,
             n_classes=len(known),
             learning_rate=self.learning_rate,
-            alpha=self._penalty(state.n_rows),
+            alpha=self._head_training().penalty(state.n_rows),
             batch_size=self.batch_size,
         )
         self._keep(used, known, networks)
@@ -400,142 +389,10 @@ class ExitHeads(LogitsTransformer):
 
     def _train(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> list[DenseNetwork | None]:
         random_state = check_random_state(self.random_state)
-        self._check_training()
-        if self.training == "weighted":
-            return self._train_weighted(X, labels, weight, random_state)
-        networks: list[DenseNetwork | None] = [None] * X.layout.n_exits
-        without_logits = [k for k in range(X.layout.n_exits) if not X.layout.has_logits(k)]
-        # A hidden layer that goes on to the next exit is trained with the exits that see it.
-        together = (
-            [without_logits] if self.hidden and self.cascade and without_logits else [[k] for k in without_logits]
-        )
-        offset: ReadRows | None = None
-        for exits in tqdm(together, desc="heads", unit="exit", disable=not self.verbose, leave=False):
-            if self.hidden:
-                trained = self._train_hidden(X, exits, labels, weight, offset, random_state)
-            else:
-                trained = [self._train_linear(X, exits[0], labels, weight, offset, random_state)]
-            for k, network in zip(exits, trained, strict=True):
-                networks[k] = network
-            if self.training == "boosted":
-                offset = self._next_offset(X, exits[0], trained[0], offset)
-        return networks
+        return HeadTrainer(X, labels, weight, len(self.classes_), self._head_training(), random_state).train()
 
-    def _check_training(self) -> None:
-        if self.hidden and self.solver == "lbfgs":
-            raise ValueError(f"solver='lbfgs' fits linear heads only, but hidden={self.hidden}; use solver='adam'.")
-        if self.training == "boosted" and self.cascade and self.hidden:
-            raise ValueError(
-                f"training='boosted' trains one head after another, but cascade=True with hidden={self.hidden} trains "
-                "all together; use cascade=False, or hidden=0."
-            )
-        if self.training == "weighted" and self.cascade:
-            raise ValueError("training='weighted' trains heads that see their own exit only; use cascade=False.")
-        if self.training == "weighted" and self.solver == "lbfgs":
-            raise ValueError(
-                "training='weighted' trains by mini-batches, but solver='lbfgs' does not; use solver='adam'."
-            )
-
-    def _next_offset(self, X: ExitArray, k: int, network: DenseNetwork, offset: ReadRows | None) -> ReadRows:
-        """What the boosted head after that at exit `k` adds to: kept, if that is little, or computed when it is read."""
-
-        def read(rows: Any) -> NDArray[np.float64]:
-            logits = network(self._inputs(X, k, rows))
-            return PREDICTION_REWEIGHTING * (logits if offset is None else logits + offset(rows))
-
-        if not fit_in_memory(len(X), 1, len(self.classes_)):
-            return read
-        kept = np.concatenate([read(batch) for batch in X.batches()])
-        return kept.__getitem__
-
-    def _in_memory(self, X: ExitArray, k: int) -> bool:
-        """Whether the linear head at exit `k` is solved for in memory."""
-        n_numbers = sum(X.layout.n_features[j] for j in self._seen_exits(k)) + len(self.classes_)
-        return self.solver == "lbfgs" or (self.solver == "auto" and 8 * len(X) * n_numbers <= _IN_MEMORY_BYTES)
-
-    def _train_linear(
-        self,
-        X: ExitArray,
-        k: int,
-        labels: NDArray[np.int64],
-        weight: NDArray[np.float64],
-        offset: ReadRows | None,
-        random_state: np.random.RandomState,
-    ) -> DenseNetwork:
-        if self._in_memory(X, k):
-            inputs, n_classes, alpha = self._inputs(X, k), len(self.classes_), self._penalty(len(labels))
-            added_to = None if offset is None else offset(slice(None))
-            return solve_linear(inputs, labels, weight, n_classes=n_classes, alpha=alpha, offset=added_to)
-        return train(
-            lambda rows: self._inputs(X, k, rows),
-            labels,
-            weight,
-            hidden=[],
-            n_outputs=len(self.classes_),
-            training=self._training(len(labels)),
-            random_state=random_state,
-            offset=offset,
-            description=f"head of exit {k}" if self.verbose else None,
-        )
-
-    def _inputs(self, X: ExitArray, k: int, rows: Any = None) -> NDArray[np.float64]:
-        """Features that a head sees which is trained alone."""
-        return np.concatenate([read_features(X, j, rows) for j in self._seen_exits(k)], axis=1)
-
-    def _seen_exits(self, k: int) -> range:
-        """Exits whose features the head at exit `k` sees."""
-        return range(0 if self.cascade else k, k + 1)
-
-    def _train_hidden(
-        self,
-        X: ExitArray,
-        exits: list[int],
-        labels: NDArray[np.int64],
-        weight: NDArray[np.float64],
-        offset: ReadRows | None,
-        random_state: np.random.RandomState,
-    ) -> list[DenseNetwork]:
-        return train_cascade(
-            lambda rows: np.concatenate([read_features(X, k, rows) for k in exits], axis=1),
-            labels,
-            weight,
-            widths=[X.layout.n_features[k] for k in exits],
-            hidden=self.hidden,
-            n_classes=len(self.classes_),
-            dropout=self.dropout,
-            training=self._training(len(labels)),
-            random_state=random_state,
-            offset=offset,
-            description=f"heads of exits {exits}" if self.verbose else None,
-        )
-
-    def _train_weighted(
-        self,
-        X: ExitArray,
-        labels: NDArray[np.int64],
-        weight: NDArray[np.float64],
-        random_state: np.random.RandomState,
-    ) -> list[DenseNetwork | None]:
-        return train_weighted(
-            X,
-            labels,
-            weight,
-            hidden=self.hidden,
-            n_classes=len(self.classes_),
-            dropout=self.dropout,
-            training=self._training(len(labels)),
-            random_state=random_state,
-            description="heads" if self.verbose else None,
-        )
-
-    def _training(self, n_rows: int) -> Training:
-        n_epochs = number_of_epochs(self.max_epochs, n_rows, _FEWEST_EPOCHS, _MOST_EPOCHS)
-        return Training(self.learning_rate, self._penalty(n_rows), n_epochs, self.batch_size)
-
-    def _penalty(self, n_rows: int) -> float:
-        if self.alpha == "auto":
-            return min(_LARGEST_PENALTY, _PENALTY_OF_ALL_ROWS / n_rows)
-        return cast(float, self.alpha)
+    def _head_training(self) -> HeadTraining:
+        return HeadTraining(**{field.name: getattr(self, field.name) for field in fields(HeadTraining)})
 
     def _new_logits(self) -> list[int]:
         return [k for k, network in enumerate(self.networks_) if network is not None]

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from skexit.arrays import ExitArray
 from skexit.layout import ExitLayout
-from skexit.networks import DenseNetwork, Moments, batches, build, drop_units, one_thread, to_dense
+from skexit.mini_batches import batches, one_thread
+from skexit.networks import DenseNetwork, Moments, build, drop_units, to_dense
 
 if TYPE_CHECKING:
     import torch

@@ -12,18 +12,8 @@ from tqdm.auto import tqdm
 
 from skexit._validation import read_features, read_logits
 from skexit.arrays import ExitArray
-from skexit.networks import (
-    DenseNetwork,
-    Training,
-    adam,
-    build,
-    drop_units,
-    keep_in_memory,
-    one_thread,
-    scaling,
-    to_dense,
-    torch_generator,
-)
+from skexit.mini_batches import Training, adam, keep_in_memory, one_thread, scaling
+from skexit.networks import DenseNetwork, build, drop_units, to_dense, torch_generator
 
 if TYPE_CHECKING:
     import torch

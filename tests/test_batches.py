@@ -12,7 +12,7 @@ from sklearn.linear_model import Ridge
 
 import skexit._lazy
 import skexit.arrays
-import skexit.networks
+import skexit.mini_batches
 from skexit import (
     EENetPolicy,
     EMExitAssigner,
@@ -28,7 +28,7 @@ from skexit import (
     stack_exits,
 )
 from skexit.cache import CacheWriter
-from skexit.networks import number_of_epochs, shuffled
+from skexit.mini_batches import number_of_epochs, shuffled
 from skexit.policies.recall import recall
 
 pytestmark = pytest.mark.filterwarnings("ignore:the mean cost on the fitting data:UserWarning")
@@ -63,8 +63,8 @@ def features_only(X):
 def read_little(patch, n_rows):
     """Nothing is kept that can be read again, and few rows are read at a time."""
     patch.setattr(skexit.arrays, "BATCH_ROWS", n_rows)
-    patch.setattr(skexit.networks, "_IN_MEMORY_BYTES", 0)
-    patch.setattr(skexit.networks, "_CHUNK_ROWS", n_rows)
+    patch.setattr(skexit.mini_batches, "_IN_MEMORY_BYTES", 0)
+    patch.setattr(skexit.mini_batches, "_CHUNK_ROWS", n_rows)
     patch.setattr(skexit._lazy, "LARGEST_BYTES", 0)
 
 
@@ -178,9 +178,9 @@ class TestOrder:
         np.testing.assert_array_equal(shuffled(rows, np.random.RandomState(0)), expected)
 
     def test_many_rows_are_permuted_by_blocks(self, monkeypatch):
-        monkeypatch.setattr(skexit.networks, "_SHUFFLED_AT_ONCE", 1000)
-        monkeypatch.setattr(skexit.networks, "_BLOCK_ROWS", 8)
-        monkeypatch.setattr(skexit.networks, "_MIXED_BLOCKS", 16)
+        monkeypatch.setattr(skexit.mini_batches, "_SHUFFLED_AT_ONCE", 1000)
+        monkeypatch.setattr(skexit.mini_batches, "_BLOCK_ROWS", 8)
+        monkeypatch.setattr(skexit.mini_batches, "_MIXED_BLOCKS", 16)
         rows = np.random.RandomState(1).permutation(5003)
         order = shuffled(rows, np.random.RandomState(0))
         np.testing.assert_array_equal(np.sort(order), np.arange(5003))

@@ -7,8 +7,8 @@ from scipy.special import log_softmax
 from test_heads import make_features
 
 import skexit._lazy
-import skexit.heads
-import skexit.networks
+import skexit.head_training
+import skexit.mini_batches
 from skexit import ExitHeads, stack_exits
 from skexit.boosting import PREDICTION_REWEIGHTING, fit_addition
 from skexit.uncertainty import fit_temperature
@@ -208,8 +208,8 @@ class TestRows:
     def test_features_larger_than_memory(self, monkeypatch):
         X, y = make_features()
         expected = np.asarray(boosted(solver="adam").fit(X, y).transform(X))
-        monkeypatch.setattr(skexit.networks, "_IN_MEMORY_BYTES", 0)
-        monkeypatch.setattr(skexit.heads, "_IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr(skexit.mini_batches, "_IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr(skexit.head_training, "_IN_MEMORY_BYTES", 0)
         np.testing.assert_allclose(np.asarray(boosted().fit(X, y).transform(X)), expected, rtol=1e-9)
 
 

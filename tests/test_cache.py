@@ -18,6 +18,12 @@ from skexit._json_files import FORMAT_VERSION, read_json, write_json
 from skexit.cache import CacheWriter
 
 
+def read_only(array):
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
 class TestRoundTrip:
     @pytest.mark.parametrize("shard_rows", [1, 3, 4, 100, None])
     @pytest.mark.parametrize("batch_rows", [1, 3, 10])
@@ -52,6 +58,22 @@ class TestRoundTrip:
         assert cache.dtype == np.float32
         np.testing.assert_array_equal(np.asarray(cache.X), EXPECTED.astype(np.float16).astype(np.float32))
         assert np.load(tmp_path / "shard-00000" / "exit0.features.npy").dtype == np.float16
+
+    @pytest.mark.parametrize("arranged", [np.ascontiguousarray, np.asfortranarray, read_only])
+    def test_float16_of_any_number_is_the_nearest(self, tmp_path, arranged):
+        """Every number of half precision, what is halfway to the next, and what is just beside either."""
+        halves = np.arange(2**15, dtype=np.uint16).view(np.float16)
+        halves = halves[np.isfinite(halves)].astype(np.float32)
+        middles = (halves[1:] + halves[:-1]) / 2
+        numbers = np.concatenate([halves, middles, *(np.nextafter(middles, np.float32(way)) for way in (0, 1e9))])
+        numbers = np.concatenate([numbers, -numbers, np.nextafter(halves[:-1], np.float32(1e9))])
+        block = numbers[: len(numbers) // 4 * 4].reshape(-1, 4)
+        layout = ExitLayout([4], [0], classes=range(4))
+        with CacheWriter(tmp_path, layout, origin=ORIGIN, dtype="float16") as writer:
+            writer.append([arranged(block)], [None])
+        stored = FeatureCache(tmp_path).X.logits(0)
+        np.testing.assert_array_equal(stored, block.astype(np.float16))
+        np.testing.assert_array_equal(np.signbit(stored), np.signbit(block))
 
     @pytest.mark.parametrize("kind", [np.float64, np.float16, np.int8])
     def test_other_dtypes_are_converted(self, tmp_path, kind):

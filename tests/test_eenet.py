@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from instances import make_exits
 from sklearn.base import clone
 
-import skexit.networks
+import skexit.mini_batches
 from skexit import EENetPolicy, ThresholdPolicy, stack_exits
-from skexit.networks import Training
+from skexit.mini_batches import Training
 from skexit.policies import eenet_network
 from skexit.policies.base import correct_exits
 from skexit.policies.eenet import _read_inputs
@@ -494,7 +494,7 @@ class TestPolicy:
     def test_reading_batches_gives_the_same_as_memory(self, data, monkeypatch):
         X, y = data
         expected = EENetPolicy(**FAST).fit(X, y)
-        monkeypatch.setattr(skexit.networks, "_IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr(skexit.mini_batches, "_IN_MEMORY_BYTES", 0)
         np.testing.assert_array_equal(EENetPolicy(**FAST).fit(X, y).exit_scores(X), expected.exit_scores(X))
 
     def test_weights_are_heeded(self, data):
@@ -513,7 +513,7 @@ class TestPolicy:
     def test_patience(self, data, monkeypatch):
         X, y = data
         losses = iter([5.0, 4, 3, 3, 3.5, 1, 1])
-        monkeypatch.setattr(skexit.networks, "_mean_loss", lambda *_: next(losses))
+        monkeypatch.setattr(skexit.mini_batches, "_mean_loss", lambda *_: next(losses))
         policy = EENetPolicy(max_epochs=50, patience=2, random_state=0).fit(X, y)
         assert policy.n_epochs_ == 2
         assert next(losses) == 1
@@ -521,7 +521,7 @@ class TestPolicy:
     def test_the_start_is_kept_where_nothing_is_better(self, data, monkeypatch):
         X, y = data
         losses = iter(range(10))
-        monkeypatch.setattr(skexit.networks, "_mean_loss", lambda *_: next(losses))
+        monkeypatch.setattr(skexit.mini_batches, "_mean_loss", lambda *_: next(losses))
         policy = EENetPolicy(max_epochs=3, learn_distribution=False, random_state=0).fit(X, y)
         assert policy.n_epochs_ == 0
         confident = ThresholdPolicy().fit(X, y)

@@ -13,8 +13,8 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
 import skexit._transformer
-import skexit.heads
-import skexit.networks
+import skexit.head_training
+import skexit.mini_batches
 from skexit import ExitArray, ExitHeads, ExitLayout, FeatureCache, ThresholdPolicy, stack_exits
 from skexit.cache import CacheWriter
 from skexit.uncertainty import fit_temperature
@@ -334,7 +334,7 @@ class TestCascade:
         heads = ExitHeads(6, cascade=True, max_epochs=5, random_state=0)
         single = heads.fit(X, y).transform(X).logits(1)
         n_trained = sum(X.layout.n_features[k] for k in range(2))
-        monkeypatch.setattr(skexit.networks, "_IN_MEMORY_BYTES", 2 * len(y) * n_trained)
+        monkeypatch.setattr(skexit.mini_batches, "_IN_MEMORY_BYTES", 2 * len(y) * n_trained)
         half = clone(heads).fit(X, y).transform(X).logits(1)
         np.testing.assert_allclose(half, single, atol=0.05)
         assert not np.array_equal(half, single)
@@ -344,7 +344,7 @@ class TestCascade:
         X, y = make_features(2000)
         values = np.asarray(X).astype(np.float32)
         values[:, 0] = np.r_[6e4, np.zeros(1999)]
-        monkeypatch.setattr(skexit.networks, "_IN_MEMORY_BYTES", 2 * values.size)
+        monkeypatch.setattr(skexit.mini_batches, "_IN_MEMORY_BYTES", 2 * values.size)
         heads = ExitHeads(4, cascade=True, max_epochs=1, random_state=0)
         far = ExitArray.from_array(values, X.layout)
         assert np.isfinite(np.asarray(heads.fit_transform(far, y))).all()
@@ -439,7 +439,7 @@ class TestLargeData:
         X, y = make_features()
         heads = ExitHeads(hidden, cascade=cascade, solver="adam", max_epochs=2, cv=2, random_state=0)
         expected = np.asarray(heads.fit_transform(X, y))
-        monkeypatch.setattr(skexit.networks, "_IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr(skexit.mini_batches, "_IN_MEMORY_BYTES", 0)
         monkeypatch.setattr(skexit.arrays, "BATCH_ROWS", 17)
         np.testing.assert_allclose(np.asarray(heads.fit_transform(X, y)), expected, rtol=1e-9)
 
@@ -448,11 +448,11 @@ class TestLargeData:
         expected = ExitHeads(solver="adam", random_state=0).fit(X, y).transform(X)
         small = ExitHeads(solver="lbfgs").fit(X, y).transform(X)
         # 240 rows of 3 features at exit 0 fit, of 5 features at exit 1 do not, beside the logits of 3 classes.
-        monkeypatch.setattr(skexit.heads, "_IN_MEMORY_BYTES", 8 * 240 * (4 + 3))
+        monkeypatch.setattr(skexit.head_training, "_IN_MEMORY_BYTES", 8 * 240 * (4 + 3))
         found = ExitHeads(random_state=0).fit(X, y)
         np.testing.assert_array_equal(found.transform(X).logits(0), small.logits(0))
         assert not np.array_equal(found.transform(X).logits(1), small.logits(1))
-        monkeypatch.setattr(skexit.heads, "_IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr(skexit.head_training, "_IN_MEMORY_BYTES", 0)
         np.testing.assert_array_equal(
             np.asarray(ExitHeads(random_state=0).fit(X, y).transform(X)), np.asarray(expected)
         )

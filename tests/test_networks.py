@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import skexit.networks
-from skexit.networks import DenseNetwork, Training, train, weighted_scaling
+import skexit.mini_batches
+from skexit.mini_batches import Training, train
+from skexit.networks import DenseNetwork, weighted_scaling
 
 torch = pytest.importorskip("torch")
 
@@ -196,7 +197,7 @@ class TestTrain:
     def test_reading_batches_gives_the_same_as_memory(self, monkeypatch, early_stopping):
         training = Training(0.02, 1e-3, 3, 32, early_stopping)
         expected = fit(*problem(), training=training)
-        monkeypatch.setattr(skexit.networks, "_IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr(skexit.mini_batches, "_IN_MEMORY_BYTES", 0)
         assert_same(fit(*problem(), training=training), expected)
 
     @pytest.mark.parametrize("n_samples", [1, 2, 9, 10, 33])

@@ -5,9 +5,9 @@ import pytest
 from scipy.special import log_softmax
 from test_heads import make_features
 
-import skexit.networks
+import skexit.mini_batches
 from skexit import ExitHeads, stack_exits
-from skexit.networks import Training
+from skexit.mini_batches import Training
 from skexit.weighting import _WeightedTrainer, confident_exits
 
 torch = pytest.importorskip("torch")
@@ -244,7 +244,7 @@ class TestHeads:
         X, y = make_features()
         heads = ExitHeads(training="weighted", max_epochs=2, random_state=0)
         expected = np.asarray(heads.fit(X, y).transform(X))
-        monkeypatch.setattr(skexit.networks, "_IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr(skexit.mini_batches, "_IN_MEMORY_BYTES", 0)
         np.testing.assert_allclose(np.asarray(heads.fit(X, y).transform(X)), expected, rtol=1e-9)
 
     @pytest.mark.parametrize("n_samples", [2, 3, 7])

@@ -15,7 +15,8 @@ from skexit._validation import read_logits
 from skexit.arrays import ExitArray
 from skexit.incremental import PartialFit
 from skexit.layout import ExitLayout
-from skexit.networks import DenseNetwork, Training, number_of_epochs
+from skexit.mini_batches import Training, number_of_epochs
+from skexit.networks import DenseNetwork
 from skexit.policies.base import correct_exits
 from skexit.policies.blending import blend, sigmoid
 from skexit.policies.eenet_network import (

@@ -11,19 +11,8 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from skexit._array_api import array_namespace
-from skexit.networks import (
-    DenseNetwork,
-    ReadRows,
-    Training,
-    batches,
-    build,
-    keep_in_memory,
-    minimize,
-    one_thread,
-    scaling,
-    to_dense,
-    torch_generator,
-)
+from skexit.mini_batches import ReadRows, Training, batches, keep_in_memory, minimize, one_thread, scaling
+from skexit.networks import DenseNetwork, build, to_dense, torch_generator
 from skexit.policies.quotas import tilted_distribution
 from skexit.uncertainty import max_probability, normalized_entropy, vote
 

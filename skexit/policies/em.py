@@ -18,7 +18,8 @@ from skexit._validation import cross_validation_splits, encode_labels, read_feat
 from skexit.arrays import ExitArray
 from skexit.incremental import PartialFit
 from skexit.layout import ExitLayout
-from skexit.networks import DenseNetwork, Training, number_of_epochs, train
+from skexit.mini_batches import Training, number_of_epochs, train
+from skexit.networks import DenseNetwork
 from skexit.policies.assignment import expectation, fit_exit_prior, group_patterns
 from skexit.policies.base import BudgetedPolicy, correct_exits
 from skexit.policies.blending import blend, sigmoid

@@ -12,7 +12,8 @@ from tqdm.auto import tqdm
 
 from skexit._validation import read_features, read_logits
 from skexit.arrays import ExitArray
-from skexit.networks import DenseNetwork, keep_in_memory, one_cycle, one_thread, weighted_scaling
+from skexit.mini_batches import keep_in_memory, one_cycle, one_thread
+from skexit.networks import DenseNetwork, weighted_scaling
 from skexit.policies.gates import N_STATISTICS, balanced_weight, exit_probabilities, gate_statistics, gate_targets
 from skexit.policies.mixture_objective import mixture_losses
 from skexit.uncertainty import softmax
