@@ -1,5 +1,7 @@
 """Configuration of the documentation."""
 
+from docutils import nodes
+
 import skexit
 
 project = "skexit"
@@ -67,3 +69,14 @@ nitpick_ignore_regex = [(r"py:.*", r"(sklearn|torch|numpy|pandas|matplotlib|skop
 
 # scikit-learn's inherited docstrings refer to its own user guide.
 suppress_warnings = ["ref.ref"]
+
+
+def keep_intervals_whole(app, doctree):
+    """A number and its interval stay on one line of a table, also on a phone."""
+    for cell in doctree.findall(nodes.entry):
+        for text in list(cell.findall(nodes.Text)):
+            text.parent.replace(text, nodes.Text(text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")))
+
+
+def setup(app):
+    app.connect("doctree-read", keep_intervals_whole)

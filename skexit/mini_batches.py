@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 #: Up to this many bytes of inputs are read once and kept; more are read for each batch.
-_IN_MEMORY_BYTES = 2**30
+_IN_MEMORY_BYTES = 2**29
 
 #: From so many rows on, they are shuffled by blocks of neighbours, of which so many are mixed: what is read for a step
 #: is then near to what is read for those before and after.
