@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch  # noqa: F401  (an extraction has imported it; that is no part of writing)
 from peak_memory import peak_memory, reset_peak_memory
 
 from skexit import ExitLayout

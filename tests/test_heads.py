@@ -420,9 +420,9 @@ class TestAuto:
         [(1, 3e-3, 30), (5_000, 3e-3, 30), (50_000, 3e-4, 30), (150_000, 1e-4, 10), (10**6, 1.5e-5, 10)],
     )
     def test_follows_the_number_of_rows(self, n_rows, alpha, max_epochs):
-        training = ExitHeads()._training(n_rows)
+        training = ExitHeads()._head_training().by_mini_batches(n_rows)
         assert (training.alpha, training.max_epochs) == (pytest.approx(alpha), max_epochs)
-        given = ExitHeads(alpha=0.5, max_epochs=2)._training(n_rows)
+        given = ExitHeads(alpha=0.5, max_epochs=2)._head_training().by_mini_batches(n_rows)
         assert (given.alpha, given.max_epochs) == (0.5, 2)
 
     @pytest.mark.parametrize("hidden", [0, 3])
