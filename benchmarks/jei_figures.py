@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 from intervals import draw_line, new_axes, save
+from matplotlib.axes import Axes
+from matplotlib.legend import Legend
 
 #: Of the baseline, points at every second of its budgets are enough for a line.
 STYLES = {
@@ -37,7 +39,7 @@ def draw(results: pd.DataFrame, exits: pd.DataFrame, folder: Path, data: str) ->
         for name, style in STYLES.items():
             rows = of_curves[of_curves["method"] == name]
             draw_line(ax, rows, "setting", "cost", column, label=SHORT.get(name, name), **style)
-        ax.legend(frameon=False, fontsize=8.5)
+        add_legend(ax)
         save(ax, folder / f"{data}-{column.replace(' ', '-').lower()}.png")
     draw_decomposition(exits, results, folder / f"{data}-exits.png")
     draw_calibration(exits, folder / f"{data}-modules.png")
@@ -55,8 +57,7 @@ def draw_decomposition(exits: pd.DataFrame, results: pd.DataFrame, path: Path) -
         ax.plot(used["accuracy_leaving"], color=color, linewidth=1)
         label = f"{name}, λ = {setting:g}" if setting != NEAR else f"{name}, {NEAR:g}"
         ax.scatter(used.index, used["accuracy_leaving"], 400 * used["share"], color=color, alpha=0.7, label=label)
-    legend = ax.legend(frameon=False, fontsize=8.5, loc="lower right")
-    for handle in legend.legend_handles:
+    for handle in add_legend(ax).legend_handles:
         handle.set_sizes([40])
     save(ax, path)
 
@@ -77,5 +78,11 @@ def draw_calibration(exits: pd.DataFrame, path: Path) -> None:
         draw_line(ax, rows, "exit", "exit", "ECE", **style)
         draw_line(ax, rows, "exit", "exit", "ECE, scaled", **(style | {"label": None}), linestyle=":")
     ax.set_ylim(bottom=0)
-    ax.legend(frameon=False, fontsize=8.5)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    add_legend(ax)
     save(ax, path)
+
+
+def add_legend(ax: Axes) -> Legend:
+    """Above the axes, where it hides nothing."""
+    return ax.figure.legend(loc="outside upper center", frameon=False, fontsize=8.5, ncols=2)
