@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import mmap
 from collections import OrderedDict
 from collections.abc import Hashable
 from threading import Lock
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
+
+#: What reading a single row may bring into memory: systems map the pages around it, too. Linux was seen to map 300 kB.
+_FAULT_BYTES = 2**18
 
 
 class OpenArrays:
     """Mapped arrays by key; the ones not used for longest are let go when there are too many.
 
     A mapped array holds a file open, of which the system allows a process about a thousand. Where the files were
-    fetched from elsewhere, it also holds a place on this machine's disk.
+    fetched from elsewhere, it also holds a place on this machine's disk. Pages that were read of it are in the memory
+    of the process until they are given back: after so many bytes, all are. The system keeps them, and gives them again.
 
     Parameters
     ----------
@@ -22,11 +28,15 @@ class OpenArrays:
         How many are kept.
     max_bytes : int
         How many bytes they have together at most; the one used last is kept in any case.
+    max_resident : int, default=2**28
+        About how many bytes of them are in the memory of the process at most.
     """
 
-    def __init__(self, max_arrays: int, max_bytes: int) -> None:
+    def __init__(self, max_arrays: int, max_bytes: int, max_resident: int = 2**28) -> None:
         self.max_arrays = max_arrays
         self.max_bytes = max_bytes
+        self.max_resident = max_resident
+        self._n_resident = 0
         self._arrays: OrderedDict[Hashable, NDArray[Any]] = OrderedDict()
         self._n_bytes = 0
         self._lock = Lock()  # threads may share a cache
@@ -46,6 +56,24 @@ class OpenArrays:
             self._n_bytes += array.nbytes
             while len(self._arrays) > 1 and (len(self._arrays) > self.max_arrays or self._n_bytes > self.max_bytes):
                 self._drop(next(iter(self._arrays)))
+        self.count(array.nbytes)  # compared with its checksum, it has been read
+
+    def count_rows(self, array: NDArray[Any], rows: NDArray[np.integer]) -> None:
+        """Count rows of an array as read."""
+        if len(rows):
+            row_bytes = array.nbytes // len(array)
+            span = (int(rows.max()) - int(rows.min()) + 1) * row_bytes + _FAULT_BYTES
+            self.count(min(span, len(rows) * (row_bytes + _FAULT_BYTES)))
+
+    def count(self, n_bytes: int) -> None:
+        """Count bytes as read, and give all pages back when they are too many."""
+        with self._lock:
+            self._n_resident = min(self._n_resident + n_bytes, self._n_bytes)
+            if self._n_resident > self.max_resident and hasattr(mmap, "MADV_DONTNEED"):
+                self._n_resident = 0
+                for array in self._arrays.values():
+                    if isinstance(array.base, mmap.mmap):
+                        array.base.madvise(mmap.MADV_DONTNEED)
 
     def drop(self, key: Hashable) -> None:
         """Let an array go, if it is open."""

@@ -170,7 +170,7 @@ class FeatureCache:
             shard_of_row = np.searchsorted(self._edges, rows, side="right") - 1
             for number in np.unique(shard_of_row):
                 here = np.flatnonzero(shard_of_row == number)
-                out[here] = self.shards[number].open(name)[rows[here] - self._edges[number]]
+                out[here] = self.shards[number].read(name, rows[here] - self._edges[number])
         return out
 
     def verify(self, *, progress: bool = False) -> None:

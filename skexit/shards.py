@@ -111,6 +111,13 @@ class Shard:
             self._open_arrays.add(key, array)
         return array
 
+    def read(self, name: str, rows: NDArray[np.intp]) -> NDArray[Any]:
+        """Copy rows of a file."""
+        array = self.open(name)
+        values = array[rows]
+        self._open_arrays.count_rows(array, rows)
+        return values
+
     def verify(self, name: str) -> None:
         """Read a file again and compare it with its checksum."""
         self._open_arrays.drop((self.number, name))

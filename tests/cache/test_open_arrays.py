@@ -1,6 +1,8 @@
 """How many arrays of a cache are open at a time."""
 
 import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,6 +55,35 @@ class TestOpenArrays:
         for key in "bc":
             arrays.add(key, np.zeros(5))
         assert self.keys(arrays) == "bc"
+
+
+def mapped_megabytes():
+    """What this process has in memory of files (Linux)."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"RssFile:\s+(\d+) kB", status)[1]) / 1024
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is not told")
+@pytest.mark.parametrize("order", ["forwards", "random"])
+def test_pages_that_were_read_are_given_back(tmp_path, order):
+    np.save(tmp_path / "file.npy", np.arange(2**23, dtype=np.float64).reshape(-1, 128))  # 64 MiB in rows of 1 KiB
+    rows = np.arange(2**16)
+    if order == "random":
+        rows = np.random.default_rng(0).permutation(rows)
+
+    def peak(max_resident):
+        arrays = OpenArrays(10, 2**40, max_resident)
+        arrays.add("file", np.load(tmp_path / "file.npy", mmap_mode="r"))
+        before = largest = mapped_megabytes()
+        for part in np.split(rows, 256):
+            array = arrays.get("file")
+            np.testing.assert_array_equal(array[part, 0], part * 128)
+            arrays.count_rows(array, part)
+            largest = max(largest, mapped_megabytes())
+        return largest - before
+
+    assert peak(2**40) > 50
+    assert peak(2**22) < 32
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="open files are not listed")
