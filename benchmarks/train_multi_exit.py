@@ -204,7 +204,7 @@ def summarize(results: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
 def draw(at_exits: pd.DataFrame, at_budgets: pd.DataFrame) -> object:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(7, 5.5), layout="constrained")
     axes = figure.subplots()
     for color, method in zip(("C0", "C2", "C1"), METHODS, strict=True):
         exits = at_exits[at_exits["method"] == method].groupby("exit", sort=False)[["cost", "accuracy"]].mean()
@@ -215,7 +215,7 @@ def draw(at_exits: pd.DataFrame, at_budgets: pd.DataFrame) -> object:
             axes.plot(mean["cost"], mean["accuracy"], style, color=color, ms=4, label=f"{method}: {policy}")
     axes.set(xlabel="mean cost, as a fraction of the whole network's FLOPs", ylabel="accuracy on the test images")
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside lower center", fontsize=8, ncols=2, frameon=False)
     return figure
 
 
