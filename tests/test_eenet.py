@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+import weakref
 
 import numpy as np
 import pytest
@@ -496,6 +497,24 @@ class TestPolicy:
         expected = EENetPolicy(**FAST).fit(X, y)
         monkeypatch.setattr(skexit.mini_batches, "_IN_MEMORY_BYTES", 0)
         np.testing.assert_array_equal(EENetPolicy(**FAST).fit(X, y).exit_scores(X), expected.exit_scores(X))
+
+    def test_inputs_of_a_batch_are_let_go(self, data, monkeypatch):
+        """A part of them that is kept would keep the memory of all: 26 GB for 1.3 million rows of 1,000 classes."""
+        read_in, alive = [], []
+
+        def keep_nothing(read, n_samples, n_inputs):
+            def read_and_count(rows):
+                inputs = read(rows)
+                read_in.append(weakref.ref(inputs))
+                alive.append(sum(reference() is not None for reference in read_in))
+                return inputs
+
+            return read_and_count
+
+        monkeypatch.setattr(eenet_network, "keep_in_memory", keep_nothing)
+        EENetPolicy(batch_size=32, **FAST).fit(*data)
+        assert len(alive) > 10
+        assert max(alive) <= 2
 
     def test_weights_are_heeded(self, data):
         """Where the rows that only the last exit gets right hardly count, earlier exits look better."""

@@ -393,10 +393,12 @@ def train_scheduler(
         return loss.parts(*outputs, *known)
 
     if from_confidence:
-        chunks = batches(rows, training.batch_size)
-        confidences = np.concatenate([read_inputs(chunk)[:, :, n_classes].numpy() for chunk in chunks])
+        in_order = np.sort(rows)
+        chunks = batches(in_order, training.batch_size)
+        # Copies: a part of the inputs would keep all of them.
+        confidences = np.concatenate([read_inputs(chunk)[:, :, n_classes].clone().numpy() for chunk in chunks])
         shares = tilted_distribution(np.zeros(n_exits), np.arange(n_exits, dtype=float), loss.costs, loss.budget)
-        start_at_confidence(models, confidences, correct[rows], sample_weight[rows], shares)
+        start_at_confidence(models, confidences, correct[in_order], sample_weight[in_order], shares)
     n_epochs = minimize(
         lambda batch: loss.total(parts(apply_scheduler(models, read_inputs(batch)), batch)),
         [parameter for model in models for parameter in model.parameters()],
