@@ -504,10 +504,10 @@ class TestPolicy:
 
         def keep_nothing(read, n_samples, n_inputs):
             def read_and_count(rows):
-                inputs = read(rows)
-                read_in.append(weakref.ref(inputs))
+                memory = read(rows).numpy().copy()
+                read_in.append(weakref.ref(memory))
                 alive.append(sum(reference() is not None for reference in read_in))
-                return inputs
+                return torch.from_numpy(memory)
 
             return read_and_count
 
