@@ -304,8 +304,8 @@ class _GrowingArray:
 def _to_storage(block: NDArray[Any], dtype: np.dtype, name: str) -> NDArray[Any]:
     if block.dtype == dtype:
         return block
-    stored = _convert(block, dtype)
     with np.errstate(over="ignore"):
+        stored = _convert(block, dtype)
         # If any value is too large, then the largest or the smallest is: to look for infinities in all takes longer.
         extremes = np.array([block.min(), block.max()]).astype(dtype) if block.size else np.empty(0)
     if np.isinf(extremes).any() and np.isfinite(block).all():
@@ -322,8 +322,7 @@ def _convert(block: NDArray[Any], dtype: np.dtype) -> NDArray[Any]:
 
         # The same numbers in a fraction of the time: torch uses the processor's own instructions for this.
         return torch.from_numpy(block).half().numpy()
-    with np.errstate(over="ignore"):
-        return block.astype(dtype)
+    return block.astype(dtype)
 
 
 def _check_labels(y: Any) -> NDArray[Any]:
