@@ -107,9 +107,7 @@ def train(
     import torch
 
     n_samples = len(targets)
-    rows = random_state.permutation(n_samples)
-    n_held_out = n_samples // 10 if training.early_stopping else 0
-    held_out, rows = rows[:n_held_out], rows[n_held_out:]
+    rows, held_out = split_rows(n_samples, training, random_state)
     mean, scale = scaling(read, rows, training.batch_size)
     model = build([len(mean), *hidden, n_outputs], torch_generator(random_state))
     target_type = torch.float32 if n_outputs == 1 else torch.int64
@@ -138,6 +136,31 @@ def train(
         description=description,
     )
     return to_dense(model).after_scaling(mean, scale)
+
+
+def split_rows(
+    n_samples: int, training: Training, random_state: np.random.RandomState, fewest_held_out: int = 0
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows to train on, and with early stopping a tenth to hold out, or none where that is too few.
+
+    Parameters
+    ----------
+    n_samples : int
+    training : Training
+    random_state : RandomState
+    fewest_held_out : int, default=0
+        Fewer are not held out.
+
+    Returns
+    -------
+    rows, held_out : ndarray of int
+        In random order.
+    """
+    rows = random_state.permutation(n_samples)
+    n_held_out = n_samples // 10 if training.early_stopping else 0
+    if n_held_out < fewest_held_out:
+        n_held_out = 0
+    return rows[n_held_out:], rows[:n_held_out]
 
 
 def add_offset(outputs: torch.Tensor, offset: ReadRows | None, rows: NDArray[np.int64]) -> torch.Tensor:

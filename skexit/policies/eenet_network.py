@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from skexit._array_api import array_namespace
-from skexit.mini_batches import ReadRows, Training, batches, keep_in_memory, minimize, one_thread, scaling
+from skexit.mini_batches import ReadRows, Training, batches, keep_in_memory, minimize, one_thread, scaling, split_rows
 from skexit.networks import DenseNetwork, build, to_dense, torch_generator
 from skexit.policies.quotas import tilted_distribution
 from skexit.uncertainty import max_probability, normalized_entropy, vote
@@ -376,7 +376,7 @@ def train_scheduler(
 
     n_samples, n_exits = correct.shape
     n_inputs = n_classes + _N_CONFIDENCES
-    rows, held_out = _split_rows(n_samples, training, random_state)
+    rows, held_out = split_rows(n_samples, training, random_state, fewest_held_out=_FEWEST_HELD_OUT)
     mean, scale = scaling(read, rows, training.batch_size)
     generator = torch_generator(random_state)
     models = build_scheduler(n_exits, n_inputs, hidden_ratio, 2 if from_confidence else 1, generator)
@@ -421,17 +421,6 @@ def train_scheduler(
         {name: part.item() for name, part in final.items()},
         n_epochs,
     )
-
-
-def _split_rows(
-    n_samples: int, training: Training, random_state: np.random.RandomState
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows to train on, and rows to hold out."""
-    rows = random_state.permutation(n_samples)
-    n_held_out = n_samples // 10 if training.early_stopping else 0
-    if n_held_out < _FEWEST_HELD_OUT:
-        n_held_out = 0
-    return rows[n_held_out:], rows[:n_held_out]
 
 
 def scheduler_networks(models: Sequence[torch.nn.Sequential], mean: Floats, scale: Floats) -> list[DenseNetwork]:
