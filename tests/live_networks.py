@@ -47,18 +47,20 @@ class TokenNetwork(nn.Module):
         return self.head(x.sum(1) / attention_mask.sum(1, keepdim=True))
 
 
-def make_live(policy, *, classes=None, network=Network, exits=Network.exits, thresholds=None, latency=None):
+def make_live(
+    policy, *, classes=None, network=Network, exits=Network.exits, thresholds=None, latency=None, device="cpu"
+):
     """A live network of four exits, and inputs to it, with a policy that is fitted on others.
 
     Thresholds, by exit, replace those that were fitted: no sample exceeds 2, and inf makes an exit unused.
     """
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    network = network().eval()
-    x, x_train = torch.randn(2, 300, 6, generator=generator)
+    network = network().eval().to(device)
+    x, x_train = torch.randn(2, 300, 6, generator=generator).to(device)
     logits = network(x_train)
     logits = logits[-1] if isinstance(logits, list) else logits
-    y = (logits - logits.mean(0)).argmax(1)  # all classes are frequent
+    y = (logits - logits.mean(0)).argmax(1).cpu()  # all classes are frequent
     with tempfile.TemporaryDirectory() as folder:
         cache = ExitExtractor(network, exits).extract([(x_train, y)], folder, classes=classes, progress=False)
         policy.fit(cache.X, cache.y)
@@ -74,20 +76,21 @@ class NothingPays:
         return False
 
 
-def make_token_live(policy):
+def make_token_live(policy, device="cpu"):
     """A live network of two exits on tokens, and how to draw inputs to it."""
     torch.manual_seed(0)
-    network = TokenNetwork().eval()
+    network = TokenNetwork().eval().to(device)
     generator = torch.Generator().manual_seed(0)
 
     def draw(n_samples, length):
         ids = torch.randint(11, (n_samples, length), generator=generator)
         n_tokens = torch.randint(1, length + 1, (n_samples, 1), generator=generator)
-        return {"input_ids": ids, "attention_mask": (torch.arange(length) < n_tokens).long()}
+        mask = (torch.arange(length) < n_tokens).long()
+        return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
     train = draw(200, 7)
     logits = network(**train)
-    y = (logits - logits.mean(0)).argmax(1)
+    y = (logits - logits.mean(0)).argmax(1).cpu()
     with tempfile.TemporaryDirectory() as folder:
         loader = [train | {"labels": y}]
         cache = ExitExtractor(network, network.exits).extract(loader, folder, progress=False)

@@ -6,11 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from skexit._array_api import as_like
 from skexit.runtime.decisions import Notes
 from skexit.runtime.output import ExitOutput
 from skexit.runtime.rows import select_rows
@@ -49,6 +47,10 @@ class Batch:
             select_rows(self.tensors, kept), select_rows(self.side, kept), self.rows[kept], self.notes.keep(kept)
         )
 
+    def without_gone(self) -> Batch:
+        """The samples that are not gone."""
+        return self if self.gone is None else self.select(torch.nonzero(~self.gone).flatten())
+
     def slice(self, rows: slice) -> Batch:
         """A range of the samples, of which none is gone; nothing is copied."""
         return self.map(lambda tensor: tensor[rows])
@@ -69,12 +71,12 @@ class Answers:
 
     Parameters
     ----------
-    classes : ndarray of shape (n_classes,)
-    temperatures : ndarray of shape (n_exits,)
-        By which an exit's logits are divided.
+    classes : tensor of shape (n_classes,), or ndarray where they are names
+    temperatures : tensor of shape (n_exits,) or None
+        By which an exit's logits are divided; None for 1.
     """
 
-    def __init__(self, classes: NDArray[Any], temperatures: NDArray[np.float64]) -> None:
+    def __init__(self, classes: torch.Tensor | NDArray[Any], temperatures: torch.Tensor | None) -> None:
         self._classes, self._temperatures = classes, temperatures
         self._rows: list[torch.Tensor] = []
         self._logits: list[torch.Tensor] = []
@@ -95,17 +97,11 @@ class Answers:
             rows, order = rows.sort()
             logits, exits = logits[order], exits[order]
         predicted = logits.argmax(1)
-        if (self._temperatures != 1).any():
-            logits = logits / as_like(self._temperatures, logits)[exits, None]
-        return rows, ExitOutput(_labels(self._classes, predicted), torch.softmax(logits, 1), exits)
+        labels = self._classes[predicted if isinstance(self._classes, torch.Tensor) else predicted.cpu().numpy()]
+        if self._temperatures is not None:
+            logits = logits / self._temperatures[exits, None]
+        return rows, ExitOutput(labels, torch.softmax(logits, 1), exits)
 
 
 def _join(parts: list[torch.Tensor]) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _labels(classes: NDArray[Any], predicted: torch.Tensor) -> torch.Tensor | NDArray[Any]:
-    if classes.dtype.kind in "biuf":
-        return torch.as_tensor(classes, device=predicted.device)[predicted]
-    labels: NDArray[Any] = classes[predicted.cpu().numpy()]
-    return labels

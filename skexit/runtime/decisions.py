@@ -57,6 +57,10 @@ class Decisions:
     policy : ExitPolicy
     layout : ExitLayout
         What the first step was fitted on.
+    classes : array of shape (n_classes,)
+        Class labels; on a device where they are numbers.
+    temperatures : array of shape (n_exits,) or None
+        By which an exit's logits are divided; None where all are 1.
     is_used : list of bool, one an exit
         Whether samples may leave there.
     is_observed : list of bool, one an exit
@@ -74,6 +78,8 @@ class Decisions:
         first = transformers[0] if transformers else self.policy
         self.layout: ExitLayout = _unfrozen(first)._layout_in
         self._order = order_of_classes(self.layout.classes)
+        self.classes: Any = self.policy.classes_
+        self.temperatures: Any = self.policy.temperatures_ if (self.policy.temperatures_ != 1).any() else None
         thresholds = self.policy.thresholds_
         # Nobody passes an exit whose threshold is -inf.
         self.n_exits = int(np.argmax(np.isneginf(thresholds))) + 1
@@ -83,12 +89,18 @@ class Decisions:
         self.is_observed = self._find_observed()
 
     def on(self, device: torch.device) -> Decisions:
-        """The same decisions, with the networks of policy and heads on a device."""
-        from skexit.runtime.tensors import with_tensors
+        """The same decisions, with the networks and arrays of policy and heads on a device."""
+        import torch
+
+        from skexit.runtime.tensors import as_double, with_tensors
 
         decisions = copy.copy(self)
         decisions.policy = with_tensors(self.policy, device)
         decisions._transformers = with_tensors(self._transformers, device)
+        if self.policy.classes_.dtype.kind in "biuf":
+            decisions.classes = torch.as_tensor(self.policy.classes_, device=device)
+        if self.temperatures is not None:
+            decisions.temperatures = as_double(self.policy.temperatures_, device)
         return decisions
 
     def for_all_exits(self) -> Decisions:

@@ -165,7 +165,7 @@ class _Part(EvaluationModule):
         stages = {k: runner.stages[k] for k in exits}
         self.networks = nn.ModuleDict({str(k): stage.network for k, stage in stages.items()})
         self.heads = nn.ModuleDict({str(k): stage.logits for k, stage in stages.items() if stage.logits is not None})
-        # What was measured is of the whole network; samples that were answered do not go to the second part.
+        # What was measured is of the whole network.
         self._runner = replace(runner, stages=stages, latency=None)
         self._device = device
         self.eval()
@@ -247,6 +247,7 @@ class FirstPart(_Part):
         output, staying = self._answer(self._runner.start(first, side, torch.arange(len(first), device=self._device)))
         if staying is None:
             return output
+        staying = staying.without_gone()
         rest = Activations(self.at_exit, staying.tensors, staying.side, staying.rows, staying.notes.memories)
         return output._replace(rest=rest)
 

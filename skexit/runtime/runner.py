@@ -12,7 +12,7 @@ from skexit.extraction.pooling import Pool, pool_output, prepared_pool
 from skexit.layout import ExitLayout
 from skexit.runtime.batch import Answers, Batch
 from skexit.runtime.decisions import Decisions
-from skexit.runtime.rows import count_rows, in_double, split_rows
+from skexit.runtime.rows import count_rows, fill_up, in_double, size_to_run, split_rows
 from skexit.runtime.stages import Stage
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class StageRunner:
 
     def answers(self) -> Answers:
         """Nothing yet."""
-        return Answers(self.decisions.policy.classes_, self.decisions.policy.temperatures_)
+        return Answers(self.decisions.classes, self.decisions.temperatures)
 
     def run(self, k: int, batch: Batch, answers: Answers) -> Batch | None:
         """Run the network to exit `k` and record who leaves there.
@@ -119,8 +119,11 @@ class StageRunner:
             return None
         if isinstance(staying, slice):
             return batch
-        if self.latency is None or self._compaction_pays(self.latency, k, len(batch), len(staying)):
-            return batch.select(staying)
+        size = size_to_run(len(staying), staying.device)
+        if size < len(batch) and (
+            self.latency is None or self._compaction_pays(self.latency, k, len(batch), len(staying))
+        ):
+            return _select(batch, staying, size)
         return replace(batch, gone=leaves if batch.gone is None else batch.gone | leaves)
 
     def _compaction_pays(self, latency: ExitLatency, k: int, n_samples: int, n_staying: int) -> bool:
@@ -194,3 +197,11 @@ class StageRunner:
     def _mask_of(self, batch: Batch) -> torch.Tensor | None:
         """The attention mask of the samples, if there is one."""
         return None if self.mask is None else batch.side[self.mask]
+
+
+def _select(batch: Batch, rows: torch.Tensor, size: int) -> Batch:
+    """Some of the samples, filled up to a size with samples that are gone."""
+    if size == len(rows):
+        return batch.select(rows)
+    rows, added = fill_up(rows, size)
+    return replace(batch.select(rows), gone=added)

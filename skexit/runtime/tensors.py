@@ -1,4 +1,4 @@
-"""The networks of a fitted policy, with their weights on the device of the live network."""
+"""The networks and arrays of a fitted policy, on the device of the live network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from typing import Any, cast
 import torch
 from sklearn.base import BaseEstimator
 
+from skexit.ensemble import ExitEnsemble
 from skexit.networks import DenseNetwork
+from skexit.policies.draws import SampleDraws
+from skexit.policies.log_linear import LogLinearModel
+
+#: Arrays that meet tensors, by what has them. Elsewhere, each exit would copy them to the device, and wait.
+_ARRAYS: dict[type, tuple[str, ...]] = {
+    ExitEnsemble: ("weights_", "biases_"),
+    LogLinearModel: ("coefficients",),
+    SampleDraws: ("projection",),
+}
 
 
 class TensorNetwork(DenseNetwork):
@@ -25,7 +35,7 @@ class TensorNetwork(DenseNetwork):
 
 
 def with_tensors(value: Any, device: torch.device) -> Any:
-    """A copy of an estimator, or of what it consists of, whose networks are on the device.
+    """A copy of an estimator, or of what it consists of, whose networks and arrays are on the device.
 
     Parameters
     ----------
@@ -38,18 +48,23 @@ def with_tensors(value: Any, device: torch.device) -> Any:
     value : of the same type
     """
     if isinstance(value, DenseNetwork):
-        dtype = torch.float32 if device.type == "mps" else torch.float64
         weights, biases = (
-            tuple(torch.as_tensor(array, dtype=dtype, device=device) for array in arrays)
-            for arrays in (value.weights, value.biases)
+            tuple(as_double(array, device) for array in arrays) for arrays in (value.weights, value.biases)
         )
         return TensorNetwork(cast(Any, weights), cast(Any, biases), value.negative_slope)
-    if isinstance(value, BaseEstimator):
+    names = next((names for kind, names in _ARRAYS.items() if isinstance(value, kind)), ())
+    if names or isinstance(value, BaseEstimator):
         copied = copy.copy(value)
         copied.__dict__.update({name: with_tensors(part, device) for name, part in vars(value).items()})
+        copied.__dict__.update({name: as_double(getattr(value, name), device) for name in names})
         return copied
     if isinstance(value, dict):
         return {name: with_tensors(part, device) for name, part in value.items()}
     if type(value) in (list, tuple):
         return type(value)(with_tensors(part, device) for part in value)
     return value
+
+
+def as_double(array: Any, device: torch.device) -> torch.Tensor:
+    """An array on the device, in the precision in which policies compute on a cache where the device has it."""
+    return torch.as_tensor(array, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
