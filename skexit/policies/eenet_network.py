@@ -11,7 +11,17 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 
 from skexit._array_api import array_namespace
-from skexit.mini_batches import ReadRows, Training, batches, keep_in_memory, minimize, one_thread, scaling, split_rows
+from skexit.mini_batches import (
+    ReadRows,
+    Training,
+    batches,
+    enough_in_order,
+    keep_in_memory,
+    minimize,
+    one_thread,
+    scaling,
+    split_rows,
+)
 from skexit.networks import DenseNetwork, build, to_dense, torch_generator
 from skexit.policies.quotas import tilted_distribution
 from skexit.uncertainty import max_probability, normalized_entropy, vote
@@ -393,7 +403,7 @@ def train_scheduler(
         return loss.parts(*outputs, *known)
 
     if from_confidence:
-        in_order = np.sort(rows)
+        in_order = enough_in_order(rows)
         chunks = batches(in_order, training.batch_size)
         # Copies: a part of the inputs would keep all of them.
         confidences = np.concatenate([read_inputs(chunk)[:, :, n_classes].clone().numpy() for chunk in chunks])
@@ -409,11 +419,14 @@ def train_scheduler(
         random_state=random_state,
         description=description,
     )
+    # In double precision, for the means are over all rows. Results that were kept batch by batch would lie between what
+    # the batches need for a while, so that this could not be used again.
+    utility_logits, log_assignment = torch.empty(2, n_samples, n_exits, dtype=torch.float64)
     everyone = np.arange(n_samples)
     with torch.no_grad(), one_thread():
-        outputs = [apply_scheduler(models, read_inputs(batch)) for batch in batches(everyone, training.batch_size)]
-        # In double precision, for the means are over all rows.
-        utility_logits, log_assignment = (torch.cat(part).double() for part in zip(*outputs, strict=True))
+        for start in range(0, n_samples, training.batch_size):
+            part = slice(start, start + training.batch_size)
+            utility_logits[part], log_assignment[part] = apply_scheduler(models, read_inputs(everyone[part]))
         final = parts((utility_logits, log_assignment), everyone)
     return TrainedScheduler(
         scheduler_networks(models, mean, scale),
