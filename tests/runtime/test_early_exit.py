@@ -10,8 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from instances import POLICIES
+from live_networks import make_live, policies
 from sklearn.base import clone
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from skexit import (
     EENetPolicy,
@@ -307,3 +309,24 @@ class TestErrors:
         policy = ThresholdPolicy().fit(cache.X, cache.y)
         with pytest.raises(ValueError, match=r"batch_sizes=\[0, 4\] must be positive"):
             measure_latency(network, EXITS, (0, 4), example_input=torch.zeros(1, 1, 8, 8), policy=policy)
+
+
+class Conversions(TorchFunctionMode):
+    """Notes which functions of torch are given arrays of NumPy."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if any(isinstance(argument, np.ndarray) for argument in args):
+            self.found.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", policies())
+def test_arrays_are_on_the_device_before_samples_come(name):
+    live, x = make_live(policies()[name])
+    with Conversions() as conversions:
+        live(x)
+    assert conversions.found == []
