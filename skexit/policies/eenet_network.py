@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,7 +14,6 @@ from skexit._array_api import array_namespace
 from skexit.mini_batches import (
     ReadRows,
     Training,
-    batches,
     enough_in_order,
     keep_in_memory,
     minimize,
@@ -404,9 +403,9 @@ def train_scheduler(
 
     if from_confidence:
         in_order = enough_in_order(rows)
-        chunks = batches(in_order, training.batch_size)
-        # Copies: a part of the inputs would keep all of them.
-        confidences = np.concatenate([read_inputs(chunk)[:, :, n_classes].clone().numpy() for chunk in chunks])
+        confidences = np.empty((len(in_order), n_exits))
+        for own in _ranges(len(in_order), training.batch_size):
+            confidences[own] = read_inputs(in_order[own])[:, :, n_classes]
         shares = tilted_distribution(np.zeros(n_exits), np.arange(n_exits, dtype=float), loss.costs, loss.budget)
         start_at_confidence(models, confidences, correct[in_order], sample_weight[in_order], shares)
     n_epochs = minimize(
@@ -419,14 +418,12 @@ def train_scheduler(
         random_state=random_state,
         description=description,
     )
-    # In double precision, for the means are over all rows. Results that were kept batch by batch would lie between what
-    # the batches need for a while, so that this could not be used again.
+    # In double precision, for the means are over all rows.
     utility_logits, log_assignment = torch.empty(2, n_samples, n_exits, dtype=torch.float64)
     everyone = np.arange(n_samples)
     with torch.no_grad(), one_thread():
-        for start in range(0, n_samples, training.batch_size):
-            part = slice(start, start + training.batch_size)
-            utility_logits[part], log_assignment[part] = apply_scheduler(models, read_inputs(everyone[part]))
+        for own in _ranges(n_samples, training.batch_size):
+            utility_logits[own], log_assignment[own] = apply_scheduler(models, read_inputs(everyone[own]))
         final = parts((utility_logits, log_assignment), everyone)
     return TrainedScheduler(
         scheduler_networks(models, mean, scale),
@@ -434,6 +431,15 @@ def train_scheduler(
         {name: part.item() for name, part in final.items()},
         n_epochs,
     )
+
+
+def _ranges(n_rows: int, batch_size: int) -> Iterator[slice]:
+    """Ranges of rows, to write results of batches into memory that is there before.
+
+    Small results that are kept from batch to batch would lie between what the batches need for a while, so that this
+    could not be used again: with 13 GB of logits, two and three gigabytes were lost.
+    """
+    return (slice(start, start + batch_size) for start in range(0, n_rows, batch_size))
 
 
 def scheduler_networks(models: Sequence[torch.nn.Sequential], mean: Floats, scale: Floats) -> list[DenseNetwork]:
