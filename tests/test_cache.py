@@ -334,11 +334,18 @@ class TestDamagedFolders:
         with pytest.raises(ValueError, match=r"shard-00001' is damaged: shard\.json: it says that it is shard 1"):
             FeatureCache(tmp_path)
 
-    def test_missing_last_shard(self, tmp_path):
+    @pytest.mark.parametrize("n_left", [2, 0])
+    def test_missing_last_shards(self, tmp_path, n_left):
         write(tmp_path)
-        shutil.rmtree(tmp_path / "shard-00002")
-        with pytest.raises(ValueError, match=r"has 8 rows but its manifest promises 10: a shard after shard-00001"):
+        for number in range(n_left, 3):
+            shutil.rmtree(tmp_path / f"shard-0000{number}")
+        message = f"has {4 * n_left} rows but its manifest promises 10: shard-0000{n_left} is missing"
+        with pytest.raises(ValueError, match=message):
             FeatureCache(tmp_path)
+        cache = FeatureCache(tmp_path, allow_partial=True)
+        assert not cache.complete
+        with pytest.raises(ValueError, match=message):
+            cache.verify()
 
     @pytest.mark.parametrize("damage", [empty, remove, truncate])
     def test_damaged_description_of_a_shard(self, tmp_path, damage):

@@ -1,6 +1,7 @@
 """``skexit cache``, as a user runs it."""
 
 import errno
+import shutil
 import subprocess
 import sys
 
@@ -100,6 +101,14 @@ class TestVerify:
         assert main(["cache", "verify", str(tmp_path)]) == 0
         assert "8 rows" in (printed := capsys.readouterr().out)
         assert "no file is damaged; the extraction has not finished" in printed
+
+    def test_a_lost_shard(self, path, capsys):
+        """Of a cache that was complete; opened as one that is not, all that is left of it is whole."""
+        shutil.rmtree(path / "shard-00002")
+        assert main(["cache", "verify", str(path)]) == 1
+        printed = capsys.readouterr()
+        assert "has 8 rows but its manifest promises 10: shard-00002 is missing" in printed.err
+        assert printed.out == ""
 
 
 class TestMerge:
