@@ -113,13 +113,15 @@ class FeatureCache:
         self.shards = open_shards(folder, manifest, local_bytes)
         self.n_bytes = sum(shard.n_bytes for shard in self.shards)
         self._edges = np.concatenate([[0], np.cumsum([shard.n_rows for shard in self.shards], dtype=np.int64)])
+        self._missing = ""
         if self.complete and self.n_rows != manifest.n_rows:
+            self._missing = (
+                f"the cache {str(self.path)!r} has {self.n_rows} rows but its manifest promises "
+                f"{manifest.n_rows}: shard-{len(self.shards):05d} is missing. Extract again "
+                "to replace it."
+            )
             if not allow_partial:
-                raise ValueError(
-                    f"the cache {str(self.path)!r} has {self.n_rows} rows but its manifest promises "
-                    f"{manifest.n_rows}: a shard after shard-{len(self.shards) - 1:05d} is missing. Extract again "
-                    "to replace it."
-                )
+                raise ValueError(self._missing)
             self.complete = False
 
     @property
@@ -184,9 +186,10 @@ class FeatureCache:
         Raises
         ------
         ValueError
-            If files are damaged, naming all of them and their shards.
+            If files are damaged, naming all of them and their shards, or shards of a cache that was complete are
+            missing.
         """
-        damages = []
+        damages = [self._missing] if self._missing else []
         with tqdm(total=self.n_bytes, unit="B", unit_scale=True, disable=None if progress else True) as bar:
             for shard in self.shards:
                 for name, file in shard.files.items():
