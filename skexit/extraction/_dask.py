@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from skexit.cache import FeatureCache
 from skexit.extraction.extractor import ExitExtractor
-from skexit.extraction.parts import extract_part, found_parts, is_complete, join_parts, loader_of_part
+from skexit.extraction.parts import count_parts, extract_part, is_complete, join_parts, loader_of_part
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -56,7 +56,8 @@ def extract_on_dask(
     ImportError
         If dask.distributed is not installed.
     ValueError
-        As :meth:`ExitExtractor.extract`, and if rows cannot be read by index, or costs are times.
+        As :meth:`ExitExtractor.extract`, and if rows cannot be read by index, costs are times, or one process has
+        begun to extract into the folder.
 
     See Also
     --------
@@ -76,7 +77,7 @@ def extract_on_dask(
     folder = Path(path).absolute()
     if is_complete(folder):
         return extractor.extract(loader, folder, **options)
-    n_parts = found_parts(folder) or n_parts or 4 * len(client.scheduler_info()["workers"])
+    n_parts = count_parts(folder, n_parts or 4 * len(client.scheduler_info()["workers"]))
     loader_of_part(loader, 0, n_parts)  # what cannot be divided fails here, not on the workers
     # Bytes, as a worker may pass on what it has at any time: a network that runs has hooks, which cannot be pickled.
     pickled = client.scatter(cloudpickle.dumps((extractor, loader)), broadcast=True)

@@ -182,7 +182,8 @@ class ExitExtractor:
             If the loader is empty, shuffles, or gives other labels than the cache has; the folder
             holds the cache of another model, with other settings or of other data; or the network
             does not call each exit exactly once, or gives infinities or NaN. With several workers also if
-            the loader's rows cannot be read by index, or costs are times.
+            the loader's rows cannot be read by index, costs are times, or one process has begun to extract into the
+            folder.
         RuntimeError
             If another process is extracting into the folder.
         """

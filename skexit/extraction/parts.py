@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, SequentialSampler, Subset
 
 from skexit._cache_writer import PART
 from skexit._folders import LocalFolder
-from skexit._manifest import read_manifest
+from skexit._manifest import MANIFEST, read_manifest
 from skexit.cache import FeatureCache
 from skexit.extraction._loaders import count_rows
 from skexit.merging import merge_caches
@@ -61,6 +61,23 @@ def found_parts(path: Path) -> int:
             f"the folder {str(path)!r} holds parts of extractions by {sorted(sizes)} workers; delete those of one."
         )
     return sizes.pop() if sizes else 0
+
+
+def count_parts(path: Path, n_parts: int) -> int:
+    """Into how many parts the rows are divided: as when the extraction into a folder began, or else `n_parts`.
+
+    Raises
+    ------
+    ValueError
+        If the folder has rows that are not in parts: the parts could be extracted, but not be joined with them.
+    """
+    found = found_parts(path)
+    if not found and (path / MANIFEST).exists() and (n_rows := FeatureCache(path, allow_partial=True).n_rows):
+        raise ValueError(
+            f"the folder {str(path)!r} has {n_rows} rows already, which are not in parts for several workers. Go on "
+            "with one process, or give another folder."
+        )
+    return found or n_parts
 
 
 def part_folder(path: Path, part: int, n_parts: int) -> Path:
@@ -137,7 +154,7 @@ def extract_as_worker(
 
     The first worker joins the parts. An extraction that was begun by another number of workers keeps its parts.
     """
-    n_parts = found_parts(path) or n_workers
+    n_parts = count_parts(path, n_workers)
     for part in range(rank, n_parts, n_workers):
         extract_part(extractor, loader, path, part, n_parts, **options)
     if rank == 0:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import signal
 import threading
 import time
@@ -15,6 +16,7 @@ from test_workers import N_ROWS, assert_same, make_extractor, make_loader
 
 from skexit import ExitHeads, FeatureCache, ThresholdPolicy
 from skexit.extraction import extract_on_dask
+from skexit.extraction.parts import extract_part
 
 distributed = pytest.importorskip("distributed")
 
@@ -69,6 +71,21 @@ def test_errors_of_workers_reach_the_caller(client, tmp_path):
         extract_on_dask(client, make_extractor(), make_loader(), tmp_path, n_parts=200)
     with pytest.raises(ValueError, match="which is none of classes"):
         extract_on_dask(client, make_extractor(), make_loader(), tmp_path / "cache", classes=[5, 6, 7])
+
+
+def test_rows_of_one_process_are_not_in_parts(client, tmp_path, expected):
+    shutil.rmtree(tmp_path / "alone" / "shard-00000")
+    make_extractor().extract(make_loader(), tmp_path / "alone", shard_rows=40)
+    shutil.rmtree(tmp_path / "alone" / "shard-00002")
+    with pytest.raises(ValueError, match="has 80 rows already, which are not in parts"):
+        extract_on_dask(client, make_extractor(), make_loader(), tmp_path / "alone")
+    assert not list((tmp_path / "alone").glob("part-*"))
+
+
+def test_an_extraction_goes_on_with_the_parts_it_began_with(client, tmp_path, expected):
+    extract_part(make_extractor(), make_loader(), tmp_path / "cache", 1, 3, progress=False)
+    cache = extract_on_dask(client, make_extractor(), make_loader(), tmp_path / "cache", n_parts=2)
+    assert_same(cache, expected)
 
 
 def test_a_search_over_budgets_opens_the_cache_by_its_path(client, tmp_path, expected):

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 
 from skexit import FeatureCache
 from skexit.extraction import ExitExtractor
-from skexit.extraction.parts import loader_of_part, rank_and_size
+from skexit.extraction.parts import extract_part, is_complete, join_parts, loader_of_part, rank_and_size
 
 N_ROWS = 103
 
@@ -134,6 +135,48 @@ def test_one_process_goes_on_with_the_parts(tmp_path, expected):
     extractor, loader = make_extractor(), make_loader()
     extractor.extract(loader_of_part(loader, 1, 3), tmp_path / "part-00001-of-00003")
     assert_same(extractor.extract(loader, tmp_path), expected)
+
+
+def test_rows_of_one_process_are_not_in_parts(tmp_path, expected):
+    """Which is said before the network runs, not when its work is to be joined with them."""
+    extractor, loader = make_extractor(), make_loader()
+    extractor.extract(loader, tmp_path, shard_rows=40)
+    shutil.rmtree(tmp_path / "shard-00002")
+    with pytest.raises(ValueError, match="has 80 rows already, which are not in parts for several workers"):
+        extractor.extract(loader, tmp_path, worker=(0, 2))
+    assert not list(tmp_path.glob("part-*"))
+    assert_same(extractor.extract(loader, tmp_path), expected)
+
+
+def test_parts_that_cannot_be_joined_are_kept(tmp_path):
+    loader = make_loader()
+    for part, pool in enumerate(["mean", "max"]):
+        extract_part(make_extractor(pool=pool), loader, tmp_path, part, 2, progress=False)
+    with pytest.raises(ValueError, match=r"cannot be merged: they differ in pool\."):
+        join_parts(tmp_path)
+    assert [FeatureCache(part).n_rows for part in sorted(tmp_path.glob("part-*"))] == [50, 53]
+
+
+def test_parts_of_extractions_by_different_numbers_of_workers(tmp_path):
+    for n_parts in (2, 3):
+        (tmp_path / f"part-00000-of-0000{n_parts}").mkdir()
+    with pytest.raises(ValueError, match=r"holds parts of extractions by \[2, 3\] workers; delete those of one"):
+        make_extractor().extract(make_loader(), tmp_path, worker=(0, 2))
+
+
+def test_a_cache_that_lost_a_shard_is_not_complete(tmp_path):
+    make_extractor().extract(make_loader(), tmp_path, shard_rows=40)
+    assert is_complete(tmp_path)
+    shutil.rmtree(tmp_path / "shard-00002")
+    assert not is_complete(tmp_path)
+
+
+def test_parts_are_collated_as_the_whole_is():
+    def collate(rows):
+        return torch.stack([x for x, _ in rows]) + 1, torch.tensor([y for _, y in rows])
+
+    loader = DataLoader(Images(), batch_size=5, collate_fn=collate)
+    assert torch.equal(next(iter(loader_of_part(loader, 0, 2)))[0], next(iter(loader))[0])
 
 
 def test_a_start_killed_while_it_deleted_the_parts_is_no_obstacle(tmp_path, expected):
