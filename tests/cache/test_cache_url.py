@@ -2,9 +2,11 @@
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 import uuid
 
 import joblib
@@ -95,6 +97,22 @@ def test_a_file_without_end_is_not_fetched(path):
         FeatureCache(url).verify()
 
 
+def test_a_description_without_end_is_not_fetched(path):
+    os.truncate(path / "manifest.json", 2**27)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="it has more than 16777216 bytes"):
+        FeatureCache(f"file://{path}")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**26
+
+
+def test_folders_that_are_no_shards_are_not_read(path):
+    shutil.copytree(path / "shard-00000", path / "unfinished-00003")
+    shutil.copytree(path, path / "part-00000-of-00002")
+    np.testing.assert_array_equal(np.asarray(FeatureCache(on_memory(path)).X), EXPECTED)
+
+
 def test_no_cache():
     with pytest.raises(FileNotFoundError, match="there is no cache at 'memory://nothing'"):
         FeatureCache("memory://nothing")
@@ -155,6 +173,16 @@ class TestFetching:
         write_cache(path, n_rows=14, y=np.arange(14) % 2)
         fsspec.filesystem("memory").put(f"{path}/", f"{url}/", recursive=True)
         assert FeatureCache(url).n_rows == 14
+
+    def test_a_cache_that_grew_in_a_store_whose_lists_are_kept(self, path, monkeypatch):
+        """As fsspec keeps those of s3, for as long as the process runs."""
+        memory = fsspec.get_filesystem_class("memory")
+        lists, find = {}, memory.find
+        monkeypatch.setattr(
+            memory, "find", lambda self, root, **options: lists.setdefault(root, find(self, root, **options))
+        )
+        monkeypatch.setattr(memory, "invalidate_cache", lambda self, path=None: lists.clear())
+        self.test_a_cache_that_grew_is_seen(path)
 
 
 def test_a_copy_for_all_processes_of_a_machine(path, tmp_path, monkeypatch):
