@@ -2,6 +2,7 @@
 
 import os
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 from caches import EXPECTED, values, write_cache
 
 import skexit.shards
+from skexit import ExitLayout, FeatureCache
 from skexit._open_arrays import OpenArrays
+from skexit.cache import CacheWriter
 
 
 class TestOpenArrays:
@@ -86,6 +89,23 @@ def test_pages_that_were_read_are_given_back(tmp_path, order):
     assert peak(2**22) < 32
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is not told")
+def test_pages_of_a_cache_are_given_back(tmp_path, monkeypatch):
+    """Those that were compared with checksums, and those that were read afterwards, of all files that are open."""
+    monkeypatch.setattr(skexit.shards, "OpenArrays", partial(OpenArrays, max_resident=2**22))
+    layout = ExitLayout([0, 0], [1024, 1])
+    with CacheWriter(tmp_path, layout, origin={}, shard_rows=2048) as writer:
+        for _ in range(8):  # shards of 8 MiB
+            writer.append([None, None], [np.zeros((2048, 1024), np.float32), np.zeros((2048, 1), np.float32)])
+    cache = FeatureCache(tmp_path)
+    before = mapped_megabytes()
+    cache.verify()
+    assert mapped_megabytes() - before < 32
+    for rows in np.random.default_rng(0).permutation(cache.n_rows).reshape(64, -1):
+        cache.X.features(0, rows)
+        assert mapped_megabytes() - before < 32
+
+
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="open files are not listed")
 def test_a_cache_of_more_files_than_may_be_open(tmp_path, monkeypatch):
     """A system allows about a thousand; the cache of a large data set has more, each checked once."""
@@ -100,12 +120,20 @@ def test_a_cache_of_more_files_than_may_be_open(tmp_path, monkeypatch):
     assert len(checked) == 15
 
 
-def test_a_file_that_was_replaced_is_checked_again(tmp_path, monkeypatch):
+@pytest.mark.parametrize("same", ["file", "time"])
+def test_a_file_that_was_replaced_is_checked_again(tmp_path, monkeypatch, same):
     monkeypatch.setattr(skexit.shards, "_MAX_OPEN_ARRAYS", 1)
     X = write_cache(tmp_path).X
     X.features(0)
     file = tmp_path / "shard-00000" / "exit0.features.npy"
-    file.unlink()
-    np.save(file, values(seed=1)[1][0][:4])
+    written = file.stat().st_mtime_ns
+    other = tmp_path / "other.npy"
+    np.save(other, values(seed=1)[1][0][:4])
+    if same == "file":
+        file.write_bytes(other.read_bytes())
+        os.utime(file, ns=(written + 10**9,) * 2)
+    else:
+        os.utime(other, ns=(written,) * 2)
+        other.replace(file)
     with pytest.raises(ValueError, match="its checksum differs"):
         X.features(0)
