@@ -175,6 +175,13 @@ class TestCompleteness:
         self.interrupt(tmp_path, 6)
         np.testing.assert_array_equal(np.asarray(write(tmp_path).X), EXPECTED)
 
+    def test_a_complete_cache_to_which_rows_are_added_is_not_complete_meanwhile(self, tmp_path):
+        write(tmp_path, n_rows=4)
+        self.interrupt(tmp_path, 4)
+        cache = FeatureCache(tmp_path, allow_partial=True)
+        assert not cache.complete
+        np.testing.assert_array_equal(np.asarray(cache.X), np.concatenate([EXPECTED[:4]] * 2))
+
     @pytest.mark.parametrize("n_files", [0, 2])
     def test_an_unfinished_shard_is_removed(self, tmp_path, n_files):
         self.interrupt(tmp_path, 4)
@@ -294,6 +301,17 @@ class TestDamagedFiles:
         with pytest.raises(ValueError, match=r"shard-00002' is damaged: exit0\.features\.npy: its checksum differs"):
             cache.verify()
 
+    def test_damage_that_leaves_no_trace_in_the_times_is_found_by_verify(self, tmp_path):
+        """A disk that forgets writes no new time."""
+        cache = write(tmp_path)
+        cache.verify()
+        file = tmp_path / "shard-00002" / "exit0.features.npy"
+        status = file.stat()
+        flip(-1)(file)
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+        with pytest.raises(ValueError, match=r"shard-00002' is damaged: exit0\.features\.npy: its checksum differs"):
+            cache.verify()
+
     @pytest.mark.filterwarnings("ignore:Reading `.npy` or `.npz` file required additional header parsing:UserWarning")
     def test_no_flipped_byte_gives_other_data(self, tmp_path):
         """Every byte of every file of a small cache, in turn: refused by name, or without effect."""
@@ -346,6 +364,11 @@ class TestDamagedFolders:
         assert not cache.complete
         with pytest.raises(ValueError, match=message):
             cache.verify()
+
+    def test_a_file_with_a_name_like_that_of_a_shard(self, tmp_path):
+        write(tmp_path)
+        (tmp_path / "shard-00001.zip").touch()
+        np.testing.assert_array_equal(np.asarray(FeatureCache(tmp_path).X), EXPECTED)
 
     @pytest.mark.parametrize("damage", [empty, remove, truncate])
     def test_damaged_description_of_a_shard(self, tmp_path, damage):
