@@ -1,6 +1,7 @@
 """A shard is on the disk before it has the name of a complete one, and a manifest before it replaces another."""
 
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -57,12 +58,14 @@ def test_the_disk_begins_before_a_shard_is_complete(tmp_path, monkeypatch):
     assert begun == [(header, 40)] * 2
 
 
-def test_an_error_of_the_disk_leaves_no_shard(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", [stat.S_ISREG, stat.S_ISDIR])
+def test_an_error_of_the_disk_leaves_no_shard(tmp_path, monkeypatch, kind):
     writer = CacheWriter(tmp_path, LAYOUT, origin=ORIGIN)
     append_rows(writer)
 
     def fail(descriptor):
-        raise OSError(5, "Input/output error")
+        if kind(os.fstat(descriptor).st_mode):
+            raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="Input/output error"):

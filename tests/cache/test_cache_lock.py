@@ -2,9 +2,11 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import caches
 import numpy as np
@@ -111,6 +113,39 @@ def test_locks_of_different_names_exclude_each_other_not(tmp_path):
     FolderLock(tmp_path, "worker-0.lock").release()
     second.release()
     assert os.listdir(tmp_path) == []
+
+
+def test_the_file_is_removed_while_the_lock_is_held(tmp_path, monkeypatch):
+    """Or it may be that of another, who has taken it meanwhile, and a third would take a new one."""
+    lock = FolderLock(tmp_path)
+    unlink, removed = Path.unlink, []
+
+    def look(path, **options):
+        if not removed:
+            with pytest.raises(RuntimeError, match="is writing into"):
+                FolderLock(tmp_path)
+        removed.append(path.name)
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", look)
+    lock.release()
+    assert removed[0] == LOCK
+
+
+def test_the_lock_is_held_until_the_unfinished_shard_is_removed(tmp_path, monkeypatch):
+    writer = CacheWriter(tmp_path, LAYOUT, origin=ORIGIN)
+    append_rows(writer)
+    rmtree, removed = shutil.rmtree, []
+
+    def look(folder):
+        with pytest.raises(RuntimeError, match="is writing into"):
+            CacheWriter(tmp_path, LAYOUT, origin=ORIGIN)
+        removed.append(folder.name)
+        rmtree(folder)
+
+    monkeypatch.setattr(shutil, "rmtree", look)
+    writer.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert removed == ["unfinished-00000"]
 
 
 FORKING = """
