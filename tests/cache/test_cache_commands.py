@@ -1,6 +1,7 @@
 """``skexit cache``, as a user runs it."""
 
 import errno
+import runpy
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from caches import LAYOUT, N_ROWS, ORIGIN, append_rows, write_cache
 
+import skexit.cli
 import skexit.merging
 from skexit import ExitLayout, FeatureCache
 from skexit.cache import CacheWriter
@@ -72,6 +74,18 @@ class TestInfo:
         assert main(["cache", "info", str(tmp_path)]) == 1
         assert f"skexit cache info: error: there is no cache at '{tmp_path}'" in capsys.readouterr().err
 
+    def test_the_status_is_that_of_the_process(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr(sys, "argv", ["skexit", "cache", "info", str(tmp_path)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(skexit.cli.__file__, run_name="__main__")
+        assert ended.value.code == 1
+
+    def test_a_url_without_fsspec(self, capsys, monkeypatch):
+        for name in ("fsspec", "fsspec.core"):
+            monkeypatch.setitem(sys.modules, name, None)
+        assert main(["cache", "info", "s3://bucket/cache"]) == 1
+        assert "skexit cache info: error: reading 's3://bucket/cache' needs fsspec" in capsys.readouterr().err
+
 
 class TestVerify:
     def test_whole(self, path, capsys):
@@ -128,6 +142,11 @@ class TestMerge:
         write_cache(tmp_path / "other", origin={"model": "other"})
         assert main(["cache", "merge", str(path), str(tmp_path / "other"), str(tmp_path / "all")]) == 1
         assert "skexit cache merge: error: the caches" in capsys.readouterr().err
+
+    def test_into_a_folder_that_is_written(self, path, tmp_path, capsys):
+        with CacheWriter(tmp_path / "all", LAYOUT, origin=ORIGIN):
+            assert main(["cache", "merge", str(path), str(tmp_path / "all")]) == 1
+        assert "skexit cache merge: error: another process is writing into" in capsys.readouterr().err
 
     def test_a_full_disk(self, path, tmp_path, capsys, monkeypatch):
         def fail(*arguments, **options):

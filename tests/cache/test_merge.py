@@ -9,6 +9,7 @@ import pytest
 from caches import LAYOUT, N_ROWS, ORIGIN, append_rows, values, write_cache
 
 import skexit._folders
+import skexit.merging
 from skexit import FeatureCache, merge_caches
 from skexit.cache import CacheWriter
 
@@ -185,6 +186,22 @@ class TestRefused:
         origin = FeatureCache(sources[0]).origin
         with CacheWriter(tmp_path / "all", LAYOUT, origin=origin), pytest.raises(RuntimeError, match="is writing"):
             merge_caches(sources, tmp_path / "all")
+
+
+def test_another_merges_at_the_same_time(sources, tmp_path, monkeypatch):
+    """It ends after this one has looked what is merged already, and before this one has the lock."""
+    merge_caches(sources, tmp_path / "all")
+    monkeypatch.setattr(skexit.merging, "_find_merged", lambda *arguments: (0, 0))
+    with pytest.raises(RuntimeError, match="meanwhile: it has 19 rows now, not 0"):
+        merge_caches(sources, tmp_path / "all")
+    assert_is(FeatureCache(tmp_path / "all"), *contents(sources))
+
+
+def test_float16(tmp_path):
+    cache = write_cache(tmp_path / "half", dtype="float16")
+    merged = merge_caches([tmp_path / "half"] * 2, tmp_path / "all")
+    assert merged.stored_dtype == np.float16
+    np.testing.assert_array_equal(np.asarray(merged.X), np.concatenate([cache.X] * 2))
 
 
 def test_damage_of_a_source_is_found_in_the_merged_cache(sources, tmp_path):
