@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pickle
 import shutil
 
 import numpy as np
@@ -143,6 +144,14 @@ class TestLaziness:
         for row in range(N_ROWS):
             X.features(0, [row])
         assert checked == [(4, 3), (4, 3), (2, 3)]
+
+
+def test_what_was_pickled_in_one_folder_is_found_in_another(tmp_path, monkeypatch):
+    write(tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    pickled = pickle.dumps(FeatureCache("cache").X)
+    monkeypatch.chdir(tmp_path / "cache")
+    np.testing.assert_array_equal(np.asarray(pickle.loads(pickled)), EXPECTED)
 
 
 class TestCompleteness:
