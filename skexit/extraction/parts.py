@@ -72,11 +72,13 @@ def count_parts(path: Path, n_parts: int) -> int:
         If the folder has rows that are not in parts: the parts could be extracted, but not be joined with them.
     """
     found = found_parts(path)
-    if not found and (path / MANIFEST).exists() and (n_rows := FeatureCache(path, allow_partial=True).n_rows):
-        raise ValueError(
-            f"the folder {str(path)!r} has {n_rows} rows already, which are not in parts for several workers. Go on "
-            "with one process, or give another folder."
-        )
+    if not found and (path / MANIFEST).exists():
+        cache = FeatureCache(path, allow_partial=True)
+        if cache.n_rows and not cache.complete:  # else the first worker has just joined the parts
+            raise ValueError(
+                f"the folder {str(path)!r} has {cache.n_rows} rows already, which are not in parts for several "
+                "workers. Go on with one process, or give another folder."
+            )
     return found or n_parts
 
 
@@ -155,6 +157,8 @@ def extract_as_worker(
     The first worker joins the parts. An extraction that was begun by another number of workers keeps its parts.
     """
     n_parts = count_parts(path, n_workers)
+    if is_complete(path):
+        return FeatureCache(path)
     for part in range(rank, n_parts, n_workers):
         extract_part(extractor, loader, path, part, n_parts, **options)
     if rank == 0:
