@@ -108,7 +108,10 @@ class RemoteFolder:
         return fetched
 
     def _open(self, name: str) -> Any:
-        return self._system.open(f"{self._root.rstrip('/')}/{name}", "rb")
+        try:
+            return self._system.open(f"{self._root.rstrip('/')}/{name}", "rb")
+        except NotADirectoryError as error:
+            raise FileNotFoundError("there is no such file") from error
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:

@@ -118,6 +118,12 @@ def test_no_cache():
         FeatureCache("memory://nothing")
 
 
+def test_a_file_is_no_cache(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"there is no cache at 'file://.*file': it has no manifest"):
+        FeatureCache(f"file://{tmp_path}/file")
+
+
 def test_an_error_of_the_network_is_no_damage(path, monkeypatch):
     """Whose message would advise to delete the shard."""
     cache = FeatureCache(on_memory(path))
