@@ -203,12 +203,13 @@ def summarize(results: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """Means over the seeds, and differences to heads on a frozen network with their 95 % intervals."""
     accuracy = results.pivot(index=[*keys, "seed"], columns="method", values="accuracy")
     groups = results.groupby([*keys, "method"], sort=False)[["cost", "accuracy"]].mean().unstack("method")
-    table = {
-        f"{value}, {method}": groups[value, method].round(4) for method in METHODS for value in groups.columns.levels[0]
-    }
+    table = {}
     for method in (JOINT, REFITTED):
         difference = 100 * (accuracy[method] - accuracy[FROZEN])
         table[f"{method}: points more"] = write(difference.groupby(level=keys, sort=False), digits=1)
+    for method in METHODS:
+        for value in groups.columns.levels[0]:
+            table[f"{value}, {method}"] = groups[value, method].round(4)
     return pd.DataFrame(table).reset_index()
 
 
