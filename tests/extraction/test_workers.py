@@ -16,7 +16,14 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 
 from skexit import FeatureCache
 from skexit.extraction import ExitExtractor
-from skexit.extraction.parts import extract_part, is_complete, join_parts, loader_of_part, rank_and_size
+from skexit.extraction.parts import (
+    extract_as_worker,
+    extract_part,
+    is_complete,
+    join_parts,
+    loader_of_part,
+    rank_and_size,
+)
 
 N_ROWS = 103
 
@@ -146,6 +153,12 @@ def test_rows_of_one_process_are_not_in_parts(tmp_path, expected):
         extractor.extract(loader, tmp_path, worker=(0, 2))
     assert not list(tmp_path.glob("part-*"))
     assert_same(extractor.extract(loader, tmp_path), expected)
+
+
+def test_a_worker_that_comes_when_all_is_joined(tmp_path, expected):
+    make_extractor().extract(make_loader(), tmp_path)
+    assert_same(extract_as_worker(make_extractor(), make_loader(), tmp_path, 1, 2), expected)
+    assert not list(tmp_path.glob("part-*"))
 
 
 def test_parts_that_cannot_be_joined_are_kept(tmp_path):
