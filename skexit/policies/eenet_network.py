@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
+from sklearn.utils import gen_batches
 
 from skexit._array_api import array_namespace
 from skexit.mini_batches import (
@@ -401,10 +402,12 @@ def train_scheduler(
         known = [torch.as_tensor(value[batch], dtype=outputs[0].dtype) for value in (correct, targets, sample_weight)]
         return loss.parts(*outputs, *known)
 
+    # What is kept of each batch is written into memory that is there before: else it would lie between what the batches
+    # need for a while, so that this could not be used again. With 13 GB of logits, gigabytes were lost.
     if from_confidence:
         in_order = enough_in_order(rows)
         confidences = np.empty((len(in_order), n_exits))
-        for own in _ranges(len(in_order), training.batch_size):
+        for own in gen_batches(len(in_order), training.batch_size):
             confidences[own] = read_inputs(in_order[own])[:, :, n_classes]
         shares = tilted_distribution(np.zeros(n_exits), np.arange(n_exits, dtype=float), loss.costs, loss.budget)
         start_at_confidence(models, confidences, correct[in_order], sample_weight[in_order], shares)
@@ -422,7 +425,7 @@ def train_scheduler(
     utility_logits, log_assignment = torch.empty(2, n_samples, n_exits, dtype=torch.float64)
     everyone = np.arange(n_samples)
     with torch.no_grad(), one_thread():
-        for own in _ranges(n_samples, training.batch_size):
+        for own in gen_batches(n_samples, training.batch_size):
             utility_logits[own], log_assignment[own] = apply_scheduler(models, read_inputs(everyone[own]))
         final = parts((utility_logits, log_assignment), everyone)
     return TrainedScheduler(
@@ -431,15 +434,6 @@ def train_scheduler(
         {name: part.item() for name, part in final.items()},
         n_epochs,
     )
-
-
-def _ranges(n_rows: int, batch_size: int) -> Iterator[slice]:
-    """Ranges of rows, to write results of batches into memory that is there before.
-
-    Small results that are kept from batch to batch would lie between what the batches need for a while, so that this
-    could not be used again: with 13 GB of logits, two and three gigabytes were lost.
-    """
-    return (slice(start, start + batch_size) for start in range(0, n_rows, batch_size))
 
 
 def scheduler_networks(models: Sequence[torch.nn.Sequential], mean: Floats, scale: Floats) -> list[DenseNetwork]:

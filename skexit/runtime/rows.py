@@ -38,8 +38,13 @@ def is_channels_last(tensor: torch.Tensor) -> bool:
 
 
 def in_double(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in the precision in which policies compute on a cache, where the device has it."""
-    return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)
+    """The tensor in the precision in which policies compute."""
+    return tensor.to(double_on(tensor.device))
+
+
+def double_on(device: torch.device) -> torch.dtype:
+    """The precision in which policies compute on a cache, where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def count_rows(leaves: torch.Tensor, gone: torch.Tensor | None) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from skexit.ensemble import ExitEnsemble
 from skexit.networks import DenseNetwork
 from skexit.policies.draws import SampleDraws
 from skexit.policies.log_linear import LogLinearModel
+from skexit.runtime.rows import double_on
 
 #: Arrays that meet tensors, by what has them. Elsewhere, each exit would copy them to the device, and wait.
 _ARRAYS: dict[type, tuple[str, ...]] = {
@@ -66,5 +67,5 @@ def with_tensors(value: Any, device: torch.device) -> Any:
 
 
 def as_double(array: Any, device: torch.device) -> torch.Tensor:
-    """An array on the device, in the precision in which policies compute on a cache where the device has it."""
-    return torch.as_tensor(array, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+    """An array on the device, in the precision in which policies compute."""
+    return torch.as_tensor(array, dtype=double_on(device), device=device)
