@@ -40,7 +40,7 @@ def validate_training_data(
 
 
 def validate_partial_data(
-    estimator: BaseEstimator, X: Any, y: Any, classes: Any, sample_weight: Any, *, is_first: bool, needs_classes: bool
+    estimator: BaseEstimator, X: Any, y: Any, classes: Any, sample_weight: Any, *, is_first: bool
 ) -> tuple[ExitArray, NDArray[Any], NDArray[np.int64], NDArray[np.float64]]:
     """Check what was passed to ``partial_fit``, and in the first call keep its layout.
 
@@ -51,8 +51,6 @@ def validate_partial_data(
     X, y, classes, sample_weight
         What was passed.
     is_first : bool
-    needs_classes : bool
-        Whether the first call must have classes, unless X knows them, or may find them in y.
 
     Returns
     -------
@@ -63,8 +61,6 @@ def validate_partial_data(
         checked, y = _validate_first(estimator, X, y)
         if classes is None and checked.layout.classes is None:
             classes = getattr(estimator, "classes_", None)  # of an earlier fit
-            if classes is None and needs_classes:
-                raise ValueError("classes must be passed on the first call to partial_fit.")
         known = encode_labels(y if classes is None else np.unique(classes), checked.layout)[0]
     else:
         checked, known = validate_new_data(estimator, X), estimator.classes_

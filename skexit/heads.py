@@ -27,8 +27,7 @@ from skexit._validation import (
 from skexit.arrays import ExitArray, LogitsSource, enough_rows
 from skexit.boosting import PREDICTION_REWEIGHTING
 from skexit.head_training import HeadTrainer, HeadTraining
-from skexit.incremental import PartialFit
-from skexit.incremental_heads import train_further
+from skexit.incremental import PartialFit, train_further
 from skexit.layout import MULTIPLY_ADD_COST, ExitLayout
 from skexit.networks import DenseNetwork
 from skexit.uncertainty import fit_temperature
@@ -264,9 +263,7 @@ class ExitHeads(LogitsTransformer):
             class, or classes are others than in the first call.
         """
         is_first = self._fitting_state is None
-        used, known, labels, weight = validate_partial_data(
-            self, X, y, classes, sample_weight, is_first=is_first, needs_classes=False
-        )
+        used, known, labels, weight = validate_partial_data(self, X, y, classes, sample_weight, is_first=is_first)
         _check_two_classes(known)
         state = self._fitting_state or PartialFit.start(check_random_state(self.random_state))
         state = state.next_call(weight)

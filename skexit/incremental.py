@@ -1,8 +1,7 @@
-"""Training in several calls: what is kept between them, as plain NumPy."""
+"""Heads that are trained in several calls, and what is kept between these, as plain NumPy."""
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -10,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skexit._validation import read_features
 from skexit.arrays import ExitArray
-from skexit.layout import ExitLayout
+from skexit.cascade import Cascade
 from skexit.mini_batches import batches, one_thread
-from skexit.networks import DenseNetwork, Moments, build, drop_units, to_dense
+from skexit.networks import DenseNetwork, Moments, build, drop_units, to_dense, torch_generator
 
 if TYPE_CHECKING:
     import torch
@@ -26,8 +26,6 @@ _FEWEST_STEPS = 10
 _SLOW_STEPS = 1000.0
 #: The average of the weights forgets the first steps: step t enters with this much over t, at first with all.
 _AVERAGE_WEIGHT = 9.0
-#: A reservoir has no more rows, and no more numbers, than these.
-_MOST_ROWS, _MOST_NUMBERS = 10_000, 2**24
 
 
 @dataclass
@@ -141,87 +139,8 @@ def _arrays(tensors: Sequence[torch.Tensor]) -> list[NDArray[np.float32]]:
 
 
 @dataclass
-class Reservoir:
-    """A random sample of all rows so far, which does not depend on how they came in batches.
-
-    Each row has a key that follows from its values and the seed, and those with the smallest keys are
-    kept. A row that comes again, as in a second pass, is not kept twice; its weight is added.
-
-    Parameters
-    ----------
-    seed : int
-    keys : ndarray of shape (n_kept,)
-        Uniform in [0, 1), rising.
-    values : ndarray of shape (n_kept, n_columns)
-    labels : ndarray of shape (n_kept,) of int
-    weight : ndarray of shape (n_kept,)
-    """
-
-    seed: int
-    keys: Floats = field(default_factory=lambda: np.empty(0))
-    values: NDArray[Any] = field(default_factory=lambda: np.empty((0, 0)))
-    labels: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    weight: Floats = field(default_factory=lambda: np.empty(0))
-
-    def keys_of(self, X: ExitArray) -> Floats:
-        """Key of each row, from what the first exit that has columns shows.
-
-        Parameters
-        ----------
-        X : ExitArray of shape (n_samples, n_columns)
-
-        Returns
-        -------
-        ndarray of shape (n_samples,)
-        """
-        layout = X.layout
-        k = next(k for k in range(layout.n_exits) if layout.has_logits(k) or layout.n_features[k])
-        block = np.ascontiguousarray(X.logits(k) if layout.has_logits(k) else X.features(k))
-        codes = np.array([zlib.crc32(row, self.seed) for row in block], dtype=np.float64)
-        return codes / 2**32
-
-    def add(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats, keys: Floats) -> Reservoir:
-        """The sample of the rows so far and of these.
-
-        Parameters
-        ----------
-        X : ExitArray of shape (n_samples, n_columns)
-        labels : ndarray of shape (n_samples,) of int
-        weight, keys : ndarray of shape (n_samples,)
-
-        Returns
-        -------
-        Reservoir
-        """
-        most = min(_MOST_ROWS, max(1, _MOST_NUMBERS // X.shape[1]))
-        candidates = np.argsort(keys, kind="stable")
-        if len(self.keys) >= most:
-            candidates = candidates[keys[candidates] <= self.keys[-1]]
-        candidates = candidates[: _distinct(keys[candidates], most)]
-        new = np.asarray(X[candidates])
-        values = np.concatenate([self.values, new]) if len(self.keys) else new
-        every_key = np.concatenate([self.keys, keys[candidates]])
-        kept, first, group = np.unique(every_key, return_index=True, return_inverse=True)
-        first = first[:most]
-        every_label = np.concatenate([self.labels, labels[candidates]])
-        every_weight = np.concatenate([self.weight, weight[candidates]])
-        total = np.bincount(group, weights=every_weight)[:most].astype(np.float64)
-        return Reservoir(self.seed, kept[:most], values[first], every_label[first], total)
-
-    def as_exits(self, layout: ExitLayout) -> ExitArray:
-        """The rows that are kept."""
-        return ExitArray.from_array(self.values, layout)
-
-
-def _distinct(keys: Floats, most: int) -> int:
-    """How many of the rising keys hold the first so many distinct ones, with their copies."""
-    starts = np.flatnonzero(np.diff(keys, prepend=-1.0))
-    return len(keys) if len(starts) <= most else int(starts[most])
-
-
-@dataclass
 class PartialFit:
-    """What an estimator keeps between calls of ``partial_fit``.
+    """What heads keep between calls of ``partial_fit``.
 
     Parameters
     ----------
@@ -233,11 +152,9 @@ class PartialFit:
     optimizer : OptimizerState
     moments : Moments
         Of the inputs of the networks.
-    reservoir : Reservoir
     """
 
     seed: int
-    reservoir: Reservoir
     n_calls: int = 0
     n_rows: int = 0
     total_weight: float = 0.0
@@ -247,8 +164,7 @@ class PartialFit:
     @classmethod
     def start(cls, random_state: np.random.RandomState) -> PartialFit:
         """Before the first call."""
-        seed = int(random_state.randint(2**31 - 1))
-        return cls(seed, Reservoir(seed))
+        return cls(seed=int(random_state.randint(2**31 - 1)))
 
     def next_call(self, weight: Floats) -> PartialFit:
         """With the rows of one more call counted."""
@@ -330,3 +246,78 @@ class SeparateNetworks:
             to_dense(network).after_scaling(mean[own], scale[own])
             for network, own in zip(self.networks, self.columns, strict=True)
         ]
+
+
+def train_further(
+    X: ExitArray,
+    labels: NDArray[np.int64],
+    weight: NDArray[np.float64],
+    state: PartialFit,
+    *,
+    hidden: int,
+    cascade: bool,
+    dropout: float,
+    n_classes: int,
+    learning_rate: float,
+    alpha: float,
+    batch_size: int,
+) -> tuple[PartialFit, list[DenseNetwork | None]]:
+    """Train the heads of all exits that lack logits once on these rows, on from where the last call ended.
+
+    Parameters
+    ----------
+    X : ExitArray of shape (n_samples, n_columns)
+    labels : ndarray of shape (n_samples,)
+        Class indices.
+    weight : ndarray of shape (n_samples,)
+    state : PartialFit
+    hidden, cascade, dropout, learning_rate, alpha, batch_size
+        As in :class:`skexit.ExitHeads`.
+    n_classes : int
+
+    Returns
+    -------
+    state : PartialFit
+    networks : list of DenseNetwork or None, one an exit
+    """
+    import torch
+    from torch.nn import functional
+
+    networks: list[DenseNetwork | None] = [None] * X.layout.n_exits
+    trained = [k for k in range(X.layout.n_exits) if not X.layout.has_logits(k)]
+    if not trained:
+        return state, networks
+    read = list(range(trained[-1] + 1)) if cascade and not hidden else trained
+    features = np.concatenate([read_features(X, k) for k in read], axis=1)
+    moments, inputs = state.standardise(features)
+    random_state = state.random_state()
+    generator = torch_generator(random_state)
+    widths = [X.layout.n_features[k] for k in read]
+    model: Cascade | SeparateNetworks
+    if cascade and hidden:
+        model = Cascade(widths, hidden, n_classes, dropout, generator)
+    else:
+        ends = np.cumsum([0, *widths]).tolist()
+        columns = [slice(0 if cascade else ends[read.index(k)], ends[read.index(k) + 1]) for k in trained]
+        layers = [hidden, n_classes] if hidden else [n_classes]
+        model = SeparateNetworks(columns, layers, generator, dropout)
+    targets = torch.as_tensor(labels)
+    relative_weight = state.relative(weight)
+
+    def loss(batch: NDArray[np.int64]) -> torch.Tensor:
+        losses = [functional.cross_entropy(out, targets[batch], reduction="none") for out in model(inputs[batch])]
+        return (sum(losses) * relative_weight[batch]).mean()
+
+    optimizer = take_steps(
+        loss,
+        model.parameters(),
+        state.optimizer,
+        np.arange(len(labels)),
+        learning_rate=learning_rate,
+        alpha=alpha,
+        batch_size=batch_size,
+        random_state=random_state,
+    )
+    for k, network in zip(trained, model.to_dense(*moments.scaling()), strict=True):
+        networks[k] = network
+    return replace(state, optimizer=optimizer, moments=moments), networks

@@ -9,7 +9,6 @@ TRUSTED_TYPES = [
     "skexit.heads.ExitHeads",
     "skexit.incremental.OptimizerState",
     "skexit.incremental.PartialFit",
-    "skexit.incremental.Reservoir",
     "skexit.layout.ExitLayout",
     "skexit.networks.DenseNetwork",
     "skexit.networks.Moments",

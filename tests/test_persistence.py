@@ -22,7 +22,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 
 import skexit
-from skexit import EENetPolicy, ExitHeads, ExitLayout, JEIGatedEnsemble, ThresholdPolicy, stack_exits
+from skexit import ExitHeads, ExitLayout, JEIGatedEnsemble, ThresholdPolicy, stack_exits
 from skexit.exceptions import InconsistentVersionWarning
 
 skops_io = pytest.importorskip("skops.io")
@@ -139,7 +139,7 @@ def test_every_trusted_type_is_needed_and_exists(data):
     }
     # On those exits quotas are as good as a path of thresholds; here they are not.
     path = ThresholdPolicy(schedule="lagrangian", budget=0.6).fit(*make_bad_exit(600, 0))
-    learned = EENetPolicy(budget=0.6, random_state=0).partial_fit(X, y, classes=["cat", "dog", "owl"])
+    learned = ExitHeads(random_state=0).partial_fit(X, y)
     for estimator in (path, learned):
         found |= set(skops_io.get_untrusted_types(data=skops_io.dumps(estimator)))
     assert sorted(found) == skexit.TRUSTED_TYPES

@@ -13,11 +13,10 @@ from skexit._array_api import array_namespace
 from skexit._sklearn import HasMethods, Interval, StrOptions
 from skexit._validation import read_logits
 from skexit.arrays import ExitArray
-from skexit.incremental import PartialFit
 from skexit.layout import ExitLayout
 from skexit.mini_batches import Training, number_of_epochs
 from skexit.networks import DenseNetwork
-from skexit.policies.base import correct_exits
+from skexit.policies.base import BudgetedPolicy, correct_exits
 from skexit.policies.blending import blend, sigmoid
 from skexit.policies.eenet_network import (
     SMALLEST_SHARE,
@@ -25,8 +24,6 @@ from skexit.policies.eenet_network import (
     exit_inputs,
     train_scheduler,
 )
-from skexit.policies.incremental import IncrementalPolicy
-from skexit.policies.incremental_training import measure_losses, scheduler_outputs, train_scheduler_further
 from skexit.policies.quotas import quota_thresholds
 from skexit.uncertainty import max_probability, softmax
 from skexit.uncertainty.scores import count_votes
@@ -35,7 +32,7 @@ from skexit.uncertainty.scores import count_votes
 _MOST_EPOCHS = 20
 
 
-class EENetPolicy(IncrementalPolicy):
+class EENetPolicy(BudgetedPolicy):
     """Learn how likely each exit is right, and what share of the samples it should serve.
 
     At each exit, a small network sees the class probabilities, three confidences (the largest
@@ -102,11 +99,10 @@ class EENetPolicy(IncrementalPolicy):
         Mean assignment of the fitting samples, before it is tilted to meet the budget. None where
         there are no networks.
     losses_ : dict of str to float
-        Losses on the fitting samples, after ``partial_fit`` on those that are kept: ``"utility"``
-        (eq. 11), ``"budget"`` (eq. 14) and ``"assignment"`` (eq. 15). Empty where there are no networks.
+        Losses on the fitting samples: ``"utility"`` (eq. 11), ``"budget"`` (eq. 14) and
+        ``"assignment"`` (eq. 15). Empty where there are no networks.
     n_epochs_ : int
-        Epochs after which the networks were at their best; 0 where the start was, and after
-        ``partial_fit``.
+        Epochs after which the networks were at their best; 0 where the start was.
     thresholds_ : ndarray of shape (n_exits,)
         A sample stops where its score is at least the threshold; ``inf`` where nobody stops,
         ``-inf`` at the last exit.
@@ -222,66 +218,12 @@ class EENetPolicy(IncrementalPolicy):
         self.verbose = verbose
 
     def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
-        self._fitting_state = None
-        self._forget_networks()
-        if self._learns():
-            self._train(X, labels, weight)
-        self._fit_thresholds(X, weight)
-
-    def _forget_networks(self) -> None:
         self.networks_: list[DenseNetwork] = []
         self.learned_distribution_: NDArray[np.float64] | None = None
         self.losses_: dict[str, float] = {}
         self.n_epochs_ = 0
-
-    def _learns(self) -> bool:
-        return len(self.costs_) > 1 and (self.learn_scores or self.learn_distribution)
-
-    def _loss(self) -> SchedulerLoss:
-        return SchedulerLoss(self.costs_, self.budget, self.alpha, self.beta)
-
-    def _learn_further(
-        self,
-        X: ExitArray,
-        labels: NDArray[np.int64],
-        weight: NDArray[np.float64],
-        training_rows: NDArray[np.int64],
-        state: PartialFit,
-    ) -> PartialFit:
-        if state.n_calls == 1:
-            self._forget_networks()
-        if not self._learns():
-            return state
-        state, self.networks_ = train_scheduler_further(
-            _read_inputs(X, np.arange(len(X))),
-            correct_exits(X, labels),
-            weight,
-            training_rows,
-            state,
-            self._loss(),
-            n_classes=len(self.classes_),
-            hidden_ratio=self.hidden_ratio,
-            from_confidence=self.init == "confidence",
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            batch_size=self.batch_size,
-        )
-        return state
-
-    def _conclude(
-        self,
-        X: ExitArray,
-        labels: NDArray[np.int64],
-        weight: NDArray[np.float64],
-        is_held_out: NDArray[np.bool_],
-    ) -> None:
-        if self.networks_:
-            outputs = [scheduler_outputs(self.networks_, _read_inputs(X, batch)) for batch in X.batches()]
-            utility_logits, log_assignment = (np.concatenate(part) for part in zip(*outputs, strict=True))
-            self.losses_ = measure_losses(
-                self._loss(), utility_logits, log_assignment, correct_exits(X, labels), weight
-            )
-            self.learned_distribution_ = np.average(np.exp(log_assignment), axis=0, weights=weight)
+        if len(self.costs_) > 1 and (self.learn_scores or self.learn_distribution):
+            self._train(X, labels, weight)
         self._fit_thresholds(X, weight)
 
     def _train(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
@@ -289,7 +231,7 @@ class EENetPolicy(IncrementalPolicy):
             lambda rows: _read_inputs(X, rows),
             correct_exits(X, labels),
             weight,
-            self._loss(),
+            SchedulerLoss(self.costs_, self.budget, self.alpha, self.beta),
             n_classes=len(self.classes_),
             hidden_ratio=self.hidden_ratio,
             from_confidence=self.init == "confidence",

@@ -16,15 +16,12 @@ from skexit._array_api import array_namespace
 from skexit._sklearn import HasMethods, Interval, StrOptions
 from skexit._validation import cross_validation_splits, encode_labels, read_features, read_logits
 from skexit.arrays import ExitArray
-from skexit.incremental import PartialFit
 from skexit.layout import ExitLayout
 from skexit.mini_batches import Training, number_of_epochs, train
 from skexit.networks import DenseNetwork
 from skexit.policies.assignment import expectation, fit_exit_prior, group_patterns
 from skexit.policies.base import BudgetedPolicy, correct_exits
 from skexit.policies.blending import blend, sigmoid
-from skexit.policies.incremental import IncrementalPolicy
-from skexit.policies.incremental_training import train_routers_further
 from skexit.policies.quotas import equal_thresholds, exits_from_scores, quota_thresholds
 from skexit.uncertainty import margin, max_probability, normalized_entropy, softmax
 
@@ -42,11 +39,9 @@ _CONFIDENCE_ALONE = (np.inf, 0.0)
 _SMALLEST_SHARE = 1e-6
 #: The most passes of ``max_epochs="auto"``.
 _MOST_EPOCHS = 20
-#: With fewer held-out rows, weights are not chosen after ``partial_fit``.
-_FEWEST_HELD_OUT = 20
 
 
-class EMExitAssigner(IncrementalPolicy):
+class EMExitAssigner(BudgetedPolicy):
     """Assign samples to exits by expectation-maximisation, and learn routers that do the same.
 
     The exit of a sample is a latent variable. Exit k explains a sample by ``exp(-lam * c_k)``
@@ -189,8 +184,6 @@ class EMExitAssigner(IncrementalPolicy):
         "_router_probability",
     }
 
-    _fitting_choice_weight: Floats | None = None
-
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "lam": [Interval(Real, None, None, closed="neither")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
@@ -278,7 +271,6 @@ class EMExitAssigner(IncrementalPolicy):
         return expectation(correct_exits(exits, labels), self.exit_prior_, self.lam_, self.costs_, self.noise)[0]
 
     def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
-        self._fitting_state, self._fitting_choice_weight = None, None
         self._check_router_hidden()
         self._correct, self._confidence = _answers(X, labels)
         self._patterns, self._pattern_weight, pattern_of_row = group_patterns(self._correct, weight)
@@ -291,49 +283,6 @@ class EMExitAssigner(IncrementalPolicy):
         self.routers_ = self._train_routers(X, targets, weight, random_state)
         self._router_probability = self._router_probabilities(X, self.routers_)
         self._fitting_weight = weight
-        self._apply_thresholds()
-
-    def _learn_further(
-        self,
-        X: ExitArray,
-        labels: NDArray[np.int64],
-        weight: Floats,
-        training_rows: NDArray[np.int64],
-        state: PartialFit,
-    ) -> PartialFit:
-        self._check_router_hidden()
-        # Read before anything is counted: a batch that is refused leaves no trace.
-        inputs = [self._read_router_inputs(X, k, slice(None)) for k in range(X.layout.n_exits - 1)]
-        patterns, pattern_weight, pattern_of_row = group_patterns(correct_exits(X, labels), weight)
-        if state.n_calls > 1:
-            patterns = np.concatenate([self._patterns, patterns])
-            pattern_weight = np.concatenate([self._pattern_weight, pattern_weight])
-            pattern_of_row += len(self._patterns)
-        self._patterns, self._pattern_weight, group = group_patterns(patterns, pattern_weight)
-        self._find_assignments()
-        targets = self._targets()[group[pattern_of_row]]
-        state, self.routers_ = train_routers_further(
-            inputs,
-            targets,
-            weight,
-            training_rows,
-            state,
-            hidden=self.router_hidden,
-            learning_rate=self.learning_rate,
-            alpha=self.alpha,
-            batch_size=self.batch_size,
-        )
-        return state
-
-    def _conclude(
-        self, X: ExitArray, labels: NDArray[np.int64], weight: Floats, is_held_out: NDArray[np.bool_]
-    ) -> None:
-        self._correct, self._confidence = _answers(X, labels)
-        self._router_probability = self._router_probabilities(X, self.routers_)
-        self._fitting_weight = weight
-        chooses = self._chooses_weights() and is_held_out.sum() >= _FEWEST_HELD_OUT
-        self._fitting_choice_weight = weight * is_held_out if chooses else None
-        self._held_out_probability = self._router_probability.astype(np.float32) if chooses else None
         self._apply_thresholds()
 
     def _targets(self) -> Floats:
@@ -490,20 +439,15 @@ class EMExitAssigner(IncrementalPolicy):
             return 0.0 if self.confidence_weight == "auto" else float(self.confidence_weight), 1.0
         candidates = list(product(_CONFIDENCE_WEIGHTS, _ASSIGNMENT_WEIGHTS))
         right = np.stack([self._held_out_right(*candidate) for candidate in candidates])
-        weight = self._choice_weight
+        weight = self._fitting_weight
         best = int(np.argmax(np.average(right, axis=1, weights=weight)))
         gain = right[best].astype(np.float64) - right[candidates.index(_CONFIDENCE_ALONE)]
         return candidates[best] if _exceeds_its_error(gain, weight) else _CONFIDENCE_ALONE
 
-    @property
-    def _choice_weight(self) -> Floats:
-        """Weight of each row in the choice of weights: after ``partial_fit``, none where routers learned from it."""
-        return self._fitting_weight if self._fitting_choice_weight is None else self._fitting_choice_weight
-
     def _held_out_right(self, confidence_weight: float, assignment_weight: float) -> NDArray[np.bool_]:
         """Whether each row is answered right, by routers that were trained on other rows."""
         scores = blend(self._held_out_probability, self._confidence, confidence_weight)
-        thresholds = self._thresholds_for(scores, self._choice_weight, assignment_weight, warn=False)
+        thresholds = self._thresholds_for(scores, self._fitting_weight, assignment_weight, warn=False)
         stops = exits_from_scores(scores, thresholds)
         return self._correct[np.arange(len(stops)), stops]
 
