@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["InconsistentVersionWarning"]
+__all__ = ["InconsistentVersionWarning", "RoutersUnusedWarning"]
 
 
 class InconsistentVersionWarning(UserWarning):
@@ -37,3 +37,14 @@ class InconsistentVersionWarning(UserWarning):
             f"{self.current_version}. It may fail or decide otherwise than it did. Load it with the version that "
             "saved it, or fit it again with this one."
         )
+
+
+class RoutersUnusedWarning(UserWarning):
+    """:class:`~skexit.EMExitAssigner` has trained routers that add nothing to the confidence, and decides without them.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> from skexit.exceptions import RoutersUnusedWarning
+    >>> warnings.simplefilter("ignore", RoutersUnusedWarning)  # where this is no news
+    """

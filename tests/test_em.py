@@ -1,6 +1,7 @@
 """Expectation-maximisation against the paper's formulas row by row, and the routers that learn it."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -9,11 +10,13 @@ from hypothesis import strategies as st
 from instances import make_exits
 from sklearn.base import clone
 
-from skexit import EMExitAssigner, ThresholdPolicy, stack_exits
+from skexit import EMExitAssigner, ExitArray, ThresholdPolicy, stack_exits
+from skexit.exceptions import RoutersUnusedWarning
 from skexit.policies.assignment import expectation, fit_exit_prior, group_patterns
 from skexit.policies.base import correct_exits
 
 FAST = {"max_epochs": 2, "router_hidden": (), "random_state": 0}
+ON_FEATURES = {"router_hidden": (), "router_input": "features", "random_state": 0}
 
 
 @pytest.fixture(scope="module")
@@ -303,6 +306,96 @@ class TestBudget:
                 assert one.mean_cost(new) == pytest.approx(other.mean_cost(new), abs=0.03)
                 differences.append(one.score(new, new_y) - other.score(new, new_y))
         assert np.mean(differences) > -0.003
+
+
+def make_two_exits(n_samples, seed, *, features_tell):
+    """The last of two exits is always right. Either features or the confidence tell where the first is."""
+    rng = np.random.default_rng(seed)
+    y, right = rng.integers(2, size=n_samples), rng.uniform(size=n_samples) < 0.5
+    margin = rng.uniform(0.1, 2, size=n_samples) + 4 * (right & (not features_tell))
+    first = np.where(right, 2 * y - 1, 1 - 2 * y) * margin
+    logits = [np.stack([-first, first], axis=1), 5 * np.eye(2)[y]]
+    features = rng.normal(size=(n_samples, 1)) + 4 * (right & features_tell)[:, None]
+    return stack_exits(logits, [features, features]), y
+
+
+class LogitsOnly:
+    """Rows whose features must not be read."""
+
+    def __init__(self, X):
+        self.X, self.n_rows, self.dtype = X, len(X), X.dtype
+
+    def read(self, layout, k, part, rows):
+        assert part == "logits"
+        return self.X.source.read(layout, k, part, rows)
+
+
+@pytest.fixture(scope="module")
+def told_by_confidence():
+    return make_two_exits(400, 0, features_tell=False)
+
+
+@pytest.fixture(scope="module")
+def told_by_features():
+    return make_two_exits(400, 0, features_tell=True)
+
+
+class TestUnusedRouters:
+    def test_where_the_confidence_tells(self, told_by_confidence):
+        """It decides as ThresholdPolicy does, and says so."""
+        X, y = told_by_confidence
+        with pytest.warns(RoutersUnusedWarning, match=r"at budget=0\.7.* Use ThresholdPolicy") as warned:
+            policy = EMExitAssigner(budget=0.7, **ON_FEATURES).fit(X, y)
+        assert warned[0].filename == __file__
+        assert policy.uses_routers_ is False
+        assert policy.confidence_weight_ == np.inf
+        for budget in (0.6, 0.7, 0.9):
+            other, same = policy.with_budget(budget), ThresholdPolicy(budget=budget).fit(X, y)
+            np.testing.assert_array_equal(other.thresholds_, same.thresholds_)
+            np.testing.assert_array_equal(other.predict_exit(X), same.predict_exit(X))
+            np.testing.assert_array_equal(other.exit_scores(X), same.exit_scores(X))
+
+    def test_where_features_tell(self, told_by_features):
+        X, y = told_by_features
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            policy = EMExitAssigner(budget=0.7, **ON_FEATURES).fit(X, y)
+        assert policy.uses_routers_ is True
+        assert policy.score(X, y) > ThresholdPolicy(budget=0.7).fit(X, y).score(X, y) + 0.1
+
+    def test_neither_features_are_read_nor_routers_run(self, told_by_confidence):
+        X, y = told_by_confidence
+        policy = EMExitAssigner(budget=0.7, **ON_FEATURES).fit(X, y)
+        expected = policy.predict_exit(X)
+        policy.routers_ = [None]  # cannot be called
+        logits_only = ExitArray(LogitsOnly(X), X.layout)
+        np.testing.assert_array_equal(policy.predict_exit(logits_only), expected)
+        for method in ("predict_proba", "exit_scores", "predict_at_exits"):
+            getattr(policy, method)(logits_only)
+
+    def test_a_copy_for_another_budget_says_what_it_uses(self, told_by_features):
+        """At a budget of 1, all samples may go to the last exit, which is always right."""
+        X, y = told_by_features
+        logits_only = ExitArray(LogitsOnly(X), X.layout)
+        policy = EMExitAssigner(budget=0.7, **ON_FEATURES).fit(X, y)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            whole = policy.with_budget(1.0)
+        assert policy.uses_routers_
+        with pytest.raises(AssertionError):
+            policy.predict_exit(logits_only)
+        assert not whole.uses_routers_
+        assert (whole.predict_exit(logits_only) == 1).all()
+        assert whole.with_budget(0.7).uses_routers_
+
+    def test_nobody_is_warned_of_what_was_asked_for(self, told_by_features):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            policy = EMExitAssigner(budget=0.7, confidence_weight=np.inf, **ON_FEATURES).fit(*told_by_features)
+            one_exit = EMExitAssigner(budget=1.0, **ON_FEATURES).fit(*make_exits(30, 1, 2, 0))
+        assert not policy.uses_routers_
+        assert not one_exit.uses_routers_
+        assert not hasattr(EMExitAssigner(), "uses_routers_")
 
 
 @settings(max_examples=8)

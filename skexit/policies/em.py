@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from itertools import product
 from numbers import Integral, Real
@@ -16,6 +17,7 @@ from skexit._array_api import array_namespace
 from skexit._sklearn import HasMethods, Interval, StrOptions
 from skexit._validation import cross_validation_splits, encode_labels, read_features, read_logits
 from skexit.arrays import ExitArray
+from skexit.exceptions import RoutersUnusedWarning
 from skexit.layout import ExitLayout
 from skexit.mini_batches import Training, number_of_epochs, train
 from skexit.networks import DenseNetwork
@@ -80,7 +82,7 @@ class EMExitAssigner(BudgetedPolicy):
         and the largest class probability, with this weight. 0 is the paper's router. ``"auto"``
         is 0 without a budget; with one, it is the weight that is most accurate within the budget
         for routers trained on other rows, and infinite, the confidence alone, unless another gains
-        more than one standard error.
+        more than one standard error; where it is infinite, ``fit`` warns.
     learning_rate : float, default=5e-3
         Highest learning rate of the routers; the paper's is 1e-3.
     alpha : float, default=1e-2
@@ -127,6 +129,9 @@ class EMExitAssigner(BudgetedPolicy):
         that weight is given.
     routers_ : list of DenseNetwork, one an exit but the last
         Each gives the logit of the probability of stopping.
+    uses_routers_ : bool
+        Whether scores depend on routers. False where `confidence_weight_` is infinite, and with a
+        single exit; then no router runs, and no features are read for them.
     thresholds_ : ndarray of shape (n_exits,)
         A sample stops where its score is at least the threshold; ``inf`` where nobody stops,
         ``-inf`` at the last exit.
@@ -284,6 +289,21 @@ class EMExitAssigner(BudgetedPolicy):
         self._router_probability = self._router_probabilities(X, self.routers_)
         self._fitting_weight = weight
         self._apply_thresholds()
+        if self._chooses_weights() and not self.uses_routers_:
+            self._warn_of_unused_routers()
+
+    def _warn_of_unused_routers(self) -> None:
+        if self.assignment_weight_ == 0:
+            cure = "Use ThresholdPolicy with this budget, which decides the same without training, or pass"
+        else:
+            cure = "Only the quotas follow from what was learned, the assignments. Pass"
+        warnings.warn(
+            f"routers add nothing to the confidence at budget={self.budget}: on rows that they were not trained on, "
+            "decisions without them are as accurate, within one standard error. Predictions run no routers and read "
+            f"no features for them. {cure} confidence_weight=0 to decide by the routers alone.",
+            RoutersUnusedWarning,
+            stacklevel=6,
+        )
 
     def _targets(self) -> Floats:
         """What routers learn: for each pattern, the probability that its exit is each or an earlier one."""
@@ -371,7 +391,7 @@ class EMExitAssigner(BudgetedPolicy):
         return probability
 
     def _read_router_inputs(self, X: ExitArray, k: int, rows: Any) -> Floats:
-        features = read_features(X, k, rows) if self._needs_features else None
+        features = read_features(X, k, rows) if self.router_input != "probabilities" else None
         return self._router_inputs(k, softmax(read_logits(X, k, rows)), features)
 
     def _router_inputs(self, k: int, probabilities: Any, features: Any) -> Any:
@@ -391,7 +411,12 @@ class EMExitAssigner(BudgetedPolicy):
 
     @property
     def _needs_features(self) -> bool:  # type: ignore[override]
-        return self.router_input != "probabilities"
+        return self.uses_routers_ and self.router_input != "probabilities"
+
+    @property
+    def uses_routers_(self) -> bool:
+        """Whether scores depend on routers."""
+        return len(self.routers_) > 0 and bool(np.isfinite(self.confidence_weight_))
 
     def _earlier_exits(self, k: int) -> range:
         return range(0)
@@ -399,6 +424,8 @@ class EMExitAssigner(BudgetedPolicy):
     def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
         probabilities = softmax(logits)
         confidence = max_probability(probabilities)
+        if not self.uses_routers_:
+            return confidence
         if k == self.layout_.n_exits - 1:
             probability = array_namespace(logits).ones_like(confidence)
         else:

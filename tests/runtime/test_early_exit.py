@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from skexit import (
     EENetPolicy,
+    EMExitAssigner,
     ExitEnsemble,
     ExitHeads,
     OptimalStoppingPolicy,
@@ -90,6 +91,21 @@ def test_answers_as_on_the_cache(policy, network, images, cache):
     policy = clone(policy).fit(cache.X, cache.y)
     live = EarlyExitModel(network, EXITS, policy, example_input=images[0][:1])
     assert_same(live(images[0]), policy, cache.X)
+
+
+@pytest.mark.parametrize(("confidence_weight", "read"), [(np.inf, False), (0, True)])
+def test_features_are_read_where_routers_are_used(confidence_weight, read, monkeypatch):
+    policy = EMExitAssigner(budget=0.7, confidence_weight=confidence_weight, max_epochs=1, random_state=0)
+    live, x = make_live(policy)
+    score, seen = EMExitAssigner._score_exit, []
+
+    def spy(self, k, logits, features, memory):
+        seen.append(features is not None)
+        return score(self, k, logits, features, memory)
+
+    monkeypatch.setattr(EMExitAssigner, "_score_exit", spy)
+    live(x)
+    assert set(seen) == {read}
 
 
 def test_pipelines_heads_and_calibration(network, images, cache):

@@ -7,11 +7,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from live_networks import make_live
 from sklearn.pipeline import make_pipeline
 from torch import nn
 
 from skexit import (
     EENetPolicy,
+    EMExitAssigner,
     ExitEnsemble,
     ExitHeads,
     OptimalStoppingPolicy,
@@ -245,6 +247,16 @@ def test_stages_that_nobody_reaches_are_not_written(cnn, cnn_cache, images, tmp_
     # Nobody leaves at the first exit, so that nothing is kept of it.
     assert loop._stages[0]._outputs == ["tensor0"]
     assert_same_answers(loop, live, images)
+
+
+@pytest.mark.parametrize(("confidence_weight", "written"), [(np.inf, False), (0, True)])
+def test_features_are_written_where_routers_are_used(confidence_weight, written, tmp_path):
+    policy = EMExitAssigner(budget=0.7, confidence_weight=confidence_weight, max_epochs=1, random_state=0)
+    live, x = make_live(policy)
+    loop = OnnxEarlyExit(export_onnx(live, tmp_path))
+    assert loop._decisions.policy.uses_routers_ == written
+    assert any("features" in stage._outputs for stage in loop._stages) == written
+    assert_same_answers(loop, live, x)
 
 
 def test_the_loop_imports_no_torch(cnn_folder, cnn_live, images, tmp_path):
