@@ -54,7 +54,6 @@ ESTIMATORS: dict[str, Callable[[], Any]] = {
     "thresholds, margin": lambda: ThresholdPolicy("margin"),
     "thresholds, vote": lambda: ThresholdPolicy("vote"),
     "thresholds, shared": lambda: ThresholdPolicy(schedule="shared"),
-    "thresholds, lagrangian": lambda: ThresholdPolicy(schedule="lagrangian"),
     "optimal stopping": lambda: OptimalStoppingPolicy(random_state=0),
     "EM": lambda: EMExitAssigner(random_state=0),
     "EM, budget": lambda: EMExitAssigner(budget=0.5, random_state=0),

@@ -137,7 +137,6 @@ def add_logits(
 def policies(seed: int) -> dict[str, BudgetedPolicy]:
     return {
         BASELINE: ThresholdPolicy(),
-        "margin, thresholds together": ThresholdPolicy("margin", schedule="lagrangian"),
         RECOMMENDED: OptimalStoppingPolicy(random_state=seed),
         "optimal stopping, recall": OptimalStoppingPolicy(recall=True, random_state=seed),
         "EENet": EENetPolicy(random_state=seed),
@@ -212,7 +211,6 @@ def draw(results: pd.DataFrame, path: Path) -> None:
 
     shown = {
         BASELINE: ("#444444", "o", "--"),
-        "margin, thresholds together": ("#4878a8", "s", "-"),
         RECOMMENDED: ("#c0392b", "D", "-"),
         "EENet": ("#6aa36a", "^", "-"),
         "JEI": ("#e1a03c", "v", "-"),
@@ -228,7 +226,7 @@ def draw(results: pd.DataFrame, path: Path) -> None:
             means = of_kind[of_kind["policy"] == name].groupby("budget")[["cost", "accuracy"]].mean()
             top.plot(means["cost"], means["accuracy"], line, **style)
             gain, error = 100 * difference.loc[(kind, name)], 100 * half_width.loc[(kind, name)]
-            bottom.errorbar(BUDGETS + 0.008 * (place - 2.5), gain, error, linestyle=line, linewidth=1, **style)
+            bottom.errorbar(BUDGETS + 0.008 * (place - 2), gain, error, linestyle=line, linewidth=1, **style)
         top.axhline(of_kind["network"].mean(), color="#999999", linewidth=1, zorder=0)
         top.set_title(title, fontsize=11)
         bottom.set_xlabel("mean cost / cost of the network")

@@ -38,8 +38,6 @@ POLICIES = [
     ThresholdPolicy("entropy"),
     ThresholdPolicy("margin", schedule="shared"),
     ThresholdPolicy("vote"),
-    ThresholdPolicy("margin", schedule="lagrangian"),
-    ThresholdPolicy("entropy", schedule="lagrangian", budget=0.6),
     ThresholdPolicy(OptimalStoppingPolicy(random_state=0)),
     StaticExit(1),
     RandomExit(random_state=0),
@@ -103,18 +101,3 @@ def make_exits(n_samples, n_exits, n_classes, random_state, n_features=4):
         feature[:, 1 : 1 + min(n_classes, n_features - 1)] += np.eye(n_classes)[y][:, : n_features - 1] * (1 + k)
         features.append(feature)
     return stack_exits(np.stack(logits, axis=1), features), y
-
-
-def make_bad_exit(n_samples, seed):
-    """Four exits; the second is always sure and guesses, and the third is hardly better than the first."""
-    rng = np.random.default_rng(seed)
-    y = rng.integers(3, size=n_samples)
-    hard = rng.uniform(size=n_samples) < 0.5
-    logits = []
-    for strength in (1.5, None, 1.6, 5.0):
-        if strength is None:
-            logits.append(8 * np.eye(3)[rng.integers(3, size=n_samples)] + rng.normal(size=(n_samples, 3)))
-        else:
-            signal = np.where(hard & (strength < 4), 0.2, 2 * strength)[:, None] * np.eye(3)[y]
-            logits.append(signal + rng.normal(size=(n_samples, 3)))
-    return stack_exits(np.stack(logits, axis=1), costs=[0.2, 0.4, 0.5, 1.0]), y

@@ -40,7 +40,6 @@ LEARN_DIFFERENTLY = [
     ThresholdPolicy("entropy"),
     ThresholdPolicy("vote", recall=True),
     ThresholdPolicy("margin", schedule="shared"),
-    ThresholdPolicy("margin", schedule="lagrangian"),
     OptimalStoppingPolicy(use_features=True, random_state=0),
     OptimalStoppingPolicy(0.6, estimator=Ridge(), outcome="realised", random_state=0),
     RandomExit(budget=0.6, random_state=0),

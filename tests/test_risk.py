@@ -206,7 +206,6 @@ class TestChoice:
         "inner",
         [
             ThresholdPolicy("entropy", recall=True),
-            ThresholdPolicy(schedule="lagrangian"),
             EENetPolicy(random_state=0, max_epochs=2),
             EMExitAssigner(budget=0.6, random_state=0, max_epochs=2),
             JEIGatedEnsemble(budget=0.6, random_state=0, max_epochs=2),

@@ -46,7 +46,6 @@ ESTIMATORS: dict[str, Callable[[], Any]] = {
     "LogisticRegression": LogisticRegression,
     "ExitHeads": lambda: ExitHeads(random_state=0),
     "ThresholdPolicy, geometric": ThresholdPolicy,
-    "ThresholdPolicy, lagrangian": lambda: ThresholdPolicy(schedule="lagrangian"),
     "RiskControlledPolicy": lambda: RiskControlledPolicy(random_state=0),
     "OptimalStoppingPolicy": lambda: OptimalStoppingPolicy(random_state=0),
     "EMExitAssigner": lambda: EMExitAssigner(random_state=0),

@@ -46,9 +46,6 @@ logits_test = heads.transform(X_test)
 budget = 0.6
 policies = {
     "maximum probability": ThresholdPolicy(budget=budget),
-    "margin, thresholds together": ThresholdPolicy(
-        "margin", schedule="lagrangian", budget=budget
-    ),
     "JEI-DNN": JEIGatedEnsemble(budget=budget, random_state=0),
     "optimal stopping": OptimalStoppingPolicy(budget=budget, random_state=0),
 }

@@ -1,4 +1,4 @@
-"""Confidence thresholds: as BranchyNet, MSDNet and PABEE use them, and chosen together."""
+"""Confidence thresholds, as BranchyNet, MSDNet and PABEE use them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,10 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from skexit._sklearn import HasMethods, Interval, StrOptions
-from skexit._validation import read_logits
 from skexit.arrays import ExitArray
 from skexit.layout import ExitLayout
-from skexit.policies.base import BudgetedPolicy, ExitPolicy, correct_exits
-from skexit.policies.draws import SampleDraws
-from skexit.policies.lagrangian_schedule import LagrangianSchedule
-from skexit.policies.quotas import quota_thresholds, shared_threshold, warn_of_harm
-from skexit.policies.randomized import RandomizedThresholds
-from skexit.policies.rewards import expected_rewards
+from skexit.policies.base import BudgetedPolicy, ExitPolicy
+from skexit.policies.quotas import quota_thresholds, shared_threshold
 from skexit.uncertainty import softmax, vote
 from skexit.uncertainty.scores import SCORES, count_votes
 
@@ -42,22 +37,12 @@ class ThresholdPolicy(BudgetedPolicy):
         meet every budget; a warning says by how much it falls short. Or the ``exit_scores`` of
         another policy: a copy is fitted to the same data; in a
         :class:`sklearn.frozen.FrozenEstimator`, the policy is used as it is.
-    schedule : {"geometric", "shared", "lagrangian"}, default="geometric"
+    schedule : {"geometric", "shared"}, default="geometric"
         ``"geometric"``: exit k serves a share of the samples in proportion to ``q ** k``, with the
-        q that meets the budget. ``"shared"``: the same threshold at every exit. ``"lagrangian"``:
-        one threshold an exit, all chosen together for the accuracy they bring at a price of
-        compute, over a path of prices; an exit that does not pay is switched off. Where this is
-        not right more often than ``"geometric"`` on rows held out, by more than the standard
-        error, it is not used: with good heads and few rows there is little to choose, and a path
-        would follow chance.
+        q that meets the budget. ``"shared"``: the same threshold at every exit.
     budget : float, default=0.5
         Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's
         cost.
-    randomize : bool, default=True
-        With ``schedule="lagrangian"``, whether samples are divided between two points of the path,
-        so that the budget is met exactly; the same sample always follows the same. False takes
-        thresholds between the two or the cheaper point, whichever is better, and may leave some of
-        the budget unspent. A budget beyond the most accurate point of the path is not spent.
     recall : bool, default=False
         Answer with the most confident exit so far, rather than with the last that ran.
     heads : ExitHeads, default=None
@@ -72,8 +57,6 @@ class ThresholdPolicy(BudgetedPolicy):
     thresholds_ : ndarray of shape (n_exits,)
         A sample stops where its score is at least the threshold; ``inf`` where nobody stops,
         ``-inf`` at the last exit.
-    schedule_ : {"geometric", "shared", "lagrangian"}
-        The schedule that the thresholds follow.
     policy_ : policy or None
         The policy that gives the scores, where `score` is one.
     exit_distribution_ : ndarray of shape (n_exits,)
@@ -114,13 +97,10 @@ class ThresholdPolicy(BudgetedPolicy):
     array([0.8, 0.2])
     """
 
-    _only_for_fitting = BudgetedPolicy._only_for_fitting | {"_path"}
-
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "score": [StrOptions({*SCORES, "vote"}), HasMethods(["exit_scores"])],
-        "schedule": [StrOptions({"geometric", "shared", "lagrangian"})],
+        "schedule": [StrOptions({"geometric", "shared"})],
         "budget": [Real],
-        "randomize": ["boolean"],
         "recall": ["boolean"],
         "heads": [HasMethods(["fit", "transform", "exit_logits"]), None],
         "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
@@ -132,7 +112,6 @@ class ThresholdPolicy(BudgetedPolicy):
         *,
         schedule: str = "geometric",
         budget: float = 0.5,
-        randomize: bool = True,
         recall: bool = False,
         heads: Any = None,
         layout: ExitLayout | int | None = None,
@@ -140,7 +119,6 @@ class ThresholdPolicy(BudgetedPolicy):
         self.score = score
         self.schedule = schedule
         self.budget = budget
-        self.randomize = randomize
         self.recall = recall
         self.heads = heads
         self.layout = layout
@@ -175,19 +153,9 @@ class ThresholdPolicy(BudgetedPolicy):
         return self.policy_ is not None and self.policy_._needs_features
 
     def _earlier_exits(self, k: int) -> range:
-        if self.policy_ is not None or self._score == "vote":
-            return range(k)
-        return range(0 if self._randomized is None else min(k, 1))
+        return range(k if self.policy_ is not None or self._score == "vote" else 0)
 
     def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
-        scores = self._raw_scores(k, logits, features, memory)
-        if self._randomized is None:
-            return scores
-        if k == 0:
-            memory["threshold_draw"] = self._draws(0, self._draws.project(logits))
-        return self._randomized.shifted(k, scores, memory["threshold_draw"])
-
-    def _raw_scores(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
         if self.policy_ is not None:
             return self.policy_._score_exit(k, logits, features, memory)
         probabilities = softmax(logits)
@@ -197,11 +165,8 @@ class ThresholdPolicy(BudgetedPolicy):
         return SCORES[self._score](probabilities)
 
     def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
-        self._randomized: RandomizedThresholds | None = None
         self.policy_ = None if isinstance(self._score, str) else self._fit_score(X, labels, weight)
         self._fitting_scores, self._fitting_weight = self._scores(X), weight
-        if self.schedule == "lagrangian":
-            self._fit_path(X, labels, weight)
         self._apply_thresholds()
 
     def _fit_score(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> ExitPolicy:
@@ -216,39 +181,6 @@ class ThresholdPolicy(BudgetedPolicy):
             )
         return policy
 
-    def _fit_path(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
-        self._draws = SampleDraws.from_seed(len(self.classes_), X.layout.n_exits, np.random.RandomState(0))
-        projected = np.concatenate([self._draws.project(read_logits(X, 0, batch)) for batch in X.batches()])
-        self._fitting_rewards = expected_rewards(X, labels, weight)
-        self._path = LagrangianSchedule.fit(
-            self._fitting_scores,
-            self._fitting_rewards,
-            correct_exits(X, labels),
-            self._draws(0, projected),
-            self._draws(X.layout.n_exits - 1, projected) < 0.5,
-            self.costs_,
-            weight,
-        )
-
-    def _set_thresholds(self, scores: Floats) -> None:
-        self._randomized, self.schedule_ = None, self.schedule
-        if self.schedule == "lagrangian" and self._path.pays(scores, self.budget):
-            if self.budget > self._path.path.costs[-1]:
-                warn_of_harm()
-            if self.randomize:
-                self._randomized = self._path.randomized(scores, self.budget)
-                self.thresholds_ = self._randomized.thresholds
-                scores = np.stack(
-                    [self._randomized.shifted(k, column, self._path.draws) for k, column in enumerate(scores.T)], axis=1
-                )
-            else:
-                self.thresholds_ = self._path.between(scores, self._fitting_rewards, self.budget)
-            self._record_distribution(scores, self._fitting_weight)
-            return
-        if self.schedule == "lagrangian":
-            self.schedule_ = "geometric"
-        super()._set_thresholds(scores)
-
     def _choose_thresholds(self, scores: Floats, weight: Floats) -> Floats:
-        choose = shared_threshold if self.schedule_ == "shared" else quota_thresholds
+        choose = shared_threshold if self.schedule == "shared" else quota_thresholds
         return choose(scores, self.costs_, self.budget, sample_weight=weight)

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from instances import HEADS, POLICIES, make_bad_exit, make_exits
+from instances import HEADS, POLICIES, make_exits
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
@@ -73,15 +73,6 @@ def test_policies_answer_as_before(template, data):
     text = policy_to_json(policy)
     assert_same_answers(policy_from_json(text), policy, X)
     assert N_ROWS not in set(arrays_of(json.loads(text)))
-
-
-def test_a_randomised_path_of_thresholds():
-    X, y = make_bad_exit(600, 0)
-    policy = ThresholdPolicy(schedule="lagrangian", budget=0.6).fit(X, y)
-    assert policy._randomized is not None
-    text = policy_to_json(policy)
-    assert_same_answers(policy_from_json(text), policy, X)
-    assert 600 not in set(arrays_of(json.loads(text)))
 
 
 @pytest.mark.parametrize("heads", [*HEADS, ExitHeads(cascade=True, random_state=0), ExitEnsemble()], ids=repr)
