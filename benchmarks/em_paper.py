@@ -63,8 +63,8 @@ Rows = list[dict[str, object]]
 def fitted_policies(X: ExitArray, y: np.ndarray, seed: int) -> Iterator[tuple[str, float, ExitPolicy]]:
     """Methods, their setting (a budget, a price or an exit), and the policy."""
     everywhere = sorted({*BUDGETS, *np.linspace(0.28, 1, 37).round(2).tolist()})
-    for name, score in ((ENTROPY, "entropy"), (CONFIDENCE, "max_prob")):
-        thresholds = ThresholdPolicy(score, budget=0.5).fit(X, y)
+    for name, criterion in ((ENTROPY, "entropy"), (CONFIDENCE, "max_prob")):
+        thresholds = ThresholdPolicy(criterion, budget=0.5).fit(X, y)
         yield from ((name, budget, thresholds.with_budget(budget)) for budget in everywhere)
     stopping = OptimalStoppingPolicy(random_state=seed).fit(X, y)
     yield from ((OPTIMAL, budget, stopping.with_budget(budget)) for budget in BUDGETS)

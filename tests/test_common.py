@@ -219,7 +219,7 @@ def test_budgets(fitted, data):
         assert policy.mean_cost(X) <= budget + 1e-9
         # Votes are tied, and some policies spend no more where that makes answers worse.
         ends = policy.thresholds_[0] == getattr(policy, "_rewarding_threshold", None)
-        if policy.get_params().get("score") != "vote" and not ends:
+        if policy.get_params().get("criterion") != "vote" and not ends:
             assert policy.mean_cost(X) >= budget - 1 / len(X) - 1e-9
         assert policy.exit_distribution_ @ policy.costs_ == pytest.approx(policy.mean_cost(X))
     for wrong in (0, -0.1, 1.01, np.nan):

@@ -260,54 +260,6 @@ class TestSampleWeight:
         np.testing.assert_array_equal(weighted.exit_distribution_, absent.exit_distribution_)
 
 
-class TestParameterNamedScore:
-    """ThresholdPolicy has a parameter `score`, and like every classifier a method score()."""
-
-    def test_get_and_set(self):
-        policy = ThresholdPolicy("margin")
-        assert policy.get_params()["score"] == "margin"
-        assert policy.set_params(score="entropy").get_params()["score"] == "entropy"
-        assert clone(policy).get_params() == policy.get_params()
-        assert "score='entropy'" in repr(policy)
-
-    def test_method(self, data):
-        X, y = make_exits(200, 3, 3, 0)
-        policy = ThresholdPolicy("margin").fit(X, y)
-        weight = np.arange(len(y), dtype=float)
-        assert policy.score(X, y) == accuracy_score(y, policy.predict(X))
-        assert policy.score(X, y, sample_weight=weight) == accuracy_score(y, policy.predict(X), sample_weight=weight)
-
-    def test_grid_search(self):
-        X, y = make_exits(200, 3, 3, 0)
-        scores = ["max_prob", "entropy", "margin"]
-        search = GridSearchCV(ThresholdPolicy(), {"score": scores}, cv=2, error_score="raise").fit(X, y)
-        for score, mean in zip(scores, search.cv_results_["mean_test_score"], strict=True):
-            expected = [
-                ThresholdPolicy(score).fit(X[train], y[train]).score(X[test], y[test])
-                for train, test in StratifiedKFold(2).split(np.zeros(len(y)), y)
-            ]
-            assert mean == pytest.approx(np.mean(expected))
-
-    def test_persistence(self, tmp_path):
-        X, y = make_exits(200, 3, 3, 0)
-        policy = ThresholdPolicy("entropy").fit(X, y)
-        joblib.dump(policy, tmp_path / "policy.joblib")
-        again = joblib.load(tmp_path / "policy.joblib")
-        assert again.get_params() == policy.get_params()
-        np.testing.assert_array_equal(again.exit_scores(X), policy.exit_scores(X))
-
-    def test_metadata_requests(self):
-        with sklearn.config_context(enable_metadata_routing=True):
-            policy = ThresholdPolicy().set_score_request(sample_weight=True)
-            assert policy.get_metadata_routing().score.requests == {"sample_weight": True}
-            assert clone(policy).get_metadata_routing().score.requests == {"sample_weight": True}
-
-    def test_unknown(self):
-        X, y = make_exits(20, 2, 2, 0)
-        with pytest.raises(ValueError, match="The 'score' parameter of ThresholdPolicy must be a str among"):
-            ThresholdPolicy("loud").fit(X, y)
-
-
 class TestImport:
     def test_does_not_import_torch(self):
         code = "import sys, skexit; print([name for name in sys.modules if name.split('.')[0] in ('torch', 'pandas')])"

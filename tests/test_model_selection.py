@@ -142,7 +142,7 @@ class TestSearches:
         X, y = data
         search = GridSearchCV(
             ThresholdPolicy(),
-            {"score": ["max_prob", "entropy"], "budget": BUDGETS},
+            {"criterion": ["max_prob", "entropy"], "budget": BUDGETS},
             cv=FOLDS,
             scoring=accuracy_and_cost(),
             refit=best_within(0.7),
@@ -328,7 +328,7 @@ class TestBudgetCurve:
     @pytest.mark.parametrize("kind", ["policy", "pipeline", "nested", "refitted"])
     def test_equals_separate_fits(self, data, features, kind):
         X, y = features if kind in ("pipeline", "nested") else data
-        pipeline, policy = make_pipeline(), ThresholdPolicy(score="entropy")
+        pipeline, policy = make_pipeline(), ThresholdPolicy(criterion="entropy")
         nested = Pipeline([("heads", pipeline["heads"]), ("rest", Pipeline([("policy", pipeline["policy"])]))])
         estimator = {"policy": policy, "pipeline": pipeline, "nested": nested, "refitted": _Refitted("entropy")}[kind]
         curve = budget_curve(estimator, X, y, self.BUDGETS, cv=FOLDS)
@@ -336,7 +336,7 @@ class TestBudgetCurve:
         assert curve.budgets.tolist() == list(self.BUDGETS)
         assert curve.accuracies.shape == curve.costs.shape == (3, 3)
         for budget, accuracies, costs in zip(self.BUDGETS, curve.accuracies, curve.costs, strict=True):
-            alone = ThresholdPolicy(score="entropy", budget=budget)
+            alone = ThresholdPolicy(criterion="entropy", budget=budget)
             expected = by_hand(alone if X is data[0] else make_pipeline(budget), X, y)
             np.testing.assert_allclose(accuracies, expected[0])
             np.testing.assert_allclose(costs, expected[1])

@@ -138,8 +138,8 @@ class TestAccuracyCost:
         search = GridSearchCV(pipeline, grid, cv=3, scoring=accuracy_and_cost(), refit=best_within(0.9)).fit(X, y)
         results = search.cv_results_
         display = AccuracyCostDisplay.from_cv_results(results, by="policy")
-        assert list(display.curves) == ["ThresholdPolicy()", "ThresholdPolicy(score='entropy')"]
-        for name, settings in (("ThresholdPolicy()", [1, 0]), ("ThresholdPolicy(score='entropy')", [3, 2])):
+        assert list(display.curves) == ["ThresholdPolicy()", "ThresholdPolicy(criterion='entropy')"]
+        for name, settings in (("ThresholdPolicy()", [1, 0]), ("ThresholdPolicy(criterion='entropy')", [3, 2])):
             accuracies = np.mean([results[f"split{fold}_test_accuracy"] for fold in range(3)], axis=0)
             costs = np.array([results[f"split{fold}_test_mean_cost"] for fold in range(3)])
             np.testing.assert_allclose(display.curves[name][0], costs.mean(axis=0)[settings])

@@ -268,8 +268,9 @@ class TestComposition:
         assert within.heads_ is within.policy_.heads_
         pipeline = make_pipeline(ExitHeads(random_state=0, cv=2), clone(policy).set_params(policy=None)).fit(X, y)
         assert pipeline.predict(X).shape == y.shape
-        search = GridSearchCV(policy, {"alpha": [0.05, 0.3], "policy__score": ["margin", "entropy"]}, cv=2).fit(X, y)
-        assert set(search.best_params_) == {"alpha", "policy__score"}
+        grid = {"alpha": [0.05, 0.3], "policy__criterion": ["margin", "entropy"]}
+        search = GridSearchCV(policy, grid, cv=2).fit(X, y)
+        assert set(search.best_params_) == {"alpha", "policy__criterion"}
         joblib.dump(within, tmp_path / "policy.joblib")
         np.testing.assert_array_equal(joblib.load(tmp_path / "policy.joblib").predict(X), within.predict(X))
 

@@ -10,7 +10,7 @@ from skexit import EENetPolicy, ExitHeads, JEIGatedEnsemble, OptimalStoppingPoli
 from skexit.policies.quotas import exits_from_scores
 
 
-@pytest.mark.parametrize("parameters", [{"schedule": "greedy"}, {"score": "certainty"}, {"score": 3}], ids=str)
+@pytest.mark.parametrize("parameters", [{"schedule": "greedy"}, {"criterion": "certainty"}, {"criterion": 3}], ids=str)
 def test_bad_input(parameters):
     X, y = make_exits(50, 3, 2, 0)
     with pytest.raises(ValueError, match=rf"The '{next(iter(parameters))}' parameter of ThresholdPolicy must be"):
@@ -51,14 +51,14 @@ class TestScoresOfPolicies:
 
     def test_their_parameters_can_be_set(self):
         policy = ThresholdPolicy(OptimalStoppingPolicy())
-        assert policy.get_params()["score__outcome"] == "expected"
-        policy.set_params(score__outcome="realised", schedule="shared")
-        assert policy.get_params()["score"].outcome == "realised"
+        assert policy.get_params()["criterion__outcome"] == "expected"
+        policy.set_params(criterion__outcome="realised", schedule="shared")
+        assert policy.get_params()["criterion"].outcome == "realised"
 
     def test_of_other_exits_are_refused(self):
         X, y = make_exits(100, 4, 3, 0)
         fitted = OptimalStoppingPolicy(random_state=0).fit(*make_exits(100, 3, 3, 0))
         with pytest.raises(
-            ValueError, match=r"score is a OptimalStoppingPolicy fitted with .* Fit it on the same exits"
+            ValueError, match=r"criterion is a OptimalStoppingPolicy fitted with .* Fit it on the same exits"
         ):
             ThresholdPolicy(FrozenEstimator(fitted)).fit(X, y)

@@ -55,7 +55,7 @@ budgets = [0.5, 0.55, 0.58, 0.6, 0.7]
 grids = [
     {
         "policy": [confidence],
-        "policy__score": ["max_prob", "margin"],
+        "policy__criterion": ["max_prob", "margin"],
         "policy__budget": budgets,
     },
     {"policy": [stopping], "policy__budget": budgets},
@@ -97,7 +97,7 @@ results = pd.DataFrame(
             type(params["policy"]).__name__
             for params in search.cv_results_["params"]
         ],
-        "score": search.cv_results_["param_policy__score"],
+        "criterion": search.cv_results_["param_policy__criterion"],
         "λ": search.cv_results_["param_policy__lam"],
         "budget": search.cv_results_["param_policy__budget"],
         "mean cost": search.cv_results_["mean_test_mean_cost"],

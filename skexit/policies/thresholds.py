@@ -26,11 +26,11 @@ class ThresholdPolicy(BudgetedPolicy):
     """Stop at the first exit that is confident enough, within a budget.
 
     With the geometric schedule these are the baselines of the EENet paper: BranchyNet with
-    ``score="entropy"``, MSDNet with ``score="max_prob"``, PABEE with ``score="vote"``.
+    ``criterion="entropy"``, MSDNet with ``criterion="max_prob"``, PABEE with ``criterion="vote"``.
 
     Parameters
     ----------
-    score : {"max_prob", "entropy", "margin", "vote"} or policy, default="max_prob"
+    criterion : {"max_prob", "entropy", "margin", "vote"} or policy, default="max_prob"
         What is held against the thresholds: the largest probability (EENet, eq. 5), one minus the
         normalised entropy (eq. 6), the largest probability minus the second, or the share of the
         exits so far that agree (eq. 7). Few values of ``"vote"`` are possible, so that it cannot
@@ -58,7 +58,7 @@ class ThresholdPolicy(BudgetedPolicy):
         A sample stops where its score is at least the threshold; ``inf`` where nobody stops,
         ``-inf`` at the last exit.
     policy_ : policy or None
-        The policy that gives the scores, where `score` is one.
+        The policy that gives the scores, where `criterion` is one.
     exit_distribution_ : ndarray of shape (n_exits,)
         Share of the fitting samples that stop at each exit.
     temperatures_ : ndarray of shape (n_exits,)
@@ -98,7 +98,7 @@ class ThresholdPolicy(BudgetedPolicy):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "score": [StrOptions({*SCORES, "vote"}), HasMethods(["exit_scores"])],
+        "criterion": [StrOptions({*SCORES, "vote"}), HasMethods(["exit_scores"])],
         "schedule": [StrOptions({"geometric", "shared"})],
         "budget": [Real],
         "recall": ["boolean"],
@@ -108,7 +108,7 @@ class ThresholdPolicy(BudgetedPolicy):
 
     def __init__(
         self,
-        score: Any = "max_prob",
+        criterion: Any = "max_prob",
         *,
         schedule: str = "geometric",
         budget: float = 0.5,
@@ -116,68 +116,43 @@ class ThresholdPolicy(BudgetedPolicy):
         heads: Any = None,
         layout: ExitLayout | int | None = None,
     ) -> None:
-        self.score = score
+        self.criterion = criterion
         self.schedule = schedule
         self.budget = budget
         self.recall = recall
         self.heads = heads
         self.layout = layout
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        # `score` names a parameter here and the method of every classifier. Reading the attribute
-        # gives the method, setting it sets the parameter, and get_params knows the difference.
-        super().__setattr__("_score" if name == "score" else name, value)
-
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Parameters of the policy.
-
-        Parameters
-        ----------
-        deep : bool, default=True
-            Also give the parameters of `heads` and of a policy that is the `score`.
-
-        Returns
-        -------
-        dict
-            Values by name.
-        """
-        parameters = super().get_params(deep=False) | {"score": self._score}
-        if deep:
-            for name, value in list(parameters.items()):
-                if hasattr(value, "get_params") and not isinstance(value, type):
-                    parameters |= {f"{name}__{inner}": given for inner, given in value.get_params().items()}
-        return parameters
-
     @property
     def _needs_features(self) -> bool:  # type: ignore[override]
         return self.policy_ is not None and self.policy_._needs_features
 
     def _earlier_exits(self, k: int) -> range:
-        return range(k if self.policy_ is not None or self._score == "vote" else 0)
+        return range(k if self.policy_ is not None or self.criterion == "vote" else 0)
 
     def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
         if self.policy_ is not None:
             return self.policy_._score_exit(k, logits, features, memory)
         probabilities = softmax(logits)
-        if self._score == "vote":
+        if self.criterion == "vote":
             memory["votes"] = count_votes(probabilities, memory.get("votes"))
             return vote(memory["votes"])
-        return SCORES[self._score](probabilities)
+        return SCORES[self.criterion](probabilities)
 
     def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
-        self.policy_ = None if isinstance(self._score, str) else self._fit_score(X, labels, weight)
+        self.policy_ = None if isinstance(self.criterion, str) else self._fit_criterion(X, labels, weight)
         self._fitting_scores, self._fitting_weight = self._scores(X), weight
         self._apply_thresholds()
 
-    def _fit_score(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> ExitPolicy:
-        if not isinstance(self._score, FrozenEstimator):
-            return clone(self._score).fit(X, self.classes_[labels], sample_weight=weight)
-        policy = self._score.estimator
+    def _fit_criterion(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> ExitPolicy:
+        if not isinstance(self.criterion, FrozenEstimator):
+            return clone(self.criterion).fit(X, self.classes_[labels], sample_weight=weight)
+        policy = self.criterion.estimator
         check_is_fitted(policy)
         if policy.layout_.n_logits != X.layout.n_logits or policy.layout_.n_features != X.layout.n_features:
             raise ValueError(
-                f"score is a {type(policy).__name__} fitted with {policy.layout_}, but the exits here have {X.layout}. "
-                "Fit it on the same exits."
+                f"criterion is a {type(policy).__name__} fitted with {policy.layout_}, but the exits here have "
+                f"{X.layout}. Fit it on the same exits."
             )
         return policy
 

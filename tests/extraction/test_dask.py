@@ -93,7 +93,7 @@ def test_a_search_over_budgets_opens_the_cache_by_its_path(client, tmp_path, exp
     assert len(pickle.dumps(X[np.arange(0, N_ROWS, 2)])) < 4000, "rows travel as a path and their numbers"
     assert isinstance(pickle.loads(pickle.dumps(X)).source, FeatureCache)
     pipeline = make_pipeline(ExitHeads(random_state=0), ThresholdPolicy())
-    grid = {"thresholdpolicy__budget": [0.8, 0.9, 1.0], "thresholdpolicy__score": ["max_prob", "entropy"]}
+    grid = {"thresholdpolicy__budget": [0.8, 0.9, 1.0], "thresholdpolicy__criterion": ["max_prob", "entropy"]}
     alone = GridSearchCV(pipeline, grid, cv=2).fit(X, y)
     with joblib.parallel_config(backend="dask", wait_for_workers_timeout=30):
         search = GridSearchCV(pipeline, grid, cv=2).fit(X, y)

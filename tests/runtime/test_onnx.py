@@ -99,8 +99,8 @@ def cnn_folder(cnn_live, tmp_path_factory):
 @pytest.fixture(scope="module")
 def bert_live(bert, texts, labels, tmp_path_factory):
     cache = ExitExtractor(bert, BERT_EXITS).extract([dict(texts, labels=labels)], tmp_path_factory.mktemp("cache"))
-    score = OptimalStoppingPolicy(0.7, use_features=True, random_state=0)
-    policy = make_pipeline(ExitHeads(random_state=0, cascade=True), ThresholdPolicy(score, budget=0.7))
+    criterion = OptimalStoppingPolicy(0.7, use_features=True, random_state=0)
+    policy = make_pipeline(ExitHeads(random_state=0, cascade=True), ThresholdPolicy(criterion, budget=0.7))
     return EarlyExitModel(bert, BERT_EXITS, policy.fit(cache.X, cache.y), example_input=texts)
 
 

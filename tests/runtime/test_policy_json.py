@@ -85,8 +85,8 @@ def test_heads_answer_as_before(heads, wrap, data):
 
 def test_pipelines_and_policies_within_policies(data):
     X, y = data
-    score = OptimalStoppingPolicy(random_state=0)
-    pipeline = make_pipeline(ExitEnsemble(), ThresholdPolicy(score, recall=True)).fit(X, y)
+    criterion = OptimalStoppingPolicy(random_state=0)
+    pipeline = make_pipeline(ExitEnsemble(), ThresholdPolicy(criterion, recall=True)).fit(X, y)
     assert_array_equal(read_again(pipeline).predict_proba(X), pipeline.predict_proba(X))
     policy = OptimalStoppingPolicy(random_state=0, heads=FrozenEstimator(ExitHeads(random_state=0).fit(X, y)))
     frozen = RiskControlledPolicy(FrozenEstimator(policy.fit(X, y)), alpha=0.5, loss="error").fit(X, y)
