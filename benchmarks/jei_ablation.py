@@ -46,7 +46,6 @@ ABLATIONS = {
     'targets="exit_subsequent"': {"targets": "exit_subsequent"},
     'gate_reading="exit"': {"gate_reading": "exit"},
     "temperature_scaling=False": {"temperature_scaling": False},
-    'gate_inputs="seen"': {"gate_inputs": "seen"},
     'gate_class_weight="balanced"': {"gate_class_weight": "balanced"},
     'gradient="full", to the end': {"gradient": "full", "early_stopping": False},
 }

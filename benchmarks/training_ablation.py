@@ -3,13 +3,11 @@
     python benchmarks/training_ablation.py --data-root DIR --weights resnet56.th [--splits 5] [--out CSV]
 
 `--data-root` and `--weights` are those of ``em_routing.py``. Maximum probability with geometric shares
-decides on heads that are trained separately, as a boosted sum, and with weighted samples; JEI-DNN and
-DiffBranch train modules and gates. All are compared on the same splits. They are fitted for a budget of
-0.7, and ``with_budget`` gives the others: modules that are trained with gates stay those of the price
-that 0.7 takes.
+decides on heads that are trained separately, as a boosted sum, and with weighted samples; JEI-DNN
+trains modules and gates. All are compared on the same splits. They are fitted for a budget of 0.7, and
+``with_budget`` gives the others: modules that are trained with gates stay those of the price that 0.7 takes.
 
-It also prints the accuracy of each head on all samples, what gates on fixed modules do for a price, and
-how long fits take.
+It also prints the accuracy of each head on all samples, and how long fits take.
 """
 
 from __future__ import annotations
@@ -26,15 +24,11 @@ from skexit.policies import ExitPolicy
 from skexit.policies.base import correct_exits
 
 TRAININGS = {BASELINE: "separate", "boosted": "boosted", "weighted": "weighted"}
-OBJECTIVES = {
+JEI = {
     "JEI-DNN": {},
     "JEI-DNN, joint=False": {"joint": False},
-    "DiffBranch": {"objective": "mixture"},
-    "DiffBranch, joint=False": {"objective": "mixture", "joint": False},
-    "DiffBranch, to the end": {"objective": "mixture", "early_stopping": False},
 }
 FITTED_BUDGET = 0.7
-PRICES = (0.3, 1.0, 3.0)
 
 Rows = list[dict[str, object]]
 
@@ -46,7 +40,7 @@ def make_policies(seed: int) -> dict[str, ExitPolicy]:
     }
     with_gates = {
         method: JEIGatedEnsemble(budget=FITTED_BUDGET, random_state=seed, **parameters)
-        for method, parameters in OBJECTIVES.items()
+        for method, parameters in JEI.items()
     }
     return on_heads | with_gates
 
@@ -54,17 +48,6 @@ def make_policies(seed: int) -> dict[str, ExitPolicy]:
 def measure_policy(policy: ExitPolicy, X: ExitArray, y: np.ndarray) -> dict[str, float]:
     fitted_cost = float(policy.exit_distribution_ @ policy.costs_)
     return {"accuracy": policy.score(X, y), "cost": policy.mean_cost(X), "fitted cost": fitted_cost}
-
-
-def measure_at_prices(X: ExitArray, y: np.ndarray, X_test: ExitArray, y_test: np.ndarray, seed: int) -> Rows:
-    """Gates that stop where they say, for a price, on the same fixed modules."""
-    results = []
-    for objective in ("bilevel", "mixture"):
-        for lam in PRICES:
-            policy = JEIGatedEnsemble(lam, objective=objective, joint=False, random_state=seed).fit(X, y)
-            place = {"objective": objective, "lam": lam, "split": seed}
-            results.append(place | measure_policy(policy, X_test, y_test))
-    return results
 
 
 def measure_split(X: ExitArray, y: np.ndarray, seed: int) -> dict[str, Rows]:
@@ -82,7 +65,6 @@ def measure_split(X: ExitArray, y: np.ndarray, seed: int) -> dict[str, Rows]:
         for budget in BUDGETS:
             moved = policy.with_budget(budget)
             results["accuracy"].append(place | {"budget": budget} | measure_policy(moved, X_test, y_test))
-    results["prices"] = measure_at_prices(X_fit, y_fit, X_test, y_test, seed)
     return results
 
 
@@ -104,7 +86,6 @@ def main() -> None:
         "accuracy within budgets": summarize(results["accuracy"]),
         "at the same cost on new rows": gains_by_budget(results["accuracy"]),
         "heads on all samples": results["heads"].pivot_table(index="method", columns="exit", values="right"),
-        "gates on fixed modules, without a budget": results["prices"].groupby(["objective", "lam"]).mean(),
         "fits": results["fits"].groupby("method", sort=False).mean(),
     }
     for name, table in tables.items():

@@ -53,7 +53,6 @@ POLICIES = [
     JEIGatedEnsemble(
         targets="exit_subsequent",
         gate_reading="exit",
-        gate_inputs="seen",
         decision="sampled",
         temperature_scaling=False,
         random_state=0,
@@ -61,10 +60,7 @@ POLICIES = [
     ),
     RiskControlledPolicy(alpha=0.2, random_state=0),
     RiskControlledPolicy(OptimalStoppingPolicy(random_state=0), alpha=0.5, loss="error", random_state=0),
-    JEIGatedEnsemble(objective="mixture", random_state=0, max_epochs=3),
-    JEIGatedEnsemble(
-        budget=0.6, objective="mixture", gate_reading="exit", gate_inputs="seen", random_state=0, max_epochs=3
-    ),
+    JEIGatedEnsemble(budget=0.6, gate_reading="exit", random_state=0, max_epochs=3),
     OptimalStoppingPolicy(random_state=0),
     OptimalStoppingPolicy(0.6, use_features=True, random_state=0),
     OptimalStoppingPolicy(0.6, estimator=Ridge(), outcome="realised", random_state=0),

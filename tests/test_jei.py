@@ -62,6 +62,7 @@ def in_double_precision(trainer, seed=0):
     read = trainer._inputs
     trainer._inputs = lambda rows: read(rows).double()
     trainer.weight = trainer.weight.double()
+    trainer._learned = (trainer.weight * trainer._learns(trainer.folds)).mean(-1)
     for tensors in (*trainer.modules.values(), trainer.gates):
         for i, tensor in enumerate(tensors):
             values = 0.5 * torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
@@ -135,21 +136,18 @@ class TestLosses:
         used = np.repeat(weight[:, None] / weight.mean(), 3, axis=1)
         if gate_class_weight == "balanced":
             used = balanced_weight(wanted, used)
-        gates = 1 / (1 + np.exp(-trainer._gate_logits(logits, trainer.gates).detach().numpy()))
+        gates = 1 / (1 + np.exp(-trainer._gate_logits(logits).detach().numpy()))
         losses = -np.log(np.where(wanted == 1, gates, 1 - gates))
         expected = (losses * used).mean(axis=0).sum()
         assert trainer._gate_loss(rows, prices).item() == pytest.approx(expected, rel=1e-5)
 
     @READINGS
-    @pytest.mark.parametrize("gate_inputs", ["seen", "own"])
-    def test_held_out_loss(self, features, gate_reading, gate_inputs):
+    def test_held_out_loss(self, features, gate_reading):
         """Mean of eq. 6, where each row is seen by the copy of its fold."""
         X, y = features
         weight = np.random.default_rng(0).uniform(0.5, 2, size=len(y))
         temperatures = np.array([1, 1, 1, 2.5])
-        trainer = make_trainer(
-            X, y, weight=weight, temperatures=temperatures, gate_reading=gate_reading, gate_inputs=gate_inputs
-        )
+        trainer = make_trainer(X, y, weight=weight, temperatures=temperatures, gate_reading=gate_reading)
         trainer = in_double_precision(trainer)
         prices = np.array([0.3, 0.5, 0.6, 1.1])
         assert trainer.held_out_loss(prices) == pytest.approx(self.slow_loss(trainer, X, y, weight, prices), rel=1e-5)
@@ -160,16 +158,13 @@ class TestLosses:
         gates, biases = (tensor.detach().numpy() for tensor in trainer.gates)
         total = 0.0
         for i, label in enumerate(y):
-            statistics, remaining = np.zeros((3, 4)), 1.0
+            remaining = 1.0
             for k in range(4):
                 network = networks[i % 3][k]
                 logits = X.logits(k, [i])[0] / 2.5 if network is None else network(X.features(k, [i]))[0]
                 probability = remaining
                 if k < 3:
-                    statistics[k] = gate_statistics(softmax(logits))
-                    first = 0 if trainer.settings.gate_inputs == "seen" else k
-                    looked_at = statistics[first : k + 1].ravel() @ gates[k, 4 * first : 4 * k + 4]
-                    gate = 1 / (1 + math.exp(-looked_at - biases[k]))
+                    gate = 1 / (1 + math.exp(-gate_statistics(softmax(logits)) @ gates[k] - biases[k]))
                     probability = gate * remaining if trainer.settings.gate_reading == "stop" else min(gate, remaining)
                 remaining -= probability
                 total += weight[i] * probability * (prices[k] - log_softmax(logits)[label])
@@ -192,11 +187,10 @@ class TestGradients:
         return [tensor for module in trainer.modules.values() for tensor in module]
 
     @READINGS
-    @pytest.mark.parametrize("gate_inputs", ["seen", "own"])
-    def test_full_is_that_of_the_expected_loss(self, trainer, gate_reading, gate_inputs):
+    def test_full_is_that_of_the_expected_loss(self, trainer, gate_reading):
         import torch
 
-        trainer = trainer(gradient="full", gate_reading=gate_reading, gate_inputs=gate_inputs)
+        trainer = trainer(gradient="full", gate_reading=gate_reading)
 
         def loss(*tensors):
             self.set_modules(trainer, tensors)
@@ -209,7 +203,7 @@ class TestGradients:
         """Finite differences of sum P(G = l) CE_l with P(G) as it was (eq. 14)."""
         trainer = trainer(gradient="partial", gate_reading=gate_reading)
         rows, parameters = np.arange(9), self.parameters(trainer)
-        probabilities = trainer._exit_probabilities(trainer._logits(rows), trainer.gates).detach().numpy()
+        probabilities = trainer._exit_probabilities(trainer._logits(rows)).detach().numpy()
         learns = np.arange(4)[:, None] != rows % 3  # 6 of 9 rows, or all
 
         def weighted_cross_entropy():
@@ -363,19 +357,16 @@ class TestAlternation:
         np.testing.assert_allclose(prices, [0.07, 0.14, 0.35, 0.7])
         assert (abs(gates).max(axis=1).values > 0.1).all()
 
-    @pytest.mark.parametrize("gate_inputs", ["seen", "own"])
-    def test_gates_start_as_those_they_are_given(self, features, gate_inputs):
+    def test_gates_start_as_those_they_are_given(self, features):
         import torch
 
-        trainer, rng = make_trainer(*features, gate_inputs=gate_inputs), np.random.default_rng(0)
-        widths = [4 * (k + 1) if gate_inputs == "seen" else 4 for k in range(3)]
-        given = [DenseNetwork((rng.normal(size=(width, 1)),), (rng.normal(size=1),)) for width in widths]
+        trainer, rng = make_trainer(*features), np.random.default_rng(0)
+        given = [DenseNetwork((rng.normal(size=(4, 1)),), (rng.normal(size=1),)) for _ in range(3)]
         trainer.start_gates(given)
         logits = rng.normal(size=(7, 4, 3))
-        found = trainer._gate_logits(torch.as_tensor(logits, dtype=torch.float32), trainer.gates).detach()
+        found = trainer._gate_logits(torch.as_tensor(logits, dtype=torch.float32)).detach()
         for k, gate in enumerate(given):
-            inputs = gate_statistics(softmax(logits[:, :3]))[:, : k + 1].reshape(7, -1)[:, -widths[k] :]
-            np.testing.assert_allclose(found[:, k], gate(inputs)[:, 0], atol=1e-4)
+            np.testing.assert_allclose(found[:, k], gate(gate_statistics(softmax(logits[:, k])))[:, 0], atol=1e-4)
 
     def test_modules_that_are_not_trained_jointly_are_the_heads(self, features):
         X, y = features
@@ -513,11 +504,8 @@ class TestGates:
 
     @READINGS
     @pytest.mark.parametrize("targets", ["exit_if_min", "exit_subsequent"])
-    @pytest.mark.parametrize("gate_inputs", ["seen", "own"])
     @pytest.mark.parametrize("temperature_scaling", [True, False])
-    def test_are_logistic_regressions_on_the_targets(
-        self, data, gate_reading, targets, gate_inputs, temperature_scaling
-    ):
+    def test_are_logistic_regressions_on_the_targets(self, data, gate_reading, targets, temperature_scaling):
         """And a sample stops at the first exit with P(E_l) of eq. 4 at least 0.5."""
         X, y = data
         lam, alpha = 0.7, 0.01
@@ -525,7 +513,6 @@ class TestGates:
             lam,
             gate_reading=gate_reading,
             targets=targets,
-            gate_inputs=gate_inputs,
             temperature_scaling=temperature_scaling,
             alpha=alpha,
             random_state=0,
@@ -537,8 +524,7 @@ class TestGates:
         wanted = gate_targets(losses + lam * np.arange(1, 5) / 4, targets)
         gates = np.ones((len(y), 4))
         for k in range(3):
-            seen = range(k + 1) if gate_inputs == "seen" else [k]
-            inputs = np.column_stack([gate_statistics(softmax(logits[j])) for j in seen])
+            inputs = gate_statistics(softmax(logits[k]))
             inputs = (inputs - inputs.mean(axis=0)) / inputs.std(axis=0)
             model = LogisticRegression(C=1 / (alpha * len(y)), tol=1e-10, max_iter=10_000).fit(inputs, wanted[:, k])
             gates[:, k] = model.predict_proba(inputs)[:, 1]
@@ -685,7 +671,7 @@ class TestBudget:
 
 
 class TestSampled:
-    PARAMETERS = ({}, {"gate_reading": "exit"}, {"targets": "exit_subsequent", "gate_inputs": "own"})
+    PARAMETERS = ({}, {"gate_reading": "exit"}, {"targets": "exit_subsequent"})
 
     @pytest.mark.parametrize("parameters", PARAMETERS, ids=str)
     def test_shares_are_the_probabilities(self, data, parameters):

@@ -29,7 +29,6 @@ from skexit.policies.blending import sigmoid
 from skexit.policies.draws import SampleDraws
 from skexit.policies.gates import N_STATISTICS, balanced_weight, gate_statistics, gate_targets, leaving_probability
 from skexit.policies.jei_training import JointTrainer, JointTraining
-from skexit.policies.mixture_objective import fit_mixture_gates
 from skexit.policies.quotas import equal_thresholds, exits_from_scores, shared_threshold
 from skexit.uncertainty import fit_temperature, softmax
 
@@ -80,12 +79,6 @@ class JEIGatedEnsemble(BudgetedPolicy):
         Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's
         cost. Finds the price at which the gates come nearest to it, and moves the threshold that
         they share from 0.5 to where the cost is met.
-    objective : {"bilevel", "mixture"}, default="bilevel"
-        What modules and gates minimise. ``"bilevel"``: modules the loss that is expected of a sample's
-        exit, gates the error to their targets, in turns (JEI-DNN, Algorithm 1). ``"mixture"``: both
-        together the cross-entropy of the exits mixed by P(G = l), plus `lam` times the expected cost, as
-        in DiffBranch, which JEI-DNN is held against. `targets`, `gate_class_weight`, `gradient` and
-        `bilevel_switch` are then not used.
     targets : {"exit_if_min", "exit_subsequent"}, default="exit_if_min"
         What the gates learn. ``"exit_if_min"``: to open where no later exit is cheaper
         (section 9.15). ``"exit_subsequent"``: to open from the cheapest exit on (eq. 31), which
@@ -94,8 +87,6 @@ class JEIGatedEnsemble(BudgetedPolicy):
         What an open gate means. ``"stop"``: that a sample that got here should stop here, which
         is what the targets say. ``"exit"``: that this is the exit of the sample, P(G = l), as in
         the paper (eq. 7 and 8); samples then leave earlier than the targets ask for.
-    gate_inputs : {"own", "seen"}, default="own"
-        Whether a gate sees the statistics of its own exit, or of all exits so far.
     gate_class_weight : {"balanced"} or None, default=None
         ``"balanced"`` weighs the zeros and the ones of a gate's targets alike. This moves the gate's
         probabilities, and samples no longer stop where it pays.
@@ -125,7 +116,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
     max_epochs : int, default=15
         Passes over the rows in which steps of modules and gates alternate.
     early_stopping : bool, default=True
-        Keep the modules and gates of the epoch at which the loss (eq. 6, or the mixture's) is lowest on
+        Keep the modules and gates of the epoch at which the loss (eq. 6) is lowest on
         rows that the modules have not learned from; the start, gates fitted to the modules of the
         warm-up, counts as epoch 0. False keeps the last.
     patience : int, default=5
@@ -197,9 +188,6 @@ class JEIGatedEnsemble(BudgetedPolicy):
     Regol, Chataoui, Coates. "Jointly-learned exit and inference for a dynamic neural network:
     JEI-DNN." ICLR 2024.
 
-    Scardapane, Comminiello, Scarpiniti, Baccarelli, Uncini. "Differentiable branching in deep networks
-    for fast inference." ICASSP 2020.
-
     Examples
     --------
     >>> from sklearn.datasets import load_digits
@@ -217,10 +205,8 @@ class JEIGatedEnsemble(BudgetedPolicy):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "lam": [Interval(Real, 0, None, closed="left")],
         "budget": [Real, None],
-        "objective": [StrOptions({"bilevel", "mixture"})],
         "targets": [StrOptions({"exit_if_min", "exit_subsequent"})],
         "gate_reading": [StrOptions({"stop", "exit"})],
-        "gate_inputs": [StrOptions({"own", "seen"})],
         "gate_class_weight": [StrOptions({"balanced"}), None],
         "temperature_scaling": ["boolean"],
         "decision": [StrOptions({"deterministic", "sampled"})],
@@ -246,10 +232,8 @@ class JEIGatedEnsemble(BudgetedPolicy):
         lam: float = 1.0,
         *,
         budget: float | None = None,
-        objective: str = "bilevel",
         targets: str = "exit_if_min",
         gate_reading: str = "stop",
-        gate_inputs: str = "own",
         gate_class_weight: str | None = None,
         temperature_scaling: bool = True,
         decision: str = "deterministic",
@@ -271,10 +255,8 @@ class JEIGatedEnsemble(BudgetedPolicy):
     ) -> None:
         self.lam = lam
         self.budget = budget
-        self.objective = objective
         self.targets = targets
         self.gate_reading = gate_reading
-        self.gate_inputs = gate_inputs
         self.gate_class_weight = gate_class_weight
         self.temperature_scaling = temperature_scaling
         self.decision = decision
@@ -414,9 +396,6 @@ class JEIGatedEnsemble(BudgetedPolicy):
         self._apply_thresholds()
 
     def _fit_gates(self, losses: Floats, prices: Floats) -> list[DenseNetwork]:
-        if self.objective == "mixture":
-            inputs, weight = [self._inputs_of_gate(k) for k in range(len(prices) - 1)], self._fitting_weight
-            return fit_mixture_gates(inputs, losses, prices, weight, reading=self.gate_reading, alpha=self.alpha)
         targets = gate_targets(losses + prices, self.targets)
         weight = np.broadcast_to(self._fitting_weight[:, None], targets.shape)
         if self.gate_class_weight == "balanced":
@@ -424,7 +403,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
         return [self._fit_gate(k, targets[:, k], weight[:, k]) for k in range(targets.shape[1])]
 
     def _fit_gate(self, k: int, targets: Floats, weight: Floats) -> DenseNetwork:
-        inputs = self._inputs_of_gate(k)
+        inputs = self._statistics[:, k]
         if targets.min() == targets.max():
             # As if half a sample had been the other way: a gate that has seen one answer only is not certain.
             share = (targets[0] * len(targets) + 0.5) / (len(targets) + 1)
@@ -434,10 +413,6 @@ class JEIGatedEnsemble(BudgetedPolicy):
         with threadpool_limits(1, user_api="blas"):
             model.fit((inputs - mean) / scale, targets, sample_weight=weight)
         return DenseNetwork((model.coef_.T,), (model.intercept_,)).after_scaling(mean, scale)
-
-    def _inputs_of_gate(self, k: int) -> Floats:
-        first = 0 if self.gate_inputs == "seen" else k
-        return self._statistics[:, first : k + 1].reshape(len(self._statistics), -1)
 
     def _apply_thresholds(self) -> None:
         self.lam_, self.gates_ = min(self._path, key=self._distance_from_budget)
@@ -478,9 +453,6 @@ class JEIGatedEnsemble(BudgetedPolicy):
         xp = array_namespace(statistics)
         if k == len(gates):
             return xp.ones_like(statistics[:, 0])
-        if self.gate_inputs == "seen" and k > 0:
-            statistics = xp.concat([memory["statistics"], statistics], axis=1)
-        memory["statistics"] = statistics
         gate = sigmoid(gates[k](statistics)[:, 0])
         remaining = memory.get("remaining", xp.ones_like(gate))
         leaving = leaving_probability(gate, remaining, self.gate_reading)

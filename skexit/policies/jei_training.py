@@ -15,7 +15,6 @@ from skexit.arrays import ExitArray
 from skexit.mini_batches import keep_in_memory, one_cycle, one_thread
 from skexit.networks import DenseNetwork, weighted_scaling
 from skexit.policies.gates import N_STATISTICS, balanced_weight, exit_probabilities, gate_statistics, gate_targets
-from skexit.policies.mixture_objective import mixture_losses
 from skexit.uncertainty import softmax
 
 if TYPE_CHECKING:
@@ -31,10 +30,8 @@ _FEWEST_STEPS = 80
 class JointTraining:
     """How `JointTrainer` trains: parameters of :class:`skexit.JEIGatedEnsemble`."""
 
-    objective: str
     targets: str
     gate_reading: str
-    gate_inputs: str
     gradient: str
     gate_class_weight: str | None
     learning_rate: float
@@ -96,7 +93,6 @@ class JointTrainer:
         self._widths = [X.layout.n_features[k] if k in self._scaling else X.layout.n_logits[k] for k in self._exits()]
         self._inputs = keep_in_memory(self._read, len(X), sum(self._widths))
         self.modules, self.gates = self._initial_modules(), self._initial_gates()
-        self._seen = self._seen_statistics()
         self._warm_up()
 
     def fit(self, prices: Floats) -> int:
@@ -127,7 +123,7 @@ class JointTrainer:
         weights, biases = self.gates
         with torch.no_grad():
             for k, gate in enumerate(gates):
-                weights[k, self._seen[k] == 1] = torch.as_tensor(gate.weights[0][:, 0], dtype=torch.float32)
+                weights[k] = torch.as_tensor(gate.weights[0][:, 0], dtype=torch.float32)
                 biases[k] = float(gate.biases[0][0])
 
     def networks(self, copy: int = -1) -> list[DenseNetwork | None]:
@@ -176,17 +172,9 @@ class JointTrainer:
 
         n_gates = self.X.layout.n_exits - 1
         return [
-            torch.zeros(n_gates, n_gates * N_STATISTICS, requires_grad=True),
+            torch.zeros(n_gates, N_STATISTICS, requires_grad=True),
             torch.zeros(n_gates, requires_grad=True),
         ]
-
-    def _seen_statistics(self) -> torch.Tensor:
-        """1 where a gate sees a statistic, of shape (n_gates, n_gates * 4)."""
-        import torch
-
-        n_gates = self.X.layout.n_exits - 1
-        exits = torch.ones(n_gates, n_gates).tril() if self.settings.gate_inputs == "seen" else torch.eye(n_gates)
-        return exits.repeat_interleave(N_STATISTICS, dim=1)
 
     def _read(self, rows: NDArray[np.int64]) -> torch.Tensor:
         """Standardised features of the exits that are trained, and logits of the others, side by side."""
@@ -221,15 +209,14 @@ class JointTrainer:
         with torch.no_grad():
             return self._logits(rows)[self.folds[rows], np.arange(len(rows))]
 
-    def _gate_logits(self, logits: torch.Tensor, gates: list[torch.Tensor]) -> torch.Tensor:
-        weights, biases = gates
-        statistics = gate_statistics(softmax(logits[..., :-1, :])).flatten(-2)
-        return statistics @ (weights * self._seen).T + biases
+    def _gate_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        weights, biases = self.gates
+        return (gate_statistics(softmax(logits[..., :-1, :])) * weights).sum(-1) + biases
 
-    def _exit_probabilities(self, logits: torch.Tensor, gates: list[torch.Tensor]) -> torch.Tensor:
+    def _exit_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         import torch
 
-        said = torch.sigmoid(self._gate_logits(logits, gates))
+        said = torch.sigmoid(self._gate_logits(logits))
         last = torch.ones_like(said[..., :1])
         return exit_probabilities(torch.cat([said, last], dim=-1), self.settings.gate_reading)
 
@@ -268,7 +255,7 @@ class JointTrainer:
     def _take_steps(self, prices: Floats) -> int:
         """Take a step with each batch, and keep the best epoch."""
         settings = self.settings
-        step = self._bilevel_steps(prices) if settings.objective == "bilevel" else self._mixture_steps(prices)
+        step = self._bilevel_steps(prices)
         best, best_loss, best_epoch = self._state(), self.held_out_loss(prices), 0
         epochs = self._progress(f"price {prices[-1]:.3g}", settings.max_epochs)
         for epoch in epochs:
@@ -314,38 +301,6 @@ class JointTrainer:
 
         return step
 
-    def _mixture_steps(self, prices: Floats) -> Callable[[NDArray[np.int64]], None]:
-        """Steps in which gates and modules go down the same loss together."""
-        import torch
-
-        rate = self.settings.learning_rate
-        groups = [*self._module_groups([rate] * len(self.trained)), {"params": self.gates, "lr": rate}]
-        optimizer = torch.optim.Adam(groups, fused=True)
-        rates = [group["lr"] for group in groups]
-        schedule = one_cycle(optimizer, rates, self.settings.max_epochs * self._n_batches())
-
-        def step(batch: NDArray[np.int64]) -> None:
-            loss, shares = self._mixture_loss(batch, prices)
-            self._scale_penalties(optimizer, shares)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-
-        return step
-
-    def _mixture_loss(self, batch: NDArray[np.int64], prices: Floats) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mixture loss of each copy and of the held-out logits, summed, and the share of the samples at each exit.
-
-        The former trains the modules, also by what they make the gates say, and the latter the gates.
-        """
-        logits, held_out = self._logits(batch), self._held_out_logits(batch)
-        probabilities = self._exit_probabilities(logits, [tensor.detach() for tensor in self.gates])
-        of_modules = self._sample_losses(logits, probabilities, batch, prices) * self._copy_weight(batch)
-        of_gates = self._sample_losses(held_out, self._exit_probabilities(held_out, self.gates), batch, prices)
-        loss = of_modules.mean(-1).sum() + (of_gates * self.weight[batch]).mean()
-        return loss, self._shares(probabilities[-1], batch)
-
     def _module_loss(self, batch: NDArray[np.int64], prices: Floats) -> tuple[torch.Tensor, torch.Tensor]:
         """Eq. 6 for each copy, summed, and the share of the samples at each exit.
 
@@ -353,7 +308,7 @@ class JointTrainer:
         """
         logits = self._logits(batch)
         seen_by_gates = logits if self.settings.gradient == "full" else logits.detach()
-        probabilities = self._exit_probabilities(seen_by_gates, self.gates)
+        probabilities = self._exit_probabilities(seen_by_gates)
         losses = self._sample_losses(logits, probabilities, batch, prices)
         loss = (losses * self._copy_weight(batch)).mean(-1).sum()
         return loss, self._shares(probabilities[-1], batch)
@@ -363,8 +318,7 @@ class JointTrainer:
     ) -> torch.Tensor:
         """Loss of each sample, of shape (..., n_rows), for logits and exit probabilities."""
         losses = cross_entropies(logits, self.labels[rows])
-        of_samples = expected_losses if self.settings.objective == "bilevel" else mixture_losses
-        return of_samples(losses, probabilities, logits.new_tensor(prices))
+        return expected_losses(losses, probabilities, logits.new_tensor(prices))
 
     def _shares(self, probabilities: torch.Tensor, rows: NDArray[np.int64]) -> torch.Tensor:
         """Share of the samples that leave at each exit."""
@@ -384,7 +338,7 @@ class JointTrainer:
         weight = self.weight[batch][:, None].expand(targets.shape)
         if self.settings.gate_class_weight == "balanced":
             weight = torch.as_tensor(balanced_weight(targets.numpy(), weight.numpy()), dtype=torch.float32)
-        return gate_loss(self._gate_logits(logits, self.gates), targets, weight)
+        return gate_loss(self._gate_logits(logits), targets, weight)
 
     def held_out_loss(self, prices: Floats) -> float:
         """Mean loss of a sample where each row is seen by modules that have not learned from it.
@@ -404,7 +358,7 @@ class JointTrainer:
             for batch in self.X.batches():
                 rows = np.arange(batch.start, batch.stop)
                 logits = self._held_out_logits(rows)
-                losses = self._sample_losses(logits, self._exit_probabilities(logits, self.gates), rows, prices)
+                losses = self._sample_losses(logits, self._exit_probabilities(logits), rows, prices)
                 total += float((losses * self.weight[rows]).sum())
         return total / float(self.weight.sum())
 
