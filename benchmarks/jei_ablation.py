@@ -35,7 +35,7 @@ PAPERS_SETTINGS = {
     "targets": "exit_subsequent",
     "gate_reading": "exit",
     "temperature_scaling": False,
-    "alpha": 5e-4,
+    "l2": 5e-4,
     "batch_size": 64,
 }
 FITTED = {DEFAULT: {}, GATES: {"joint": False}}

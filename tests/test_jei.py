@@ -237,7 +237,7 @@ class TestGradients:
 
 class TestPenalties:
     def test_weights_are_penalised_by_the_share_that_leaves_and_biases_are_not(self, features):
-        trainer = make_trainer(*features, alpha=0.5, gradient="partial")
+        trainer = make_trainer(*features, l2=0.5, gradient="partial")
         adams = []
         adam = type(trainer)._scale_penalties
 
@@ -274,14 +274,14 @@ class TestWarmUp:
         X, y = data
         X = stack_exits([None, None], [X.features(k) for k in (1, 3)])
         weight = np.random.default_rng(0).uniform(0.5, 2, size=len(y))
-        alpha = 0.02
-        trainer = make_trainer(X, y, weight=weight, alpha=alpha, warm_up_epochs=40)
+        l2 = 0.02
+        trainer = make_trainer(X, y, weight=weight, l2=l2, warm_up_epochs=40)
         for copy, exit in itertools.product((0, 1, 2, -1), (0, 1)):
             rows = np.arange(len(y)) % 3 != copy
             Z = X.features(exit)
             mean = np.average(Z, axis=0, weights=weight)
             scaled = (Z - mean) / np.sqrt(np.average((Z - mean) ** 2, axis=0, weights=weight))
-            model = LogisticRegression(C=1 / (alpha * weight[rows].sum()), max_iter=1000)
+            model = LogisticRegression(C=1 / (l2 * weight[rows].sum()), max_iter=1000)
             model.fit(scaled[rows], y[rows], sample_weight=weight[rows])
             found = log_softmax(trainer.networks(copy)[exit](Z), axis=1)
             np.testing.assert_allclose(np.exp(found), model.predict_proba(scaled), atol=0.04)
@@ -434,7 +434,7 @@ class TestCrossFitting:
         X, y = make_exits(n_samples, 2, 2, 0)
         X = stack_exits([None, None], [X.features(k) for k in range(2)])
         weight = np.where(y == 0, 8.0, 1.0)
-        for exit, network in enumerate(make_trainer(X, y, weight=weight, warm_up_epochs=20, alpha=1e-4).networks()):
+        for exit, network in enumerate(make_trainer(X, y, weight=weight, warm_up_epochs=20, l2=1e-4).networks()):
             probability = softmax(network(X.features(exit)))[:, 0]
             share = np.average(y == 0, weights=weight)
             assert np.average(probability, weights=weight) == pytest.approx(share, abs=0.06)
@@ -492,7 +492,7 @@ class TestGates:
             return sum(loss)
 
         best = min(itertools.product([True, False], repeat=4), key=cost)
-        policy = JEIGatedEnsemble(lam, temperature_scaling=False, alpha=1e-6, random_state=0).fit(X, y)
+        policy = JEIGatedEnsemble(lam, temperature_scaling=False, l2=1e-6, random_state=0).fit(X, y)
         expected = [0 if dict(zip(self.MARGINS, best, strict=True))[margin] else 1 for margin in first]
         assert policy.predict_exit(X).tolist() == expected
 
@@ -508,13 +508,13 @@ class TestGates:
     def test_are_logistic_regressions_on_the_targets(self, data, gate_reading, targets, temperature_scaling):
         """And a sample stops at the first exit with P(E_l) of eq. 4 at least 0.5."""
         X, y = data
-        lam, alpha = 0.7, 0.01
+        lam, l2 = 0.7, 0.01
         policy = JEIGatedEnsemble(
             lam,
             gate_reading=gate_reading,
             targets=targets,
             temperature_scaling=temperature_scaling,
-            alpha=alpha,
+            l2=l2,
             random_state=0,
         ).fit(X, y)
         logits = [X.logits(k) for k in range(4)]
@@ -526,7 +526,7 @@ class TestGates:
         for k in range(3):
             inputs = gate_statistics(softmax(logits[k]))
             inputs = (inputs - inputs.mean(axis=0)) / inputs.std(axis=0)
-            model = LogisticRegression(C=1 / (alpha * len(y)), tol=1e-10, max_iter=10_000).fit(inputs, wanted[:, k])
+            model = LogisticRegression(C=1 / (l2 * len(y)), tol=1e-10, max_iter=10_000).fit(inputs, wanted[:, k])
             gates[:, k] = model.predict_proba(inputs)[:, 1]
         leaving = exit_probabilities(gates, gate_reading)
         expected = [[row[k] / (1 - row[:k].sum()) for k in range(3) if row[:k].sum() < 1 - 1e-9] for row in leaving]
@@ -761,7 +761,7 @@ class TestBadInput:
             if name in ("always right", "same at two exits") and lam == 1e6:
                 assert policy.exit_distribution_[0] == 1
 
-    @pytest.mark.parametrize("parameters", [{"lam": -1}, {"lam": np.nan}, {"alpha": 0}, {"bilevel_switch": 0}, {"targets": "all"}, {"gradient": "half"}], ids=str)  # fmt: skip
+    @pytest.mark.parametrize("parameters", [{"lam": -1}, {"lam": np.nan}, {"l2": 0}, {"bilevel_switch": 0}, {"targets": "all"}, {"gradient": "half"}], ids=str)  # fmt: skip
     def test_parameters(self, data, parameters):
         with pytest.raises(ValueError, match=rf"The '{next(iter(parameters))}' parameter of JEIGatedEnsemble must be"):
             JEIGatedEnsemble(**parameters).fit(*data)

@@ -107,7 +107,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
         term) or not (section 9.7).
     learning_rate : float, default=0.01
         Highest learning rate of Adam, in the warm-up times the number of exits to go (eq. 17).
-    alpha : float, default=3e-3
+    l2 : float, default=3e-3
         Strength of the squared penalty on the weights of modules and gates, for standardised
         inputs; in joint training, times the share of the samples that leave at the module. The
         paper's is 5e-4.
@@ -213,7 +213,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
         "joint": ["boolean"],
         "gradient": [StrOptions({"partial", "full"})],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
-        "alpha": [Interval(Real, 0, None, closed="neither")],
+        "l2": [Interval(Real, 0, None, closed="neither")],
         "warm_up_epochs": [Interval(Integral, 1, None, closed="left")],
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
         "early_stopping": ["boolean"],
@@ -240,7 +240,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
         joint: bool = True,
         gradient: str = "partial",
         learning_rate: float = 0.01,
-        alpha: float = 3e-3,
+        l2: float = 3e-3,
         warm_up_epochs: int = 10,
         max_epochs: int = 15,
         early_stopping: bool = True,
@@ -263,7 +263,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
         self.joint = joint
         self.gradient = gradient
         self.learning_rate = learning_rate
-        self.alpha = alpha
+        self.l2 = l2
         self.warm_up_epochs = warm_up_epochs
         self.max_epochs = max_epochs
         self.early_stopping = early_stopping
@@ -409,7 +409,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
             share = (targets[0] * len(targets) + 0.5) / (len(targets) + 1)
             return DenseNetwork((np.zeros((inputs.shape[1], 1)),), (np.log([share / (1 - share)]),))
         mean, scale = weighted_scaling(iter([(inputs, weight)]))
-        model = LogisticRegression(C=1 / (self.alpha * weight.sum()), solver="newton-cholesky")
+        model = LogisticRegression(C=1 / (self.l2 * weight.sum()), solver="newton-cholesky")
         with threadpool_limits(1, user_api="blas"):
             model.fit((inputs - mean) / scale, targets, sample_weight=weight)
         return DenseNetwork((model.coef_.T,), (model.intercept_,)).after_scaling(mean, scale)

@@ -35,7 +35,7 @@ class JointTraining:
     gradient: str
     gate_class_weight: str | None
     learning_rate: float
-    alpha: float
+    l2: float
     warm_up_epochs: int
     max_epochs: int
     early_stopping: bool
@@ -327,7 +327,7 @@ class JointTrainer:
     def _scale_penalties(self, optimizer: torch.optim.Optimizer, shares: torch.Tensor) -> None:
         """Where few samples leave the loss is small, and the penalty must not outweigh it."""
         for k, group in zip(self.trained, optimizer.param_groups[: len(self.trained)], strict=True):
-            group["weight_decay"] = self.settings.alpha * float(shares[k])
+            group["weight_decay"] = self.settings.l2 * float(shares[k])
 
     def _gate_loss(self, batch: NDArray[np.int64], prices: Floats) -> torch.Tensor:
         import torch
@@ -365,7 +365,7 @@ class JointTrainer:
     def _module_groups(self, rates: list[float]) -> list[dict[str, Any]]:
         """Weights of each module, which are penalised, then biases, which are not."""
         modules = [self.modules[k] for k in self.trained]
-        penalties = [self.settings.alpha, 0.0]
+        penalties = [self.settings.l2, 0.0]
         return [
             {"params": [module[part]], "lr": rate, "weight_decay": penalty}
             for part, penalty in enumerate(penalties)
