@@ -18,7 +18,7 @@ from intervals import half_width
 from routing import half_rows
 
 from skexit import ThresholdPolicy
-from skexit.policies.base import BudgetedPolicy
+from skexit.policies import BudgetedPolicy
 
 BUDGETS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 0.9)
 TEXTS = ["SST-2", "AG News"]

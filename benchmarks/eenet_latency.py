@@ -21,8 +21,8 @@ import torch
 from eenet_settings import BACKBONES, Backbone, argument_parser, policies
 
 from skexit import ExitArray, ExitHeads
+from skexit.backbone._costs import exit_costs
 from skexit.extraction import ExitExtractor
-from skexit.extraction.costs import exit_costs
 from skexit.runtime import EarlyExitModel, measure_latency
 
 N_CLASSES = {"CIFAR-10": 10, "CIFAR-100": 100, "SST-2": 2, "AG News": 4}

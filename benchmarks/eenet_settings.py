@@ -37,7 +37,7 @@ from skexit import (
     stack_exits,
 )
 from skexit.extraction import ExitExtractor
-from skexit.policies.base import BudgetedPolicy
+from skexit.policies import BudgetedPolicy
 
 CIFAR10_POOL = ("avg", "max", "grid4")
 CIFAR10_EXITS = (2, 5, 8)  # of the nine that are kept: after blocks 9, 18 and 27

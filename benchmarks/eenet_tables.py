@@ -28,7 +28,7 @@ from eenet_settings import SETTINGS, Setting, argument_parser, policies
 from routing import half_rows
 
 from skexit import ExitArray, StaticExit
-from skexit.policies.base import BudgetedPolicy
+from skexit.policies import BudgetedPolicy
 from skexit.runtime import EarlyExitModel
 
 #: Low, middle and high, as fractions of the network's; the paper's budgets over its base latency.

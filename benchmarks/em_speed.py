@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from skexit import stack_exits
-from skexit.policies.assignment import fit_exit_prior, group_patterns
-from skexit.policies.base import correct_exits
+from skexit.policies._base import correct_exits
+from skexit.policies.em._assignment import fit_exit_prior, group_patterns
 
 
 def median_seconds(function: Callable[[], Any], repeats: int) -> float:

@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from skexit import FeatureCache
-from skexit.extraction import ExitExtractor, exit_points
+from skexit.backbone._exit_points import exit_points
+from skexit.extraction import ExitExtractor
 
 EFFICIENTNET_BLOCKS = [f"_blocks.{k}" for k in range(16)]
 N_PIXELS = 96

@@ -44,7 +44,7 @@ from skexit import (
     stack_exits,
 )
 from skexit.extraction import ExitExtractor
-from skexit.policies.base import BudgetedPolicy
+from skexit.policies import BudgetedPolicy
 
 BUDGETS = np.array([0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
 #: Accuracy that the recommended pipeline should reach at the first six budgets.

@@ -1,12 +1,10 @@
 """Stop neural networks early: exit policies as scikit-learn estimators."""
 
-from skexit.arrays import ExitArray, stack_exits
-from skexit.cache import FeatureCache
-from skexit.ensemble import ExitEnsemble
-from skexit.heads import ExitHeads
-from skexit.layout import ExitLayout
-from skexit.merging import merge_caches
+from skexit.cache import FeatureCache, merge_caches
+from skexit.data import ExitArray, ExitLayout, stack_exits
+from skexit.heads import ExitEnsemble, ExitHeads
 from skexit.persistence import TRUSTED_TYPES
+from skexit.pipeline import recommended_pipeline
 from skexit.policies import (
     EENetPolicy,
     EMExitAssigner,
@@ -20,7 +18,6 @@ from skexit.policies import (
     ThresholdPolicy,
     oracle,
 )
-from skexit.recommended import recommended_pipeline
 
 __version__ = "0.1.0"
 

@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score
 from sklearn.model_selection import check_cv, cross_validate
 from sklearn.pipeline import Pipeline
 
-from skexit.policies.access import policy_and_data
+from skexit.policies._access import policy_and_data
 
 __all__ = [
     "BudgetCurve",

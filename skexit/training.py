@@ -12,8 +12,9 @@ from numpy.typing import ArrayLike
 from torch import nn
 from torch.nn import functional
 
-from skexit.extraction import exit_points
-from skexit.extraction._network import (
+from skexit.backbone._costs import check_forward_order
+from skexit.backbone._exit_points import exit_points
+from skexit.backbone._modules import (
     NETWORK_OUTPUT,
     Inputs,
     as_arguments,
@@ -24,8 +25,7 @@ from skexit.extraction._network import (
     find_modules,
     map_tensors,
 )
-from skexit.extraction.costs import check_forward_order
-from skexit.extraction.pooling import Pool, check_pool, pool_output
+from skexit.backbone._pooling import Pool, check_pool, pool_output
 
 __all__ = ["MultiExitNetwork", "joint_cross_entropy"]
 
@@ -101,7 +101,7 @@ class MultiExitNetwork(nn.Module):
         A classifier, on the device on which it is to be trained. It is not copied.
     exits : sequence of str or None
         Names of the modules after which it can stop, in forward order, as in extraction; None for
-        :func:`skexit.extraction.exit_points`. The last one stands for the network's own output.
+        :func:`skexit.backbone._exit_points`. The last one stands for the network's own output.
     example_input : tensor, tuple of tensors or dict of tensors
         One input or more, from which the widths of the heads are found. A tuple is passed by position,
         a dict by keyword; its ``"attention_mask"`` also masks tokens when they are pooled.

@@ -12,7 +12,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from skexit import ExitArray, ExitHeads, ExitLayout, stack_exits
 from skexit.uncertainty import softmax
-from skexit.uncertainty.conformal import ConformalScores
+from skexit.uncertainty._conformal import ConformalScores
 
 # PABEE's votes are tied, and so fall short of most budgets.
 pytestmark = pytest.mark.filterwarnings("ignore:the mean cost on the fitting data:UserWarning")

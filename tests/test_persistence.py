@@ -28,7 +28,7 @@ from skexit.exceptions import InconsistentVersionWarning
 skops_io = pytest.importorskip("skops.io")
 from skops.io.exceptions import UntrustedTypesFoundException  # noqa: E402
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent / "fixtures"
 VOTES_ARE_TIED = pytest.mark.filterwarnings("ignore:the mean cost on the fitting data:UserWarning")
 
 

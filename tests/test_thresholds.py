@@ -7,7 +7,7 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
 from skexit import EENetPolicy, ExitHeads, JEIGatedEnsemble, OptimalStoppingPolicy, ThresholdPolicy, stack_exits
-from skexit.policies.quotas import exits_from_scores
+from skexit.policies._quotas import exits_from_scores
 
 
 @pytest.mark.parametrize("parameters", [{"schedule": "greedy"}, {"criterion": "certainty"}, {"criterion": 3}], ids=str)

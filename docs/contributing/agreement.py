@@ -4,7 +4,7 @@ from numbers import Real
 from typing import ClassVar
 
 from skexit.policies import BudgetedPolicy
-from skexit.policies.quotas import quota_thresholds
+from skexit.policies._quotas import quota_thresholds
 from skexit.uncertainty import max_probability, softmax
 
 

@@ -32,7 +32,7 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from skexit.policies import BudgetedPolicy
-from skexit.policies.quotas import quota_thresholds
+from skexit.policies._quotas import quota_thresholds
 from skexit.uncertainty import max_probability, softmax
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils import Bunch
 
-from skexit.arrays import stack_exits
+from skexit.data import stack_exits
 
 _DATA = resources.files("skexit.datasets") / "data"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skexit.cache import FeatureCache
-from skexit.extraction.extractor import ExitExtractor
-from skexit.extraction.parts import count_parts, extract_part, is_complete, join_parts, loader_of_part
+from skexit.extraction._extractor import ExitExtractor
+from skexit.extraction._parts import count_parts, extract_part, is_complete, join_parts, loader_of_part
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -1,6 +1,6 @@
 """Accuracy and cost together: what is measured on the answers, exits and scores of policies."""
 
-from skexit.metrics.accuracy_cost import (
+from skexit.metrics._accuracy_cost import (
     AccuracyCostCurve,
     accuracy_at_budget,
     accuracy_cost_curve,
@@ -8,9 +8,9 @@ from skexit.metrics.accuracy_cost import (
     cost_at_accuracy,
     speedup,
 )
-from skexit.metrics.bootstrap import bootstrap_interval
-from skexit.metrics.exits import OracleRegret, exit_distribution_by_class, exit_report, oracle_regret
-from skexit.metrics.scores import area_under_risk_coverage, exit_auroc
+from skexit.metrics._bootstrap import bootstrap_interval
+from skexit.metrics._exits import OracleRegret, exit_distribution_by_class, exit_report, oracle_regret
+from skexit.metrics._scores import area_under_risk_coverage, exit_auroc
 
 __all__ = [
     "AccuracyCostCurve",

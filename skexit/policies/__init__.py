@@ -1,13 +1,13 @@
 """Exit policies: estimators that decide at which exit a sample may stop."""
 
-from skexit.policies.base import BudgetedPolicy, ExitPolicy
-from skexit.policies.baselines import Oracle, RandomExit, StaticExit, oracle
-from skexit.policies.eenet import EENetPolicy
-from skexit.policies.em import EMExitAssigner
-from skexit.policies.jei import JEIGatedEnsemble, LambdaPath
-from skexit.policies.risk import RiskControlledPolicy
-from skexit.policies.stopping import OptimalStoppingPolicy
-from skexit.policies.thresholds import ThresholdPolicy
+from skexit.policies._base import BudgetedPolicy, ExitPolicy
+from skexit.policies._baselines import Oracle, RandomExit, StaticExit, oracle
+from skexit.policies._risk import RiskControlledPolicy
+from skexit.policies._stopping import OptimalStoppingPolicy
+from skexit.policies._thresholds import ThresholdPolicy
+from skexit.policies.eenet._policy import EENetPolicy
+from skexit.policies.em._assigner import EMExitAssigner
+from skexit.policies.jei._ensemble import JEIGatedEnsemble, LambdaPath
 
 __all__ = [
     "BudgetedPolicy",

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import train_test_split
 
-from skexit.policies.base import ExitPolicy
+from skexit.policies import ExitPolicy
 from skexit.report._measures import Candidate
 from skexit.uncertainty import coverage_score, expected_calibration_error, inefficiency_score
-from skexit.uncertainty.conformal import FEWEST_ROWS
+from skexit.uncertainty._conformal import FEWEST_ROWS
 
 _ALPHAS = (0.1, 0.05, 0.01)
 

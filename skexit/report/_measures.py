@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skexit._validation import encode_labels
+from skexit.data._validation import encode_labels
 from skexit.metrics import OracleRegret, bootstrap_interval, oracle_regret
-from skexit.policies.access import policy_and_data
-from skexit.policies.base import ExitPolicy
-from skexit.policies.baselines import Oracle
+from skexit.policies import ExitPolicy, Oracle
+from skexit.policies._access import policy_and_data
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from skexit.runtime.deployment import Activations, FirstPart, PartialOutput, SecondPart, join_outputs
-    from skexit.runtime.early_exit import EarlyExitModel
-    from skexit.runtime.latency import ExitLatency, measure_latency
-    from skexit.runtime.onnx_export import export_onnx
-    from skexit.runtime.onnx_loop import OnnxEarlyExit
-    from skexit.runtime.output import ExitOutput
-    from skexit.runtime.policy_json import policy_from_json, policy_to_json
-    from skexit.runtime.throughput import LoaderOutput
+    from skexit.runtime._deployment import Activations, FirstPart, PartialOutput, SecondPart, join_outputs
+    from skexit.runtime._early_exit import EarlyExitModel
+    from skexit.runtime._latency import ExitLatency, measure_latency
+    from skexit.runtime._onnx_export import export_onnx
+    from skexit.runtime._onnx_loop import OnnxEarlyExit
+    from skexit.runtime._output import ExitOutput
+    from skexit.runtime._policy_json import policy_from_json, policy_to_json
+    from skexit.runtime._throughput import LoaderOutput
 
 #: The modules are imported when they are asked for: a network in ONNX runs without torch.
 _MODULES = {

@@ -1,21 +1,11 @@
 """How sure a classifier is, and how far it can be trusted."""
 
-from skexit.uncertainty.calibration import expected_calibration_error
-from skexit.uncertainty.conformal import (
-    conformal_threshold,
-    coverage_score,
-    inefficiency_score,
-)
-from skexit.uncertainty.mixing import fit_mixture, mix
-from skexit.uncertainty.risk import betting_p_value, binomial_p_value
-from skexit.uncertainty.scores import (
-    margin,
-    max_probability,
-    normalized_entropy,
-    softmax,
-    vote,
-)
-from skexit.uncertainty.temperature import fit_temperature
+from skexit.uncertainty._calibration import expected_calibration_error
+from skexit.uncertainty._conformal import conformal_threshold, coverage_score, inefficiency_score
+from skexit.uncertainty._mixing import fit_mixture, mix
+from skexit.uncertainty._risk import betting_p_value, binomial_p_value
+from skexit.uncertainty._scores import margin, max_probability, normalized_entropy, softmax, vote
+from skexit.uncertainty._temperature import fit_temperature
 
 __all__ = [
     "betting_p_value",

@@ -49,7 +49,7 @@ def test_what_gets_a_name_is_synced_before_and_the_name_after(tmp_path, events):
 def test_the_disk_begins_before_a_shard_is_complete(tmp_path, monkeypatch):
     begun = []
     monkeypatch.setattr(os, "posix_fadvise", lambda _, start, length, advice: begun.append((start, length)))
-    monkeypatch.setattr("skexit.shards._SYNCED_BYTES", 40)
+    monkeypatch.setattr("skexit.cache._shards._SYNCED_BYTES", 40)
     layout = LAYOUT.replace(n_logits=[2, 2], n_features=[0, 0])
     with CacheWriter(tmp_path, layout, origin=ORIGIN) as writer:
         for _ in range(8):  # of a row of 8 bytes in each of two files

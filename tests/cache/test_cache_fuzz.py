@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skexit import FeatureCache
-from skexit._json_files import read_json, write_json
+from skexit.cache._json_files import read_json, write_json
 
 N_EXAMPLES = int(os.environ.get("SKEXIT_FUZZ_EXAMPLES", "100"))
 LABELS = np.array(["no", "yes"] * (N_ROWS // 2))

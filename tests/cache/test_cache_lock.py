@@ -14,8 +14,8 @@ import pytest
 from caches import EXPECTED, LAYOUT, N_ROWS, ORIGIN, append_rows, take, values, write_cache
 
 from skexit import FeatureCache
-from skexit._lock import LOCK, FolderLock
 from skexit.cache import CacheWriter
+from skexit.cache._lock import LOCK, FolderLock
 
 
 def write_and_wait(path, connection):

@@ -7,8 +7,8 @@ import pytest
 from caches import EXPECTED, LAYOUT, N_ROWS, ORIGIN, append_rows, as_array, values, write_cache
 
 from skexit import FeatureCache
-from skexit._json_files import read_json, write_json
 from skexit.cache import CacheWriter
+from skexit.cache._json_files import read_json, write_json
 
 
 def swap(first, second):

@@ -41,7 +41,7 @@ def url(request, path):
 @pytest.fixture
 def fetched(monkeypatch):
     """Names of the files that are fetched."""
-    from skexit._folders import RemoteFolder
+    from skexit.cache._folders import RemoteFolder
 
     names = []
     opened = RemoteFolder.open

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from caches import LAYOUT, N_ROWS, ORIGIN, append_rows, values, write_cache
 
-import skexit._folders
-import skexit.merging
+import skexit.cache._folders
+import skexit.cache._merging
 from skexit import FeatureCache, merge_caches
 from skexit.cache import CacheWriter
 
@@ -110,7 +110,7 @@ class TestStopped:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         with monkeypatch.context() as patch:
-            patch.setattr(skexit._folders.shutil, "copyfile", fail)
+            patch.setattr(skexit.cache._folders.shutil, "copyfile", fail)
             patch.setattr(os, "link", fail)
             with pytest.raises(OSError, match="No space left") as caught:
                 merge_caches(sources, tmp_path / "all")
@@ -191,7 +191,7 @@ class TestRefused:
 def test_another_merges_at_the_same_time(sources, tmp_path, monkeypatch):
     """It ends after this one has looked what is merged already, and before this one has the lock."""
     merge_caches(sources, tmp_path / "all")
-    monkeypatch.setattr(skexit.merging, "_find_merged", lambda *arguments: (0, 0))
+    monkeypatch.setattr(skexit.cache._merging, "_find_merged", lambda *arguments: (0, 0))
     with pytest.raises(RuntimeError, match="meanwhile: it has 19 rows now, not 0"):
         merge_caches(sources, tmp_path / "all")
     assert_is(FeatureCache(tmp_path / "all"), *contents(sources))

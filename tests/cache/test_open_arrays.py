@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from caches import EXPECTED, values, write_cache
 
-import skexit.shards
+import skexit.cache._shards
 from skexit import ExitLayout, FeatureCache
-from skexit._open_arrays import OpenArrays
 from skexit.cache import CacheWriter
+from skexit.cache._open_arrays import OpenArrays
 
 
 class TestOpenArrays:
@@ -92,7 +92,7 @@ def test_pages_that_were_read_are_given_back(tmp_path, order):
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is not told")
 def test_pages_of_a_cache_are_given_back(tmp_path, monkeypatch):
     """Those that were compared with checksums, and those that were read afterwards, of all files that are open."""
-    monkeypatch.setattr(skexit.shards, "OpenArrays", partial(OpenArrays, max_resident=2**22))
+    monkeypatch.setattr(skexit.cache._shards, "OpenArrays", partial(OpenArrays, max_resident=2**22))
     layout = ExitLayout([0, 0], [1024, 1])
     with CacheWriter(tmp_path, layout, origin={}, shard_rows=2048) as writer:
         for _ in range(8):  # shards of 8 MiB
@@ -109,9 +109,9 @@ def test_pages_of_a_cache_are_given_back(tmp_path, monkeypatch):
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="open files are not listed")
 def test_a_cache_of_more_files_than_may_be_open(tmp_path, monkeypatch):
     """A system allows about a thousand; the cache of a large data set has more, each checked once."""
-    monkeypatch.setattr(skexit.shards, "_MAX_OPEN_ARRAYS", 4)
-    checksum, checked = skexit.shards._checksum, []
-    monkeypatch.setattr(skexit.shards, "_checksum", lambda array: checked.append(0) or checksum(array))
+    monkeypatch.setattr(skexit.cache._shards, "_MAX_OPEN_ARRAYS", 4)
+    checksum, checked = skexit.cache._shards._checksum, []
+    monkeypatch.setattr(skexit.cache._shards, "_checksum", lambda array: checked.append(0) or checksum(array))
     X = write_cache(tmp_path, shard_rows=2).X
     before = len(os.listdir("/proc/self/fd"))
     for rows in np.random.default_rng(0).integers(len(X), size=(10, 5)):
@@ -122,7 +122,7 @@ def test_a_cache_of_more_files_than_may_be_open(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("same", ["file", "time"])
 def test_a_file_that_was_replaced_is_checked_again(tmp_path, monkeypatch, same):
-    monkeypatch.setattr(skexit.shards, "_MAX_OPEN_ARRAYS", 1)
+    monkeypatch.setattr(skexit.cache._shards, "_MAX_OPEN_ARRAYS", 1)
     X = write_cache(tmp_path).X
     X.features(0)
     file = tmp_path / "shard-00000" / "exit0.features.npy"

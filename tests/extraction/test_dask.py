@@ -16,7 +16,7 @@ from test_workers import N_ROWS, assert_same, make_extractor, make_loader
 
 from skexit import ExitHeads, FeatureCache, ThresholdPolicy
 from skexit.extraction import extract_on_dask
-from skexit.extraction.parts import extract_part
+from skexit.extraction._parts import extract_part
 
 distributed = pytest.importorskip("distributed")
 

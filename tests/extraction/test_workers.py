@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 
 from skexit import FeatureCache
 from skexit.extraction import ExitExtractor
-from skexit.extraction.parts import (
+from skexit.extraction._parts import (
     extract_as_worker,
     extract_part,
     is_complete,

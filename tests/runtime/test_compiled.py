@@ -5,7 +5,7 @@ from torch import nn
 from skexit import ExitHeads, ThresholdPolicy
 from skexit.extraction import ExitExtractor
 from skexit.runtime import EarlyExitModel
-from skexit.runtime.compiled import plain_network
+from skexit.runtime._compiled import plain_network
 
 EXITS = ["2", "5"]
 SIZES = (1, 4, 8)

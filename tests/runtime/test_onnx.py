@@ -144,7 +144,7 @@ def test_a_transformer_with_attention_masks(bert_live, texts, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:the mean cost on the fitting data:UserWarning")
 def test_an_ensemble_before_a_policy_that_recalls(cnn, cnn_cache, images, tmp_path, monkeypatch):
-    monkeypatch.setattr("skexit.runtime.onnx_export._LARGEST_FILE", 0)
+    monkeypatch.setattr("skexit.runtime._onnx_export._LARGEST_FILE", 0)
     ensemble = ExitEnsemble().fit(cnn_cache.X, cnn_cache.y)
     policy = EENetPolicy(0.8, random_state=0, max_epochs=2, recall=True)
     policy.fit(ensemble.transform(cnn_cache.X), cnn_cache.y)
@@ -313,7 +313,7 @@ def test_a_type_that_numpy_does_not_have(cnn_cache, cnn_live, cnn, images, tmp_p
 def test_an_export_that_fails_leaves_nothing_to_load(cnn_live, cnn_folder, tmp_path, monkeypatch):
     folder = shutil.copytree(cnn_folder, tmp_path / "onnx")
     nothing = dict.fromkeys(["tensor0", "features"], np.zeros(1))
-    monkeypatch.setattr("skexit.runtime.onnx_loop.OnnxStage.run", lambda stage, inputs: nothing)
+    monkeypatch.setattr("skexit.runtime._onnx_loop.OnnxStage.run", lambda stage, inputs: nothing)
     with pytest.raises(ValueError, match="the stage that ends at '2' gives other values than in torch"):
         export_onnx(cnn_live, folder)
     with pytest.raises(FileNotFoundError, match=r"has no policy\.json"):

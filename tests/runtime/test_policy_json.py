@@ -22,7 +22,7 @@ from skexit import (
     stack_exits,
 )
 from skexit.exceptions import InconsistentVersionWarning
-from skexit.runtime.policy_json import policy_from_json, policy_to_json
+from skexit.runtime import policy_from_json, policy_to_json
 
 N_ROWS = 157  # a number that nothing else has
 NO_TIES = pytest.mark.filterwarnings("ignore:the mean cost on the fitting data:UserWarning")
@@ -170,7 +170,11 @@ def changed(**changes):
 
 
 ARRAY = {"__kind__": "array", "dtype": "<f8", "shape": [1], "order": "C", "data": base64.b64encode(bytes(8)).decode()}
-LAYOUT = {"__kind__": "skexit.layout.ExitLayout", "parameters": {"n_logits": [3], "n_features": [0]}, "attributes": {}}
+LAYOUT = {
+    "__kind__": "skexit.data._layout.ExitLayout",
+    "parameters": {"n_logits": [3], "n_features": [0]},
+    "attributes": {},
+}
 
 
 @pytest.mark.parametrize(
@@ -182,7 +186,7 @@ LAYOUT = {"__kind__": "skexit.layout.ExitLayout", "parameters": {"n_logits": [3]
         ('{"content": 1}', "not written by skexit"),
         (changed(format_version=99), "version 99 of the format"),
         (changed(content={"__kind__": "subprocess.Popen", "parameters": {}}), "'subprocess.Popen', which is no class"),
-        (changed(content={"__kind__": "skexit.arrays.ExitArray"}), "is no class of skexit that it may have"),
+        (changed(content={"__kind__": "skexit.data._arrays.ExitArray"}), "is no class of skexit that it may have"),
         (changed(content={"__kind__": ["tuple"]}), "is not complete, or wrong"),
         (changed(content={"__kind__": "tuple"}), "of 'tuple' is not complete"),
         (changed(content=ARRAY | {"dtype": "|O"}), "an array of object"),
@@ -190,7 +194,7 @@ LAYOUT = {"__kind__": "skexit.layout.ExitLayout", "parameters": {"n_logits": [3]
         (changed(content=ARRAY | {"shape": [2]}), "other data than it says"),
         (changed(content=ARRAY | {"data": "AAA"}), "other data than it says"),
         (changed(content=LAYOUT | {"parameters": {"n_columns": 3}}), "ExitLayout' is not complete, or wrong"),
-        (changed(content={"__kind__": "skexit.layout.ExitLayout"}), "ExitLayout' is not complete, or wrong"),
+        (changed(content={"__kind__": "skexit.data._layout.ExitLayout"}), "ExitLayout' is not complete, or wrong"),
     ],
 )
 def test_what_is_not_read(text, message):

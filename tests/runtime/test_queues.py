@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skexit.runtime.batch import Batch
-from skexit.runtime.decisions import Notes
-from skexit.runtime.queues import SampleQueue
+from skexit.runtime._batch import Batch
+from skexit.runtime._decisions import Notes
+from skexit.runtime._queues import SampleQueue
 
 CHANNELS_LAST = torch.channels_last
 

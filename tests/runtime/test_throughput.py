@@ -126,7 +126,7 @@ def test_samples_wait_no_longer_than_they_may(fresh, monkeypatch):
     live, x = fresh
     calls = record_calls(live)
     clock = 0.0
-    monkeypatch.setattr("skexit.runtime.throughput.time.monotonic", lambda: clock)
+    monkeypatch.setattr("skexit.runtime._throughput.time.monotonic", lambda: clock)
 
     def load():
         nonlocal clock

@@ -1,0 +1,217 @@
+"""Small fully connected networks: kept and applied without torch, which trains them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skexit.utils._array_api import array_namespace, as_like
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class DenseNetwork:
+    """A fully connected network with rectified linear units between its layers.
+
+    Parameters
+    ----------
+    weights : tuple of ndarray of shape (n_inputs, n_outputs), one a layer
+    biases : tuple of ndarray of shape (n_outputs,), one a layer
+    negative_slope : float, default=0.0
+        Slope of the units below zero; larger than zero makes them leaky.
+    """
+
+    weights: tuple[NDArray[np.float64], ...]
+    biases: tuple[NDArray[np.float64], ...]
+    negative_slope: float = 0.0
+
+    def __call__(self, inputs: Any) -> Any:
+        """Outputs of the last layer, as an array of the inputs' namespace, dtype and device.
+
+        Parameters
+        ----------
+        inputs : array of shape (n_samples, n_inputs)
+
+        Returns
+        -------
+        array of shape (n_samples, n_outputs)
+        """
+        return self._layer(-1, inputs if len(self.weights) == 1 else self.last_hidden(inputs))
+
+    def last_hidden(self, inputs: Any) -> Any:
+        """What the last layer sees: the units of the last hidden layer.
+
+        Parameters
+        ----------
+        inputs : array of shape (n_samples, n_inputs)
+
+        Returns
+        -------
+        array of shape (n_samples, n_hidden)
+            The inputs, where no layer is hidden.
+        """
+        xp = array_namespace(inputs)
+        hidden = inputs
+        for layer in range(len(self.weights) - 1):
+            outputs = self._layer(layer, hidden)
+            hidden = xp.where(outputs > 0, outputs, self.negative_slope * outputs)
+        return hidden
+
+    def last_layer(self, hidden: Any) -> Any:
+        """Outputs for units of the last hidden layer.
+
+        Parameters
+        ----------
+        hidden : array of shape (n_samples, n_hidden)
+
+        Returns
+        -------
+        array of shape (n_samples, n_outputs)
+        """
+        return self._layer(-1, hidden)
+
+    def _layer(self, layer: int, inputs: Any) -> Any:
+        return inputs @ as_like(self.weights[layer], inputs) + as_like(self.biases[layer], inputs)
+
+    @property
+    def n_multiply_adds(self) -> int:
+        """Multiply-adds that one sample takes."""
+        return sum(weight.size for weight in self.weights)
+
+    def divided_by(self, temperature: float) -> DenseNetwork:
+        """The network whose outputs are those of this one divided by `temperature`."""
+        weights, biases = (*self.weights[:-1], self.weights[-1] / temperature), self.biases
+        return replace(self, weights=weights, biases=(*biases[:-1], biases[-1] / temperature))
+
+    def after_scaling(self, mean: NDArray[np.float64], scale: NDArray[np.float64]) -> DenseNetwork:
+        """The network that takes raw inputs where this one takes ``(inputs - mean) / scale``."""
+        first = self.weights[0] / scale[:, None]
+        bias = self.biases[0] - mean @ first
+        return replace(self, weights=(first, *self.weights[1:]), biases=(bias, *self.biases[1:]))
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and spread of columns, found in one pass.
+
+    Parameters
+    ----------
+    total : float
+        Weight of the rows so far.
+    mean, squares : ndarray of shape (n_columns,)
+        Weighted mean, and weighted sum of the squared deviations from it.
+    """
+
+    total: float = 0.0
+    mean: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    squares: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+
+    def add(self, values: NDArray[Any], weight: NDArray[np.float64]) -> Moments:
+        """Moments of the rows so far and of these.
+
+        Parameters
+        ----------
+        values : ndarray of shape (n_rows, n_columns)
+        weight : ndarray of shape (n_rows,)
+
+        Returns
+        -------
+        Moments
+        """
+        # Chan, Golub and LeVeque's update: no cancellation, whatever the mean.
+        mass = weight.sum()
+        batch_mean = weight @ values / mass
+        mean, squares = (self.mean, self.squares) if len(self.mean) else (0 * batch_mean, 0 * batch_mean)
+        deviation = batch_mean - mean
+        total = self.total + mass
+        squares = squares + weight @ (values - batch_mean) ** 2 + deviation**2 * self.total * mass / total
+        return Moments(total, mean + deviation * mass / total, squares)
+
+    def scaling(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and standard deviation of each column; 1 where it is constant."""
+        scale = np.sqrt(self.squares / self.total)
+        constant = scale <= 10 * np.finfo(np.float64).eps * np.maximum(np.abs(self.mean), 1)
+        return self.mean, np.where(constant, 1.0, scale)
+
+
+def weighted_scaling(
+    batches: Iterator[tuple[NDArray[Any], NDArray[np.float64]]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Weighted mean and standard deviation of columns, in one pass; 1 where a column is constant.
+
+    Parameters
+    ----------
+    batches : iterator of (ndarray of shape (n_rows, n_columns), ndarray of shape (n_rows,))
+        Rows and their weights.
+
+    Returns
+    -------
+    mean, scale : ndarray of shape (n_columns,)
+    """
+    moments = Moments()
+    for values, weight in batches:
+        moments = moments.add(values, weight)
+    return moments.scaling()
+
+
+def torch_generator(random_state: np.random.RandomState) -> torch.Generator:
+    """A generator of its own, so that torch's global one neither matters nor changes."""
+    import torch
+
+    return torch.Generator().manual_seed(int(random_state.randint(2**31 - 1)))
+
+
+def build(sizes: Sequence[int], generator: torch.Generator, negative_slope: float = 0.0) -> torch.nn.Sequential:
+    """A network of the given widths with random weights and no biases, as torch trains it."""
+    from torch import nn
+
+    layers: list[nn.Module] = []
+    for n_inputs, n_outputs in pairwise(sizes):
+        # Without skip_init, the default initialisation draws from torch's global generator.
+        layer = nn.utils.skip_init(nn.Linear, n_inputs, n_outputs)
+        nn.init.kaiming_uniform_(layer.weight, a=5**0.5, generator=generator)
+        nn.init.zeros_(layer.bias)
+        layers += [layer, nn.LeakyReLU(negative_slope)]
+    return nn.Sequential(*layers[:-1])
+
+
+def drop_units(hidden: torch.Tensor, dropout: float, generator: torch.Generator) -> torch.Tensor:
+    """Dropout by a generator of its own, so that torch's global one neither matters nor changes.
+
+    Parameters
+    ----------
+    hidden : Tensor of shape (n_samples, n_hidden)
+    dropout : float
+        Share of the units that are left out.
+    generator : torch.Generator
+
+    Returns
+    -------
+    Tensor of shape (n_samples, n_hidden)
+    """
+    import torch
+
+    if not dropout:
+        return hidden
+    kept = torch.rand(hidden.shape, generator=generator) >= dropout
+    return hidden * kept / (1 - dropout)
+
+
+def to_dense(model: torch.nn.Sequential) -> DenseNetwork:
+    """The network that torch has trained, as plain NumPy."""
+    from torch import nn
+
+    linear = [layer for layer in model if isinstance(layer, nn.Linear)]
+    slopes = [layer.negative_slope for layer in model if isinstance(layer, nn.LeakyReLU)]
+    return DenseNetwork(
+        tuple(layer.weight.detach().numpy().T.astype(np.float64) for layer in linear),
+        tuple(layer.bias.detach().numpy().astype(np.float64) for layer in linear),
+        slopes[0] if slopes else 0.0,
+    )

@@ -1,0 +1,83 @@
+"""What a live network takes, checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from skexit.backbone._modules import Inputs, tensors_of
+
+
+def as_inputs(inputs: tuple[Any, ...], named_inputs: Mapping[str, Any]) -> Inputs:
+    """What was passed to ``forward``, as one input of a network.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing, tensors come by position and by name, or there is no tensor.
+    """
+    if len(inputs) == 1 and isinstance(inputs[0], torch.Tensor) and not named_inputs and inputs[0].ndim:
+        return inputs[0]
+    if bool(inputs) == bool(named_inputs):
+        raise ValueError("pass the inputs of the network either by position or by name.")
+    given: Any = dict(named_inputs) or (inputs[0] if len(inputs) == 1 else inputs)
+    if isinstance(given, Mapping):
+        given = dict(given)
+    elif isinstance(given, list):
+        given = tuple(given)
+    values = list(given.values()) if isinstance(given, dict) else given if isinstance(given, tuple) else [given]
+    if not values or not all(isinstance(value, torch.Tensor) and value.ndim for value in values):
+        raise ValueError(
+            f"the network takes tensors with one row a sample, but got {[type(value).__name__ for value in values]}."
+        )
+    return given
+
+
+def named_tensors(inputs: Inputs) -> dict[str, torch.Tensor]:
+    """The tensors of an input, by a name for messages."""
+    if isinstance(inputs, Mapping):
+        return dict(inputs)
+    tensors = tensors_of(inputs)
+    return {"x": tensors[0]} if len(tensors) == 1 else {f"input {i}": tensor for i, tensor in enumerate(tensors)}
+
+
+def check_rows(inputs: Inputs, device: torch.device) -> None:
+    """Raise a ValueError unless all tensors are on the device and have equally many rows, at least one."""
+    tensors = named_tensors(inputs)
+    for name, tensor in tensors.items():
+        if tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device}, but the network on {device}. Move one of them.")
+    lengths = {name: len(tensor) for name, tensor in tensors.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"the inputs have different numbers of rows: {lengths}.")
+    if not all(lengths.values()):
+        raise ValueError("the inputs have no rows; pass at least one.")
+
+
+def is_like(inputs: Inputs, example: Inputs) -> bool:
+    """Whether the input is one tensor that plainly differs from the example in rows alone; the checks say more."""
+    return (
+        isinstance(inputs, torch.Tensor)
+        and isinstance(example, torch.Tensor)
+        and inputs.shape[1:] == example.shape[1:]
+        and inputs.dtype == example.dtype
+        and inputs.device == example.device
+        and len(inputs) > 0
+    )
+
+
+def check_like(inputs: Inputs, example: Inputs) -> None:
+    """Raise a ValueError unless inputs differ from the example in rows and lengths of sequences alone."""
+    given, expected = named_tensors(inputs), named_tensors(example)
+    if list(given) != list(expected):
+        raise ValueError(f"the network was cut for the inputs {list(expected)}, but got {list(given)}.")
+    for name, tensor in given.items():
+        like = expected[name]
+        if tensor.dtype != like.dtype:
+            raise ValueError(f"{name} has the type {tensor.dtype}, but the network was cut for {like.dtype}.")
+        is_sequence = not like.is_floating_point() and like.ndim == 2
+        if tensor.ndim != like.ndim or (not is_sequence and tensor.shape[1:] != like.shape[1:]):
+            shape = ", ".join(["n", *map(str, like.shape[1:])])
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, but the network was cut for ({shape}).")

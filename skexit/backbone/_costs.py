@@ -1,0 +1,291 @@
+"""What it costs to reach each exit of a network: operations or milliseconds."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from skexit.backbone._modules import (
+    NETWORK_OUTPUT,
+    Head,
+    Inputs,
+    as_arguments,
+    call,
+    check_called_once,
+    device_of,
+    find_modules,
+    map_tensors,
+    own_heads,
+    resolve_heads,
+    tensors_of,
+)
+
+COST_UNITS = ("FLOPs", "MACs", "ms")
+
+_N_WARM_UP_RUNS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class ExitCosts:
+    """Cost of an answer at each exit.
+
+    Parameters
+    ----------
+    costs : ndarray of shape (n_exits,)
+        Cumulative cost of one sample.
+    unit : {"FLOPs", "MACs", "ms"}
+        Unit of the costs.
+    spread : ndarray of shape (n_exits,) or None
+        Interquartile range of the repeated runs for ``"ms"``, None for the others, which are exact.
+    """
+
+    costs: NDArray[np.float64]
+    unit: str
+    spread: NDArray[np.float64] | None = None
+
+
+def exit_costs(
+    model: nn.Module,
+    exits: Sequence[str],
+    example_input: Inputs,
+    unit: str = "FLOPs",
+    *,
+    head: Head = "output",
+    n_repeats: int = 20,
+) -> ExitCosts:
+    """Measure what it costs a network to answer at each of its exits.
+
+    The network runs in evaluation mode and is left as it was found. The cost of exit k is that of
+    the network up to the end of the exit's module, and of the heads of the exits up to k. Where
+    the network computes a head does not matter.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The network.
+    exits : sequence of str
+        Names of the modules after which the network can stop, in forward order.
+    example_input : tensor, tuple of tensors or dict of tensors
+        One batch of inputs; a tuple is passed by position, a dict by keyword. Costs are divided by
+        the number of its rows.
+    unit : {"FLOPs", "MACs", "ms"}, default="FLOPs"
+        FLOPs count a multiply-add as two operations, MACs as one. What is counted are the
+        multiply-adds of convolutions, matrix products (linear layers, recurrent cells) and
+        attention. Milliseconds are the median of repeated runs on the device of the network, at
+        the batch size of `example_input`.
+    head : "output", None or list of n_exits str or None, default="output"
+        What gives the logits. ``"output"``: the network's own output is the last exit's, whose
+        cost is that of the whole network. None: no exit has logits. A list names the module that
+        is the head of each exit.
+    n_repeats : int, default=20
+        Number of timed runs for ``"ms"``.
+
+    Returns
+    -------
+    costs : ExitCosts
+        The cumulative costs, their unit and, for ``"ms"``, their spread.
+
+    Raises
+    ------
+    ValueError
+        If a module is unknown or not called exactly once, the exits are not in forward order, or
+        two of them cost the same.
+
+    Notes
+    -----
+    Operations are counted on the meta device: nothing is computed and no weight is copied. Hooks
+    of your own run there, too. A network that cannot run on the meta device, because its control
+    flow looks at values, runs on its own device instead.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from skexit.extraction import exit_costs
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    >>> exit_costs(model, ["0", "2"], torch.zeros(1, 8), unit="MACs").costs
+    array([128., 192.])
+    """
+    if unit not in COST_UNITS:
+        raise ValueError(f"unit={unit!r} must be one of {list(COST_UNITS)}.")
+    if n_repeats < 1:
+        raise ValueError(f"n_repeats={n_repeats} must be at least 1.")
+    find_modules(model, exits, "exits")
+    n_rows = len(tensors_of(example_input)[0])
+    run = _Run(model, list(exits), resolve_heads(model, head, len(exits)))
+    with _left_as_found(model), torch.no_grad():
+        model.eval()
+        if unit == "ms":
+            runs = _timed_runs(run, example_input, n_repeats) / n_rows
+            costs, spread = np.median(runs, axis=0), np.subtract(*np.percentile(runs, [75, 25], axis=0))
+        else:
+            flops_per_operation = {"FLOPs": 1, "MACs": 2}[unit]
+            costs, spread = _counted_flops(run, example_input) / (flops_per_operation * n_rows), None
+    _check_increasing(costs, list(exits), unit)
+    return ExitCosts(costs, unit, spread)
+
+
+class _Run:
+    """Run a network once and read a clock where its exits and heads are.
+
+    All readings come from one run, so that later exits never cost less than earlier ones.
+    """
+
+    def __init__(self, model: nn.Module, exits: list[str], heads: list[str | None]) -> None:
+        self.model = model
+        self._exits = exits
+        self._heads = heads
+        self._own_heads = own_heads(heads)
+
+    def __call__(self, forward: Callable[[], Any], clock: Callable[[], float]) -> NDArray[np.float64]:
+        """Cumulative cost of the exits, in units of the clock."""
+        exit_ends: list[tuple[str, float]] = []
+        head_starts: list[tuple[str, float]] = []
+        head_ends: list[tuple[str, float]] = []
+        with ExitStack() as hooks:
+            for name in self._exits:
+                hooks.enter_context(self._hook(name, exit_ends, clock))
+            for name in self._own_heads.values():
+                hooks.enter_context(self._hook(name, head_starts, clock, before=True))
+                hooks.enter_context(self._hook(name, head_ends, clock))
+            start = clock()
+            forward()
+            end = clock()
+        check_called_once([name for name, _ in exit_ends], self._exits, "exits")
+        check_called_once([name for name, _ in head_ends], list(self._own_heads.values()), "head")
+        check_forward_order([name for name, _ in exit_ends], self._exits)
+        ends = [
+            end if head == NETWORK_OUTPUT else reading
+            for (_, reading), head in zip(exit_ends, self._heads, strict=True)
+        ]
+        reached = np.array(ends, dtype=np.float64)
+        starts, durations = self._head_times(dict(head_starts), dict(head_ends))
+        # What the heads took until an exit was reached is no part of the way to it: a head counts
+        # at its own exit, wherever the network computes it.
+        in_heads = np.clip(reached[:, None] - starts, 0, durations).sum(axis=1)
+        return reached - start - in_heads + np.cumsum(durations)
+
+    def _hook(
+        self, name: str, readings: list[tuple[str, float]], clock: Callable[[], float], before: bool = False
+    ) -> torch.utils.hooks.RemovableHandle:
+        module = self.model.get_submodule(name)
+        register = module.register_forward_pre_hook if before else module.register_forward_hook
+        return register(lambda *_: readings.append((name, clock())))
+
+    def _head_times(
+        self, starts: dict[str, float], ends: dict[str, float]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Start and duration of the head of each exit, zero for an exit without one."""
+        times = np.zeros((2, len(self._exits)))
+        for k, name in self._own_heads.items():
+            times[:, k] = starts[name], ends[name] - starts[name]
+        return times[0], times[1]
+
+
+def _counted_flops(run: _Run, inputs: Inputs) -> NDArray[np.float64]:
+    """Cumulative FLOPs of the exits for the whole batch."""
+    try:
+        with _left_as_found(run.model):
+            return _count(run, _forward_on_meta_device(run.model, inputs))
+    except Exception:
+        # The network may have needed values. Whatever else is wrong shows again on its own device.
+        return _count(run, _forward(run.model, inputs))
+
+
+def _count(run: _Run, forward: Callable[[], Any]) -> NDArray[np.float64]:
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    # The counter has no formula for fused kernels: it would count nothing for attention, for a
+    # transformer layer in its fast path, or for a recurrent layer on cuDNN.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            torch.backends.cudnn.flags(enabled=False),
+            FlopCounterMode(display=False, custom_mapping=_FLOPS_OF_FUSED_KERNELS) as counter,
+        ):
+            return run(forward, counter.get_total_flops)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+def _flops_of_recurrent_layer(
+    inputs: Sequence[int], input_weight: Sequence[int], hidden_weight: Sequence[int], *args: Any, **kwargs: Any
+) -> int:
+    n_steps, n_samples, _ = inputs
+    return 2 * n_steps * n_samples * (math.prod(input_weight) + math.prod(hidden_weight))
+
+
+_FLOPS_OF_FUSED_KERNELS = {torch.ops.aten.mkldnn_rnn_layer: _flops_of_recurrent_layer}
+
+
+def _timed_runs(run: _Run, inputs: Inputs, n_repeats: int) -> NDArray[np.float64]:
+    """Cumulative milliseconds of the exits for the whole batch, of shape (n_repeats, n_exits)."""
+    forward = _forward(run.model, inputs)
+    clock = millisecond_clock(device_of(run.model))
+    for _ in range(_N_WARM_UP_RUNS):
+        forward()
+    return np.stack([run(forward, clock) for _ in range(n_repeats)])
+
+
+def millisecond_clock(device: torch.device) -> Callable[[], float]:
+    def read() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return 1000 * time.perf_counter()
+
+    return read
+
+
+def _forward(model: nn.Module, inputs: Inputs) -> Callable[[], Any]:
+    """A forward pass on the network's own device."""
+    device = device_of(model)
+    inputs = map_tensors(lambda tensor: tensor.to(device), inputs)
+    return lambda: call(model, inputs)
+
+
+def _forward_on_meta_device(model: nn.Module, inputs: Inputs) -> Callable[[], Any]:
+    """A forward pass that knows shapes only."""
+    tensors = chain(model.named_parameters(), model.named_buffers())
+    state = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
+    args, kwargs = as_arguments(map_tensors(lambda tensor: tensor.to("meta"), inputs))
+    return lambda: torch.func.functional_call(model, state, args, kwargs)
+
+
+@contextmanager
+def _left_as_found(model: nn.Module) -> Iterator[None]:
+    """Restore the random state and what each submodule has as plain attributes: its mode, counters, caches."""
+    attributes = {module: dict(vars(module)) for module in model.modules()}
+    device = device_of(model)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            for module, found in attributes.items():
+                vars(module).clear()
+                vars(module).update(found)
+
+
+def check_forward_order(called: list[str], exits: list[str]) -> None:
+    if called != exits:
+        raise ValueError(f"exits={exits} are not in forward order; the network reaches them as {called}.")
+
+
+def _check_increasing(costs: NDArray[np.float64], exits: list[str], unit: str) -> None:
+    if costs[0] <= 0:
+        raise ValueError(f"exits: {exits[0]!r} is reached after 0 {unit}; start with a later module, or count 'ms'.")
+    for k in np.flatnonzero(np.diff(costs) <= 0):
+        raise ValueError(
+            f"exits: {exits[k]!r} costs {costs[k]:g} {unit} and {exits[k + 1]!r}, after it, {costs[k + 1]:g}. "
+            "Costs must increase from exit to exit: drop one of the two."
+        )

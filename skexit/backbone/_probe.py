@@ -1,0 +1,98 @@
+"""Compare the stages of a network with the network itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+
+from skexit.backbone._modules import Inputs, call, logits_in, map_tensors, tensors_of
+from skexit.backbone._pooling import first_tensor
+from skexit.backbone._rows import select_rows
+from skexit.backbone._stages import Stage
+
+#: Samples of the random input. One is left out after each exit, until one is left.
+_N_SAMPLES = 4
+#: Largest difference that rounding may make, relative to the largest value.
+_TOLERANCE = 1e-3
+
+
+def check_against_plain_network(
+    model: nn.Module, exits: Sequence[str], stages: Sequence[Stage], example_input: Inputs
+) -> None:
+    """Raise a ValueError unless stages that lose samples on the way give what the network gives.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    exits : sequence of str
+    stages : sequence of Stage, one an exit
+    example_input : tensor, tuple of tensors or dict of tensors
+        What random inputs are to look like.
+    """
+    inputs = random_inputs(example_input)
+    expected, logits = _run_plain(model, exits, inputs)
+    first, *side = tensors_of(inputs)
+    tensors, rows = [first], torch.arange(_N_SAMPLES, device=first.device)
+    for k, (name, stage) in enumerate(zip(exits, stages, strict=True)):
+        tensors = stage.network(*tensors, *side)
+        if not _agree(tensors[0], expected[k][rows]):
+            raise _not_cut(f"its part up to {name!r}")
+        if len(rows) > 1:
+            kept = torch.arange(len(rows) - 1, -1, -1, device=rows.device)[:-1]
+            tensors, side, rows = select_rows(tensors, kept), select_rows(side, kept), rows[kept]
+    head = stages[-1].logits
+    if logits is not None and head is not None and not _agree(head(*tensors, *side), logits[rows]):
+        raise _not_cut("its last part")
+
+
+def _not_cut(part: str) -> ValueError:
+    return ValueError(
+        f"the network is not cut by its exits: run by itself on random inputs, {part} gives other values than the "
+        "plain network. Something goes around an exit, or the samples of a batch depend on one another. Name exits "
+        "that everything passes through."
+    )
+
+
+def _agree(value: torch.Tensor, expected: torch.Tensor) -> bool:
+    if value.shape != expected.shape:
+        return False
+    largest = expected.abs().max().item() if expected.numel() else 0.0
+    return torch.allclose(value.float(), expected.float(), rtol=_TOLERANCE, atol=_TOLERANCE * largest, equal_nan=True)
+
+
+def random_inputs(example_input: Inputs) -> Inputs:
+    """Normal numbers, or integers that the example has, of its shapes."""
+    device = tensors_of(example_input)[0].device
+    generator = torch.Generator(device).manual_seed(0)
+
+    def draw(tensor: torch.Tensor) -> torch.Tensor:
+        rows = torch.arange(_N_SAMPLES, device=device) % len(tensor)
+        if tensor.is_floating_point():
+            noise = torch.randn(tensor[rows].shape, generator=generator, device=device)
+            return noise.to(tensor.dtype)
+        # Each row stays one of the example's: masks, above all, have a form.
+        return tensor[rows]
+
+    return map_tensors(draw, example_input)
+
+
+def _run_plain(
+    model: nn.Module, exits: Sequence[str], inputs: Inputs
+) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    outputs: list[torch.Tensor] = []
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        outputs.append(first_tensor(output).clone())  # the network may go on to work on it in place
+
+    with ExitStack() as hooks:
+        for name in exits:
+            hooks.enter_context(model.get_submodule(name).register_forward_hook(keep))
+        output = call(model, map_tensors(torch.clone, inputs))  # it may work on them in place
+    if isinstance(output, list | tuple) and len(output) == len(exits):
+        output = output[-1]
+    logits = logits_in(output)
+    return outputs, logits if isinstance(logits, torch.Tensor) else None

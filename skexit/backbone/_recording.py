@@ -1,0 +1,371 @@
+"""Record a network as a graph of calls to its own modules."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+from torch.export.graph_signature import InputKind
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+from torch.utils import _pytree as pytree
+
+from skexit.backbone._costs import check_forward_order
+from skexit.backbone._modules import Inputs, as_arguments, check_called_once, logits_in, own_heads
+from skexit.backbone._rows import is_channels_last
+
+_OPERATORS = torch.library.Library("skexit", "DEF")
+# To the recorder a module is one operation, whose number says which call it is.
+_OPERATORS.define("call_module(int call, Tensor[] tensors, SymInt[] sizes) -> Tensor[]")
+
+#: Rows of the inputs while a network is recorded; a size of one would be taken for a constant.
+_N_ROWS = 3
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A network as a graph whose nodes call its modules.
+
+    Parameters
+    ----------
+    graph : fx.Graph
+        Its ``call_module`` and ``get_attr`` nodes have names of the network.
+    inputs : list of fx.Node
+        One an input tensor.
+    exits : list of list of fx.Node
+        The tensors that each exit's module gives.
+    logits : list of fx.Node or None
+        The logits that the network itself has for each exit.
+    constants : dict of str to tensor
+        What the network makes of no input and no parameter, by name.
+    """
+
+    graph: fx.Graph
+    inputs: list[fx.Node]
+    exits: list[list[fx.Node]]
+    logits: list[fx.Node | None]
+    constants: dict[str, torch.Tensor]
+
+
+def record(model: nn.Module, exits: Sequence[str], heads: Sequence[str | None], inputs: Inputs) -> Recording:
+    """Run a network on shapes only, and record which module is called on what.
+
+    Modules that contain no exit are recorded as one call each; of those that do, every operation.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        In evaluation mode.
+    exits : sequence of str
+        Names of modules, in forward order.
+    heads : sequence of str or None, one an exit
+        As `resolve_heads` gives them.
+    inputs : tensor, tuple of tensors or dict of tensors
+        An example. The number of rows is left open; so is the length of sequences of integers.
+
+    Returns
+    -------
+    Recording
+
+    Raises
+    ------
+    ValueError
+        If the network does not call an exit or head exactly once, calls exits in another order, or
+        decides by the values of its inputs what to do.
+    """
+    args, kwargs = as_arguments(inputs)
+    tensors = [_with_rows(tensor, _N_ROWS) for tensor in (*args, *kwargs.values())]
+    names = [name for name, value in kwargs.items() if isinstance(value, torch.Tensor)]
+    recorder = _Recorder(model, exits, heads)
+    network = _WithFlatInputs(model, len(args), names, exits, heads)
+    try:
+        with recorder.in_place_of_modules():
+            exported = _export(network, tensors)
+    except Exception as error:
+        raise ValueError(
+            f"{type(model).__name__} cannot be divided at its exits, because what it does between modules depends on "
+            f"the values of its inputs, or takes what is no tensor: {_first_line(error)}"
+        ) from error
+    _explain_wrong_calls(recorder, exits, heads)
+    return _Reader(exported, recorder).read(exits, heads)
+
+
+def _with_rows(tensor: torch.Tensor, n_rows: int) -> torch.Tensor:
+    """The first rows of a tensor, repeated where they are too few."""
+    rows = torch.arange(n_rows, device=tensor.device) % len(tensor)
+    memory_format = torch.channels_last if is_channels_last(tensor) else torch.contiguous_format
+    return tensor[rows].contiguous(memory_format=memory_format)
+
+
+def _export(network: nn.Module, tensors: list[torch.Tensor]) -> Any:
+    is_sequence = [not tensor.is_floating_point() and tensor.ndim == 2 for tensor in tensors]
+    dynamic = torch.export.Dim.DYNAMIC
+    shapes: list[dict[int, Any]] = [{0: dynamic, 1: dynamic} if sequence else {0: dynamic} for sequence in is_sequence]
+    try:
+        return torch.export.export(network, (tensors,), dynamic_shapes={"tensors": shapes}, strict=False)
+    except Exception:
+        if not any(is_sequence):
+            raise
+        # Some networks take sequences of one length only.
+        shapes = [{0: dynamic} for _ in tensors]
+        return torch.export.export(network, (tensors,), dynamic_shapes={"tensors": shapes}, strict=False)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+class _WithFlatInputs(nn.Module):
+    """A network that takes a list of tensors, and gives the logits that are its own output."""
+
+    def __init__(
+        self, model: nn.Module, n_positional: int, names: list[str], exits: Sequence[str], heads: Sequence[str | None]
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self._n_positional, self._names = n_positional, names
+        self._n_exits, self._uses_output = len(exits), "output" in heads
+
+    def forward(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        args, named = tensors[: self._n_positional], tensors[self._n_positional :]
+        output = self.model(*args, **dict(zip(self._names, named, strict=True)))
+        if not self._uses_output:
+            return []
+        if isinstance(output, list | tuple) and len(output) == self._n_exits:
+            return list(output)
+        logits = logits_in(output)
+        if logits is None:
+            raise ValueError(f"its output, a {type(output).__name__}, has no logits; pass head=None.")
+        return [cast(torch.Tensor, logits)]
+
+
+#: Marks of arguments that become nodes of the graph.
+_TENSOR, _SIZE = object(), object()
+
+
+@dataclass
+class _Call:
+    """One call of a module, while it is recorded."""
+
+    name: str
+    arguments: list[Any]
+    """Leaves of the positional and keyword arguments, with marks in place of tensors and sizes."""
+    structure: Any
+    outputs: list[torch.Tensor]
+    paths: list[Any]
+    """Where in the module's output each tensor is."""
+    is_marker: bool
+
+
+class _Recorder:
+    """Has modules leave a note instead of computing."""
+
+    def __init__(self, model: nn.Module, exits: Sequence[str], heads: Sequence[str | None]) -> None:
+        modules = dict(model.named_modules(remove_duplicate=False))
+        marked = [*exits, *own_heads(heads).values()]
+        self.calls: list[_Call] = []
+        self._open = {""} | {name for name in modules if any(other.startswith(f"{name}.") for other in marked)}
+        self._marked = [name for name in marked if name in self._open]
+        self._modules = modules
+
+    @contextmanager
+    def in_place_of_modules(self) -> Iterator[None]:
+        _RECORDERS.append(self)
+        with ExitStack() as stack:
+            stack.callback(_RECORDERS.pop)
+            for module in self._modules.values():
+                _remove_hooks(stack, module)
+            for name in self._closed_modules():
+                self._replace_forward(stack, name, is_marker=False)
+            for name in self._marked:
+                self._replace_forward(stack, name, is_marker=True)
+            yield
+
+    def _closed_modules(self) -> list[str]:
+        """Children of open modules that are called as a whole; lists of modules never are."""
+        closed, waiting = [], [(name, self._modules[name]) for name in sorted(self._open)]
+        seen: set[int] = set()
+        while waiting:
+            parent, module = waiting.pop(0)
+            for child, submodule in module.named_children():
+                name = f"{parent}.{child}" if parent else child
+                if name in self._open or id(submodule) in seen:
+                    continue
+                if isinstance(submodule, nn.ModuleList | nn.ModuleDict):
+                    waiting.append((name, submodule))
+                else:
+                    seen.add(id(submodule))
+                    closed.append(name)
+        return closed
+
+    def _replace_forward(self, stack: ExitStack, name: str, *, is_marker: bool) -> None:
+        module = self._modules[name]
+        own = module.__dict__.get("forward")
+        original = module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if is_marker:
+                output = original(*args, **kwargs)
+                return self._note(name, (pytree.tree_leaves(output),), {}, output, is_marker=True)
+            with disable_proxy_modes_tracing():
+                output = original(*args, **kwargs)
+            return self._note(name, args, kwargs, output)
+
+        module.__dict__["forward"] = forward
+        stack.callback(_restore, module, own)
+
+    def _note(self, name: str, args: Any, kwargs: Any, output: Any, *, is_marker: bool = False) -> Any:
+        leaves, structure = pytree.tree_flatten((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        sizes = [leaf for leaf in leaves if isinstance(leaf, torch.SymInt)]
+        kept = [
+            _TENSOR if isinstance(leaf, torch.Tensor) else _SIZE if isinstance(leaf, torch.SymInt) else leaf
+            for leaf in leaves
+        ]
+        with_paths, output_structure = pytree.tree_flatten_with_path(output)
+        outputs = [leaf for _, leaf in with_paths]
+        paths = [path for path, leaf in with_paths if isinstance(leaf, torch.Tensor)]
+        given = [leaf for leaf in outputs if isinstance(leaf, torch.Tensor)]
+        self.calls.append(_Call(name, kept, structure, given, paths, is_marker))
+        results = iter(torch.ops.skexit.call_module(len(self.calls) - 1, tensors, sizes))
+        return pytree.tree_unflatten(
+            [next(results) if isinstance(leaf, torch.Tensor) else leaf for leaf in outputs], output_structure
+        )
+
+
+#: The recorders at work, the innermost last.
+_RECORDERS: list[_Recorder] = []
+
+
+def _shapes_of_call(call: int, tensors: list[torch.Tensor], sizes: list[int]) -> list[torch.Tensor]:
+    return [torch.empty_like(tensor) for tensor in _RECORDERS[-1].calls[call].outputs]
+
+
+torch.library.impl(_OPERATORS, "call_module", "Meta")(_shapes_of_call)
+
+
+def _remove_hooks(stack: ExitStack, module: nn.Module) -> None:
+    """Leave out hooks until the stack is closed: they may look at values, which shapes do not have."""
+    for name in ("_forward_hooks", "_forward_pre_hooks"):
+        if hooks := module.__dict__[name]:
+            module.__dict__[name] = type(hooks)()
+            stack.callback(module.__dict__.__setitem__, name, hooks)
+
+
+def _restore(module: nn.Module, forward: Any) -> None:
+    if forward is None:
+        del module.__dict__["forward"]
+    else:
+        module.__dict__["forward"] = forward
+
+
+def _explain_wrong_calls(recorder: _Recorder, exits: Sequence[str], heads: Sequence[str | None]) -> None:
+    called = [call.name for call in recorder.calls]
+    check_called_once(called, exits, "exits")
+    check_called_once(called, list(own_heads(heads).values()), "head")
+    check_forward_order([name for name in called if name in set(exits)], list(exits))
+
+
+class _Reader:
+    """Turns what was exported into a graph that calls the network's own modules."""
+
+    def __init__(self, exported: Any, recorder: _Recorder) -> None:
+        self._exported = exported
+        self._calls = recorder.calls
+        self._graph = fx.Graph()
+        self._values: dict[fx.Node, Any] = {}
+        self._values_of_calls: dict[fx.Node, list[Any]] = {}
+        self._outputs: dict[str, list[Any]] = {}
+        self._constants: dict[str, torch.Tensor] = {}
+
+    def read(self, exits: Sequence[str], heads: Sequence[str | None]) -> Recording:
+        inputs: list[fx.Node] = []
+        kinds = {spec.arg.name: spec for spec in self._exported.graph_signature.input_specs}
+        results: list[Any] = []
+        for node in self._exported.graph.nodes:
+            if node.op == "placeholder":
+                self._values[node] = self._read_input(node, kinds[node.name], inputs)
+            elif node.op == "output":
+                results = [self._values[value] for value in node.args[0]]
+            elif node.target is torch.ops.skexit.call_module.default:
+                self._read_call(node)
+            elif node.target is operator.getitem and node.args[0] in self._values_of_calls:
+                self._values[node] = self._values_of_calls[node.args[0]][node.args[1]]
+            else:
+                self._values[node] = self._copy(node)
+        self._follow_changes_in_place()
+        logits: list[fx.Node | None] = [None] * len(exits)
+        for k, head in enumerate(heads):
+            if head is not None and head != "output":
+                logits[k] = self._outputs[head][0]
+        if len(results) == len(exits) and "output" in heads:
+            logits = [results[k] if heads[k] in (None, "output") else logits[k] for k in range(len(exits))]
+        elif results:
+            logits[-1] = results[0]
+        return Recording(self._graph, inputs, [self._outputs[name] for name in exits], logits, self._constants)
+
+    def _read_input(self, node: fx.Node, spec: Any, inputs: list[fx.Node]) -> fx.Node:
+        if spec.kind is InputKind.USER_INPUT:
+            value = self._graph.placeholder(node.name)
+            inputs.append(value)
+        elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+            value = self._graph.get_attr(spec.target.removeprefix("model."))
+        else:
+            name = f"_constant_{len(self._constants)}"
+            self._constants[name] = self._exported.constants[spec.target]
+            value = self._graph.get_attr(name)
+        value.meta.update(node.meta)
+        return value
+
+    def _read_call(self, node: fx.Node) -> None:
+        number, *parts = cast(tuple[int, list[Any], list[Any]], node.args)
+        call = self._calls[number]
+        tensors, sizes = (iter([self._map(value) for value in values]) for values in parts)
+        if call.is_marker:
+            self._outputs[call.name] = self._values_of_calls[node] = list(tensors)
+            return
+        leaves = [
+            next(tensors) if leaf is _TENSOR else next(sizes) if leaf is _SIZE else leaf for leaf in call.arguments
+        ]
+        args, kwargs = pytree.tree_unflatten(leaves, call.structure)
+        output = self._graph.call_module(call.name, args, kwargs)
+        values = []
+        for path, tensor in zip(call.paths, node.meta["val"], strict=True):
+            value = output
+            for key in path:
+                value = self._graph.call_function(*_access(value, key))
+            value.meta["val"] = tensor
+            values.append(value)
+        self._outputs[call.name] = self._values_of_calls[node] = values
+
+    def _copy(self, node: fx.Node) -> fx.Node:
+        copied = self._graph.node_copy(node, self._map)
+        copied.meta = dict(node.meta)
+        return copied
+
+    def _map(self, value: Any) -> Any:
+        return self._values[value] if isinstance(value, fx.Node) else value
+
+    def _follow_changes_in_place(self) -> None:
+        """Let what reads a tensor after it was changed in place read the change's result."""
+        order = {node: index for index, node in enumerate(self._graph.nodes)}
+        for node in list(self._graph.nodes):
+            schema = getattr(node.target, "_schema", None)
+            if schema is not None and schema.is_mutable and node.args and isinstance(node.args[0], fx.Node):
+                changed = node.args[0]
+                for user in list(changed.users):
+                    if order[user] > order[node]:
+                        user.replace_input_with(changed, node)
+
+
+def _access(value: fx.Node, key: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Function and arguments that take a part out of a module's output."""
+    if isinstance(key, pytree.SequenceKey):
+        return operator.getitem, (value, key.idx)
+    if isinstance(key, pytree.MappingKey):
+        return operator.getitem, (value, key.key)
+    return getattr, (value, key.name)

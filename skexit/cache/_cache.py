@@ -1,0 +1,227 @@
+"""A folder that keeps what a network said at each exit, in complete, checksummed shards.
+
+Layout of the folder::
+
+    manifest.json                layout, dtype and origin (model, settings, data); is it complete?
+    shard-00000/shard.json       number of rows; shape, dtype and checksum of each file
+    shard-00000/exit0.logits.npy
+    shard-00000/exit0.features.npy
+    ...
+    shard-00000/y.npy            labels, when the loader gave them
+
+A shard is written in a folder with another name and renamed when it is complete, so that a shard
+is there in full or not at all. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from skexit.cache._folders import open_folder
+from skexit.cache._manifest import block_name, read_manifest
+from skexit.cache._shards import LABELS, open_shards
+from skexit.cache._writer import CacheWriter as CacheWriter
+from skexit.data import ExitArray, ExitLayout
+
+
+class FeatureCache:
+    """A cache of per-exit logits and features on disk.
+
+    Written by :meth:`skexit.extraction.ExitExtractor.extract`. Each file is checked against its
+    checksum when it is first read in a process.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Folder of the cache, or a URL that fsspec knows: ``"s3://bucket/cache"`` (extra ``remote``).
+    allow_partial : bool, default=False
+        Open a cache whose extraction has not finished, with the rows that it has so far.
+    local_bytes : int, default=16 * 2**30
+        Of a cache at a URL, how many bytes are kept in this process's folder for temporary files at a time. Files are
+        fetched whole, when they are first read; those not used for longest make room.
+
+    Attributes
+    ----------
+    layout : ExitLayout
+        Columns, classes and costs of the exits.
+    dtype : numpy.dtype
+        Type of the values that are read: float32 also where they are stored as float16.
+    stored_dtype : numpy.dtype
+        Type in which logits and features are stored.
+    n_rows : int
+        Number of rows.
+    shards : list
+        The shards, in the order of their rows.
+    n_bytes : int
+        Size of the stored arrays, in bytes.
+    complete : bool
+        Whether the extraction that wrote the cache came to its end.
+    origin : dict of str to str
+        What identifies the model, the settings of the extraction and the data.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no cache at `path`.
+    ValueError
+        If the cache is not complete, comes from a newer version, or is damaged.
+    ImportError
+        If `path` is a URL, and what reads it is not installed.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from skexit import ExitLayout, FeatureCache
+    >>> from skexit.cache import CacheWriter
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> layout = ExitLayout(n_logits=[0, 2], n_features=[3, 0])
+    >>> with CacheWriter(folder.name, layout, origin={"model": "demo"}) as writer:
+    ...     writer.append([None, np.zeros((4, 2))], [np.ones((4, 3)), None], y=[0, 1, 1, 0])
+    >>> cache = FeatureCache(folder.name)
+    >>> cache.X, cache.y
+    (ExitArray(4 rows, 5 columns, 2 exits, float32), array([0, 1, 1, 0]))
+    >>> folder.cleanup()
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, allow_partial: bool = False, local_bytes: int = 16 * 2**30
+    ) -> None:
+        folder = open_folder(path)
+        self.path = folder.path
+        self.allow_partial = allow_partial
+        self.local_bytes = local_bytes
+        manifest = read_manifest(folder)
+        self.complete = manifest.complete
+        if not self.complete and not allow_partial:
+            raise ValueError(
+                f"the extraction into {str(self.path)!r} has not finished: call extract() again to "
+                "go on, or open the cache with allow_partial=True."
+            )
+        self.layout = manifest.layout
+        self.dtype = np.dtype(np.float32)
+        self.stored_dtype = manifest.dtype
+        self.origin = manifest.origin
+        self.shards = open_shards(folder, manifest, local_bytes)
+        self.n_bytes = sum(shard.n_bytes for shard in self.shards)
+        self._edges = np.concatenate([[0], np.cumsum([shard.n_rows for shard in self.shards], dtype=np.int64)])
+        self._missing = ""
+        if self.complete and self.n_rows != manifest.n_rows:
+            self._missing = (
+                f"the cache {str(self.path)!r} has {self.n_rows} rows but its manifest promises "
+                f"{manifest.n_rows}: shard-{len(self.shards):05d} is missing. Extract again "
+                "to replace it."
+            )
+            if not allow_partial:
+                raise ValueError(self._missing)
+            self.complete = False
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return int(self._edges[-1])
+
+    @property
+    def X(self) -> ExitArray:
+        """All rows, to be read when they are asked for."""
+        return ExitArray(self, self.layout)
+
+    @cached_property
+    def y(self) -> NDArray[Any] | None:
+        """Labels of all rows, None when the loader gave none."""
+        labelled = [shard.has(LABELS) for shard in self.shards]
+        if not any(labelled):
+            return None
+        if not all(labelled):
+            raise ValueError(f"some shards of the cache {str(self.path)!r} have labels and others none; extract again.")
+        return np.concatenate([shard.open(LABELS) for shard in self.shards])
+
+    def read(self, layout: ExitLayout, k: int, part: str, rows: Any) -> NDArray[Any]:
+        """The ``"logits"`` or ``"features"`` of exit `k` in the given rows (see ExitArray).
+
+        Parameters
+        ----------
+        layout : ExitLayout
+            Layout of the rows that are read.
+        k : int
+            The exit.
+        part : {"logits", "features"}
+            What to read.
+        rows : ndarray of int or slice
+            Which rows of the cache.
+
+        Returns
+        -------
+        ndarray of shape (n_rows, width)
+            A copy of what is on disk, in float32.
+        """
+        name = block_name(k, part)
+        if isinstance(rows, slice):
+            rows = np.arange(self.n_rows)[rows]
+        width = layout.n_logits[k] if part == "logits" else layout.n_features[k]
+        out = np.empty((len(rows), width), dtype=self.dtype)
+        if width:
+            shard_of_row = np.searchsorted(self._edges, rows, side="right") - 1
+            for number in np.unique(shard_of_row):
+                here = np.flatnonzero(shard_of_row == number)
+                out[here] = self.shards[number].read(name, rows[here] - self._edges[number])
+        return out
+
+    def verify(self, *, progress: bool = False) -> None:
+        """Read every file and compare it with its checksum.
+
+        Parameters
+        ----------
+        progress : bool, default=False
+            Show a progress bar, if the output is a terminal.
+
+        Raises
+        ------
+        ValueError
+            If files are damaged, naming all of them and their shards, or shards of a cache that was complete are
+            missing.
+        """
+        damages = [self._missing] if self._missing else []
+        with tqdm(total=self.n_bytes, unit="B", unit_scale=True, disable=None if progress else True) as bar:
+            for shard in self.shards:
+                for name, file in shard.files.items():
+                    try:
+                        shard.verify(name)
+                    except ValueError as error:
+                        damages.append(str(error))
+                    bar.update(file.n_bytes)
+        if damages:
+            raise ValueError("\n".join(damages))
+
+    def __len__(self) -> int:
+        return self.n_rows
+
+    def __repr__(self) -> str:
+        state = "" if self.complete else ", not complete"
+        return f"FeatureCache({str(self.path)!r}, {self.n_rows} rows, {self.layout.n_exits} exits{state})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker process may have another working directory.
+        path = self.path.absolute() if isinstance(self.path, Path) else self.path
+        return {
+            "path": path,
+            "allow_partial": self.allow_partial,
+            "local_bytes": self.local_bytes,
+            "origin": self.origin,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        parameters = {name: value for name, value in state.items() if name != "origin"}
+        self.__init__(**parameters)  # type: ignore[misc]
+        if self.origin != state["origin"]:
+            raise ValueError(
+                f"the cache at {str(self.path)!r} is not the one this array was taken from: it was "
+                "extracted from another model or with other settings."
+            )

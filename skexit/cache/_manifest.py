@@ -1,0 +1,175 @@
+"""The manifest of a cache: what its shards hold, and where they come from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from skexit.cache._folders import Folder
+from skexit.cache._json_files import FORMAT_VERSION, check_count, parse_json
+from skexit.data import ExitLayout
+
+MANIFEST = "manifest.json"
+DTYPES = ("float32", "float16")
+
+_MAX_COLUMNS = 2**31
+#: The classes of a layout become an array in which each takes the length of the longest.
+_MAX_CLASS_CHARACTERS = 2**26
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a manifest says.
+
+    Parameters
+    ----------
+    layout : ExitLayout
+        Columns, classes and costs of the exits.
+    dtype : numpy.dtype
+        Type in which logits and features are stored.
+    origin : dict of str to str
+        What identifies the model, the settings of the extraction and the data.
+    complete : bool
+        Whether the cache has all its rows.
+    n_rows : int
+        Number of rows of a complete cache.
+    fingerprint : str or None
+        What the shards of this cache name as the cache they belong to; None in caches of the first version, whose
+        shards name none.
+    shards : tuple of int or None
+        Checksums of the descriptions of all shards of a complete cache; None where the manifest does not have them.
+    """
+
+    layout: ExitLayout
+    dtype: np.dtype
+    origin: dict[str, str]
+    complete: bool = False
+    n_rows: int = 0
+    fingerprint: str | None = None
+    shards: tuple[int, ...] | None = None
+
+    @property
+    def blocks(self) -> dict[str, int]:
+        """Names of the array files of a shard, and their widths."""
+        return {
+            block_name(k, part): width
+            for k in range(self.layout.n_exits)
+            for part, width in (("logits", self.layout.n_logits[k]), ("features", self.layout.n_features[k]))
+            if width
+        }
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What two caches have in common if shards of one may be added to the other."""
+        return self.origin | {"dtype": self.dtype.name, "layout": self.layout.to_dict()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The manifest as JSON can hold it."""
+        content: dict[str, Any] = {
+            "format": FORMAT_VERSION,
+            "complete": self.complete,
+            "n_rows": self.n_rows,
+            "dtype": self.dtype.name,
+            "origin": self.origin,
+            "layout": self.layout.to_dict(),
+        }
+        if self.fingerprint is not None:
+            content["fingerprint"] = self.fingerprint
+        if self.shards is not None:
+            content["shards"] = list(self.shards)
+        return content
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Manifest:
+        """The manifest that `to_dict` described; a ValueError says what is wrong with any other description."""
+        missing = {"complete", "n_rows", "dtype", "origin", "layout"} - set(content)
+        if missing:
+            raise ValueError(f"it lacks {sorted(missing)}")
+        if not isinstance(content["complete"], bool):
+            raise ValueError("complete is neither true nor false")
+        if content["dtype"] not in DTYPES:
+            raise ValueError(f"its dtype is none of {list(DTYPES)}")
+        fingerprint = content.get("fingerprint")
+        if not (fingerprint is None or isinstance(fingerprint, str)):
+            raise ValueError("its fingerprint is no string")
+        return cls(
+            layout=_read_layout(content["layout"]),
+            dtype=np.dtype(content["dtype"]),
+            origin=_read_origin(content["origin"]),
+            complete=content["complete"],
+            n_rows=check_count("n_rows", content["n_rows"]),
+            fingerprint=fingerprint,
+            shards=_read_checksums(content.get("shards")),
+        )
+
+
+def read_manifest(folder: Folder) -> Manifest:
+    """The manifest of the cache in a folder."""
+    try:
+        return Manifest.from_dict(parse_json(folder.read(MANIFEST)))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no cache at {str(folder.path)!r}: it has no {MANIFEST}.") from None
+    except ValueError as error:
+        raise ValueError(f"the manifest of the cache {str(folder.path)!r} cannot be used: {error}.") from error
+
+
+def make_fingerprint(manifest: Manifest) -> str:
+    """Sixteen hexadecimal digits that tell the origins, layouts and dtypes of caches apart."""
+    return hashlib.sha256(json.dumps(manifest.identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def block_name(k: int, part: str) -> str:
+    """Name of the file with the ``"logits"`` or ``"features"`` of exit `k`."""
+    return f"exit{k}.{part}.npy"
+
+
+def _read_origin(origin: Any) -> dict[str, str]:
+    if not isinstance(origin, dict) or not all(isinstance(value, str) for value in origin.values()):
+        raise ValueError("its origin is no object of strings")
+    return origin
+
+
+def _read_checksums(checksums: Any) -> tuple[int, ...] | None:
+    if checksums is None:
+        return None
+    if not isinstance(checksums, list):
+        raise ValueError("its shards are no list of checksums")
+    return tuple(check_count("checksum", checksum, limit=2**32) for checksum in checksums)
+
+
+def _read_layout(description: Any) -> ExitLayout:
+    if not isinstance(description, dict):
+        raise ValueError("its layout is no object")
+    for name in ("n_logits", "n_features"):
+        widths = description.get(name)
+        if not isinstance(widths, list):
+            raise ValueError(f"{name} of its layout is no list")
+        if sum(check_count(name, width) for width in widths) >= _MAX_COLUMNS:
+            raise ValueError(f"{name} of its layout make more than {_MAX_COLUMNS} columns")
+    _check_classes(description.get("classes"))
+    unit = description.get("cost_unit")
+    if not (unit is None or isinstance(unit, str)):
+        raise ValueError("cost_unit of its layout is no string")
+    costs = description.get("costs")
+    if not isinstance(costs, list) or not all(isinstance(cost, int | float) for cost in costs):
+        raise ValueError("costs of its layout are no list of numbers")
+    try:
+        return ExitLayout.from_dict(description)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"its layout cannot be used: {error}") from error
+
+
+def _check_classes(classes: Any) -> None:
+    if classes is None:
+        return
+    if not isinstance(classes, list):
+        raise ValueError("classes of its layout are no list")
+    named = all(isinstance(label, str) for label in classes)
+    if not named and not all(isinstance(label, int | float) and abs(label) < 2**63 for label in classes):
+        raise ValueError("classes of its layout are neither all strings nor all numbers")
+    if named and len(classes) * max(map(len, classes), default=0) > _MAX_CLASS_CHARACTERS:
+        raise ValueError("classes of its layout are too long")

@@ -1,0 +1,346 @@
+"""Shards of a cache: folders of arrays that are there in full, with their checksums, or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skexit.cache._array_files import MAX_HEADER_BYTES, ArrayFile, bytes_of, map_array
+from skexit.cache._array_files import checksum as _checksum
+from skexit.cache._durable import begin_sync, sync_files, sync_folder
+from skexit.cache._folders import Folder, LocalFolder, copy_file
+from skexit.cache._json_files import check_count, dump_json, json_checksum, parse_json
+from skexit.cache._manifest import Manifest
+from skexit.cache._open_arrays import OpenArrays
+
+LABELS = "y.npy"
+#: Folders of shards that are being written begin with this.
+UNFINISHED = "unfinished-"
+
+_SHARD = "shard.json"
+#: A process may have about a thousand files open, and a cache has more.
+_MAX_OPEN_ARRAYS = 256
+#: By how much the files of a shard may be shorter than they should be when a cache is opened. What is missing is named
+#: when it is read; but memory is asked for by the number of rows before that, which must not be made up.
+_MAX_MISSING_BYTES = 2**20
+#: A file is brought to the disk in pieces of this many bytes or more.
+_SYNCED_BYTES = 2**21
+
+
+class Shard:
+    """A complete shard, opened for reading.
+
+    Parameters
+    ----------
+    folder : Folder
+        Folder of the cache.
+    name : str
+        Name of the shard in it.
+    number : int
+        Which shard of the cache it should be.
+    manifest : Manifest
+        Manifest of the cache.
+    size : int
+        Bytes of its files.
+    open_arrays : OpenArrays
+        Where its files are kept open.
+
+    Attributes
+    ----------
+    n_rows : int
+        Number of rows.
+    files : dict of str to ArrayFile
+        Its array files.
+    checksum : int
+        Checksum of its description, and so of the checksums of all files.
+    """
+
+    def __init__(
+        self, folder: Folder, name: str, number: int, manifest: Manifest, size: int, open_arrays: OpenArrays
+    ) -> None:
+        self.folder = folder
+        self.name = name
+        self.number = number
+        self._open_arrays = open_arrays
+        self._checked: dict[str, tuple[int, int]] = {}
+        self.files: dict[str, ArrayFile] = {}
+        with self._naming(_SHARD):
+            description = parse_json(folder.read(f"{name}/{_SHARD}"))
+            files = self._read_description(description, manifest)
+        for file, description_of_file in files.items():
+            with self._naming(file):
+                self.files[file] = ArrayFile.from_dict(description_of_file)
+        self._check_files(manifest)
+        self.checksum = json_checksum(description)
+        if manifest.shards is not None and (number >= len(manifest.shards) or self.checksum != manifest.shards[number]):
+            raise self._damage(_SHARD, "it is not the one that the manifest names")
+        if self.n_bytes > size + _MAX_MISSING_BYTES:
+            raise self._damage(_SHARD, f"it promises {self.n_bytes} bytes, but its files have {size}")
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of its arrays."""
+        return sum(file.n_bytes for file in self.files.values())
+
+    def has(self, name: str) -> bool:
+        return name in self.files
+
+    def open(self, name: str) -> NDArray[Any]:
+        """Memory-map a file, after comparing it with its checksum."""
+        key = (self.number, name)
+        array = self._open_arrays.get(key)
+        if array is None:
+            described = self.files.get(name)
+            if described is None:
+                raise self._damage(name, "the shard has no such file")
+            with (
+                self._naming(name),
+                self.folder.open(f"{self.name}/{name}", described.n_bytes + MAX_HEADER_BYTES) as file,
+            ):
+                array = map_array(file, described)
+                self._check(name, array, os.fstat(file.fileno()))
+            self._open_arrays.add(key, array)
+        return array
+
+    def read(self, name: str, rows: NDArray[np.intp]) -> NDArray[Any]:
+        """Copy rows of a file."""
+        array = self.open(name)
+        values = array[rows]
+        self._open_arrays.count_rows(array, rows)
+        return values
+
+    def verify(self, name: str) -> None:
+        """Read a file again and compare it with its checksum."""
+        self._open_arrays.drop((self.number, name))
+        self._checked.pop(name, None)
+        self.open(name)
+
+    def _check(self, name: str, array: NDArray[Any], status: os.stat_result) -> None:
+        """Compare a file with its checksum, unless that was done and it is still the same file."""
+        stamp = (status.st_ino, status.st_mtime_ns)
+        if self._checked.get(name) != stamp:
+            if _checksum(array) != self.files[name].crc32:
+                raise ValueError("its checksum differs")
+            self._checked[name] = stamp
+
+    def _read_description(self, description: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
+        number = check_count("number", description.get("number"))
+        if number != self.number:
+            raise ValueError(f"it says that it is shard {number}")
+        if description.get("cache") != manifest.fingerprint:
+            raise ValueError("it belongs to another cache")
+        self.n_rows = check_count("n_rows", description.get("n_rows"))
+        files = description.get("files")
+        if not isinstance(files, dict):
+            raise ValueError("it names no files")
+        strange = sorted(set(files) - {*manifest.blocks, LABELS})
+        if strange:
+            raise ValueError(f"it names {strange[0]!r}, which is no file of this cache")
+        return files
+
+    def _check_files(self, manifest: Manifest) -> None:
+        for name, width in manifest.blocks.items():
+            with self._naming(name):
+                if not self.has(name):
+                    raise ValueError("the shard has no such file")
+                file = self.files[name]
+                if file.shape != (self.n_rows, width) or file.dtype.newbyteorder("=") != manifest.dtype:
+                    raise ValueError(f"shape {file.shape} and dtype {file.dtype} do not fit the cache")
+        if self.has(LABELS):
+            with self._naming(LABELS):
+                if self.files[LABELS].shape != (self.n_rows,):
+                    raise ValueError(f"shape {self.files[LABELS].shape} does not fit {self.n_rows} rows")
+
+    @contextmanager
+    def _naming(self, name: str) -> Iterator[None]:
+        """Say which file of which shard is damaged."""
+        try:
+            yield
+        except (ValueError, FileNotFoundError, IsADirectoryError) as error:
+            raise self._damage(name, str(error)) from error
+
+    def _damage(self, name: str, reason: str) -> ValueError:
+        return ValueError(
+            f"the shard {os.path.join(self.folder.path, self.name)!r} is damaged: {name}: {reason}. Delete that shard "
+            "and all later ones, and extract again to replace them."
+        )
+
+
+class ShardWriter:
+    """A shard being written: one growing .npy file for each block.
+
+    Parameters
+    ----------
+    path : Path
+        Folder of the cache.
+    number : int
+        Which shard of the cache it is.
+    dtype : numpy.dtype
+        Type in which logits and features are stored.
+    cache : str, default=None
+        Fingerprint of the cache, which it names as the one it belongs to.
+    """
+
+    def __init__(self, path: Path, number: int, dtype: np.dtype, cache: str | None = None) -> None:
+        self._path = path
+        self._folder = path / f"{UNFINISHED}{number:05d}"
+        self._folder.mkdir()
+        self._number = number
+        self._dtype = dtype
+        self._cache = cache
+        self._files: dict[str, _GrowingArray] = {}
+        self._taken: dict[str, ArrayFile] = {}
+        self._labels: list[NDArray[Any]] = []
+        self.n_rows = 0
+
+    def append(self, blocks: dict[str, NDArray[Any]], y: Any) -> int:
+        n_rows = {len(block) for block in blocks.values()}
+        labels = None if y is None else _check_labels(y)
+        if labels is not None:
+            n_rows.add(len(labels))
+        if len(n_rows) != 1:
+            raise ValueError(f"the exits and labels of a batch have different numbers of rows: {sorted(n_rows)}.")
+        if self.n_rows and (labels is None) == bool(self._labels):
+            raise ValueError("some batches have labels and others none; give labels for all rows or for none.")
+        # Nothing is written before everything is found right, so that a refused batch leaves no trace.
+        stored = {name: _to_storage(block, self._dtype, name) for name, block in blocks.items()}
+        for name, block in stored.items():
+            if name not in self._files:
+                self._files[name] = _GrowingArray(self._folder / name, block.shape[1], self._dtype)
+            self._files[name].append(block)
+        if labels is not None:
+            self._labels.append(labels)
+        added = n_rows.pop()
+        self.n_rows += added
+        return added
+
+    def take(self, shard: Shard, source: Path) -> None:
+        """Fill the shard with the files of another, from its folder."""
+        for name in shard.files:
+            copy_file(source / name, self._folder / name)
+        self._taken = shard.files
+        self.n_rows = shard.n_rows
+
+    def close(self) -> int:
+        """Complete the shard, and give the checksum of its description."""
+        files = self._taken | {name: file.close() for name, file in self._files.items()}
+        if self._labels:
+            labels = np.concatenate(self._labels)
+            np.save(self._folder / LABELS, labels, allow_pickle=False)
+            files[LABELS] = ArrayFile(labels.shape, labels.dtype, _checksum(labels))
+        description: dict[str, Any] = {"number": self._number, "n_rows": self.n_rows}
+        if self._cache is not None:
+            description["cache"] = self._cache
+        description["files"] = {name: file.to_dict() for name, file in files.items()}
+        (self._folder / _SHARD).write_bytes(dump_json(description))
+        # A name that says that the shard is complete must not reach the disk before what is in it.
+        sync_files(self._folder / name for name in (*files, _SHARD))
+        sync_folder(self._folder)
+        self._folder.rename(self._path / f"shard-{self._number:05d}")
+        sync_folder(self._path)
+        return json_checksum(description)
+
+    def discard(self) -> None:
+        for file in self._files.values():
+            file.abandon()
+        shutil.rmtree(self._folder)
+
+
+class _GrowingArray:
+    """A two-dimensional .npy file that grows by rows; its header is corrected at the end."""
+
+    def __init__(self, path: Path, width: int, dtype: np.dtype) -> None:
+        self._file: BinaryIO = path.open("wb")
+        self._width = width
+        self._dtype = dtype
+        self._n_rows = 0
+        self._crc32 = 0
+        self._write_header()
+        self._data_start = self._sync_begun = self._file.tell()
+
+    def append(self, block: NDArray[Any]) -> None:
+        data = bytes_of(block)
+        self._file.write(data)
+        self._crc32 = zlib.crc32(data, self._crc32)
+        self._n_rows += len(block)
+        end = self._file.tell()
+        if end - self._sync_begun >= _SYNCED_BYTES:
+            begin_sync(self._file, self._sync_begun, end)
+            self._sync_begun = end
+
+    def close(self) -> ArrayFile:
+        self._file.seek(0)
+        self._write_header()
+        # NumPy pads headers so that the first dimension can grow in place.
+        assert self._file.tell() == self._data_start
+        self._file.close()
+        return ArrayFile((self._n_rows, self._width), self._dtype, self._crc32)
+
+    def abandon(self) -> None:
+        # What is still to be written has no place on a disk that is full.
+        with suppress(OSError):
+            self._file.close()
+
+    def _write_header(self) -> None:
+        np.lib.format.write_array_header_1_0(
+            self._file,
+            {
+                "descr": np.lib.format.dtype_to_descr(self._dtype),
+                "fortran_order": False,
+                "shape": (self._n_rows, self._width),
+            },
+        )
+
+
+def _to_storage(block: NDArray[Any], dtype: np.dtype, name: str) -> NDArray[Any]:
+    if block.dtype == dtype:
+        return block
+    with np.errstate(over="ignore"):
+        stored = _convert(block, dtype)
+        # If any value is too large, then the largest or the smallest is: to look for infinities in all takes longer.
+        extremes = np.array([block.min(), block.max()]).astype(dtype) if block.size else np.empty(0)
+    if np.isinf(extremes).any() and np.isfinite(block).all():
+        raise ValueError(
+            f"{name.removesuffix('.npy')} has values up to {np.abs(block).max():.3g}, too large for {dtype}; "
+            "extract with dtype='float32'."
+        )
+    return stored
+
+
+def _convert(block: NDArray[Any], dtype: np.dtype) -> NDArray[Any]:
+    if dtype == np.float16 and block.dtype == np.float32 and block.flags.c_contiguous and block.flags.writeable:
+        import torch
+
+        # The same numbers in a fraction of the time: torch uses the processor's own instructions for this.
+        return torch.from_numpy(block).half().numpy()
+    return block.astype(dtype)
+
+
+def _check_labels(y: Any) -> NDArray[Any]:
+    labels = np.asarray(y)
+    if labels.ndim != 1 or labels.dtype.kind not in "iubfU":
+        raise ValueError(
+            f"labels have shape {labels.shape} and dtype {labels.dtype}; give one number or string for each row."
+        )
+    return labels
+
+
+def open_shards(folder: Folder, manifest: Manifest, local_bytes: int = 0) -> list[Shard]:
+    """The shards of a cache, in order."""
+    sizes = folder.sizes()
+    # What is mapped from a disk of this machine takes no place on it.
+    open_arrays = OpenArrays(_MAX_OPEN_ARRAYS, sys.maxsize if isinstance(folder, LocalFolder) else local_bytes)
+    shards = []
+    for number, name in enumerate(sorted(sizes, key=lambda name: (len(name), name))):
+        shard = Shard(folder, name, number, manifest, sum(sizes[name].values()), open_arrays)
+        shards.append(shard)
+    return shards

@@ -1,0 +1,216 @@
+"""Writing a cache: one shard after another, by one process at a time."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skexit.cache._folders import LocalFolder, is_url
+from skexit.cache._json_files import temporary_name, write_json
+from skexit.cache._lock import LOCK, FolderLock
+from skexit.cache._manifest import DTYPES, MANIFEST, Manifest, block_name, make_fingerprint, read_manifest
+from skexit.cache._shards import UNFINISHED, Shard, ShardWriter, open_shards
+from skexit.data import ExitLayout
+
+#: Folders inside a cache that hold caches of some of its rows, until these are joined, begin with this.
+PART = "part-"
+
+#: Rows of a shard are chosen so that it has about this many bytes.
+_SHARD_BYTES = 64 * 2**20
+
+
+class CacheWriter:
+    """Append rows to a cache in complete shards; a context manager.
+
+    Leaving the context normally marks the cache as complete; leaving it by an exception keeps the
+    shards that are complete and drops the unfinished one. A shard is on the disk, not only on its way
+    there, before it has the name of a complete one.
+
+    Parameters
+    ----------
+    path : str or path-like
+        Folder of the cache. When it has one already, rows are added after those it has.
+    layout : ExitLayout
+        Columns, classes and costs of the exits.
+    origin : dict of str to str
+        What identifies the model, the settings of the extraction and the data.
+    dtype : {"float32", "float16"}, default="float32"
+        Type in which logits and features are stored.
+    shard_rows : int, default=None
+        A shard is closed after the append that brings it to this many rows. By default as many
+        as make about 64 MiB.
+    n_cached : int, default=None
+        How many rows the caller found in the folder; None if it did not look.
+
+    Attributes
+    ----------
+    n_rows : int
+        Number of rows in complete shards and in the one being written.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds a cache with another layout, dtype or origin.
+    RuntimeError
+        If another process is writing into the folder, or has done so since the caller looked.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        layout: ExitLayout,
+        *,
+        origin: dict[str, str],
+        dtype: str = "float32",
+        shard_rows: int | None = None,
+        n_cached: int | None = None,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype={dtype!r} must be 'float32' or 'float16'.")
+        if is_url(path):
+            raise ValueError(f"{str(path)!r} is a URL; write the cache to a folder of this machine, and copy it then.")
+        self.path = Path(path)
+        self.layout = layout
+        self.dtype = np.dtype(dtype)
+        self.shard_rows = shard_rows or max(1, _SHARD_BYTES // (layout.n_columns * self.dtype.itemsize))
+        self._shard: ShardWriter | None = None
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = FolderLock(self.path)
+        try:
+            self._begin(Manifest(layout, self.dtype, origin), n_cached)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def append(self, logits: list[Any], features: list[Any], y: Any = None) -> None:
+        """Add rows.
+
+        Parameters
+        ----------
+        logits, features : list of n_exits arrays of shape (n_rows, width) or None
+            What each exit gave; None where the layout has no such columns.
+        y : array-like of shape (n_rows,), default=None
+            Labels of the rows.
+        """
+        if self._shard is None:
+            self._shard = self._new_shard()
+        blocks: dict[str, NDArray[Any]] = {}
+        for k in range(self.layout.n_exits):
+            for part, block, width in (
+                ("logits", logits[k], self.layout.n_logits[k]),
+                ("features", features[k], self.layout.n_features[k]),
+            ):
+                if (0 if block is None else np.shape(block)[1]) != width:
+                    raise ValueError(f"the {part} of exit {k} have shape {np.shape(block)}; the layout says {width}.")
+                if width:
+                    blocks[block_name(k, part)] = np.asarray(block)
+        self.n_rows += self._shard.append(blocks, y)
+        if self._shard.n_rows >= self.shard_rows:
+            self._close_shard()
+
+    def append_shard(self, shard: Shard, source: Path) -> None:
+        """Add a complete shard of another cache, as second names of its files or as copies of them.
+
+        Parameters
+        ----------
+        shard : Shard
+            With the columns of this cache.
+        source : Path
+            Folder of the shard.
+        """
+        self._close_shard()
+        self._shard = self._new_shard()
+        self._shard.take(shard, source)
+        self.n_rows += shard.n_rows
+        self._close_shard()
+
+    def __enter__(self) -> CacheWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if error is None:
+                self._complete()
+        except OSError as own_error:
+            error = own_error
+            raise
+        finally:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                error.add_note(
+                    f"The disk of {str(self.path)!r} is full. Complete shards are kept: make room, and do the same "
+                    "again to go on after them."
+                )
+            if self._shard is not None:
+                self._shard.discard()
+            self._lock.release()
+
+    def _begin(self, manifest: Manifest, n_cached: int | None) -> None:
+        """Find what the folder holds, and mark it as a cache that is not complete."""
+        folder = LocalFolder(self.path)
+        if (self.path / MANIFEST).exists():
+            found = read_manifest(folder)
+            check_same_cache(self.path, found.identity, manifest.identity)
+            # A cache that was begun before shards named their cache goes on as it began.
+            self._manifest = replace(manifest, fingerprint=found.fingerprint)
+        elif any(not _may_precede_manifest(entry.name) for entry in self.path.iterdir()):
+            raise ValueError(
+                f"the folder {str(self.path)!r} is not empty and holds no cache; give a new or empty folder."
+            )
+        else:
+            found = self._manifest = replace(manifest, fingerprint=make_fingerprint(manifest))
+        shards = open_shards(folder, found)
+        self.n_rows = sum(shard.n_rows for shard in shards)
+        if n_cached not in (None, self.n_rows):
+            raise RuntimeError(
+                f"another process has written into {str(self.path)!r} meanwhile: it has {self.n_rows} rows now, not "
+                f"{n_cached}. Extract again to go on from there."
+            )
+        self._checksums = [shard.checksum for shard in shards]
+        for leftover in self.path.glob(f"{UNFINISHED}*"):
+            shutil.rmtree(leftover)
+        self._write_manifest()
+
+    def _complete(self) -> None:
+        self._close_shard()
+        self._manifest = replace(self._manifest, complete=True, n_rows=self.n_rows, shards=tuple(self._checksums))
+        self._write_manifest()
+
+    def _new_shard(self) -> ShardWriter:
+        return ShardWriter(self.path, len(self._checksums), self.dtype, self._manifest.fingerprint)
+
+    def _close_shard(self) -> None:
+        if self._shard is not None:
+            self._checksums.append(self._shard.close())
+            self._shard = None
+
+    def _write_manifest(self) -> None:
+        write_json(self.path / MANIFEST, self._manifest.to_dict())
+
+
+def _may_precede_manifest(name: str) -> bool:
+    """Whether a folder without a manifest may hold such an entry, and become a cache."""
+    return name in (temporary_name(MANIFEST), LOCK) or name.startswith(PART)
+
+
+def check_same_cache(path: Path | str, found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Raise a ValueError that names what differs between the cache of a folder and the one expected there."""
+    names = sorted({*found, *expected})
+    differing = [name for name in names if found.get(name) != expected.get(name)]
+    if differing:
+        raise ValueError(
+            f"the folder {str(path)!r} holds a cache that differs in {', '.join(differing)}. "
+            "Give another folder, or delete this one to extract again."
+        )

@@ -1,0 +1,6 @@
+"""The ``skexit`` command: demo, caches and report."""
+
+from skexit.cli._demo import run_demo
+from skexit.cli._main import main
+
+__all__ = ["main", "run_demo"]

@@ -1,0 +1,443 @@
+"""X as scikit-learn sees it: two-dimensional, lazy, and aware of its exits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from skexit.data._layout import FRAME_ATTRIBUTE, ExitLayout, resolve_layout
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+#: Rows that are worked on at a time where all rows are gone through; fewer where an exit has more bytes than these.
+BATCH_ROWS, _BATCH_BYTES = 8192, 2**24
+#: So many numbers are enough to learn a few parameters from, such as a temperature or the weights of a mixture.
+_ENOUGH_NUMBERS = 10**7
+
+
+class ColumnSource(Protocol):
+    """Where an ExitArray reads its columns."""
+
+    dtype: np.dtype
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+
+    def read(self, layout: ExitLayout, k: int, part: str, rows: Any) -> NDArray[Any]:
+        """The ``"logits"`` or ``"features"`` of exit `k`; `rows` is an index array or slice."""
+
+
+class ExitArray:
+    """Rows of a cache, or of arrays in memory, as a lazy two-dimensional X with a layout.
+
+    Rows are read when they are asked for. Indexing rows (with a mask, integers or a slice) gives
+    another ExitArray; ``numpy.asarray`` reads everything. An ExitArray on a cache pickles as the
+    path of the cache and the row numbers, so that workers do not copy the data.
+
+    Made by :func:`stack_exits`, :attr:`skexit.FeatureCache.X`, :meth:`from_array` and
+    :meth:`from_frame`.
+
+    Parameters
+    ----------
+    source : ColumnSource
+        Where the columns are read.
+    layout : ExitLayout
+        Which columns are which exit's.
+    rows : ndarray of shape (n_samples,) of int, default=None
+        Rows of the source, in order; None means all.
+
+    Attributes
+    ----------
+    layout : ExitLayout
+        Columns, classes and costs of the exits.
+    shape : tuple of int
+        ``(n_samples, n_columns)``.
+    dtype : numpy.dtype
+        Type of the values that are read.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skexit import stack_exits
+    >>> X = stack_exits(features=[np.ones((4, 2)), np.zeros((4, 3))])
+    >>> X
+    ExitArray(4 rows, 5 columns, 2 exits, float64)
+    >>> X[X.features(0)[:, 0] > 0].shape
+    (4, 5)
+    >>> X.features(1, rows=[0, 2]).shape
+    (2, 3)
+    """
+
+    ndim = 2
+
+    def __init__(self, source: ColumnSource, layout: ExitLayout, rows: NDArray[np.int64] | None = None) -> None:
+        self.source = source
+        self.layout = layout
+        self._rows = rows
+
+    @classmethod
+    def from_array(cls, X: ArrayLike, layout: ExitLayout | int | None = None) -> ExitArray:
+        """Give a two-dimensional array a layout; an int splits its columns evenly.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_columns)
+            Values of all columns.
+        layout : ExitLayout or int, default=None
+            Columns of the exits, or the number of exits into which they split evenly. By default
+            that of X, where it knows one; else X is one exit of features.
+
+        Returns
+        -------
+        ExitArray
+        """
+        if isinstance(X, ExitArray) and layout is None:
+            return X
+        array = np.asarray(X)
+        if array.ndim != 2:
+            raise ValueError(f"X has shape {array.shape}; it must be two-dimensional, one row a sample.")
+        return cls(_ArraySource(array), resolve_layout(layout, X, array.shape[1]))
+
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame, layout: ExitLayout | None = None) -> ExitArray:
+        """Read a DataFrame with columns ``exit0__logit0``, as :meth:`to_frame` makes it.
+
+        Parameters
+        ----------
+        frame : pandas.DataFrame
+            Its columns tell the layout, and its ``attrs`` classes and costs.
+        layout : ExitLayout, default=None
+            Layout to use instead.
+
+        Returns
+        -------
+        ExitArray
+        """
+        return cls.from_array(frame, layout)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of samples and number of columns."""
+        return len(self), self.layout.n_columns
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the values that are read."""
+        return self.source.dtype
+
+    def __len__(self) -> int:
+        return self.source.n_rows if self._rows is None else len(self._rows)
+
+    def logits(self, k: int, rows: ArrayLike | slice | None = None) -> NDArray[Any] | None:
+        """Logits of exit `k`, None where the exit has none.
+
+        Parameters
+        ----------
+        k : int
+            The exit.
+        rows : array-like of int or bool, or slice, default=None
+            Rows of this array; None means all.
+
+        Returns
+        -------
+        ndarray of shape (n_rows, n_classes), or None
+            A copy, or a view of an array in memory.
+        """
+        if not self.layout.has_logits(k):
+            return None
+        return self.source.read(self.layout, k, "logits", self._source_rows(rows))
+
+    def features(self, k: int, rows: ArrayLike | slice | None = None) -> NDArray[Any]:
+        """Features of exit `k`.
+
+        Parameters
+        ----------
+        k : int
+            The exit.
+        rows : array-like of int or bool, or slice, default=None
+            Rows of this array; None means all.
+
+        Returns
+        -------
+        ndarray of shape (n_rows, n_features)
+            A copy, or a view of an array in memory.
+        """
+        return self.source.read(self.layout, k, "features", self._source_rows(rows))
+
+    def with_layout(self, layout: ExitLayout) -> ExitArray:
+        """The same rows and columns with other costs or classes.
+
+        Parameters
+        ----------
+        layout : ExitLayout
+            With the same columns.
+
+        Returns
+        -------
+        ExitArray
+            Shares its values with this one.
+        """
+        return ExitArray(self.source, layout, self._rows)
+
+    def batches(self, batch_size: int | None = None) -> Iterator[slice]:
+        """Slices that cover the rows in order.
+
+        Parameters
+        ----------
+        batch_size : int, default=None
+            Rows in a slice; the last may have fewer. By default 8,192, or as many as make 16 MiB of one
+            exit in double precision.
+
+        Yields
+        ------
+        slice
+        """
+        if batch_size is None:
+            classes = self.layout.classes
+            widths = [*self.layout.n_logits, *self.layout.n_features, 1 if classes is None else len(classes)]
+            batch_size = max(1, min(BATCH_ROWS, _BATCH_BYTES // (8 * max(widths))))
+        for start in range(0, len(self), batch_size):
+            yield slice(start, min(start + batch_size, len(self)))
+
+    def to_frame(self, index: Any = None) -> pd.DataFrame:
+        """The whole array as a DataFrame with named columns, its layout kept in ``attrs``.
+
+        Parameters
+        ----------
+        index : array-like of shape (n_samples,), default=None
+            Index of the DataFrame.
+
+        Returns
+        -------
+        pandas.DataFrame
+            One column for each logit and feature.
+        """
+        import pandas as pd
+
+        frame = pd.DataFrame(np.asarray(self), columns=self.layout.column_names(), index=index)
+        frame.attrs[FRAME_ATTRIBUTE] = self.layout.to_dict()
+        return frame
+
+    def __getitem__(self, key: Any) -> Any:
+        columns: Any = ...
+        if isinstance(key, tuple):
+            if len(key) > 2:
+                raise IndexError(f"ExitArray has 2 dimensions, but the index has {len(key)}.")
+            key, columns = (*key, ..., ...)[:2]
+        if key is ...:
+            key = slice(None)
+        if isinstance(key, int | np.integer) or (isinstance(key, np.ndarray) and key.ndim == 0):
+            return np.asarray(self[[int(key)]])[0][columns]
+        rows = self._absolute(key)
+        taken = ExitArray(self.source, self.layout, rows.ravel())
+        if columns is ... or (isinstance(columns, slice) and columns == slice(None)):
+            if rows.ndim != 1:
+                raise IndexError(f"rows of an ExitArray are taken by a one-dimensional index, not one of {rows.ndim}.")
+            return taken
+        if isinstance(key, slice):
+            return np.asarray(taken)[:, columns]
+        # As in NumPy, an array of rows and an array of columns are broadcast against each other.
+        return np.asarray(taken)[np.arange(rows.size).reshape(rows.shape), columns]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False and not self._is_whole_array():
+            raise ValueError("an ExitArray is read from its source, which needs a copy; pass copy=None.")
+        if self._is_whole_array():
+            return np.array(self.source.array, dtype=dtype, copy=copy)  # type: ignore[attr-defined]
+        out = np.empty(self.shape, dtype=dtype or self.dtype)
+        rows = self._source_rows(None)
+        for k in range(self.layout.n_exits):
+            if self.layout.has_logits(k):
+                out[:, self.layout.logit_columns(k)] = self.source.read(self.layout, k, "logits", rows)
+            if self.layout.n_features[k]:
+                out[:, self.layout.feature_columns(k)] = self.source.read(self.layout, k, "features", rows)
+        return out
+
+    def __repr__(self) -> str:
+        rows, columns = self.shape
+        return f"ExitArray({rows} rows, {columns} columns, {self.layout.n_exits} exits, {self.dtype})"
+
+    def _is_whole_array(self) -> bool:
+        return self._rows is None and isinstance(self.source, _ArraySource)
+
+    def _absolute(self, rows: Any) -> NDArray[np.int64]:
+        """Row numbers in the source for an index into this array."""
+        if isinstance(rows, list) and not rows:
+            rows = np.empty(0, dtype=np.int64)
+        own = np.arange(self.source.n_rows) if self._rows is None else self._rows
+        return own[rows if isinstance(rows, slice) else np.asarray(rows)]
+
+    def _source_rows(self, rows: Any) -> Any:
+        if rows is None:
+            return slice(None) if self._rows is None else self._rows
+        if self._rows is None and isinstance(rows, slice):
+            return rows
+        return self._absolute(rows)
+
+
+class _ArraySource:
+    """The columns of a two-dimensional array in memory."""
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array = array
+        self.n_rows = len(array)
+        self.dtype = array.dtype
+
+    def read(self, layout: ExitLayout, k: int, part: str, rows: Any) -> NDArray[Any]:
+        columns = layout.logit_columns(k) if part == "logits" else layout.feature_columns(k)
+        return self.array[rows, columns]
+
+
+class OverlaidSource:
+    """The columns of another ExitArray; a subclass lays logits over its own by `read_logits`."""
+
+    def __init__(self, base: ExitArray, dtype: np.dtype) -> None:
+        self.base = base
+        self.n_rows = len(base)
+        self.dtype = dtype
+
+    def read(self, layout: ExitLayout, k: int, part: str, rows: Any) -> NDArray[Any]:
+        return self.base.features(k, rows) if part == "features" else self.read_logits(k, rows)
+
+    def read_logits(self, k: int, rows: Any) -> NDArray[Any]:
+        """Logits of exit `k`; here those of the base."""
+        logits = self.base.logits(k, rows)
+        assert logits is not None  # a layout has logits where the base or what is laid over it has them
+        return logits
+
+
+class LogitsSource(OverlaidSource):
+    """The columns of another ExitArray, with given logits of some exits."""
+
+    def __init__(self, base: ExitArray, logits: dict[int, NDArray[Any]]) -> None:
+        super().__init__(base, np.result_type(base.dtype, *logits.values()))
+        self.logits = logits
+
+    def read_logits(self, k: int, rows: Any) -> NDArray[Any]:
+        return self.logits[k][rows] if k in self.logits else super().read_logits(k, rows)
+
+
+def enough_rows(n_rows: int, n_numbers: int) -> NDArray[np.intp]:
+    """Rows that are enough to learn a few parameters from, evenly spaced.
+
+    Parameters
+    ----------
+    n_rows : int
+    n_numbers : int
+        What is read of each row.
+
+    Returns
+    -------
+    ndarray of shape (n_enough,) of int
+        All rows, where these have no more than ten million numbers.
+    """
+    most = max(_ENOUGH_NUMBERS // n_numbers, 1)
+    return np.arange(n_rows) if n_rows <= most else np.linspace(0, n_rows - 1, most).astype(np.intp)
+
+
+def stack_exits(
+    logits: ArrayLike | Sequence[ArrayLike | None] | None = None,
+    features: ArrayLike | Sequence[ArrayLike | None] | None = None,
+    *,
+    costs: ArrayLike | None = None,
+    classes: ArrayLike | None = None,
+    cost_unit: str | None = None,
+) -> ExitArray:
+    """Build X from the logits and features that each exit of a network gave.
+
+    Parameters
+    ----------
+    logits : array-like of shape (n_samples, n_exits, n_classes), or list of n_exits arrays of \
+shape (n_samples, n_classes) or None, default=None
+        Logits of each exit; in a list, None where an exit has none.
+    features : list of n_exits arrays of shape (n_samples, n_features_k) or None, or array-like of \
+shape (n_samples, n_exits, n_features), default=None
+        Features of each exit; in a list, None where an exit has none.
+    costs : array-like of shape (n_exits,), default=None
+        Cumulative cost of an answer at each exit, in `cost_unit`, strictly increasing. By default
+        the fractions ``(k + 1) / n_exits``.
+    classes : array-like of shape (n_classes,), default=None
+        Class labels in the order of the logits. By default they are found in y.
+    cost_unit : str, default=None
+        Unit of `costs`: ``"FLOPs"``, ``"MACs"``, ``"ms"`` or any other name.
+
+    Returns
+    -------
+    X : ExitArray of shape (n_samples, n_columns)
+        In memory, with its layout.
+
+    Raises
+    ------
+    ValueError
+        If there are neither logits nor features, or the arrays do not fit each other.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skexit import stack_exits
+    >>> logits = np.zeros((5, 3, 10))  # five samples, three exits, ten classes
+    >>> stack_exits(logits, costs=[1e6, 3e6, 9e6], cost_unit="FLOPs")
+    ExitArray(5 rows, 30 columns, 3 exits, float64)
+
+    A frozen network has logits at its last exit only:
+
+    >>> X = stack_exits([None, np.zeros((5, 10))], [np.ones((5, 4)), np.ones((5, 8))])
+    >>> X.layout.n_logits, X.layout.n_features
+    ((0, 10), (4, 8))
+    """
+    logit_blocks = _split_exits(logits, "logits")
+    feature_blocks = _split_exits(features, "features")
+    n_exits = max(len(logit_blocks), len(feature_blocks))
+    logit_blocks = logit_blocks or [None] * n_exits
+    feature_blocks = feature_blocks or [None] * n_exits
+    if n_exits == 0:
+        raise ValueError("stack_exits needs logits, features, or both.")
+    if len(logit_blocks) != len(feature_blocks):
+        raise ValueError(
+            f"logits has {len(logit_blocks)} exits and features {len(feature_blocks)}; put None where an exit has none."
+        )
+    blocks = [block for pair in zip(logit_blocks, feature_blocks, strict=True) for block in pair]
+    lengths = {len(block) for block in blocks if block is not None}
+    if len(lengths) > 1:
+        raise ValueError(f"the arrays have different numbers of rows: {sorted(lengths)}.")
+    layout = ExitLayout(
+        n_logits=[0 if block is None else block.shape[1] for block in logit_blocks],
+        n_features=[0 if block is None else block.shape[1] for block in feature_blocks],
+        costs=costs,
+        cost_unit=cost_unit,
+        classes=classes,
+    )
+    array = np.concatenate([block for block in blocks if block is not None], axis=1)
+    return ExitArray(_ArraySource(np.ascontiguousarray(array)), layout)
+
+
+def _split_exits(blocks: Any, name: str) -> list[NDArray[Any] | None]:
+    if blocks is None:
+        return []
+    if not isinstance(blocks, list | tuple):
+        blocks = np.asarray(blocks)
+        if blocks.ndim != 3:
+            width = "n_classes" if name == "logits" else "n_features"
+            raise ValueError(
+                f"{name} has shape {blocks.shape}; pass (n_samples, n_exits, {width}), or a list of arrays, one an "
+                "exit."
+            )
+        blocks = list(np.moveaxis(blocks, 1, 0))
+    return [_as_block(block, name, k) for k, block in enumerate(blocks)]
+
+
+def _as_block(block: Any, name: str, k: int) -> NDArray[Any] | None:
+    if block is None:
+        return None
+    array = np.asarray(block)
+    if array.ndim != 2:
+        raise ValueError(f"{name}[{k}] has shape {array.shape}; it must be (n_samples, width).")
+    if array.dtype.kind in "fiub":
+        return array if array.dtype.kind == "f" else array.astype(np.float64)
+    raise ValueError(f"{name}[{k}] has dtype {array.dtype}; it must be numeric.")

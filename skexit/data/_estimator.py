@@ -1,0 +1,87 @@
+"""What policies and heads share: what is saved with them, and how notebooks show them."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, ClassVar
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+
+import skexit
+from skexit.data._arrays import ExitArray
+from skexit.data._layout import ExitLayout
+from skexit.exceptions import InconsistentVersionWarning
+from skexit.utils._html import WithTable
+from skexit.utils._sklearn import _VisualBlock
+
+_VERSION = "_skexit_version"
+
+#: Units in which the same network has the same costs everywhere; measured times vary.
+_COUNTED_UNITS = ("FLOPs", "MACs")
+
+
+class ExitEstimator(BaseEstimator):
+    """An estimator that records the version of skexit in what is saved, and shows a table of its exits."""
+
+    #: Attributes that no answer depends on, beside those whose names begin with ``_fitting``.
+    _only_for_fitting: ClassVar[frozenset[str]] = frozenset()
+
+    layout: Any
+    _layout_in: ExitLayout
+
+    @property
+    def layout_fingerprint_(self) -> str:
+        """Fingerprint of the layout of the X that was fitted: that of ``X.layout``."""
+        check_is_fitted(self)
+        return self._layout_in.fingerprint
+
+    def _exit_table(self) -> str:
+        """HTML table of the exits, empty before ``fit``."""
+        return ""
+
+    def _sk_visual_block_(self) -> Any:
+        # By default, heads that are a parameter would be drawn as if they were fitted, and the table folded away.
+        return _VisualBlock("single", self, names=type(self).__name__, name_details=str(self))
+
+    def _get_params_html(self, *args: Any, **kwargs: Any) -> WithTable:
+        # scikit-learn asks for this wherever it draws the estimator, in a pipeline, too.
+        return WithTable(super()._get_params_html(*args, **kwargs), self._exit_table())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), _VERSION: skexit.__version__}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        saved_version = state.pop(_VERSION, "unknown")
+        if saved_version != skexit.__version__:
+            warnings.warn(
+                InconsistentVersionWarning(type(self).__name__, saved_version, skexit.__version__), stacklevel=2
+            )
+        super().__setstate__(state)
+
+
+def warn_of_other_costs(estimator: ExitEstimator, X: ExitArray) -> None:
+    """Warn where counted costs are not those of the X that was fitted.
+
+    The same network on inputs of the same size has exactly the same. Costs that the user chose by
+    `layout` are not those of X, and measured ones vary; both are left alone.
+
+    Parameters
+    ----------
+    estimator : ExitEstimator
+        A fitted estimator.
+    X : ExitArray
+    """
+    fitted = estimator._layout_in
+    if estimator.layout is not None or fitted.cost_unit not in _COUNTED_UNITS or X.layout.cost_unit != fitted.cost_unit:
+        return
+    if not np.allclose(X.layout.costs, fitted.costs, rtol=1e-6, atol=0):
+        warnings.warn(
+            f"the exits of X cost {X.layout.costs.tolist()} {X.layout.cost_unit}, but {type(estimator).__name__} was "
+            f"fitted with {fitted.costs.tolist()}: X is of another network, or of inputs of another size. Budgets and "
+            "mean_cost stay fractions of the costs that were fitted. If X is right, give it those costs: "
+            "X.with_layout(X.layout.replace(costs=...)).",
+            stacklevel=4,
+        )

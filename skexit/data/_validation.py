@@ -1,0 +1,255 @@
+"""Checks that every estimator makes of its input."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.model_selection import KFold, StratifiedKFold, check_cv
+from sklearn.utils import column_or_1d
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_consistent_length, validate_data
+
+from skexit.data._arrays import ExitArray, OverlaidSource
+from skexit.data._layout import ExitLayout, resolve_layout
+from skexit.utils._sklearn import _check_sample_weight
+
+
+def validate_training_data(
+    estimator: BaseEstimator, X: Any, y: Any, sample_weight: Any
+) -> tuple[ExitArray, NDArray[Any], NDArray[np.int64], NDArray[np.float64]]:
+    """Check what was passed to ``fit``, and keep its layout as ``_layout_in`` of the estimator.
+
+    Returns
+    -------
+    X : ExitArray of shape (n_samples, n_columns)
+        Without the rows of zero weight; its logits are in the order of `classes`.
+    classes : ndarray of shape (n_classes,)
+        Sorted, as scikit-learn expects.
+    labels : ndarray of shape (n_samples,)
+        Index into `classes` of each row's label.
+    sample_weight : ndarray of shape (n_samples,)
+        All positive.
+    """
+    checked, y = _validate_first(estimator, X, y)
+    classes, labels = encode_labels(y, checked.layout)
+    return _drop_weightless(checked, classes, labels, sample_weight)
+
+
+def validate_partial_data(
+    estimator: BaseEstimator, X: Any, y: Any, classes: Any, sample_weight: Any, *, is_first: bool
+) -> tuple[ExitArray, NDArray[Any], NDArray[np.int64], NDArray[np.float64]]:
+    """Check what was passed to ``partial_fit``, and in the first call keep its layout.
+
+    Parameters
+    ----------
+    estimator : estimator
+        After the first call, with ``classes_``.
+    X, y, classes, sample_weight
+        What was passed.
+    is_first : bool
+
+    Returns
+    -------
+    X, classes, labels, sample_weight
+        As `validate_training_data` gives them.
+    """
+    if is_first:
+        checked, y = _validate_first(estimator, X, y)
+        if classes is None and checked.layout.classes is None:
+            classes = getattr(estimator, "classes_", None)  # of an earlier fit
+        known = encode_labels(y if classes is None else np.unique(classes), checked.layout)[0]
+    else:
+        checked, known = validate_new_data(estimator, X), estimator.classes_
+        y = column_or_1d(y, warn=True)
+        check_consistent_length(checked, y)
+        check_classification_targets(y)
+        if classes is not None and not np.array_equal(np.unique(classes), known):
+            raise ValueError(
+                f"classes={np.asarray(classes).tolist()} are not those of the first call to partial_fit, "
+                f"{known.tolist()}."
+            )
+    labels = encode_labels(y, checked.layout.replace(classes=known))[1]
+    return _drop_weightless(checked, known, labels, sample_weight)
+
+
+def _validate_first(estimator: BaseEstimator, X: Any, y: Any) -> tuple[ExitArray, NDArray[Any]]:
+    """Check X and y where nothing is fitted yet, and keep the layout."""
+    if isinstance(X, ExitArray):
+        validate_data(estimator, X, y, skip_check_array=True)
+        _check_not_empty(estimator, X)
+        checked = X if estimator.layout is None else _with_layout(X, estimator.layout)
+        y = column_or_1d(y, warn=True)
+        check_consistent_length(X, y)
+    else:
+        array, y = validate_data(estimator, X, y, dtype=[np.float64, np.float32])
+        checked = ExitArray.from_array(array, resolve_layout(estimator.layout, X, array.shape[1]))
+    check_classification_targets(y)
+    estimator._layout_in = checked.layout
+    return sort_classes(checked), y
+
+
+def _drop_weightless(
+    checked: ExitArray, classes: NDArray[Any], labels: NDArray[np.int64], sample_weight: Any
+) -> tuple[ExitArray, NDArray[Any], NDArray[np.int64], NDArray[np.float64]]:
+    """X, classes, labels and weights, of the rows of positive weight."""
+    weight = _check_sample_weight(sample_weight, labels, dtype=np.float64, ensure_non_negative=True)
+    used = weight > 0
+    if not used.any():  # scikit-learn says so itself from 1.9 on
+        raise ValueError("sample_weight is zero for every row; at least one row needs a positive weight.")
+    if not used.all():
+        checked, labels, weight = checked[used], labels[used], weight[used]
+    return checked, classes, labels, weight
+
+
+def validate_new_data(estimator: BaseEstimator, X: Any) -> ExitArray:
+    """Check what was passed to a method of a fitted estimator; logits are in the order of ``classes_``."""
+    layout: ExitLayout = estimator._layout_in
+    if not isinstance(X, ExitArray):
+        array = validate_data(estimator, X, reset=False, dtype=[np.float64, np.float32])
+        return sort_classes(ExitArray.from_array(array, layout))
+    # Before scikit-learn's check of the number of columns: layouts say more.
+    if (X.layout.n_logits, X.layout.n_features) != (layout.n_logits, layout.n_features):
+        raise ValueError(
+            f"X has the layout {X.layout}, but {type(estimator).__name__} was fitted with {layout}. Pass the "
+            "exits that it was fitted with."
+        )
+    validate_data(estimator, X, reset=False, skip_check_array=True)
+    _check_not_empty(estimator, X)
+    X = sort_classes(X)
+    if X.layout.classes is not None and not np.array_equal(X.layout.classes, estimator.classes_):
+        raise ValueError(
+            f"the layout of X has the classes {X.layout.classes.tolist()}, but {type(estimator).__name__} was fitted "
+            f"with {estimator.classes_.tolist()}. Pass logits of the classes that it was fitted with."
+        )
+    return X
+
+
+def sort_classes(X: ExitArray) -> ExitArray:
+    """X with its logits in the order of the sorted classes, which is scikit-learn's order."""
+    classes = X.layout.classes
+    order = order_of_classes(classes)
+    if classes is None or order is None:
+        return X
+    return ExitArray(_ReorderedLogits(X, order), X.layout.replace(classes=classes[order]))
+
+
+def order_of_classes(classes: NDArray[Any] | None) -> NDArray[np.intp] | None:
+    """The order that sorts the classes, None where they are sorted already or not known."""
+    if classes is None or (classes[:-1] < classes[1:]).all():
+        return None
+    return np.argsort(classes)
+
+
+class _ReorderedLogits(OverlaidSource):
+    """The columns of an ExitArray, with the logits of each exit in another order."""
+
+    def __init__(self, base: ExitArray, order: NDArray[np.intp]) -> None:
+        super().__init__(base, base.dtype)
+        self.order = order
+
+    def read_logits(self, k: int, rows: Any) -> NDArray[Any]:
+        return super().read_logits(k, rows)[:, self.order]
+
+
+def _with_layout(X: ExitArray, layout: ExitLayout | int) -> ExitArray:
+    """X with other costs or classes; the columns must stay those of its exits."""
+    layout = resolve_layout(layout, X, X.shape[1])
+    if (X.layout.n_logits, X.layout.n_features) != (layout.n_logits, layout.n_features):
+        raise ValueError(
+            f"layout={layout} divides the columns otherwise than X, which has {X.layout}. Leave layout=None, or pass "
+            "numpy.asarray(X)."
+        )
+    return X.with_layout(layout)
+
+
+def _check_not_empty(estimator: BaseEstimator, X: ExitArray) -> None:
+    if len(X) == 0:
+        raise ValueError(
+            f"Found array with 0 sample(s) (shape={X.shape}) while a minimum of 1 is required by "
+            f"{type(estimator).__name__}."
+        )
+
+
+def encode_labels(y: Any, layout: ExitLayout) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Classes in the order of the logits, and the index of each label among them."""
+    y = column_or_1d(y)
+    present = np.unique(y)
+    if layout.classes is not None:
+        classes = layout.classes
+    elif layout.n_classes is None:
+        classes = present
+    elif present.dtype.kind in "iu" and present[0] >= 0 and present[-1] < layout.n_classes:
+        classes = np.arange(layout.n_classes)
+    elif present.dtype.kind not in "iu" and len(present) == layout.n_classes:
+        classes = present
+    else:
+        # Integers 1 to C are refused, too: on rows that lack class C they would pass for 0 to C - 1.
+        raise ValueError(
+            f"y has {len(present)} classes, {present.tolist()[0]!r} to {present.tolist()[-1]!r}, and X logits for "
+            f"{layout.n_classes}, so that it is unclear which logit is which class. Give the labels in the order of "
+            "the logits: stack_exits(..., classes=...)."
+        )
+    unknown = np.setdiff1d(present, classes)
+    if len(unknown):
+        raise ValueError(
+            f"y has the class {unknown.tolist()[0]!r}, which the layout does not know: its classes are "
+            f"{classes.tolist()}. Correct y, or the classes of the layout."
+        )
+    order = np.argsort(classes)
+    return classes, order[np.searchsorted(classes, y, sorter=order)]
+
+
+def cross_validation_splits(
+    cv: Any, labels: NDArray[np.int64], random_state: int | np.random.RandomState | None
+) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Training and test rows of each fold; an int shuffles, and stratifies where classes allow."""
+    n_samples = len(labels)
+    if not isinstance(cv, Integral):
+        splits = list(check_cv(cv, labels, classifier=True).split(labels, labels))
+        test_rows = np.concatenate([test for _, test in splits])
+        if not np.array_equal(np.sort(test_rows), np.arange(n_samples)):
+            raise ValueError(
+                f"cv={cv!r} must put each of the {n_samples} rows of positive weight into exactly one test fold."
+            )
+        return splits
+    n_splits = min(int(cv), n_samples)
+    counts = np.bincount(labels)
+    kind = StratifiedKFold if counts[counts > 0].min() >= n_splits else KFold
+    return list(kind(n_splits, shuffle=True, random_state=random_state).split(labels, labels))
+
+
+def read_logits(X: ExitArray, k: int, rows: Any = None) -> NDArray[np.float64] | None:
+    """Logits of exit `k` in double precision, checked to be finite."""
+    logits = X.logits(k, rows)
+    return None if logits is None else _finite(logits, k, "logits")
+
+
+def read_features(X: ExitArray, k: int, rows: Any = None) -> NDArray[np.float64]:
+    """Features of exit `k` in double precision, checked to be finite."""
+    return _finite(X.features(k, rows), k, "features")
+
+
+def _finite(block: NDArray[Any], k: int, part: str) -> NDArray[np.float64]:
+    # A sum is not finite if an element is not, and takes a tenth of the time of isfinite().all().
+    if not np.isfinite(np.sum(block, dtype=np.float64)) and not np.isfinite(block).all():
+        row = np.flatnonzero(~np.isfinite(block).all(axis=1))[0]
+        raise ValueError(
+            f"X contains NaN or infinity: the {part} of exit {k} (first in row {row} of those read). Remove such rows, "
+            "or look for an overflow in the network."
+        )
+    return block.astype(np.float64, copy=False)
+
+
+def check_budget(budget: float, cost_fractions: NDArray[np.float64]) -> None:
+    """Raise unless the budget is in (0, 1] and pays for the first exit."""
+    if not isinstance(budget, Real) or not 0 < budget <= 1:
+        raise ValueError(f"budget={budget!r} must be in (0, 1]: it is a fraction of the last exit's cost.")
+    if budget < cost_fractions[0] * (1 - 1e-12):
+        raise ValueError(
+            f"budget={budget!r} is below the cost of the first exit, {cost_fractions[0]:.4g} of the last exit's. "
+            "Raise the budget, or add an earlier exit."
+        )

@@ -1,0 +1,481 @@
+"""Run a network once over a loader and keep what it says and knows at each exit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import nn
+from torch.utils.data import DistributedSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+from tqdm import tqdm
+
+from skexit.backbone._costs import COST_UNITS, exit_costs
+from skexit.backbone._exit_points import exit_points
+from skexit.backbone._loaders import count_rows, read_item
+from skexit.backbone._modules import (
+    NETWORK_OUTPUT,
+    Head,
+    Inputs,
+    as_logits,
+    call,
+    check_called_once,
+    device_of,
+    evaluating,
+    find_modules,
+    map_tensors,
+    own_heads,
+    resolve_heads,
+    tensors_of,
+)
+from skexit.backbone._pooling import Pool, check_pool, pool_name, pool_output
+from skexit.cache import CacheWriter, FeatureCache
+from skexit.cache._writer import check_same_cache
+from skexit.data import ExitLayout
+from skexit.extraction._parts import Worker, extract_as_worker, found_parts, is_complete, rank_and_size
+
+
+class ExitExtractor:
+    """Run a network once over a data set and cache logits and features of each exit.
+
+    Forward hooks pool the outputs of the named modules while the network runs, so that feature
+    maps are freed at once and each input passes through the network exactly once.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A trained network, on the device on which it is to run. It is used in evaluation mode and
+        left as it was found.
+    exits : sequence of str, default=None
+        Names of the modules after which the network can stop, in forward order. By default
+        :func:`exit_points` of the model.
+    pool : str, sequence of str or callable, default="auto"
+        What is kept of a module's output. Of feature maps ``"avg"``, ``"max"``, ``"grid2"``
+        (averages on a 2 x 2 grid) or ``"grid4"``; of token sequences, whose shape is (n_samples,
+        n_tokens, n_channels), ``"first"``, ``"mean"`` or ``"max"`` over the tokens that the
+        attention mask counts. Several are joined in the order given. ``"auto"`` is ``("avg",
+        "max", "grid2")`` for maps and ``("first", "mean")`` for tokens. A callable gets the tensor
+        and gives one of shape (n_samples, n_features). Two-dimensional outputs are kept as they
+        are.
+    head : "output", None or list of n_exits str or None, default="output"
+        What gives the logits. ``"output"``: the network's own output, a tensor or something with
+        ``logits``, is the last exit's; a list of n_exits tensors has the logits of every exit.
+        None: no exit has logits. A list names the module that is the head of each exit, None for
+        an exit without one; ``"output"`` is allowed in it, and is the exit's own where the output is a
+        list of n_exits tensors.
+    dtype : {"float32", "float16"}, default="float32"
+        Type in which logits and features are stored.
+    cost_unit : {"FLOPs", "MACs", "ms"}, default="FLOPs"
+        Unit of the costs in the layout of the cache, see :func:`exit_costs`.
+
+    Raises
+    ------
+    ValueError
+        If `exits` or `head` name a module that the network does not have, `pool` is unknown, or
+        `exits` is None and the model of no known family.
+
+    See Also
+    --------
+    exit_points : Exit points of well-known backbones.
+    exit_costs : What it costs to reach each exit.
+
+    Notes
+    -----
+    A feature map of C channels is kept as C numbers by ``"avg"`` and by ``"max"``, 4 C by
+    ``"grid2"``, 16 C by ``"grid4"``, and 6 C by default. Each takes four bytes in the cache, two as
+    float16; a linear head for n_classes costs 2 n_classes FLOPs for each of them.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import torch
+    >>> from torch import nn
+    >>> from skexit.extraction import ExitExtractor
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+    >>> loader = [(torch.randn(4, 8), torch.tensor([0, 1, 2, 0])) for _ in range(5)]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     cache = ExitExtractor(model, exits=["1", "3"]).extract(loader, folder)
+    ...     print(cache.X, cache.layout.costs)
+    ExitArray(20 rows, 35 columns, 2 exits, float32) [256. 864.]
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        exits: Sequence[str] | None = None,
+        *,
+        pool: Pool = "auto",
+        head: Head = "output",
+        dtype: str = "float32",
+        cost_unit: str = "FLOPs",
+    ) -> None:
+        check_pool(pool)
+        self.model = model
+        if dtype not in ("float32", "float16"):
+            raise ValueError(f"dtype={dtype!r} must be 'float32' or 'float16'.")
+        if cost_unit not in COST_UNITS:
+            raise ValueError(f"cost_unit={cost_unit!r} must be one of {list(COST_UNITS)}.")
+        self.exits = exit_points(model) if exits is None else exits
+        find_modules(model, self.exits, "exits")
+        self._heads = resolve_heads(model, head, len(self.exits))
+        self.pool = pool
+        self.head = head
+        self.dtype = dtype
+        self.cost_unit = cost_unit
+
+    def extract(
+        self,
+        loader: Iterable[Any],
+        path: str | os.PathLike[str],
+        *,
+        classes: ArrayLike | None = None,
+        shard_rows: int | None = None,
+        worker: Worker = None,
+        progress: bool = True,
+    ) -> FeatureCache:
+        """Run the network over a loader and write a cache.
+
+        When the folder holds a cache that did not come to its end, extraction goes on where it
+        stopped.
+
+        Parameters
+        ----------
+        loader : iterable
+            Gives batches in the same order each time: x, (x, y) or a dict whose ``"labels"`` or
+            ``"label"`` is y. x is a tensor, or a dict of tensors that are passed by keyword; the
+            ``"attention_mask"`` in it also masks tokens when they are pooled. y has one number or
+            string a row.
+        path : str or path-like
+            Folder of the cache: new, empty, or of an earlier extraction.
+        classes : array-like of shape (n_classes,), default=None
+            Class labels in the order of the logits, kept in the layout. Where they are names and
+            the loader gives integers, these are indices of classes.
+        shard_rows : int, default=None
+            Rows after which a part of the cache is complete and survives a crash. By default as
+            many as make about 64 MiB.
+        worker : "torchrun" or tuple of two int, default=None
+            Which of several processes this is that extract into the same folder, each some of the rows:
+            ``(rank, n_workers)``, or ``"torchrun"`` for the ``RANK`` and ``WORLD_SIZE`` that torchrun sets. Each
+            returns when the whole cache is there. By default there is no other.
+        progress : bool, default=True
+            Show a progress bar, if the output is a terminal.
+
+        Returns
+        -------
+        cache : FeatureCache
+            The complete cache.
+
+        Raises
+        ------
+        ValueError
+            If the loader is empty, shuffles, or gives other labels than the cache has; the folder
+            holds the cache of another model, with other settings or of other data; or the network
+            does not call each exit exactly once, or gives infinities or NaN. With several workers also if
+            the loader's rows cannot be read by index, costs are times, or one process has begun to extract into the
+            folder.
+        RuntimeError
+            If another process is extracting into the folder.
+        """
+        rank, n_workers = rank_and_size(worker)
+        folder = Path(path)
+        if (n_workers > 1 or found_parts(folder)) and not is_complete(folder):
+            options = {"classes": classes, "shard_rows": shard_rows, "progress": progress}
+            return extract_as_worker(self, loader, folder, rank, n_workers, **options)
+        _check_fixed_order(loader)
+        batches = _read_batches(loader, None if classes is None else np.asarray(classes))
+        first = next(batches, None)
+        if first is None:
+            raise ValueError("loader is empty; give at least one batch.")
+        origin = self._origin(first, classes)
+        found = _find_cache(path, origin)
+        n_rows = count_rows(loader)
+        if found is not None and found.complete and found.n_rows == n_rows:
+            _check_same_labels(first, found, 0)
+            return found
+        with evaluating(self.model):
+            outputs = map(self._run, _skip_cached_rows(chain([first], batches), found))
+            # Running one batch before the folder is made: what cannot be extracted leaves no cache behind.
+            first_output = list(islice(outputs, 1))
+            layout = self._layout(first, first_output[0], classes) if found is None else found.layout
+            with (
+                CacheWriter(
+                    path,
+                    layout,
+                    origin=origin,
+                    dtype=self.dtype,
+                    shard_rows=shard_rows,
+                    n_cached=0 if found is None else found.n_rows,
+                ) as writer,
+                tqdm(initial=writer.n_rows, total=n_rows, unit=" rows", disable=None if progress else True) as bar,
+            ):
+                for output in chain(first_output, outputs):
+                    writer.append(output.logits, output.features, output.y)
+                    bar.update(output.n_rows)
+        return FeatureCache(path)
+
+    @torch.inference_mode()
+    def _run(self, batch: _Batch) -> _Output:
+        """Pass one batch through the network, pooling what each exit gives as soon as it gives it."""
+        device = device_of(self.model)
+        inputs = map_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch.inputs)
+        features: list[tuple[str, torch.Tensor]] = []
+        own_logits: list[tuple[str, torch.Tensor]] = []
+        with ExitStack() as hooks:
+            for name in self.exits:
+                hooks.enter_context(self._hook_features(name, inputs, features))
+            for name in own_heads(self._heads).values():
+                hooks.enter_context(self._hook_logits(name, own_logits))
+            output = call(self.model, inputs)
+        check_called_once([name for name, _ in features], self.exits, "exits")
+        check_called_once([name for name, _ in own_logits], list(own_heads(self._heads).values()), "head")
+        logits = self._network_logits(output)
+        for k, name in own_heads(self._heads).items():
+            logits[k] = dict(own_logits)[name]
+        pooled = dict(features)
+        return _Output(
+            features=[self._to_numpy(pooled[name], "features", k, batch) for k, name in enumerate(self.exits)],
+            logits=[
+                None if block is None else self._to_numpy(block, "logits", k, batch) for k, block in enumerate(logits)
+            ],
+            y=batch.y,
+        )
+
+    def _hook_features(
+        self, name: str, inputs: Inputs, features: list[tuple[str, torch.Tensor]]
+    ) -> torch.utils.hooks.RemovableHandle:
+        mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            try:
+                features.append((name, pool_output(output, self.pool, mask)))
+            except ValueError as error:
+                raise ValueError(f"exit {name!r}: {error}") from error
+
+        return self.model.get_submodule(name).register_forward_hook(keep)
+
+    def _hook_logits(self, name: str, logits: list[tuple[str, torch.Tensor]]) -> torch.utils.hooks.RemovableHandle:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            # The network may go on to work on them in place.
+            logits.append((name, _as_logits(output, f"the head {name!r}").clone()))
+
+        return self.model.get_submodule(name).register_forward_hook(keep)
+
+    def _network_logits(self, output: Any) -> list[torch.Tensor | None]:
+        """Logits of each exit in the network's own output, None where a module or nothing is the head."""
+        if NETWORK_OUTPUT in self._heads and isinstance(output, list | tuple) and len(output) == len(self.exits):
+            # One name for all exits, or what a list of names leaves to the network.
+            from_output = [self.head == NETWORK_OUTPUT or head == NETWORK_OUTPUT for head in self._heads]
+            return [
+                _as_logits(logits, f"the network's output {k}") if taken else None
+                for k, (logits, taken) in enumerate(zip(output, from_output, strict=True))
+            ]
+        return [_as_logits(output, "the network") if head == NETWORK_OUTPUT else None for head in self._heads]
+
+    def _to_numpy(self, block: torch.Tensor, part: str, k: int, batch: _Batch) -> NDArray[np.float32]:
+        array: NDArray[np.float32] = block.float().cpu().numpy()
+        if len(array) != batch.n_rows:
+            raise ValueError(
+                f"exit {self.exits[k]!r} gave {part} of shape {array.shape} for {batch.n_rows} inputs; the first "
+                "dimension of a module's output must be the samples."
+            )
+        if not np.isfinite(array).all():
+            raise ValueError(
+                f"exit {self.exits[k]!r} gave {part} that are infinite or NaN in batch {batch.number} of the loader. "
+                "Look at that batch for missing values or a wrong scale."
+            )
+        return array
+
+    def _layout(self, first: _Batch, output: _Output, classes: ArrayLike | None) -> ExitLayout:
+        costs = exit_costs(self.model, self.exits, first.rows(0, 1).inputs, self.cost_unit, head=self.head)
+        return ExitLayout(
+            n_logits=[0 if block is None else block.shape[1] for block in output.logits],
+            n_features=[block.shape[1] for block in output.features],
+            costs=costs.costs,
+            cost_unit=costs.unit,
+            classes=classes,
+        )
+
+    def _origin(self, first: _Batch, classes: ArrayLike | None) -> dict[str, str]:
+        """What decides the content of a cache; two extractions that differ in it cannot share one."""
+        return {
+            "model": _fingerprint(self.model),
+            "exits": json.dumps(list(self.exits)),
+            "pool": pool_name(self.pool),
+            "head": json.dumps(self.head if self.head is None or isinstance(self.head, str) else list(self.head)),
+            "dtype": self.dtype,
+            "cost_unit": self.cost_unit,
+            "classes": json.dumps(None if classes is None else np.asarray(classes).tolist()),
+            "first input": _digest(first.rows(0, 1).inputs),
+        }
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """One batch of a loader, by its number."""
+
+    number: int
+    inputs: Inputs
+    y: NDArray[Any] | None
+
+    @property
+    def n_rows(self) -> int:
+        return len(tensors_of(self.inputs)[0])
+
+    def rows(self, start: int, stop: int) -> _Batch:
+        labels = None if self.y is None else self.y[start:stop]
+        return _Batch(self.number, map_tensors(lambda tensor: tensor[start:stop], self.inputs), labels)
+
+
+@dataclass(frozen=True)
+class _Output:
+    """What the network gave for one batch, by exit."""
+
+    logits: list[NDArray[np.float32] | None]
+    features: list[NDArray[np.float32]]
+    y: NDArray[Any] | None
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.features[0])
+
+
+def _read_batches(loader: Iterable[Any], classes: NDArray[Any] | None) -> Iterator[_Batch]:
+    """The batches of a loader that have rows."""
+    has_labels = None
+    for number, item in enumerate(loader):
+        batch = _read_batch(number, item, classes)
+        if has_labels is None:
+            has_labels = batch.y is not None
+        if has_labels != (batch.y is not None):
+            raise ValueError(
+                f"loader: batch {number} has {'no labels' if has_labels else 'labels'} but the batches before it have "
+                f"{'some' if has_labels else 'none'}; give labels with every batch or with none."
+            )
+        if batch.n_rows:
+            yield batch
+
+
+def _read_batch(number: int, item: Any, classes: NDArray[Any] | None) -> _Batch:
+    inputs, y = read_item(number, item)
+    values = tensors_of(inputs)
+    labels = None if y is None else np.asarray(y.cpu() if isinstance(y, torch.Tensor) else y)
+    lengths = [len(value) for value in values] + ([] if labels is None else [len(np.atleast_1d(labels))])
+    if len(set(lengths)) > 1:
+        raise ValueError(f"loader: the parts of batch {number} have different numbers of rows: {lengths}.")
+    if labels is not None and classes is not None:
+        labels = _as_classes(labels, classes, number)
+    return _Batch(number, inputs, labels)
+
+
+def _as_classes(labels: NDArray[Any], classes: NDArray[Any], number: int) -> NDArray[Any]:
+    """The labels, checked to be among the classes; indices of classes with names become names."""
+    if labels.dtype.kind in "iu" and classes.dtype.kind not in "iuf":
+        known = (labels >= 0) & (labels < len(classes))
+        named = classes[np.where(known, labels, 0)]
+    else:
+        known, named = np.isin(labels, classes), labels
+    if not known.all():
+        raise ValueError(
+            f"loader: batch {number} has the label {labels[~known].tolist()[0]!r}, which is none of "
+            f"classes={classes.tolist()}."
+        )
+    return named
+
+
+def _check_fixed_order(loader: Iterable[Any]) -> None:
+    samplers = [getattr(source, "sampler", None) for source in (loader, getattr(loader, "batch_sampler", None))]
+    for sampler in samplers:
+        if isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler):
+            raise ValueError(
+                f"loader draws its rows with {type(sampler).__name__}, in another order each time. Pass "
+                "shuffle=False; to extract some rows only, wrap the data set in torch.utils.data.Subset."
+            )
+        if isinstance(sampler, DistributedSampler):
+            raise ValueError(
+                "loader has a DistributedSampler, which gives each process other rows. Pass the loader of all rows, "
+                "and worker='torchrun'."
+            )
+
+
+def _skip_cached_rows(batches: Iterator[_Batch], found: FeatureCache | None) -> Iterator[_Batch]:
+    """The batches, without the rows that the cache has already."""
+    n_cached = 0 if found is None else found.n_rows
+    start = 0
+    for batch in batches:
+        n_skipped = min(max(n_cached - start, 0), batch.n_rows)
+        if found is not None and n_skipped:
+            _check_same_labels(batch.rows(0, n_skipped), found, start)
+        if n_skipped < batch.n_rows:
+            yield batch.rows(n_skipped, batch.n_rows) if n_skipped else batch
+        start += batch.n_rows
+    if start < n_cached:
+        raise ValueError(
+            f"loader gave {start} rows but the cache has {n_cached} already: it holds other data. Give another folder."
+        )
+
+
+def _check_same_labels(batch: _Batch, found: FeatureCache, start: int) -> None:
+    """Raise a ValueError unless the batch has the labels that the cache has from row `start` on."""
+    if found.y is None or batch.y is None:
+        agree = found.y is None and batch.y is None
+    else:
+        agree = np.array_equal(found.y[start : start + batch.n_rows], batch.y)
+    if not agree:
+        raise ValueError(
+            f"loader: the labels of batch {batch.number} are not those that the cache {str(found.path)!r} has for the "
+            "same rows. Give the loader it was begun with, or another folder."
+        )
+
+
+def _find_cache(path: str | os.PathLike[str], origin: dict[str, str]) -> FeatureCache | None:
+    try:
+        found = FeatureCache(path, allow_partial=True)
+    except FileNotFoundError:
+        return None
+    check_same_cache(found.path, found.origin, origin)
+    return found
+
+
+def _as_logits(output: Any, source: str) -> torch.Tensor:
+    return as_logits(
+        output,
+        f"head: {source}",
+        ". Pass head=None for a network without a classifier, or a list with the name of the head of each exit.",
+    )
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """Digest of the structure of a network and of its parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, module in model.named_modules():
+        # Some modules show functions by their address, which is another one in the next process.
+        settings = re.sub(r" at 0x[0-9a-f]+", "", module.extra_repr())
+        digest.update(f"{name}: {type(module).__qualname__}({settings})\n".encode())
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        _update_digest(digest, name, tensor)
+    return digest.hexdigest()
+
+
+def _digest(inputs: Inputs) -> str:
+    digest = hashlib.sha256()
+    named = sorted(inputs.items()) if isinstance(inputs, Mapping) else [("", tensors_of(inputs)[0])]
+    for name, tensor in named:
+        _update_digest(digest, name, tensor)
+    return digest.hexdigest()
+
+
+def _update_digest(digest: hashlib._Hash, name: str, tensor: torch.Tensor) -> None:
+    # The values enter by their CRC, which takes a third of the time that their digest would take.
+    values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    digest.update(f"{name}: {tensor.dtype}, {tuple(tensor.shape)}, {zlib.crc32(values.data)}\n".encode())

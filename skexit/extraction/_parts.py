@@ -1,0 +1,200 @@
+"""Extraction by several processes: each fills a cache of its own with some of the rows, and one joins them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import DataLoader, SequentialSampler, Subset
+
+from skexit.backbone._loaders import count_rows
+from skexit.cache import FeatureCache, merge_caches
+from skexit.cache._folders import LocalFolder
+from skexit.cache._manifest import MANIFEST, read_manifest
+from skexit.cache._writer import PART
+
+if TYPE_CHECKING:
+    from skexit.extraction._extractor import ExitExtractor
+
+_FOLDER = re.compile(PART + r"(\d{5})-of-(\d{5})")
+_SECONDS_BETWEEN_LOOKS = 0.2
+
+#: What `ExitExtractor.extract` takes as `worker`.
+Worker = str | tuple[int, int] | None
+
+
+def rank_and_size(worker: Worker) -> tuple[int, int]:
+    """Number of this process and how many there are.
+
+    Parameters
+    ----------
+    worker : None, "torchrun" or (int, int)
+        None is the only one; ``"torchrun"`` are ``RANK`` and ``WORLD_SIZE`` of the environment, and the only one
+        where these are not set.
+
+    Raises
+    ------
+    ValueError
+        If there is no such worker.
+    """
+    if worker is None:
+        return 0, 1
+    if worker == "torchrun":
+        worker = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if not (isinstance(worker, tuple) and len(worker) == 2 and 0 <= worker[0] < worker[1]):
+        raise ValueError(f"worker={worker!r} must be None, 'torchrun' or (rank, n_workers) with 0 <= rank < n_workers.")
+    return worker
+
+
+def found_parts(path: Path) -> int:
+    """Into how many parts the rows were divided when the extraction into a folder began, 0 if into none."""
+    names = [_FOLDER.fullmatch(entry.name) for entry in path.glob(f"{PART}*")]
+    sizes = {int(match[2]) for match in names if match}
+    if len(sizes) > 1:
+        raise ValueError(
+            f"the folder {str(path)!r} holds parts of extractions by {sorted(sizes)} workers; delete those of one."
+        )
+    return sizes.pop() if sizes else 0
+
+
+def count_parts(path: Path, n_parts: int) -> int:
+    """Into how many parts the rows are divided: as when the extraction into a folder began, or else `n_parts`.
+
+    Raises
+    ------
+    ValueError
+        If the folder has rows that are not in parts: the parts could be extracted, but not be joined with them.
+    """
+    found = found_parts(path)
+    if not found and (path / MANIFEST).exists():
+        cache = FeatureCache(path, allow_partial=True)
+        if cache.n_rows and not cache.complete:  # else the first worker has just joined the parts
+            raise ValueError(
+                f"the folder {str(path)!r} has {cache.n_rows} rows already, which are not in parts for several "
+                "workers. Go on with one process, or give another folder."
+            )
+    return found or n_parts
+
+
+def part_folder(path: Path, part: int, n_parts: int) -> Path:
+    return path / f"{PART}{part:05d}-of-{n_parts:05d}"
+
+
+def extract_part(
+    extractor: ExitExtractor, loader: Iterable[Any], path: Path, part: int, n_parts: int, **options: Any
+) -> FeatureCache:
+    """Run the network over one part of the rows and write them to a cache inside the folder.
+
+    Parameters
+    ----------
+    extractor : ExitExtractor
+    loader : torch.utils.data.DataLoader
+        Of all rows.
+    path : Path
+        Folder of the whole cache.
+    part, n_parts : int
+        Which of how many parts, which have about the same number of batches, in order.
+    **options
+        Of :meth:`ExitExtractor.extract`.
+
+    Returns
+    -------
+    FeatureCache
+        The complete cache of this part.
+
+    Raises
+    ------
+    ValueError
+        If the loader has no fixed order of rows that can be read from the middle, or costs are times.
+    """
+    if extractor.cost_unit == "ms":
+        raise ValueError(
+            "cost_unit='ms' is measured anew by each worker, while others use the same machine. Extract with "
+            "cost_unit='FLOPs', and give the layout the times that skexit.runtime.measure_latency finds."
+        )
+    return extractor.extract(loader_of_part(loader, part, n_parts), part_folder(path, part, n_parts), **options)
+
+
+def loader_of_part(loader: Iterable[Any], part: int, n_parts: int) -> DataLoader:
+    """A loader of one part of the rows, which reads no others."""
+    n_rows = count_rows(loader)
+    if not (isinstance(loader, DataLoader) and isinstance(loader.sampler, SequentialSampler)) or n_rows is None:
+        raise ValueError(
+            "loader: several workers need a DataLoader of a data set that is read by index, with shuffle=False and a "
+            "batch_size; of all rows, as each worker takes its own."
+        )
+    assert loader.batch_size is not None  # or its rows could not be counted
+    n_batches = -(-n_rows // loader.batch_size)
+    if n_batches < n_parts:
+        raise ValueError(f"loader has {n_batches} batches for {n_parts} workers; give each at least one.")
+    # Parts begin where batches do: a network may answer otherwise, in the last digit, in other batches.
+    start, stop = (min(part * n_batches // n_parts * loader.batch_size, n_rows) for part in (part, part + 1))
+    return DataLoader(
+        Subset(loader.dataset, range(start, stop)),
+        batch_size=loader.batch_size,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        generator=loader.generator,
+        prefetch_factor=loader.prefetch_factor,
+    )
+
+
+def extract_as_worker(
+    extractor: ExitExtractor, loader: Iterable[Any], path: Path, rank: int, n_workers: int, **options: Any
+) -> FeatureCache:
+    """Extract the parts that fall to this worker, wait for the others, and open the whole cache.
+
+    The first worker joins the parts. An extraction that was begun by another number of workers keeps its parts.
+    """
+    n_parts = count_parts(path, n_workers)
+    if is_complete(path):
+        return FeatureCache(path)
+    for part in range(rank, n_parts, n_workers):
+        extract_part(extractor, loader, path, part, n_parts, **options)
+    if rank == 0:
+        for part in range(n_parts):
+            _wait(part_folder(path, part, n_parts))
+        join_parts(path)
+    _wait(path)
+    return FeatureCache(path)
+
+
+def is_complete(path: Path) -> bool:
+    """Whether there is a cache whose extraction came to its end.
+
+    Before that, its manifest alone is read: workers that wait ask often, of folders with many shards.
+    """
+    try:
+        return read_manifest(LocalFolder(path)).complete and FeatureCache(path, allow_partial=True).complete
+    except FileNotFoundError:
+        return False
+
+
+def _wait(path: Path) -> None:
+    """Until other workers have completed a cache; who started them ends all when one fails."""
+    while not is_complete(path):
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+
+def join_parts(path: Path) -> FeatureCache:
+    """Join the complete parts in a folder to the cache of all rows."""
+    n_parts = found_parts(path)
+    folders = [part_folder(path, part, n_parts) for part in range(n_parts)]
+    cache = merge_caches(folders, path)
+    remove_parts(path)
+    return cache
+
+
+def remove_parts(path: Path) -> None:
+    """Delete the caches of single parts, which are of no use beside the whole one."""
+    for folder in path.glob(f"{PART}*-of-*"):
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,228 @@
+"""Exits that make use of the answers of the exits before them."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import log_softmax
+
+from skexit.data import ExitArray, ExitLayout
+from skexit.data._arrays import enough_rows
+from skexit.data._layout import MULTIPLY_ADD_COST
+from skexit.data._lazy import MergedLogits, TransformedLogits, answer_from_exits
+from skexit.data._validation import read_logits, validate_new_data, validate_training_data
+from skexit.heads._heads import fit_heads
+from skexit.heads._transformer import LogitsTransformer
+from skexit.uncertainty import fit_mixture
+from skexit.utils._array_api import array_namespace, as_like
+from skexit.utils._html import cost_column, exit_table
+from skexit.utils._sklearn import HasMethods, Interval, _fit_context
+
+Floats = NDArray[np.float64]
+
+
+class ExitEnsemble(LogitsTransformer):
+    """Let each exit answer with the exits before it, by a weighted product of their probabilities.
+
+    The geometric ensemble of Zero Time Waste [1]_: at exit k, the probability of class c is in
+    proportion to ``exp(b_kc) * prod_j p_jc ** w_kj`` over the exits j up to k. The weights, none
+    of them negative, and the biases minimise the cross-entropy of the training rows. What earlier
+    exits have computed is not wasted, probabilities come out calibrated, and the last exit is
+    often better than the network was. Comes before any policy, in a pipeline or as its `heads`.
+
+    Train the heads on other rows than the ensemble, in a
+    :class:`sklearn.frozen.FrozenEstimator`, or let it cross-fit them: it would take logits of
+    rows that the heads have learned for better than they are.
+
+    Parameters
+    ----------
+    heads : ExitHeads, default=None
+        Heads to fit where exits have no logits; by default ``ExitHeads(random_state=0)``. Those in
+        a FrozenEstimator are used as they are.
+    layout : ExitLayout or int, default=None
+        Layout of X, or the number of exits into which its columns split evenly. By default found
+        in X: from an ExitArray, or from column names; else X is one exit of features.
+
+    Attributes
+    ----------
+    weights_ : ndarray of shape (n_exits, n_exits)
+        The weight of exit j in the answer of exit k, in row k; zero above the diagonal.
+    biases_ : ndarray of shape (n_exits, n_classes)
+        The bias of each class at each exit.
+    heads_ : ExitHeads, FrozenEstimator or None
+        The heads that were fitted; None where every exit has logits and `heads` is None.
+    classes_ : ndarray of shape (n_classes,)
+        Class labels, in the order of the logits.
+    layout_ : ExitLayout
+        Layout of the X that was fitted, its classes sorted.
+    layout_out_ : ExitLayout
+        Layout of the X that ``transform`` gives. Where costs are in FLOPs or MACs, each exit's
+        include the heads and mixtures up to it.
+    n_features_in_ : int
+        Number of columns of X.
+    feature_names_in_ : ndarray of shape (n_columns,)
+        Names of the columns, when X was a DataFrame.
+
+    References
+    ----------
+    .. [1] Wołczyk et al. "Zero Time Waste: Recycling predictions in early exit neural networks."
+       NeurIPS 2021, eq. 3.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from skexit import ExitEnsemble, ThresholdPolicy
+    >>> X, y = load_digits(return_X_y=True)
+    >>> ensemble = ExitEnsemble(layout=4).fit(X, y)  # the image comes in four strips
+    >>> ensemble.weights_.round(1)
+    array([[1.1, 0. , 0. , 0. ],
+           [0.6, 1. , 0. , 0. ],
+           [0.6, 0.7, 0.9, 0. ],
+           [0.5, 0.8, 0.8, 0.6]])
+    >>> pipeline = make_pipeline(ExitEnsemble(layout=4), ThresholdPolicy(budget=0.8)).fit(X, y)
+    >>> policy = ThresholdPolicy(budget=0.8, heads=ExitEnsemble(), layout=4).fit(X, y)
+    >>> bool((policy.predict(X) == pipeline.predict(X)).all())
+    True
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "heads": [HasMethods(["fit", "transform", "exit_logits"]), None],
+        "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
+    }
+
+    def __init__(self, heads: Any = None, *, layout: ExitLayout | int | None = None) -> None:
+        self.heads = heads
+        self.layout = layout
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> ExitEnsemble:
+        """Fit heads where they are needed, and the mixture of each exit.
+
+        Parameters
+        ----------
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
+        y : array-like of shape (n_samples,)
+            Class labels.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weight of each sample; all count alike by default.
+
+        Returns
+        -------
+        self : ExitEnsemble
+            The fitted transformer.
+
+        Raises
+        ------
+        ValueError
+            If X does not fit its layout, is not finite, or y has a class that X does not know.
+        """
+        self._fit(X, y, sample_weight)
+        return self
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit_transform(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Any:
+        """Fit, and mix the logits of X; those of heads that were fitted are cross-fitted.
+
+        Parameters
+        ----------
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
+        y : array-like of shape (n_samples,)
+            Class labels.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Rows of zero weight train nothing, and get the logits of ``transform``.
+
+        Returns
+        -------
+        ExitArray of shape (n_samples, n_columns_out)
+            A DataFrame after ``set_output(transform="pandas")``.
+        """
+        with_logits = self._fit(X, y, sample_weight)
+        new = validate_new_data(self, X)
+        mixed = answer_from_exits(with_logits, len(self.classes_), self._mix)
+        if len(with_logits) == len(new):
+            return self._output(mixed, X)
+        is_used = np.asarray(sample_weight) > 0
+        position = np.where(is_used, np.cumsum(is_used) - 1, np.arange(len(new)))
+        sources = [TransformedLogits(new, self), mixed]
+        return self._output(MergedLogits(new, sources, is_used.astype(np.intp), position), X)
+
+    def exit_logits(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
+        """Logits of the mixture of the exits up to `k`, for the samples that are still running.
+
+        Parameters
+        ----------
+        k : int
+            The exit.
+        logits : array of shape (n_samples, n_classes) or None
+            The exit's own logits.
+        features : array of shape (n_samples, n_features)
+            Features of the exit, of any array-API namespace.
+        memory : dict of str to array
+            What earlier calls noted of these samples; changed in place.
+
+        Returns
+        -------
+        array of shape (n_samples, n_classes)
+            Of the namespace and on the device of `logits`.
+        """
+        if self.heads_ is not None:
+            logits = self.heads_.exit_logits(k, logits, features, memory)
+        return self._mix(k, logits, memory)
+
+    def _mix(self, k: int, logits: Any, memory: dict[str, Any]) -> Any:
+        xp = array_namespace(logits)
+        shifted = logits - xp.max(logits, axis=1, keepdims=True)
+        own = (shifted - xp.log(xp.sum(xp.exp(shifted), axis=1, keepdims=True)))[:, None, :]
+        seen = xp.concat([memory["log_probabilities"], own], axis=1) if k else own
+        memory["log_probabilities"] = seen
+        weights = as_like(self.weights_[k, : k + 1], logits)
+        return xp.sum(seen * weights[None, :, None], axis=1) + as_like(self.biases_[k], logits)
+
+    def _fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None) -> ExitArray:
+        """Fit on the rows of positive weight; gives these with logits that are not mixed yet."""
+        used, self.classes_, labels, weight = validate_training_data(self, X, y, sample_weight)
+        if len(self.classes_) == 1:
+            raise ValueError(f"y has 1 class, {self.classes_.tolist()[0]!r}; a classifier needs two or more.")
+        self.layout_ = used.layout
+        self.heads_, with_logits = fit_heads(self.heads, used, self.classes_, labels, weight)
+        n_exits = self.layout_.n_exits
+        self.weights_ = np.zeros((n_exits, n_exits))
+        self.biases_ = np.empty((n_exits, len(self.classes_)))
+        rows = enough_rows(len(with_logits), sum(with_logits.layout.n_logits))
+        seen = log_probabilities(with_logits, rows)
+        for k in range(n_exits):
+            self.weights_[k, : k + 1], self.biases_[k] = fit_mixture(seen[:, : k + 1], labels[rows], weight[rows])
+        self.layout_out_ = self._layout_with_mixtures(with_logits.layout)
+        return with_logits
+
+    def _new_logits(self) -> range:
+        return range(self.layout_.n_exits)
+
+    def _needs_features(self, k: int) -> bool:
+        if isinstance(self.heads_, LogitsTransformer):
+            return self.heads_._needs_features(k)
+        return self.heads_ is not None
+
+    def _earlier_exits(self, k: int) -> range:
+        return range(k)
+
+    def _layout_with_mixtures(self, layout: ExitLayout) -> ExitLayout:
+        multiply_adds = np.cumsum(len(self.classes_) * np.arange(1, layout.n_exits + 1))
+        return layout.replace(costs=layout.costs + MULTIPLY_ADD_COST.get(layout.cost_unit or "", 0) * multiply_adds)
+
+    def _exit_table(self) -> str:
+        if not hasattr(self, "layout_out_"):
+            return ""
+        weights = [", ".join(f"{weight:.2g}" for weight in row[: k + 1]) for k, row in enumerate(self.weights_)]
+        return exit_table(cost_column(self.layout_out_) | {"Weights of the exits so far": weights})
+
+
+def log_probabilities(X: ExitArray, rows: slice | NDArray[np.intp]) -> Floats:
+    """Logarithms of the class probabilities of every exit, of shape (n_rows, n_exits, n_classes)."""
+    return np.stack([log_softmax(read_logits(X, k, rows), axis=1) for k in range(X.layout.n_exits)], axis=1)

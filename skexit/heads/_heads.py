@@ -1,0 +1,514 @@
+"""A classifier at each exit, trained on the cached features."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import fields
+from numbers import Integral, Real
+from typing import Any, ClassVar, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import clone
+from sklearn.utils import check_random_state
+from sklearn.utils.metaestimators import available_if
+
+from skexit._nn._dense import DenseNetwork
+from skexit.data import ExitArray, ExitLayout
+from skexit.data._arrays import LogitsSource, enough_rows
+from skexit.data._layout import MULTIPLY_ADD_COST
+from skexit.data._lazy import MergedLogits, TransformedLogits
+from skexit.data._validation import (
+    cross_validation_splits,
+    validate_new_data,
+    validate_partial_data,
+    validate_training_data,
+)
+from skexit.heads._boosting import PREDICTION_REWEIGHTING
+from skexit.heads._partial_fit import PartialFit, train_further
+from skexit.heads._training import HeadTrainer, HeadTraining
+from skexit.heads._transformer import LogitsTransformer
+from skexit.uncertainty import fit_temperature
+from skexit.utils._array_api import array_namespace
+from skexit.utils._html import cost_column, exit_table
+from skexit.utils._sklearn import Interval, StrOptions, _fit_context
+
+
+class ExitHeads(LogitsTransformer):
+    """Train a classifier on the features of each exit, and add its logits to X.
+
+    An exit that has logits already, such as the last exit of a frozen network, keeps them.
+
+    The logits that ``fit_transform`` gives are cross-fitted: each row's come from heads that were
+    trained without it. A policy that learns from the logits of heads trained on the same rows
+    would take them for better than they are. ``transform`` uses the heads trained on all rows, so
+    ``fit(X, y).transform(X)`` differs from ``fit_transform(X, y)``, as in
+    :class:`sklearn.preprocessing.TargetEncoder`. With a single exit there is no decision to
+    learn, and the two agree.
+
+    Parameters
+    ----------
+    hidden : int, default=0
+        Units in a hidden layer; 0 makes the heads linear.
+    cascade : bool, default=False
+        Let the head at exit k see what the heads before it saw. With a hidden layer, that is the
+        hidden layer of the head before, and all heads are trained together; linear heads see the
+        features of all exits up to k.
+    training : {"separate", "boosted", "weighted"}, default="separate"
+        What the heads are trained for. ``"separate"``: each to be right on all samples.
+        ``"boosted"``: each to add to half of what the heads before it say in sum, so that it learns
+        what these get wrong; logits are those of the sum. Exits that have logits are not in it.
+        ``"weighted"``: all together, by Adam; a small network learns from the losses of a sample how
+        much it should count at each exit for the heads to be right where samples leave by
+        confidence.
+    dropout : float, default=0.0
+        Share of the hidden units that are left out at random in a step of training.
+    calibrated : bool, default=False
+        Divide the logits of each head by the temperature that fits its cross-fitted logits best.
+        ``fit`` then trains the heads `cv` times more, as ``fit_transform`` does anyhow.
+    solver : {"auto", "lbfgs", "adam"}, default="auto"
+        ``"lbfgs"`` fits linear heads by scikit-learn's logistic regression, in memory. ``"adam"``
+        trains by mini-batches that are read when they are needed, so that the features may be
+        larger than memory. ``"auto"`` takes ``"lbfgs"`` for linear heads whose features and
+        logits take at most 256 MiB.
+    alpha : float or "auto", default="auto"
+        Strength of the squared penalty on the weights, for standardised features: the loss is the
+        mean cross-entropy plus ``alpha / 2`` times their squared norm. ``"auto"`` is 3e-3 up to 5,000
+        rows, and beyond falls as 15 / n_samples: what is known of the weights beforehand does not
+        grow with the rows.
+    learning_rate : float, default=0.01
+        Highest learning rate of ``"adam"``.
+    max_epochs : int or "auto", default="auto"
+        Passes of ``"adam"`` over the rows. ``"auto"`` is 30 up to 50,000 rows, and beyond falls to 10 at
+        150,000 rows.
+    batch_size : int, default=128
+        Rows in a step of ``"adam"``; fewer where there would be less than 20 steps in an epoch.
+    cv : int, cross-validation generator or iterable, default=5
+        How ``fit_transform`` splits the rows.
+    layout : ExitLayout or int, default=None
+        Layout of X, or the number of exits into which its columns split evenly. By default found
+        in X: from an ExitArray, or from column names; else X is one exit of features.
+    random_state : int, RandomState instance or None, default=None
+        Seeds the splits, and the initial weights and batches of ``"adam"``.
+    verbose : bool, default=False
+        Show progress bars.
+
+    Attributes
+    ----------
+    networks_ : list of DenseNetwork or None, one an exit
+        The trained heads, None where an exit keeps its own logits.
+    classes_ : ndarray of shape (n_classes,)
+        Class labels, in the order of the logits.
+    layout_ : ExitLayout
+        Layout of the X that was fitted, its classes sorted.
+    layout_out_ : ExitLayout
+        Layout of the X that ``transform`` gives. Where costs are in FLOPs or MACs, each exit's
+        include the heads up to it.
+    n_features_in_ : int
+        Number of columns of X.
+    feature_names_in_ : ndarray of shape (n_columns,)
+        Names of the columns, when X was a DataFrame.
+
+    References
+    ----------
+    Phase 1 of "EM-Based Adaptive Computation in Multi-Exit Neural Networks": the sum of the
+    cross-entropies of separate heads is least where each head's is.
+
+    Boosted: Yu, Li, Hua, Huang, Shi. "Boosted dynamic neural networks." AAAI 2023.
+
+    Weighted: Han, Pu, Lai, Wang, Song, Cao, Huang, Deng, Huang. "Learning to weight samples for
+    dynamic early-exiting networks." ECCV 2022.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skexit import ExitHeads
+    >>> X, y = load_digits(return_X_y=True)
+    >>> heads = ExitHeads(layout=2, random_state=0)  # the upper and the lower half of the images
+    >>> X_with_logits = heads.fit_transform(X, y)
+    >>> X_with_logits
+    ExitArray(1797 rows, 84 columns, 2 exits, float64)
+    >>> (X_with_logits.logits(0).argmax(axis=1) == y).mean().round(1)
+    np.float64(0.9)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "hidden": [Interval(Integral, 0, None, closed="left")],
+        "cascade": ["boolean"],
+        "training": [StrOptions({"separate", "boosted", "weighted"})],
+        "dropout": [Interval(Real, 0, 1, closed="left")],
+        "calibrated": ["boolean"],
+        "solver": [StrOptions({"auto", "lbfgs", "adam"})],
+        "alpha": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "max_epochs": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "cv": ["cv_object"],
+        "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        hidden: int = 0,
+        *,
+        cascade: bool = False,
+        training: str = "separate",
+        dropout: float = 0.0,
+        calibrated: bool = False,
+        solver: str = "auto",
+        alpha: float | str = "auto",
+        learning_rate: float = 0.01,
+        max_epochs: int | str = "auto",
+        batch_size: int = 128,
+        cv: Any = 5,
+        layout: ExitLayout | int | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.hidden = hidden
+        self.cascade = cascade
+        self.training = training
+        self.dropout = dropout
+        self.calibrated = calibrated
+        self.solver = solver
+        self.alpha = alpha
+        self.learning_rate = learning_rate
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.cv = cv
+        self.layout = layout
+        self.random_state = random_state
+        self.verbose = verbose
+
+    _fitting_state: PartialFit | None = None
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> ExitHeads:
+        """Train the heads on all rows.
+
+        Parameters
+        ----------
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
+        y : array-like of shape (n_samples,)
+            Class labels.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weight of each sample; all count alike by default.
+
+        Returns
+        -------
+        self : ExitHeads
+            The fitted transformer.
+
+        Raises
+        ------
+        ValueError
+            If X does not fit its layout, is not finite, or y has a class that X does not know.
+        """
+        used, classes, labels, weight = validate_training_data(self, X, y, sample_weight)
+        self._fit(used, classes, labels, weight)
+        if self.calibrated:
+            folds, fold_of_row = self._cross_fit(used, labels, weight)
+            self._calibrate(folds, fold_of_row, used, labels, weight)
+        return self
+
+    def _check_learns_in_calls(self) -> bool:
+        """Raise where the parameters need all rows at once; then there is no ``partial_fit``."""
+        for name, allowed in (("training", ["separate"]), ("solver", ["auto", "adam"]), ("calibrated", [False])):
+            if getattr(self, name) not in allowed:
+                raise AttributeError(
+                    f"partial_fit is not available with {name}={getattr(self, name)!r}, which needs all rows at once."
+                )
+        return True
+
+    @available_if(lambda heads: heads._check_learns_in_calls())
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(
+        self, X: Any, y: ArrayLike, classes: ArrayLike | None = None, sample_weight: ArrayLike | None = None
+    ) -> ExitHeads:
+        """Go on training the heads with a batch of rows, of which none needs to be kept.
+
+        A call takes one pass of Adam's steps of `batch_size` rows, with Adam's state from the last call,
+        at a learning rate that falls as one over the square root of the steps; heads are the average of
+        their weights over the steps, in which late ones count more. `max_epochs` is not used: call again
+        with the same rows for a second pass. Features are standardised by all rows so far, and
+        ``alpha="auto"`` follows the number of rows so far, each time counted.
+
+        ``fit`` forgets what was learned in calls, and a call after ``fit`` begins anew, for ``fit`` keeps
+        nothing to go on from. Heads that need all rows at once have no ``partial_fit``: those with
+        ``solver="lbfgs"``, ``calibrated=True``, or `training` other than ``"separate"``.
+
+        Parameters
+        ----------
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
+        y : array-like of shape (n_samples,)
+            Class labels.
+        classes : array-like of shape (n_classes,), default=None
+            All classes that will come, in the first call. By default those of the layout of X, else
+            those of the first y.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weight of each sample; all count alike by default.
+
+        Returns
+        -------
+        self : ExitHeads
+            The heads, which have learned from these rows, too.
+
+        Raises
+        ------
+        ValueError
+            If X does not fit its layout or that of the first call, is not finite, y has an unknown
+            class, or classes are others than in the first call.
+        """
+        is_first = self._fitting_state is None
+        used, known, labels, weight = validate_partial_data(self, X, y, classes, sample_weight, is_first=is_first)
+        _check_two_classes(known)
+        state = self._fitting_state or PartialFit.start(check_random_state(self.random_state))
+        state = state.next_call(weight)
+        state, networks = train_further(
+            used,
+            labels,
+            weight,
+            state,
+            hidden=self.hidden,
+            cascade=self.cascade,
+            dropout=self.dropout,
+            n_classes=len(known),
+            learning_rate=self.learning_rate,
+            alpha=self._head_training().penalty(state.n_rows),
+            batch_size=self.batch_size,
+        )
+        self._keep(used, known, networks)
+        self._fitting_state = state
+        return self
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit_transform(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Any:
+        """Train the heads, and add cross-fitted logits to X.
+
+        Parameters
+        ----------
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
+        y : array-like of shape (n_samples,)
+            Class labels.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Rows of zero weight train nothing, and get the logits of ``transform``.
+
+        Returns
+        -------
+        ExitArray of shape (n_samples, n_columns_out)
+            A DataFrame after ``set_output(transform="pandas")``.
+        """
+        used, classes, labels, weight = validate_training_data(self, X, y, sample_weight)
+        if used.layout.n_exits == 1:  # no decision will be learned from the logits
+            return self.fit(X, y, sample_weight).transform(X)
+        self._fit(used, classes, labels, weight)
+        folds, fold_of_row = self._cross_fit(used, labels, weight)
+        if self.calibrated:
+            self._calibrate(folds, fold_of_row, used, labels, weight)
+        new = validate_new_data(self, X)
+        # Rows of zero weight are in no fold: they get the logits of the heads that are kept.
+        fold = np.full(len(new), len(folds))
+        fold[slice(None) if len(used) == len(new) else np.flatnonzero(np.asarray(sample_weight) > 0)] = fold_of_row
+        heads = [*folds, self]
+        if not self._fit_in_memory(new):
+            sources = [TransformedLogits(new, of_fold) for of_fold in heads]
+            return self._output(MergedLogits(new, sources, fold, np.arange(len(new))), X)
+        logits = {k: np.empty((len(new), len(classes))) for k in self._new_logits()}
+        for number, of_fold in enumerate(heads):
+            rows = np.flatnonzero(fold == number)
+            for k, values in of_fold._logits(new[rows]).items():
+                logits[k][rows] = values
+        return self._output(LogitsSource(new, logits), X)
+
+    def exit_logits(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
+        """Logits of exit `k` for the samples that are still running.
+
+        Parameters
+        ----------
+        k : int
+            The exit.
+        logits : array of shape (n_samples, n_classes) or None
+            The exit's own logits, which are kept.
+        features : array of shape (n_samples, n_features)
+            Features of the exit, of any array-API namespace.
+        memory : dict of str to array
+            What earlier calls noted of these samples; changed in place.
+
+        Returns
+        -------
+        array of shape (n_samples, n_classes)
+            Of the namespace and on the device of `features`.
+        """
+        network = self.networks_[k]
+        if self.cascade and not self.hidden:
+            features = memory["seen"] = _side_by_side(memory.get("seen"), features)
+        if network is None:
+            return logits
+        if self.cascade and self.hidden:
+            hidden = memory["hidden"] = network.last_hidden(_side_by_side(features, memory.get("hidden")))
+            return network.last_layer(hidden)
+        if self.training == "boosted":
+            return self._add_to_sum(network(features), memory) / float(self._temperatures[k])
+        return network(features)
+
+    @staticmethod
+    def _add_to_sum(logits: Any, memory: dict[str, Any]) -> Any:
+        """Sum of the heads up to this, which goes on to the next."""
+        if "boosted" in memory:
+            logits = logits + PREDICTION_REWEIGHTING * memory["boosted"]
+        memory["boosted"] = logits
+        return logits
+
+    @classmethod
+    def _from_networks(cls, X: ExitArray, classes: NDArray[Any], networks: list[DenseNetwork | None]) -> ExitHeads:
+        """Heads that were trained elsewhere, on an X with sorted classes."""
+        heads = cls()
+        heads._layout_in = heads.layout_ = X.layout
+        heads.n_features_in_ = X.shape[1]
+        heads.classes_, heads.networks_ = classes, networks
+        heads.layout_out_ = heads._layout_with_heads()
+        return heads
+
+    def _fit(self, X: ExitArray, classes: NDArray[Any], labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
+        _check_two_classes(classes)
+        self.classes_ = classes
+        self._fitting_state = None
+        self._keep(X, classes, self._train(X, labels, weight))
+
+    def _keep(self, X: ExitArray, classes: NDArray[Any], networks: list[DenseNetwork | None]) -> None:
+        self.layout_, self.classes_, self.networks_ = X.layout, classes, networks
+        self._temperatures = np.ones(X.layout.n_exits)
+        self.layout_out_ = self._layout_with_heads()
+
+    def _train(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> list[DenseNetwork | None]:
+        random_state = check_random_state(self.random_state)
+        return HeadTrainer(X, labels, weight, len(self.classes_), self._head_training(), random_state).train()
+
+    def _head_training(self) -> HeadTraining:
+        return HeadTraining(**{field.name: getattr(self, field.name) for field in fields(HeadTraining)})
+
+    def _new_logits(self) -> list[int]:
+        return [k for k, network in enumerate(self.networks_) if network is not None]
+
+    def _needs_features(self, k: int) -> bool:
+        return self.cascade or self.networks_[k] is not None
+
+    def _earlier_exits(self, k: int) -> range:
+        return range(k) if self.cascade or self.training == "boosted" else range(0)
+
+    def _cross_fit(
+        self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]
+    ) -> tuple[list[ExitHeads], NDArray[np.intp]]:
+        """Heads for each fold, trained without it, and the fold of each row."""
+        folds: list[ExitHeads] = []
+        fold_of_row = np.empty(len(X), dtype=np.intp)
+        for train_rows, test_rows in cross_validation_splits(self.cv, labels, self.random_state):
+            fold_of_row[test_rows] = len(folds)
+            fold = copy.copy(self)
+            fold.networks_ = self._train(X[train_rows], labels[train_rows], weight[train_rows])
+            fold._temperatures = self._temperatures.copy()
+            folds.append(fold)
+        return folds, fold_of_row
+
+    def _calibrate(
+        self,
+        folds: list[ExitHeads],
+        fold_of_row: NDArray[np.intp],
+        X: ExitArray,
+        labels: NDArray[np.int64],
+        weight: NDArray[np.float64],
+    ) -> None:
+        """Divide the logits of each head, those of the folds too, by the temperature that fits what these say best."""
+        rows = enough_rows(len(X), X.layout.n_exits * len(self.classes_))
+        said = {k: np.empty((len(rows), len(self.classes_))) for k in self._new_logits()}
+        for number, fold in enumerate(folds):
+            here = np.flatnonzero(fold_of_row[rows] == number)
+            for k, values in fold._logits(X[rows[here]]).items():
+                said[k][here] = values
+        for k, logits in said.items():
+            temperature = fit_temperature(logits, labels[rows], weight[rows])
+            for heads in (*folds, self):
+                if self.training == "boosted":  # later heads add to the sum as it was
+                    heads._temperatures[k] = temperature
+                else:
+                    heads.networks_[k] = cast(DenseNetwork, heads.networks_[k]).divided_by(temperature)
+
+    def _layout_with_heads(self) -> ExitLayout:
+        multiply_adds = np.cumsum([0 if head is None else head.n_multiply_adds for head in self.networks_])
+        per_multiply_add = MULTIPLY_ADD_COST.get(self.layout_.cost_unit or "", 0)
+        return self.layout_.replace(
+            n_logits=[len(self.classes_)] * self.layout_.n_exits,
+            costs=self.layout_.costs + per_multiply_add * multiply_adds,
+            classes=self.classes_,
+        )
+
+    def _exit_table(self) -> str:
+        if not hasattr(self, "layout_out_"):
+            return ""
+        heads = [_describe(head) for head in self.networks_]
+        return exit_table(cost_column(self.layout_out_) | {"Head": heads})
+
+
+def fit_heads(
+    heads: Any,
+    X: ExitArray,
+    classes: NDArray[Any],
+    labels: NDArray[np.int64],
+    weight: NDArray[np.float64],
+    random_state: int | np.random.RandomState | None = 0,
+) -> tuple[Any, ExitArray]:
+    """Fit what gives logits to exits.
+
+    Parameters
+    ----------
+    heads : LogitsTransformer, one in a FrozenEstimator, or None
+        Not changed. None takes ExitHeads where an exit has no logits.
+    X : ExitArray of shape (n_samples, n_columns)
+    classes : ndarray of shape (n_classes,)
+        Sorted.
+    labels : ndarray of shape (n_samples,)
+        Index of the class.
+    weight : ndarray of shape (n_samples,)
+    random_state : int, RandomState instance or None, default=0
+        Of the ExitHeads.
+
+    Returns
+    -------
+    heads : LogitsTransformer, FrozenEstimator or None
+        Fitted; None where no logits are missing and `heads` is None.
+    X_with_logits : ExitArray of shape (n_samples, n_columns_out)
+        Logits of heads that were trained here are cross-fitted.
+    """
+    X = X.with_layout(X.layout.replace(classes=classes))
+    if heads is None:
+        if all(X.layout.has_logits(k) for k in range(X.layout.n_exits)):
+            return None, X
+        heads = ExitHeads(random_state=random_state)
+    heads = clone(heads)
+    if hasattr(heads, "fit_transform"):
+        return heads, heads.fit_transform(X, classes[labels], weight)
+    return heads, heads.fit(X, classes[labels]).transform(X)
+
+
+def _check_two_classes(classes: NDArray[Any]) -> None:
+    if len(classes) == 1:
+        raise ValueError(f"y has 1 class, {classes.tolist()[0]!r}; a classifier needs two or more.")
+
+
+def _describe(head: DenseNetwork | None) -> str:
+    if head is None:
+        return "none: the exit has logits"
+    hidden = "".join(f", {weight.shape[1]} hidden units" for weight in head.weights[:-1])
+    return f"{head.weights[0].shape[0]} features{hidden}"
+
+
+def _side_by_side(first: Any, second: Any) -> Any:
+    """Columns of both arrays, either of which may be absent."""
+    if first is None or second is None:
+        return second if first is None else first
+    return array_namespace(first).concat([first, second], axis=1)

@@ -1,0 +1,77 @@
+"""Linear classifiers, solved for in memory."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
+
+from skexit._nn._dense import DenseNetwork, weighted_scaling
+from skexit.heads._boosting import fit_addition
+
+#: From this many numbers on, the solver uses several threads.
+_WORTH_THREADS = 10**7
+#: Logit of a class that the training rows lack. Logits of the others sum to zero.
+_ABSENT_CLASS_LOGIT = -10.0
+
+
+def solve_linear(
+    inputs: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    weight: NDArray[np.float64],
+    *,
+    n_classes: int,
+    alpha: float,
+    offset: NDArray[np.float64] | None = None,
+) -> DenseNetwork:
+    """The linear classifier of least cross-entropy, penalised on standardised inputs.
+
+    Parameters
+    ----------
+    inputs : ndarray of shape (n_samples, n_inputs)
+    labels : ndarray of shape (n_samples,)
+        Class indices.
+    weight : ndarray of shape (n_samples,)
+    n_classes : int
+        Classes that no label is of get a logit that makes them improbable.
+    alpha : float
+        Strength of the penalty: ``alpha / 2`` times the squared norm of the weights.
+    offset : ndarray of shape (n_samples, n_classes), default=None
+        Logits to which those of the classifier are added.
+
+    Returns
+    -------
+    DenseNetwork
+        Of one layer.
+    """
+    weights, biases = np.zeros((inputs.shape[1], n_classes)), np.full(n_classes, _ABSENT_CLASS_LOGIT)
+    if (labels == labels[0]).all():
+        biases[labels[0]] = 0
+        return DenseNetwork((weights,), (biases,))
+    mean, scale = weighted_scaling(iter([(inputs, weight)]))
+    inputs = (inputs - mean) / scale
+    # On small matrices threads cost more than they bring, above all when others use the cores.
+    n_threads = 1 if inputs.size < _WORTH_THREADS else None
+    with threadpool_limits(n_threads, user_api="blas"):
+        if offset is None:
+            present, coefficients, intercepts = _fit_logistic_regression(inputs, labels, weight, alpha)
+        else:
+            present, index = np.unique(labels, return_inverse=True)
+            coefficients, intercepts = fit_addition(inputs, index, weight, offset[:, present], alpha)
+    weights[:, present] = coefficients
+    biases[present] = intercepts
+    return DenseNetwork((weights,), (biases,)).after_scaling(mean, scale)
+
+
+def _fit_logistic_regression(
+    inputs: NDArray[np.float64], labels: NDArray[np.int64], weight: NDArray[np.float64], alpha: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """Classes, and weights and biases of each."""
+    strength = np.inf if alpha == 0 else 1 / (alpha * weight.sum())
+    model = LogisticRegression(C=strength, max_iter=1000).fit(inputs, labels, sample_weight=weight)
+    coefficients, intercepts = model.coef_, model.intercept_
+    if len(model.classes_) == 2:
+        coefficients = np.concatenate([-coefficients, coefficients]) / 2
+        intercepts = np.concatenate([-intercepts, intercepts]) / 2
+    return model.classes_, coefficients.T, intercepts

@@ -1,0 +1,323 @@
+"""Heads that are trained in several calls, and what is kept between these, as plain NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skexit._nn._dense import DenseNetwork, Moments, build, drop_units, to_dense, torch_generator
+from skexit._nn._mini_batches import batches, one_thread
+from skexit.data import ExitArray
+from skexit.data._validation import read_features
+from skexit.heads._cascade import Cascade
+
+if TYPE_CHECKING:
+    import torch
+
+Floats = NDArray[np.float64]
+
+#: A call takes so many steps or more: batches are smaller where it has few rows.
+_FEWEST_STEPS = 10
+#: Learning rates fall as ``1 / sqrt(1 + step / this)``.
+_SLOW_STEPS = 1000.0
+#: The average of the weights forgets the first steps: step t enters with this much over t, at first with all.
+_AVERAGE_WEIGHT = 9.0
+
+
+@dataclass
+class OptimizerState:
+    """Adam's state, and an average of the weights that stands for a learning rate that falls to zero.
+
+    Parameters
+    ----------
+    n_steps : int
+    parameters, first, second, average : list of ndarray
+        Of each parameter: its value, Adam's two moments, and the average.
+    """
+
+    n_steps: int = 0
+    parameters: list[NDArray[np.float32]] = field(default_factory=list)
+    first: list[NDArray[np.float32]] = field(default_factory=list)
+    second: list[NDArray[np.float32]] = field(default_factory=list)
+    average: list[NDArray[np.float32]] = field(default_factory=list)
+
+
+def take_steps(
+    loss: Callable[[NDArray[np.int64]], torch.Tensor],
+    parameters: Sequence[torch.Tensor],
+    state: OptimizerState,
+    rows: NDArray[np.int64],
+    *,
+    learning_rate: float,
+    alpha: float,
+    batch_size: int,
+    random_state: np.random.RandomState,
+) -> OptimizerState:
+    """Go once over the rows in random order, on from where the last call ended.
+
+    Parameters
+    ----------
+    loss : callable
+        Takes row numbers and returns the mean loss of these rows.
+    parameters : sequence of torch.Tensor
+        Changed in place: before, to what `state` has, and in the end to their average over all steps,
+        in which late steps count more. Those with two dimensions are penalised.
+    state : OptimizerState
+        Of the last call; that of no steps keeps the parameters as they are given.
+    rows : ndarray of shape (n_rows,) of int
+    learning_rate : float
+        Of the first step; it falls as one over the square root of the steps.
+    alpha : float
+        Strength of the squared penalty.
+    batch_size : int
+        Fewer rows are taken where there would be less than ten steps.
+    random_state : RandomState
+
+    Returns
+    -------
+    OptimizerState
+    """
+    import torch
+
+    groups = [
+        {"params": [p for p in parameters if p.ndim == 2], "weight_decay": alpha},
+        {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.Adam(groups, lr=learning_rate, fused=True)
+    average = [parameter.detach().clone() for parameter in parameters]
+    if state.n_steps:
+        _restore(optimizer, parameters, average, state)
+    n_steps = state.n_steps
+    batch_size = max(1, min(batch_size, -(-len(rows) // _FEWEST_STEPS)))
+    with one_thread():
+        for batch in batches(random_state.permutation(rows), batch_size):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate / np.sqrt(1 + n_steps / _SLOW_STEPS)
+            optimizer.zero_grad()
+            loss(batch).backward()
+            optimizer.step()
+            n_steps += 1
+            share = min(1.0, _AVERAGE_WEIGHT / (n_steps + _AVERAGE_WEIGHT - 1))
+            for mean, parameter in zip(average, parameters, strict=True):
+                mean.lerp_(parameter.detach(), share)
+    kept = OptimizerState(
+        n_steps,
+        _arrays(parameters),
+        _arrays([optimizer.state[parameter]["exp_avg"] for parameter in parameters] if n_steps else []),
+        _arrays([optimizer.state[parameter]["exp_avg_sq"] for parameter in parameters] if n_steps else []),
+        _arrays(average),
+    )
+    for parameter, mean in zip(parameters, average, strict=True):
+        parameter.data.copy_(mean)
+    return kept
+
+
+def _restore(
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[torch.Tensor],
+    average: Sequence[torch.Tensor],
+    state: OptimizerState,
+) -> None:
+    import torch
+
+    for index, parameter in enumerate(parameters):
+        parameter.data.copy_(torch.as_tensor(state.parameters[index]))
+        average[index].copy_(torch.as_tensor(state.average[index]))
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(state.n_steps)),
+            "exp_avg": torch.tensor(state.first[index]),
+            "exp_avg_sq": torch.tensor(state.second[index]),
+        }
+
+
+def _arrays(tensors: Sequence[torch.Tensor]) -> list[NDArray[np.float32]]:
+    return [tensor.detach().numpy().copy() for tensor in tensors]
+
+
+@dataclass
+class PartialFit:
+    """What heads keep between calls of ``partial_fit``.
+
+    Parameters
+    ----------
+    seed : int
+    n_calls, n_rows : int
+        Rows are counted each time that they are seen.
+    total_weight : float
+        Of these rows.
+    optimizer : OptimizerState
+    moments : Moments
+        Of the inputs of the networks.
+    """
+
+    seed: int
+    n_calls: int = 0
+    n_rows: int = 0
+    total_weight: float = 0.0
+    optimizer: OptimizerState = field(default_factory=OptimizerState)
+    moments: Moments = field(default_factory=Moments)
+
+    @classmethod
+    def start(cls, random_state: np.random.RandomState) -> PartialFit:
+        """Before the first call."""
+        return cls(seed=int(random_state.randint(2**31 - 1)))
+
+    def next_call(self, weight: Floats) -> PartialFit:
+        """With the rows of one more call counted."""
+        return replace(
+            self,
+            n_calls=self.n_calls + 1,
+            n_rows=self.n_rows + len(weight),
+            total_weight=self.total_weight + float(weight.sum()),
+        )
+
+    @property
+    def mean_weight(self) -> float:
+        """Mean weight of the rows so far."""
+        return self.total_weight / self.n_rows
+
+    def standardise(self, values: NDArray[Any]) -> tuple[Moments, torch.Tensor]:
+        """Moments of the inputs so far, these among them, and these inputs, standardised by them.
+
+        Parameters
+        ----------
+        values : ndarray of shape (n_samples, n_inputs)
+
+        Returns
+        -------
+        moments : Moments
+        inputs : Tensor of shape (n_samples, n_inputs)
+        """
+        import torch
+
+        moments = self.moments.add(values, np.ones(len(values)))
+        mean, scale = moments.scaling()
+        return moments, torch.as_tensor((values - mean) / scale, dtype=torch.float32)
+
+    def relative(self, weight: Floats) -> torch.Tensor:
+        """Weights of the rows of the present call, over the mean of all so far."""
+        import torch
+
+        return torch.as_tensor(weight / self.mean_weight, dtype=torch.float32)
+
+    def random_state(self) -> np.random.RandomState:
+        """Randomness of the present call, which follows from the seed and the number of calls."""
+        return np.random.RandomState([self.seed, self.n_calls])
+
+
+class SeparateNetworks:
+    """Networks that share nothing, each on some of the inputs.
+
+    Parameters
+    ----------
+    columns : sequence of slice
+        Inputs of each network.
+    layers : sequence of int
+        Width of each layer after the inputs.
+    generator : torch.Generator
+    dropout : float, default=0
+        Share of the units of the last hidden layer that are left out.
+    """
+
+    def __init__(
+        self, columns: Sequence[slice], layers: Sequence[int], generator: torch.Generator, dropout: float = 0
+    ) -> None:
+        self.columns, self.dropout, self.generator = columns, dropout, generator
+        self.networks = [build([own.stop - own.start, *layers], generator) for own in columns]
+
+    def __call__(self, inputs: torch.Tensor) -> Iterator[torch.Tensor]:
+        for network, own in zip(self.networks, self.columns, strict=True):
+            seen = inputs[:, own]
+            if len(network) > 1:
+                seen = drop_units(network[:-1](seen), self.dropout, self.generator)
+            yield network[-1](seen)
+
+    def parameters(self) -> list[torch.Tensor]:
+        """Weights and biases of all networks."""
+        return [parameter for network in self.networks for parameter in network.parameters()]
+
+    def to_dense(self, mean: Floats, scale: Floats) -> list[DenseNetwork]:
+        """The networks for inputs that are not standardised, as plain NumPy."""
+        return [
+            to_dense(network).after_scaling(mean[own], scale[own])
+            for network, own in zip(self.networks, self.columns, strict=True)
+        ]
+
+
+def train_further(
+    X: ExitArray,
+    labels: NDArray[np.int64],
+    weight: NDArray[np.float64],
+    state: PartialFit,
+    *,
+    hidden: int,
+    cascade: bool,
+    dropout: float,
+    n_classes: int,
+    learning_rate: float,
+    alpha: float,
+    batch_size: int,
+) -> tuple[PartialFit, list[DenseNetwork | None]]:
+    """Train the heads of all exits that lack logits once on these rows, on from where the last call ended.
+
+    Parameters
+    ----------
+    X : ExitArray of shape (n_samples, n_columns)
+    labels : ndarray of shape (n_samples,)
+        Class indices.
+    weight : ndarray of shape (n_samples,)
+    state : PartialFit
+    hidden, cascade, dropout, learning_rate, alpha, batch_size
+        As in :class:`skexit.ExitHeads`.
+    n_classes : int
+
+    Returns
+    -------
+    state : PartialFit
+    networks : list of DenseNetwork or None, one an exit
+    """
+    import torch
+    from torch.nn import functional
+
+    networks: list[DenseNetwork | None] = [None] * X.layout.n_exits
+    trained = [k for k in range(X.layout.n_exits) if not X.layout.has_logits(k)]
+    if not trained:
+        return state, networks
+    read = list(range(trained[-1] + 1)) if cascade and not hidden else trained
+    features = np.concatenate([read_features(X, k) for k in read], axis=1)
+    moments, inputs = state.standardise(features)
+    random_state = state.random_state()
+    generator = torch_generator(random_state)
+    widths = [X.layout.n_features[k] for k in read]
+    model: Cascade | SeparateNetworks
+    if cascade and hidden:
+        model = Cascade(widths, hidden, n_classes, dropout, generator)
+    else:
+        ends = np.cumsum([0, *widths]).tolist()
+        columns = [slice(0 if cascade else ends[read.index(k)], ends[read.index(k) + 1]) for k in trained]
+        layers = [hidden, n_classes] if hidden else [n_classes]
+        model = SeparateNetworks(columns, layers, generator, dropout)
+    targets = torch.as_tensor(labels)
+    relative_weight = state.relative(weight)
+
+    def loss(batch: NDArray[np.int64]) -> torch.Tensor:
+        losses = [functional.cross_entropy(out, targets[batch], reduction="none") for out in model(inputs[batch])]
+        return (sum(losses) * relative_weight[batch]).mean()
+
+    optimizer = take_steps(
+        loss,
+        model.parameters(),
+        state.optimizer,
+        np.arange(len(labels)),
+        learning_rate=learning_rate,
+        alpha=alpha,
+        batch_size=batch_size,
+        random_state=random_state,
+    )
+    for k, network in zip(trained, model.to_dense(*moments.scaling()), strict=True):
+        networks[k] = network
+    return replace(state, optimizer=optimizer, moments=moments), networks

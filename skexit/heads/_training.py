@@ -1,0 +1,205 @@
+"""How the heads of exits are trained: alone or together, in memory or by mini-batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from skexit._nn._dense import DenseNetwork
+from skexit._nn._mini_batches import ReadRows, Training, number_of_epochs, train
+from skexit.data import ExitArray
+from skexit.data._lazy import fit_in_memory
+from skexit.data._validation import read_features
+from skexit.heads._boosting import PREDICTION_REWEIGHTING
+from skexit.heads._cascade import train_cascade
+from skexit.heads._linear import solve_linear
+from skexit.heads._weighting import train_weighted
+
+#: Up to this many bytes of features and logits, a linear head is solved for in memory, which takes a few times as many.
+_IN_MEMORY_BYTES = 2**28
+
+#: ``alpha="auto"``: the penalty, and what it is in all for many rows.
+_LARGEST_PENALTY, _PENALTY_OF_ALL_ROWS = 3e-3, 15.0
+#: ``max_epochs="auto"``: bounds of the passes over the rows.
+_FEWEST_EPOCHS, _MOST_EPOCHS = 10, 30
+
+
+@dataclass(frozen=True)
+class HeadTraining:
+    """The parameters of ExitHeads that say how heads are trained, as they are described there."""
+
+    hidden: int
+    cascade: bool
+    training: str
+    dropout: float
+    solver: str
+    alpha: float | str
+    learning_rate: float
+    max_epochs: int | str
+    batch_size: int
+    verbose: bool
+
+    def check(self) -> None:
+        """Raise a ValueError where parameters contradict each other."""
+        if self.hidden and self.solver == "lbfgs":
+            raise ValueError(f"solver='lbfgs' fits linear heads only, but hidden={self.hidden}; use solver='adam'.")
+        if self.training == "boosted" and self.cascade and self.hidden:
+            raise ValueError(
+                f"training='boosted' trains one head after another, but cascade=True with hidden={self.hidden} trains "
+                "all together; use cascade=False, or hidden=0."
+            )
+        if self.training == "weighted" and self.cascade:
+            raise ValueError("training='weighted' trains heads that see their own exit only; use cascade=False.")
+        if self.training == "weighted" and self.solver == "lbfgs":
+            raise ValueError(
+                "training='weighted' trains by mini-batches, but solver='lbfgs' does not; use solver='adam'."
+            )
+
+    def penalty(self, n_rows: int) -> float:
+        """Strength of the penalty for so many rows."""
+        if self.alpha == "auto":
+            return min(_LARGEST_PENALTY, _PENALTY_OF_ALL_ROWS / n_rows)
+        return cast(float, self.alpha)
+
+    def by_mini_batches(self, n_rows: int) -> Training:
+        """How mini-batches train on so many rows."""
+        n_epochs = number_of_epochs(self.max_epochs, n_rows, _FEWEST_EPOCHS, _MOST_EPOCHS)
+        return Training(self.learning_rate, self.penalty(n_rows), n_epochs, self.batch_size)
+
+
+class HeadTrainer:
+    """Trains the heads of the exits that have no logits.
+
+    Parameters
+    ----------
+    X : ExitArray of shape (n_samples, n_columns)
+    labels : ndarray of shape (n_samples,)
+        Class indices.
+    weight : ndarray of shape (n_samples,)
+    n_classes : int
+    settings : HeadTraining
+    random_state : RandomState
+    """
+
+    def __init__(
+        self,
+        X: ExitArray,
+        labels: NDArray[np.int64],
+        weight: NDArray[np.float64],
+        n_classes: int,
+        settings: HeadTraining,
+        random_state: np.random.RandomState,
+    ) -> None:
+        settings.check()
+        self.X, self.labels, self.weight, self.n_classes = X, labels, weight, n_classes
+        self.settings, self.random_state = settings, random_state
+
+    def train(self) -> list[DenseNetwork | None]:
+        """The heads, and None where an exit keeps its own logits."""
+        if self.settings.training == "weighted":
+            return self._train_weighted()
+        n_exits = self.X.layout.n_exits
+        networks: list[DenseNetwork | None] = [None] * n_exits
+        offset: ReadRows | None = None
+        groups = self._trained_together()
+        for exits in tqdm(groups, desc="heads", unit="exit", disable=not self.settings.verbose, leave=False):
+            if self.settings.hidden:
+                trained = self._train_hidden(exits, offset)
+            else:
+                trained = [self._train_linear(exits[0], offset)]
+            for k, network in zip(exits, trained, strict=True):
+                networks[k] = network
+            if self.settings.training == "boosted":
+                offset = self._next_offset(exits[0], trained[0], offset)
+        return networks
+
+    def _trained_together(self) -> list[list[int]]:
+        """Exits without logits, those together whose heads are trained together."""
+        without_logits = [k for k in range(self.X.layout.n_exits) if not self.X.layout.has_logits(k)]
+        # A hidden layer that goes on to the next exit is trained with the exits that see it.
+        if self.settings.hidden and self.settings.cascade and without_logits:
+            return [without_logits]
+        return [[k] for k in without_logits]
+
+    def _next_offset(self, k: int, network: DenseNetwork, offset: ReadRows | None) -> ReadRows:
+        """What the boosted head after that at exit `k` adds to."""
+
+        def read(rows: Any) -> NDArray[np.float64]:
+            logits = network(self._inputs(k, rows))
+            return PREDICTION_REWEIGHTING * (logits if offset is None else logits + offset(rows))
+
+        if not fit_in_memory(len(self.X), 1, self.n_classes):
+            return read
+        kept = np.concatenate([read(batch) for batch in self.X.batches()])
+        return kept.__getitem__
+
+    def _train_linear(self, k: int, offset: ReadRows | None) -> DenseNetwork:
+        if self._in_memory(k):
+            return solve_linear(
+                self._inputs(k),
+                self.labels,
+                self.weight,
+                n_classes=self.n_classes,
+                alpha=self.settings.penalty(len(self.X)),
+                offset=None if offset is None else offset(np.arange(len(self.X))),
+            )
+        return train(
+            lambda rows: self._inputs(k, rows),
+            self.labels,
+            self.weight,
+            hidden=[],
+            n_outputs=self.n_classes,
+            training=self.settings.by_mini_batches(len(self.X)),
+            random_state=self.random_state,
+            offset=offset,
+            description=self._describe(f"head of exit {k}"),
+        )
+
+    def _in_memory(self, k: int) -> bool:
+        """Whether the linear head at exit `k` is solved for in memory."""
+        n_numbers = sum(self.X.layout.n_features[j] for j in self._seen_exits(k)) + self.n_classes
+        is_small = 8 * len(self.X) * n_numbers <= _IN_MEMORY_BYTES
+        return self.settings.solver == "lbfgs" or (self.settings.solver == "auto" and is_small)
+
+    def _inputs(self, k: int, rows: Any = None) -> NDArray[np.float64]:
+        """Features that a head sees which is trained alone."""
+        return np.concatenate([read_features(self.X, j, rows) for j in self._seen_exits(k)], axis=1)
+
+    def _seen_exits(self, k: int) -> range:
+        """Exits whose features the head at exit `k` sees."""
+        return range(0 if self.settings.cascade else k, k + 1)
+
+    def _train_hidden(self, exits: list[int], offset: ReadRows | None) -> list[DenseNetwork]:
+        return train_cascade(
+            lambda rows: np.concatenate([read_features(self.X, k, rows) for k in exits], axis=1),
+            self.labels,
+            self.weight,
+            widths=[self.X.layout.n_features[k] for k in exits],
+            hidden=self.settings.hidden,
+            n_classes=self.n_classes,
+            dropout=self.settings.dropout,
+            training=self.settings.by_mini_batches(len(self.X)),
+            random_state=self.random_state,
+            offset=offset,
+            description=self._describe(f"heads of exits {exits}"),
+        )
+
+    def _train_weighted(self) -> list[DenseNetwork | None]:
+        return train_weighted(
+            self.X,
+            self.labels,
+            self.weight,
+            hidden=self.settings.hidden,
+            n_classes=self.n_classes,
+            dropout=self.settings.dropout,
+            training=self.settings.by_mini_batches(len(self.X)),
+            random_state=self.random_state,
+            description=self._describe("heads"),
+        )
+
+    def _describe(self, what: str) -> str | None:
+        return what if self.settings.verbose else None

@@ -1,0 +1,112 @@
+"""What transformers that give logits to exits have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import TransformerMixin
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_is_fitted
+
+from skexit.data import ExitArray, ExitLayout
+from skexit.data._arrays import ColumnSource, LogitsSource
+from skexit.data._estimator import ExitEstimator
+from skexit.data._lazy import TransformedLogits, fit_in_memory
+from skexit.data._validation import read_features, read_logits, validate_new_data
+from skexit.utils._sklearn import _get_output_config
+
+
+class LogitsTransformer(TransformerMixin, ExitEstimator):
+    """A transformer that lays logits over those of X, from what the exits up to each show.
+
+    A subclass writes `fit`, `exit_logits`, `_new_logits` and `_earlier_exits`, and sets
+    ``classes_`` and ``layout_out_``.
+    """
+
+    classes_: NDArray[Any]
+    layout_: ExitLayout
+    layout_out_: ExitLayout
+
+    @abstractmethod
+    def exit_logits(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
+        """Logits of exit `k` for the samples that are still running."""
+
+    @abstractmethod
+    def _new_logits(self) -> Iterable[int]:
+        """Exits whose logits are not those of X."""
+
+    @abstractmethod
+    def _earlier_exits(self, k: int) -> range:
+        """Exits before `k` on which its logits depend."""
+
+    def _needs_features(self, k: int) -> bool:
+        """Whether `exit_logits` looks at the features of exit `k`."""
+        return True
+
+    def transform(self, X: Any) -> Any:
+        """Give logits to every exit of X.
+
+        Logits that depend on earlier exits are computed now, where they take no more than 512 MiB;
+        others when they are read.
+
+        Parameters
+        ----------
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
+
+        Returns
+        -------
+        ExitArray of shape (n_samples, n_columns_out)
+            A DataFrame after ``set_output(transform="pandas")``.
+        """
+        check_is_fitted(self)
+        new = validate_new_data(self, X)
+        # Read one after another, each exit would go through all before it again.
+        at_once = self._fit_in_memory(new) and any(self._earlier_exits(k) for k in self._new_logits())
+        return self._output(LogitsSource(new, self._logits(new)) if at_once else TransformedLogits(new, self), X)
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
+        """Names of the columns that ``transform`` gives.
+
+        Parameters
+        ----------
+        input_features : ignored
+            The names follow from the layout.
+
+        Returns
+        -------
+        ndarray of shape (n_columns_out,) of str
+            Such as ``exit0__logit0``.
+        """
+        check_is_fitted(self)
+        return np.asarray(self.layout_out_.column_names(), dtype=object)
+
+    def _fit_in_memory(self, X: ExitArray) -> bool:
+        return fit_in_memory(len(X), X.layout.n_exits, len(self.classes_))
+
+    def _logits(self, X: ExitArray) -> dict[int, NDArray[np.float64]]:
+        """Logits of every exit that gets new ones, for all rows."""
+        logits = {k: np.empty((len(X), len(self.classes_))) for k in self._new_logits()}
+        for batch in X.batches():
+            memory: dict[str, Any] = {}
+            for k in range(max(logits, default=-1) + 1):
+                values = self.exit_logits(k, read_logits(X, k, batch), read_features(X, k, batch), memory)
+                if k in logits:
+                    logits[k][batch] = values
+        return logits
+
+    def _output(self, source: ColumnSource, original: Any) -> Any:
+        output = ExitArray(source, self.layout_out_)
+        if _get_output_config("transform", self)["dense"] == "pandas":
+            return output.to_frame(index=getattr(original, "index", None))
+        return output
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.target_tags.one_d_labels = True
+        return tags

@@ -1,0 +1,346 @@
+"""Accuracy against cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_consistent_length, column_or_1d
+
+from skexit.metrics import AccuracyCostCurve, bootstrap_interval
+from skexit.plotting._figures import line_styles, new_axes
+from skexit.policies import ExitPolicy, Oracle
+from skexit.policies._access import policy_and_data
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+class AccuracyCostDisplay:
+    """Accuracy against mean cost, one line a method.
+
+    Parameters
+    ----------
+    curves : dict of str to (array-like of shape (n_points,), array-like of shape (n_points,))
+        Mean costs, as fractions of the whole network's, and accuracies of each method.
+    intervals : dict of str to (array-like of shape (n_points,), array-like of shape (n_points,)), default=None
+        Lowest and highest accuracy that are plausible at each point, drawn as a band.
+    deviations : dict of str to (array-like of shape (n_points,), array-like of shape (n_points,)), default=None
+        Standard deviations of cost and accuracy at each point, drawn as error bars.
+    oracle : Oracle, default=None
+        The bound for every policy, drawn as a star; of :func:`skexit.oracle`.
+
+    Attributes
+    ----------
+    curves : dict of str to (ndarray of shape (n_points,), ndarray of shape (n_points,))
+        Points of each method, by rising cost.
+    intervals, deviations : dict of str to (ndarray of shape (n_points,), ndarray of shape (n_points,))
+        In the same order.
+    lines_ : dict of str to matplotlib Line2D
+        The points of each method.
+    hulls_ : dict of str to matplotlib Line2D
+        The upper hull of each method, where it was asked for.
+    bands_ : dict of str to matplotlib artist
+        The interval of each method that has one.
+    error_bars_ : dict of str to matplotlib ErrorbarContainer
+        The deviations of each method that has them.
+    oracle_ : matplotlib Line2D or None
+    ax_ : matplotlib Axes
+    figure_ : matplotlib Figure
+
+    See Also
+    --------
+    skexit.metrics.accuracy_cost_curve : The points of one method.
+
+    Examples
+    --------
+    >>> from skexit.plotting import AccuracyCostDisplay
+    >>> display = AccuracyCostDisplay({"a policy": ([0.8, 0.4], [0.93, 0.88])})
+    >>> display.curves["a policy"]
+    (array([0.4, 0.8]), array([0.88, 0.93]))
+    """
+
+    def __init__(
+        self,
+        curves: Mapping[str, tuple[ArrayLike, ArrayLike]],
+        *,
+        intervals: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
+        deviations: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
+        oracle: Oracle | None = None,
+    ) -> None:
+        if not curves:
+            raise ValueError("curves is empty; give the costs and accuracies of at least one method.")
+        orders = {name: _order(name, *curve) for name, curve in curves.items()}
+        self.curves = _reorder(curves, orders)
+        self.intervals = _reorder(intervals or {}, orders)
+        self.deviations = _reorder(deviations or {}, orders)
+        self.oracle = oracle
+
+    @classmethod
+    def from_estimators(
+        cls,
+        estimators: Mapping[str, Sequence[Any] | Any],
+        X: Any,
+        y: ArrayLike,
+        *,
+        n_resamples: int = 0,
+        confidence_level: float = 0.95,
+        random_state: int | np.random.RandomState | None = None,
+        oracle: Oracle | None = None,
+        **plot_parameters: Any,
+    ) -> AccuracyCostDisplay:
+        """Measure fitted policies on data, and draw.
+
+        Parameters
+        ----------
+        estimators : dict of str to ExitPolicy or Pipeline, or to a list of these
+            Fitted policies of each method, one a budget or price; a Pipeline ends in a policy.
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
+        y : array-like of shape (n_samples,)
+            Class labels.
+        n_resamples : int, default=0
+            Draws of the rows for bootstrap intervals of the accuracies; 0 for none.
+        confidence_level : float, default=0.95
+            Share of the resamples inside an interval.
+        random_state : int, RandomState instance or None, default=None
+            Seeds the bootstrap.
+        oracle : Oracle, default=None
+            The bound for every policy; of :func:`skexit.oracle`.
+        **plot_parameters
+            Passed to :meth:`plot`.
+
+        Returns
+        -------
+        AccuracyCostDisplay
+        """
+        predictions: dict[str, tuple[ArrayLike, ArrayLike]] = {}
+        for name, policies in estimators.items():
+            # A pipeline has a length, too: that of its steps.
+            alone = isinstance(policies, BaseEstimator)
+            answers = [_answers(policy, X) for policy in ([policies] if alone else policies)]
+            if not answers:
+                raise ValueError(f"estimators[{name!r}] is empty; give at least one fitted policy.")
+            y_pred, costs = zip(*answers, strict=True)
+            predictions[name] = np.column_stack(y_pred), np.column_stack(costs)
+        return cls.from_predictions(
+            y,
+            predictions,
+            n_resamples=n_resamples,
+            confidence_level=confidence_level,
+            random_state=random_state,
+            oracle=oracle,
+            **plot_parameters,
+        )
+
+    @classmethod
+    def from_predictions(
+        cls,
+        y_true: ArrayLike,
+        predictions: Mapping[str, tuple[ArrayLike, ArrayLike]],
+        *,
+        n_resamples: int = 0,
+        confidence_level: float = 0.95,
+        random_state: int | np.random.RandomState | None = None,
+        oracle: Oracle | None = None,
+        **plot_parameters: Any,
+    ) -> AccuracyCostDisplay:
+        """Measure answers, and draw.
+
+        Parameters
+        ----------
+        y_true : array-like of shape (n_samples,)
+            Class labels.
+        predictions : dict of str to (array-like, array-like), both of shape (n_samples, n_points)
+            For each method the class that each of its points gives to each sample, and what that
+            sample costs, as a fraction of the whole network.
+        n_resamples : int, default=0
+            Draws of the rows for bootstrap intervals of the accuracies; 0 for none.
+        confidence_level : float, default=0.95
+            Share of the resamples inside an interval.
+        random_state : int, RandomState instance or None, default=None
+            Seeds the bootstrap.
+        oracle : Oracle, default=None
+            The bound for every policy; of :func:`skexit.oracle`.
+        **plot_parameters
+            Passed to :meth:`plot`.
+
+        Returns
+        -------
+        AccuracyCostDisplay
+
+        Raises
+        ------
+        ValueError
+            If classes and costs of a method do not have the same shape.
+        """
+        labels = column_or_1d(y_true)
+        curves: dict[str, tuple[ArrayLike, ArrayLike]] = {}
+        intervals: dict[str, tuple[ArrayLike, ArrayLike]] = {}
+        for name, (classes, costs) in predictions.items():
+            y_pred, sample_costs = np.asarray(classes), np.asarray(costs, dtype=np.float64)
+            if y_pred.ndim != 2 or y_pred.shape != sample_costs.shape:
+                raise ValueError(
+                    f"predictions[{name!r}] has classes of shape {y_pred.shape} and costs of shape "
+                    f"{sample_costs.shape}; both must be (n_samples, n_points)."
+                )
+            check_consistent_length(labels, y_pred)
+            curves[name] = sample_costs.mean(axis=0), _accuracies(labels, y_pred)
+            if n_resamples:
+                intervals[name] = bootstrap_interval(
+                    _accuracies,
+                    labels,
+                    y_pred,
+                    confidence_level=confidence_level,
+                    n_resamples=n_resamples,
+                    random_state=random_state,
+                )
+        return cls(curves, intervals=intervals, oracle=oracle).plot(**plot_parameters)
+
+    @classmethod
+    def from_cv_results(
+        cls, cv_results: Mapping[str, Any], *, by: str | None = None, **plot_parameters: Any
+    ) -> AccuracyCostDisplay:
+        """Draw the settings of a search, each with its mean over the folds and its deviations.
+
+        Parameters
+        ----------
+        cv_results : dict
+            ``cv_results_`` of a search with ``scoring=accuracy_and_cost()``.
+        by : str, default=None
+            Parameter of the search that separates the lines, as ``"policy"`` or ``"policy__lam"``.
+            By default all settings are on one line.
+        **plot_parameters
+            Passed to :meth:`plot`.
+
+        Returns
+        -------
+        AccuracyCostDisplay
+            Without the settings that could not be fitted, whose scores are NaN.
+
+        Raises
+        ------
+        ValueError
+            If the search did not measure accuracy and mean cost, or had no such parameter.
+        """
+        keys = [f"{what}_test_{score}" for what in ("mean", "std") for score in ("mean_cost", "accuracy")]
+        missing = [key for key in keys if key not in cv_results]
+        if missing:
+            raise ValueError(
+                f"cv_results has no {missing[0]!r}: search with scoring=accuracy_and_cost() of skexit.model_selection."
+            )
+        costs, accuracies, cost_deviations, accuracy_deviations = (np.asarray(cv_results[key]) for key in keys)
+        scored = np.isfinite(costs) & np.isfinite(accuracies)
+        names = np.array(_names(cv_results, by), dtype=object)
+        rows = {name: np.flatnonzero((names == name) & scored) for name in dict.fromkeys(names[scored])}
+        return cls(
+            {name: (costs[own], accuracies[own]) for name, own in rows.items()},
+            deviations={name: (cost_deviations[own], accuracy_deviations[own]) for name, own in rows.items()},
+        ).plot(**plot_parameters)
+
+    def plot(self, ax: Axes | None = None, *, hull: bool = False) -> AccuracyCostDisplay:
+        """Draw the curves.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Where to draw; a new figure by default.
+        hull : bool, default=False
+            Whether the line of a method is the upper hull of its points, which mixtures of
+            neighbouring policies reach, instead of joining them all.
+
+        Returns
+        -------
+        AccuracyCostDisplay
+            The display itself.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        """
+        self.ax_ = new_axes(ax, 7, 4.5)
+        self.figure_: Any = self.ax_.figure
+        self.lines_: dict[str, Any] = {}
+        self.hulls_: dict[str, Any] = {}
+        self.bands_: dict[str, Any] = {}
+        self.error_bars_: dict[str, Any] = {}
+        for (name, (costs, accuracies)), (color, marker) in zip(self.curves.items(), line_styles(), strict=False):
+            linestyle = "-" if len(costs) > 1 and not hull else ""
+            (self.lines_[name],) = self.ax_.plot(
+                100 * costs, 100 * accuracies, marker=marker, linestyle=linestyle, markersize=6, label=name, color=color
+            )
+            if hull:
+                upper = AccuracyCostCurve(costs, accuracies).hull()
+                (self.hulls_[name],) = self.ax_.plot(100 * upper.costs, 100 * upper.accuracies, color=color)
+            if name in self.intervals:
+                self._plot_interval(name, color)
+            if name in self.deviations:
+                x_error, y_error = (100 * deviation for deviation in self.deviations[name])
+                self.error_bars_[name] = self.ax_.errorbar(
+                    100 * costs, 100 * accuracies, y_error, x_error, fmt="none", ecolor=color, elinewidth=1, alpha=0.6
+                )
+        self.oracle_: Any = None
+        if self.oracle is not None:
+            point = [100 * self.oracle.mean_cost], [100 * self.oracle.accuracy]
+            (self.oracle_,) = self.ax_.plot(*point, "k*", markersize=11, label="oracle (sees the labels)")
+        self.ax_.set(xlabel="Mean cost (% of the whole network)", ylabel="Accuracy (%)")
+        self.ax_.grid(alpha=0.3)
+        self.ax_.legend(fontsize="small")
+        return self
+
+    def _plot_interval(self, name: str, color: str) -> None:
+        costs, _ = self.curves[name]
+        low, high = self.intervals[name]
+        if len(costs) > 1:
+            self.bands_[name] = self.ax_.fill_between(
+                100 * costs, 100 * low, 100 * high, color=color, alpha=0.15, linewidth=0
+            )
+        else:  # a band of one point would have no width
+            self.bands_[name] = self.ax_.vlines(100 * costs, 100 * low, 100 * high, color=color, alpha=0.5)
+
+
+def _order(name: str, costs: ArrayLike, accuracies: ArrayLike) -> NDArray[np.intp]:
+    if np.ndim(costs) != 1 or np.shape(costs) != np.shape(accuracies):
+        raise ValueError(
+            f"curves[{name!r}] has costs of shape {np.shape(costs)} and accuracies of shape {np.shape(accuracies)}; "
+            "both must be (n_points,)."
+        )
+    return np.argsort(np.asarray(costs), kind="stable")
+
+
+def _reorder(
+    pairs: Mapping[str, tuple[ArrayLike, ArrayLike]], orders: Mapping[str, NDArray[np.intp]]
+) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    return {
+        name: (np.asarray(first, dtype=np.float64)[orders[name]], np.asarray(second, dtype=np.float64)[orders[name]])
+        for name, (first, second) in pairs.items()
+    }
+
+
+def _answers(estimator: Any, X: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    policy: ExitPolicy
+    policy, X = policy_and_data(estimator, X)
+    return policy.predict(X), policy.costs_[policy.predict_exit(X)]
+
+
+def _accuracies(y_true: NDArray[Any], y_pred: NDArray[Any]) -> NDArray[np.float64]:
+    return (y_pred == y_true[:, None]).mean(axis=0)
+
+
+def _names(cv_results: Mapping[str, Any], by: str | None) -> list[str]:
+    """Name of the line that each setting is on."""
+    if by is None:
+        return ["settings"] * len(cv_results["params"])
+    if f"param_{by}" not in cv_results:
+        searched = sorted(key.removeprefix("param_") for key in cv_results if key.startswith("param_"))
+        raise ValueError(f"by={by!r} is no parameter of the search; it searched {searched}.")
+    settings = [params.get(by) for params in cv_results["params"]]
+    names = ["not set" if setting is None else " ".join(str(setting).split()) for setting in settings]
+    kinds = [type(setting).__name__ if isinstance(setting, BaseEstimator) else None for setting in settings]
+    # The class says enough of an estimator, unless there are two of a class.
+    short = None not in kinds and len(set(kinds)) == len(set(names))
+    return [str(kind) for kind in kinds] if short else names

@@ -1,0 +1,187 @@
+"""How often sets hold the true class, and how large they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import column_or_1d
+
+from skexit.plotting._figures import import_pyplot, line_styles
+from skexit.policies._access import policy_and_data
+from skexit.uncertainty import coverage_score, inefficiency_score
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+class CoverageDisplay:
+    """Coverage and mean size of the sets of ``predict_set`` against the coverage that was asked for.
+
+    Parameters
+    ----------
+    alphas : array-like of shape (n_alphas,)
+        Shares of sets that may miss the true class.
+    coverages : dict of str to array-like of shape (n_alphas,)
+        Share of sets that hold the true class, of each method.
+    sizes : dict of str to array-like of shape (n_alphas,)
+        Mean number of classes in a set, of each method.
+
+    Attributes
+    ----------
+    alphas : ndarray of shape (n_alphas,)
+    coverages, sizes : dict of str to ndarray of shape (n_alphas,)
+    coverage_lines_, size_lines_ : dict of str to matplotlib Line2D
+        What was drawn for each method.
+    axes_ : ndarray of shape (2,) of matplotlib Axes
+        Of coverages and of sizes.
+    figure_ : matplotlib Figure
+
+    See Also
+    --------
+    skexit.uncertainty.coverage_score : Share of sets that hold the true class.
+    skexit.uncertainty.inefficiency_score : Mean number of classes in a set.
+
+    Examples
+    --------
+    >>> from skexit.plotting import CoverageDisplay
+    >>> sets = {"gated": [[[True, False], [True, True]]]}  # at one alpha, of two samples
+    >>> display = CoverageDisplay.from_predictions([0, 1], sets, alphas=[0.1])
+    >>> display.coverages, display.sizes
+    ({'gated': array([1.])}, {'gated': array([1.5])})
+    """
+
+    def __init__(self, alphas: ArrayLike, coverages: Mapping[str, ArrayLike], sizes: Mapping[str, ArrayLike]) -> None:
+        self.alphas: NDArray[np.float64] = column_or_1d(alphas)
+        self.coverages = {method: np.asarray(values, dtype=np.float64) for method, values in coverages.items()}
+        self.sizes = {method: np.asarray(values, dtype=np.float64) for method, values in sizes.items()}
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        X: Any,
+        y: ArrayLike,
+        *,
+        alphas: Sequence[float] = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3),
+        methods: Sequence[str] = ("general", "ims", "strict", "gated"),
+        **plot_parameters: Any,
+    ) -> CoverageDisplay:
+        """Apply a calibrated policy, and draw.
+
+        Parameters
+        ----------
+        estimator : ExitPolicy or Pipeline
+            Fitted and calibrated; a Pipeline ends in a policy.
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Other rows than it was calibrated on.
+        y : array-like of shape (n_samples,)
+            Class labels.
+        alphas : sequence of float, default=(0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+            Shares of sets that may miss the true class.
+        methods : sequence of str, default=("general", "ims", "strict", "gated")
+            Methods of ``predict_set``.
+        **plot_parameters
+            Passed to :meth:`plot`.
+
+        Returns
+        -------
+        CoverageDisplay
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            If the policy is not calibrated.
+        """
+        policy, X = policy_and_data(estimator, X)
+        sets = {method: [policy.predict_set(X, alpha, method) for alpha in alphas] for method in methods}
+        return cls.from_predictions(y, sets, alphas=alphas, labels=policy.classes_, **plot_parameters)
+
+    @classmethod
+    def from_predictions(
+        cls,
+        y_true: ArrayLike,
+        y_sets: Mapping[str, Sequence[ArrayLike]],
+        *,
+        alphas: ArrayLike,
+        labels: ArrayLike | None = None,
+        **plot_parameters: Any,
+    ) -> CoverageDisplay:
+        """Measure sets, and draw.
+
+        Parameters
+        ----------
+        y_true : array-like of shape (n_samples,)
+            Class labels.
+        y_sets : dict of str to sequence of n_alphas arrays of shape (n_samples, n_classes) of bool
+            Sets of each method, at one alpha after the other.
+        alphas : array-like of shape (n_alphas,)
+            Shares of sets that may miss the true class.
+        labels : array-like of shape (n_classes,), default=None
+            Class of each column of the sets. By default the sorted classes of `y_true`.
+        **plot_parameters
+            Passed to :meth:`plot`.
+
+        Returns
+        -------
+        CoverageDisplay
+
+        Raises
+        ------
+        ValueError
+            If a method does not have one array of sets an alpha.
+        """
+        levels = column_or_1d(alphas)
+        for method, sets in y_sets.items():
+            if len(sets) != len(levels):
+                raise ValueError(f"y_sets[{method!r}] has {len(sets)} arrays, but there are {len(levels)} alphas.")
+        return cls(
+            levels,
+            {method: [coverage_score(y_true, own, labels=labels) for own in sets] for method, sets in y_sets.items()},
+            {method: [inefficiency_score(own) for own in sets] for method, sets in y_sets.items()},
+        ).plot(**plot_parameters)
+
+    def plot(self, axes: Sequence[Axes] | None = None) -> CoverageDisplay:
+        """Draw coverages and sizes.
+
+        Parameters
+        ----------
+        axes : sequence of two matplotlib Axes, default=None
+            Where to draw coverages and sizes; a new figure by default.
+
+        Returns
+        -------
+        CoverageDisplay
+            The display itself.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        ValueError
+            If there are more or fewer than two axes.
+        """
+        if axes is None:
+            axes = import_pyplot().subplots(1, 2, figsize=(7, 3.4), layout="constrained")[1]
+        self.axes_ = np.asarray(axes, dtype=object).ravel()
+        if len(self.axes_) != 2:
+            raise ValueError(f"axes has {len(self.axes_)} Axes; give two, for coverages and for sizes.")
+        self.figure_: Any = self.axes_[0].figure
+        self.coverage_lines_: dict[str, Any] = {}
+        self.size_lines_: dict[str, Any] = {}
+        asked = 100 * (1 - self.alphas)
+        for (method, coverage), (color, marker) in zip(self.coverages.items(), line_styles(), strict=False):
+            # Hollow, so that methods that agree can all be seen.
+            style: dict[str, Any] = {"color": color, "marker": marker, "fillstyle": "none", "label": method}
+            (self.coverage_lines_[method],) = self.axes_[0].plot(asked, 100 * coverage, **style)
+            (self.size_lines_[method],) = self.axes_[1].plot(asked, self.sizes[method], **style)
+        self.axes_[0].axline((100, 100), slope=1, color="0.4", linestyle="--", linewidth=1, label="asked for")
+        self.axes_[0].set_ylabel("Coverage (%)")
+        self.axes_[1].set_ylabel("Mean classes in a set")
+        for ax in self.axes_:
+            ax.set_xlabel(r"Asked for: $1 - \alpha$ (%)")
+            ax.grid(alpha=0.3)
+        self.axes_[0].legend(fontsize="small")
+        return self

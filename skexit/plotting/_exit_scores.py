@@ -1,0 +1,210 @@
+"""The scores of the exits, and the thresholds that they are held against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_array, check_consistent_length, column_or_1d
+
+from skexit.metrics._checks import right_answers
+from skexit.plotting._figures import COLORS, axes_of_exits, import_pyplot
+from skexit.policies._access import policy_and_data
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: Where more classes than this are on an axis, only some are named.
+_MOST_NAMED = 10
+#: Opacity of the samples that are still running, and of those that left before.
+_RUNNING, _GONE = 0.7, 0.15
+
+
+class ExitScoreDisplay:
+    """Scores of each exit by class, with the thresholds above which samples leave.
+
+    As in Figures 6 to 9 of EENet: right and wrong answers have different colours and markers, and
+    the samples that left at an earlier exit are faded.
+
+    Parameters
+    ----------
+    y_true : array-like of shape (n_samples,)
+        Class labels.
+    scores : array-like of shape (n_samples, n_exits)
+        Scores of every exit, as if no sample had left before.
+    correct : array-like of shape (n_samples, n_exits) of bool
+        Whether each exit is right.
+    thresholds : array-like of shape (n_exits,)
+        A sample leaves at the first exit whose score is at least the threshold; ``inf`` where
+        none does, ``-inf`` where all do.
+
+    Attributes
+    ----------
+    y_true, scores, correct, thresholds : ndarray
+        As given.
+    exits : ndarray of shape (n_samples,) of int
+        Exit at which each sample leaves.
+    points_ : list of list of matplotlib PathCollection
+        Of each exit the right and the wrong answers.
+    lines_ : list of matplotlib Line2D or None
+        Threshold of each exit; None where it is infinite.
+    axes_ : ndarray of shape (n_exits,) of matplotlib Axes
+    figure_ : matplotlib Figure
+
+    References
+    ----------
+    Ilhan et al. (2024), Adaptive Deep Neural Network Inference Optimization with EENet.
+
+    Examples
+    --------
+    >>> from skexit.plotting import ExitScoreDisplay
+    >>> display = ExitScoreDisplay([0, 1], [[0.9, 1], [0.2, 1]], [[True, True], [False, True]], [0.5, float("-inf")])
+    >>> display.exits
+    array([0, 1])
+    """
+
+    def __init__(self, y_true: ArrayLike, scores: ArrayLike, correct: ArrayLike, thresholds: ArrayLike) -> None:
+        self.y_true: NDArray[Any] = column_or_1d(y_true)
+        self.scores: NDArray[np.float64] = check_array(
+            scores, dtype=np.float64, ensure_all_finite=False, input_name="scores"
+        )
+        self.correct = np.asarray(correct, dtype=bool)
+        self.thresholds: NDArray[np.float64] = column_or_1d(thresholds)
+        check_consistent_length(self.y_true, self.scores)
+        if self.correct.shape != self.scores.shape or len(self.thresholds) != self.scores.shape[1]:
+            raise ValueError(
+                f"scores has shape {self.scores.shape}, correct {self.correct.shape} and thresholds "
+                f"{self.thresholds.shape}; they must be (n_samples, n_exits) twice and (n_exits,)."
+            )
+        leaves = self.scores >= self.thresholds
+        leaves[:, -1] = True
+        self.exits = np.argmax(leaves, axis=1)
+
+    @classmethod
+    def from_estimator(cls, estimator: Any, X: Any, y: ArrayLike, **plot_parameters: Any) -> ExitScoreDisplay:
+        """Apply a fitted policy, and draw.
+
+        Parameters
+        ----------
+        estimator : ExitPolicy or Pipeline
+            Fitted; a Pipeline ends in a policy.
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
+        y : array-like of shape (n_samples,)
+            Class labels.
+        **plot_parameters
+            Passed to :meth:`plot`.
+
+        Returns
+        -------
+        ExitScoreDisplay
+        """
+        policy, X = policy_and_data(estimator, X)
+        return cls.from_predictions(
+            y, policy.predict_at_exits(X), policy.exit_scores(X), thresholds=policy.thresholds_, **plot_parameters
+        )
+
+    @classmethod
+    def from_predictions(
+        cls, y_true: ArrayLike, y_pred: ArrayLike, scores: ArrayLike, *, thresholds: ArrayLike, **plot_parameters: Any
+    ) -> ExitScoreDisplay:
+        """Compare answers with labels, and draw.
+
+        Parameters
+        ----------
+        y_true : array-like of shape (n_samples,)
+            Class labels.
+        y_pred : array-like of shape (n_samples, n_exits)
+            Class that each exit gives to each sample, as of ``predict_at_exits``.
+        scores : array-like of shape (n_samples, n_exits)
+            Scores of every exit, as of ``exit_scores``.
+        thresholds : array-like of shape (n_exits,)
+            Thresholds of the exits.
+        **plot_parameters
+            Passed to :meth:`plot`.
+
+        Returns
+        -------
+        ExitScoreDisplay
+
+        Raises
+        ------
+        ValueError
+            If the shapes do not agree.
+        """
+        correct = right_answers(y_true, y_pred)
+        return cls(y_true, scores, correct, thresholds).plot(**plot_parameters)
+
+    def plot(self, axes: Sequence[Axes] | None = None, *, n_columns: int = 2) -> ExitScoreDisplay:
+        """Draw a picture an exit.
+
+        Parameters
+        ----------
+        axes : sequence of n_exits matplotlib Axes, default=None
+            Where to draw; a new figure by default.
+        n_columns : int, default=2
+            Pictures beside each other in a new figure.
+
+        Returns
+        -------
+        ExitScoreDisplay
+            The display itself.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        ValueError
+            If there are more axes than exits, or fewer.
+        """
+        n_samples, n_exits = self.scores.shape
+        import_pyplot()
+        from matplotlib.colors import to_rgb
+
+        self.axes_ = axes_of_exits(axes, n_exits, n_columns=n_columns, width=7, height=2.5)
+        self.figure_: Any = self.axes_[0].figure
+        classes, columns = np.unique(self.y_true, return_inverse=True)
+        # Always the same places, so that a picture drawn again is the same.
+        places = columns + np.random.default_rng(0).uniform(-0.35, 0.35, size=n_samples)
+        named = np.arange(len(classes))[:: -(-len(classes) // _MOST_NAMED)]
+        self.points_: list[list[Any]] = []
+        self.lines_: list[Any] = []
+        for k, ax in enumerate(self.axes_):
+            opacity = np.where(self.exits < k, _GONE, _RUNNING)
+            points = []
+            for chosen, color, marker in (
+                (self.correct[:, k], COLORS[0], "o"),
+                (~self.correct[:, k], COLORS[1], "x"),
+            ):
+                shades = np.column_stack([np.tile(to_rgb(color), (chosen.sum(), 1)), opacity[chosen]])
+                points.append(
+                    ax.scatter(places[chosen], self.scores[chosen, k], s=10, c=shades, marker=marker, linewidths=0.7)
+                )
+            self.points_.append(points)
+            finite = np.isfinite(self.thresholds[k])
+            self.lines_.append(ax.axhline(self.thresholds[k], color="black", linestyle="--") if finite else None)
+            ax.set_title(f"exit {k}: {100 * np.mean(self.exits == k):.1f} % leave", fontsize="medium")
+            ax.set_xticks(named, [str(label) for label in classes[named]], fontsize="small")
+            ax.grid(axis="y", alpha=0.3)
+        self._label(axes is None)
+        return self
+
+    def _label(self, own_figure: bool) -> None:
+        from matplotlib.lines import Line2D
+
+        handles = [
+            Line2D([], [], color=COLORS[0], marker="o", markersize=4, linestyle="", label="right"),
+            Line2D([], [], color=COLORS[1], marker="x", markersize=4, linestyle="", label="wrong"),
+            Line2D([], [], color=COLORS[0], alpha=0.25, marker="o", markersize=4, linestyle="", label="left before"),
+            Line2D([], [], color="black", linestyle="--", label="threshold"),
+        ]
+        if own_figure:
+            self.figure_.supxlabel("Class", fontsize="medium")
+            self.figure_.supylabel("Exit score", fontsize="medium")
+            self.figure_.legend(handles=handles, loc="outside upper center", ncols=4, fontsize="small", frameon=False)
+        else:
+            self.axes_[0].legend(handles=handles, fontsize="small")
+            for ax in self.axes_:
+                ax.set(xlabel="Class", ylabel="Exit score")

@@ -1,0 +1,244 @@
+"""What a learned policy is held against: one exit for all, chance, and perfect knowledge."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_consistent_length, check_random_state
+
+from skexit.data import ExitArray, ExitLayout
+from skexit.data._validation import encode_labels, sort_classes
+from skexit.policies._base import BudgetedPolicy, ExitPolicy, correct_exits
+from skexit.policies._draws import SampleDraws
+from skexit.policies._quotas import quota_thresholds
+from skexit.utils._array_api import array_namespace
+from skexit.utils._sklearn import HasMethods, Interval
+
+
+class StaticExit(ExitPolicy):
+    """Stop every sample at the same exit.
+
+    Parameters
+    ----------
+    exit : int, default=-1
+        The exit; negative numbers count from the last.
+    heads : ExitHeads, default=None
+        Heads to fit where exits have no logits; by default
+        ``ExitHeads(random_state=0)``.
+    layout : ExitLayout or int, default=None
+        Layout of X, or the number of exits into which its columns split evenly. By default found
+        in X: from an ExitArray, or from column names; else X is one exit of features.
+
+    Attributes
+    ----------
+    thresholds_ : ndarray of shape (n_exits,)
+        ``inf`` before the exit, ``-inf`` from there on.
+    exit_distribution_ : ndarray of shape (n_exits,)
+        1 at the exit.
+    temperatures_ : ndarray of shape (n_exits,)
+        Temperatures of the answers; 1 before ``calibrate``.
+    costs_ : ndarray of shape (n_exits,)
+        Cumulative costs as fractions of the last exit's.
+    classes_ : ndarray of shape (n_classes,)
+        Class labels.
+    layout_ : ExitLayout
+        Layout of X, with the logits and costs of the heads.
+    heads_ : ExitHeads or None
+        The heads that were fitted.
+    n_features_in_ : int
+        Number of columns of X.
+    feature_names_in_ : ndarray of shape (n_columns,)
+        Names of the columns, when X was a DataFrame.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skexit import StaticExit
+    >>> X, y = load_digits(return_X_y=True)
+    >>> StaticExit(exit=0, layout=2).fit(X, y).mean_cost(X)
+    0.5
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "exit": [Integral],
+        "heads": [HasMethods(["fit", "transform", "exit_logits"]), None],
+        "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
+    }
+
+    def __init__(self, exit: int = -1, *, heads: Any = None, layout: ExitLayout | int | None = None) -> None:
+        self.exit = exit
+        self.heads = heads
+        self.layout = layout
+
+    def _earlier_exits(self, k: int) -> range:
+        return range(0)
+
+    def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
+        return array_namespace(logits).zeros_like(logits[:, 0])
+
+    def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
+        n_exits = X.layout.n_exits
+        if not -n_exits <= self.exit < n_exits:
+            raise ValueError(f"exit={self.exit} does not exist: X has {n_exits} exits, counted from 0.")
+        chosen = self.exit % n_exits
+        self._scores(X)  # reads the logits, and so refuses those that are not finite
+        self.thresholds_ = np.where(np.arange(n_exits) < chosen, np.inf, -np.inf)
+        self.exit_distribution_ = np.eye(n_exits)[chosen]
+
+
+class RandomExit(BudgetedPolicy):
+    """Stop each sample at a random exit.
+
+    A sample's draws follow from its values at the first exit and from the seed, so that the same
+    sample always stops at the same exit.
+
+    Parameters
+    ----------
+    budget : float, default=None
+        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's
+        cost; exits are then drawn from the geometric distribution that meets it. None draws every
+        exit with the same probability.
+    heads : ExitHeads, default=None
+        Heads to fit where exits have no logits; by default ``ExitHeads()`` with this
+        `random_state`.
+    layout : ExitLayout or int, default=None
+        Layout of X, or the number of exits into which its columns split evenly. By default found
+        in X: from an ExitArray, or from column names; else X is one exit of features.
+    random_state : int, RandomState instance or None, default=None
+        Seeds the draws.
+
+    Attributes
+    ----------
+    thresholds_ : ndarray of shape (n_exits,)
+        A sample stops where its draw from [0, 1) is at least the threshold.
+    exit_distribution_ : ndarray of shape (n_exits,)
+        Share of the fitting samples that stop at each exit.
+    temperatures_ : ndarray of shape (n_exits,)
+        Temperatures of the answers; 1 before ``calibrate``.
+    costs_ : ndarray of shape (n_exits,)
+        Cumulative costs as fractions of the last exit's.
+    classes_ : ndarray of shape (n_classes,)
+        Class labels.
+    layout_ : ExitLayout
+        Layout of X, with the logits and costs of the heads.
+    heads_ : ExitHeads or None
+        The heads that were fitted.
+    n_features_in_ : int
+        Number of columns of X.
+    feature_names_in_ : ndarray of shape (n_columns,)
+        Names of the columns, when X was a DataFrame.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skexit import RandomExit
+    >>> X, y = load_digits(return_X_y=True)
+    >>> RandomExit(budget=0.75, layout=4, random_state=0).fit(X, y).exit_distribution_.round(1)
+    array([0.1, 0.2, 0.3, 0.4])
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "budget": [Real, None],
+        "heads": [HasMethods(["fit", "transform", "exit_logits"]), None],
+        "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        budget: float | None = None,
+        *,
+        heads: Any = None,
+        layout: ExitLayout | int | None = None,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.budget = budget
+        self.heads = heads
+        self.layout = layout
+        self.random_state = random_state
+
+    def _earlier_exits(self, k: int) -> range:
+        return range(min(k, 1))
+
+    def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
+        if k == 0:
+            memory["sample"] = self._draws.project(logits)
+        return self._draws(k, memory["sample"])
+
+    def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
+        random_state = check_random_state(self.random_state)
+        self._draws = SampleDraws.from_seed(len(self.classes_), X.layout.n_exits, random_state)
+        self._fit_thresholds(X, weight)
+
+    def _choose_thresholds(self, scores: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self.budget is not None:
+            return quota_thresholds(scores, self.costs_, self.budget, sample_weight=weight)
+        # One in (exits left) of those who reach an exit stop there.
+        return np.append(1 - 1 / np.arange(scores.shape[1], 1, -1), -np.inf)
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """What perfect knowledge of the labels would reach.
+
+    Parameters
+    ----------
+    exits : ndarray of shape (n_samples,) of int
+        The first exit that is right for each sample; the first of all where none is.
+    accuracy : float
+        Share of the samples for which some exit is right.
+    mean_cost : float
+        Mean cost of a sample, as a fraction of the last exit's cost.
+    """
+
+    exits: NDArray[np.int64]
+    accuracy: float
+    mean_cost: float
+
+    @classmethod
+    def _from_correct(cls, correct: NDArray[np.bool_], costs: NDArray[np.float64]) -> Oracle:
+        """The oracle of exits that are right or wrong, at costs as fractions of the last exit's."""
+        exits = np.argmax(correct, axis=1)
+        return cls(exits, float(correct.any(axis=1).mean()), float(costs[exits].mean()))
+
+
+def oracle(X: Any, y: ArrayLike, *, layout: ExitLayout | int | None = None) -> Oracle:
+    """Stop each sample at the first exit that is right: a bound for every policy.
+
+    It needs the labels, and so is no estimator.
+
+    Parameters
+    ----------
+    X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+        With logits at every exit: of the network, or from :class:`ExitHeads`.
+    y : array-like of shape (n_samples,)
+        Class labels.
+    layout : ExitLayout or int, default=None
+        Layout of X, where X does not know it.
+
+    Returns
+    -------
+    Oracle
+        Its exits, accuracy and mean cost.
+
+    Raises
+    ------
+    ValueError
+        If an exit has no logits.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from skexit import oracle, stack_exits
+    >>> logits = np.array([[[2.0, 0], [3, 0]], [[1, 0], [0, 4]]])  # two samples, two exits
+    >>> oracle(stack_exits(logits), [0, 1])
+    Oracle(exits=array([0, 1]), accuracy=1.0, mean_cost=0.75)
+    """
+    X = sort_classes(ExitArray.from_array(X, layout))
+    check_consistent_length(X, y)
+    _, labels = encode_labels(y, X.layout)
+    return Oracle._from_correct(correct_exits(X, labels), X.layout.cost_fractions)

@@ -1,0 +1,60 @@
+"""What an exit and those before it tell about whether it pays to go on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from array_api_compat import device
+
+from skexit.uncertainty import margin, max_probability, normalized_entropy
+from skexit.utils._array_api import array_namespace
+
+#: Chances of being wrong are told apart down to here.
+_SMALLEST = 1e-6
+
+
+def exit_evidence(probabilities: Any, memory: dict[str, Any]) -> Any:
+    """Evidence of an exit, and a note for later exits.
+
+    Parameters
+    ----------
+    probabilities : array of shape (n_samples, n_classes)
+        Class probabilities at the exit.
+    memory : dict of str to array of shape (n_samples, ...)
+        What earlier exits noted of the same samples; changed in place.
+
+    Returns
+    -------
+    array of shape (n_samples, 5), or (n_samples, 9) after the first exit
+        Logarithms of the chance to be wrong, of the entropy's share of its largest value and of
+        the second largest probability; the largest probability, and the margin. Then the share of
+        earlier exits that agree, the logarithms of the chance to be wrong that the exit before and
+        the mean of all before give to the present class, and the exit before to its own.
+    """
+    xp = array_namespace(probabilities)
+
+    def log(values: Any) -> Any:
+        return xp.log(xp.where(values > _SMALLEST, values, xp.full_like(values, _SMALLEST)))
+
+    largest, gap = max_probability(probabilities), margin(probabilities)
+    columns = [
+        log(1 - largest),
+        log(1 - normalized_entropy(probabilities)),
+        log(largest - gap),
+        largest,
+        gap,
+    ]
+    classes = xp.arange(probabilities.shape[1], device=device(probabilities))
+    present = xp.astype(xp.argmax(probabilities, axis=1)[:, None] == classes[None, :], probabilities.dtype)
+    if "total" in memory:
+        n_before = xp.sum(memory["votes"], axis=1)
+        columns += [
+            xp.sum(memory["votes"] * present, axis=1) / n_before,
+            log(1 - xp.sum(memory["previous"] * present, axis=1)),
+            log(1 - xp.sum(memory["total"] * present, axis=1) / n_before),
+            log(1 - max_probability(memory["previous"])),
+        ]
+    memory["total"] = memory["total"] + probabilities if "total" in memory else probabilities
+    memory["votes"] = memory["votes"] + present if "votes" in memory else present
+    memory["previous"] = probabilities
+    return xp.stack(columns, axis=1)

@@ -1,0 +1,51 @@
+"""Answer with the most confident exit so far, rather than with the last that ran."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from skexit.data import ExitArray
+from skexit.data._lazy import answer_from_exits
+from skexit.uncertainty import max_probability, softmax
+from skexit.utils._array_api import array_namespace
+
+
+def most_confident(logits: Any, memory: dict[str, Any]) -> Any:
+    """Logits of the exit so far whose largest probability is the largest, and a note for later exits.
+
+    Parameters
+    ----------
+    logits : array of shape (n_samples, n_classes)
+        Of the exit that the samples have reached.
+    memory : dict of str to array of shape (n_samples, ...)
+        What earlier exits noted of the same samples; changed in place.
+
+    Returns
+    -------
+    array of shape (n_samples, n_classes)
+        Where exits are equally confident, those of the earlier.
+    """
+    xp = array_namespace(logits)
+    confidence = max_probability(softmax(logits))
+    if "recalled" in memory:
+        is_larger = confidence > memory["recalled_confidence"]
+        logits = xp.where(is_larger[:, None], logits, memory["recalled"])
+        confidence = xp.where(is_larger, confidence, memory["recalled_confidence"])
+    memory["recalled"], memory["recalled_confidence"] = logits, confidence
+    return logits
+
+
+def recall(X: ExitArray) -> ExitArray:
+    """X with the logits of the most confident exit so far at each exit.
+
+    Parameters
+    ----------
+    X : ExitArray of shape (n_samples, n_columns)
+        With logits at every exit.
+
+    Returns
+    -------
+    ExitArray of shape (n_samples, n_columns)
+    """
+    source = answer_from_exits(X, X.layout.n_logits[-1], lambda _, logits, memory: most_confident(logits, memory))
+    return ExitArray(source, X.layout)

@@ -1,0 +1,41 @@
+"""What the answer of an exit is worth."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skexit.data import ExitArray
+from skexit.data._arrays import enough_rows
+from skexit.heads._ensemble import log_probabilities
+from skexit.uncertainty import fit_mixture, mix, softmax
+
+Floats = NDArray[np.float64]
+
+
+def expected_rewards(X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> Floats:
+    """How likely the answer of each exit is to be right, by all exits together.
+
+    The probability that a mixture of all exits, as in Zero Time Waste, gives to the answer. It
+    has less variance than whether the answer is right.
+
+    Parameters
+    ----------
+    X : ExitArray of shape (n_samples, n_columns)
+        With logits at every exit.
+    labels : ndarray of shape (n_samples,)
+        Index of the true class.
+    weight : ndarray of shape (n_samples,)
+
+    Returns
+    -------
+    ndarray of shape (n_samples, n_exits)
+    """
+    rows = enough_rows(len(X), sum(X.layout.n_logits))
+    mixture = fit_mixture(log_probabilities(X, rows), labels[rows], weight[rows])
+    rewards = np.empty((len(X), X.layout.n_exits))
+    for batch in X.batches():
+        seen = log_probabilities(X, batch)
+        probabilities = softmax(mix(seen, *mixture))
+        rewards[batch] = np.take_along_axis(probabilities, np.argmax(seen, axis=2), axis=1)
+    return rewards

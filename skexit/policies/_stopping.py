@@ -1,0 +1,266 @@
+"""Optimal stopping: go on while the gain that is expected is worth its price."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+from array_api_compat import to_device
+from numpy.typing import NDArray
+from sklearn.base import clone
+
+from skexit.data import ExitArray, ExitLayout
+from skexit.data._validation import cross_validation_splits, read_features, read_logits
+from skexit.policies._base import BudgetedPolicy, correct_exits
+from skexit.policies._evidence import exit_evidence
+from skexit.policies._log_linear import fit_log_linear
+from skexit.policies._quotas import equal_thresholds, rewarding_threshold, shared_threshold, warn_of_harm
+from skexit.policies._rewards import expected_rewards
+from skexit.uncertainty import softmax
+from skexit.utils._array_api import array_namespace, as_like
+from skexit.utils._sklearn import HasMethods, Interval, StrOptions
+
+Floats = NDArray[np.float64]
+
+#: Prices are told apart down to about here; scores are their logarithms above, and linear below.
+_SMALLEST_PRICE = 1e-6
+#: Weight of the logarithm of the chance to be wrong in a score: enough to part equal prices only.
+_TIE_BREAKER = 1e-4
+#: How often the prices of an exit are found again, for the later stops that they imply.
+_ITERATIONS = 3
+
+
+class OptimalStoppingPolicy(BudgetedPolicy):
+    r"""Go on while the accuracy that is expected to be gained is worth its price.
+
+    At a price :math:`\lambda` of the whole network, in units of accuracy, it pays to go on from
+    exit k if there is a rule for stopping later, at an exit :math:`\tau > k`, with
+
+    .. math:: E[r_\tau - r_k \mid z_k] > \lambda \, E[c_\tau - c_k \mid z_k],
+
+    where r says whether an exit is right, c is its cost and z what is known so far. The highest
+    price at which it pays is the sample's price at that exit, an index as that of Gittins [1]_,
+
+    .. math:: m_k(z_k) = \max_\tau \frac{E[r_\tau - r_k \mid z_k]}{E[c_\tau - c_k \mid z_k]},
+
+    reached by going on until the price at a later exit is no higher. A sample stops at the first
+    exit where its price is at most :math:`\lambda`. As the prices themselves do not depend on
+    :math:`\lambda`, one fit serves every budget. Where samples that go on for longer are clearly
+    more often wrong, a budget is not spent beyond the best mean gain; a warning says so.
+
+    Prices are learned backwards, from the last exit but one to the first: the realised gains of
+    going on, divided by the realised costs, are regressed on the evidence of the exit, with the
+    realised costs as weights. The prices that decide where a row stops later come from models that
+    were trained without it.
+
+    Parameters
+    ----------
+    budget : float, default=0.5
+        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's
+        cost. Less is spent where later exits do harm.
+    estimator : scikit-learn regressor, default=None
+        Learns the prices of an exit; its ``fit`` takes `sample_weight`. By default the exponential
+        of a linear function, fitted as a Poisson regression: gains fall with the chance to be
+        wrong over many powers of ten, and few parameters leave little to chance.
+    use_features : bool, default=False
+        Whether the evidence of an exit includes its features, besides what it and earlier exits say.
+        With few rows or many features this mostly learns chance.
+    outcome : {"expected", "realised"}, default="expected"
+        What counts as gained. ``"realised"``: whether the answers are right. ``"expected"``: the
+        probability that all exits together, mixed as in Zero Time Waste [2]_, give to the answers,
+        which has less variance: where exits agree there is no gain, and where they do not a
+        sample counts by how likely either is.
+    cv : int, cross-validation generator or iterable, default=5
+        How rows are split for the prices that decide where a row stops later.
+    recall : bool, default=False
+        Answer with the most confident exit so far, rather than with the last that ran.
+    heads : ExitHeads, default=None
+        Heads to fit where exits have no logits; by default ``ExitHeads()`` with this
+        `random_state`.
+    layout : ExitLayout or int, default=None
+        Layout of X, or the number of exits into which its columns split evenly. By default found
+        in X: from an ExitArray, or from column names; else X is one exit of features.
+    random_state : int, RandomState instance or None, default=None
+        Seeds the splits, and the heads.
+
+    Attributes
+    ----------
+    estimators_ : list of n_exits - 1 regressors
+        The prices at each exit but the last, from its evidence.
+    lam_ : float
+        The price at which samples stop, in units of accuracy for the whole network.
+    thresholds_ : ndarray of shape (n_exits,)
+        The same at every exit, ``-inf`` at the last: scores fall as prices rise. Where prices are
+        equal, as those of a tree are, scores follow the largest probability.
+    exit_distribution_ : ndarray of shape (n_exits,)
+        Share of the fitting samples that stop at each exit.
+    temperatures_ : ndarray of shape (n_exits,)
+        Temperatures of the answers; 1 before ``calibrate``.
+    costs_ : ndarray of shape (n_exits,)
+        Cumulative costs as fractions of the last exit's.
+    classes_ : ndarray of shape (n_classes,)
+        Class labels.
+    layout_ : ExitLayout
+        Layout of X, with the logits and costs of the heads.
+    heads_ : ExitHeads or None
+        The heads that were fitted.
+    n_features_in_ : int
+        Number of columns of X.
+    feature_names_in_ : ndarray of shape (n_columns,)
+        Names of the columns, when X was a DataFrame.
+
+    References
+    ----------
+    .. [1] Gittins. "Bandit processes and dynamic allocation indices." Journal of the Royal
+       Statistical Society B 41 (1979).
+    .. [2] Wołczyk et al. "Zero Time Waste: Recycling predictions in early exit neural networks."
+       NeurIPS 2021.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skexit import OptimalStoppingPolicy
+    >>> X, y = load_digits(return_X_y=True)
+    >>> policy = OptimalStoppingPolicy(budget=0.65, layout=2, random_state=0).fit(X, y)
+    >>> policy.exit_distribution_.round(2)
+    array([0.7, 0.3])
+    >>> policy.with_budget(0.6).exit_distribution_.round(2)
+    array([0.8, 0.2])
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "budget": [Real],
+        "estimator": [HasMethods(["fit", "predict"]), None],
+        "use_features": ["boolean"],
+        "outcome": [StrOptions({"expected", "realised"})],
+        "cv": ["cv_object"],
+        "recall": ["boolean"],
+        "heads": [HasMethods(["fit", "transform", "exit_logits"]), None],
+        "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
+        "random_state": ["random_state"],
+    }
+
+    def __init__(
+        self,
+        budget: float = 0.5,
+        *,
+        estimator: Any = None,
+        use_features: bool = False,
+        outcome: str = "expected",
+        cv: Any = 5,
+        recall: bool = False,
+        heads: Any = None,
+        layout: ExitLayout | int | None = None,
+        random_state: int | np.random.RandomState | None = None,
+    ) -> None:
+        self.budget = budget
+        self.estimator = estimator
+        self.use_features = use_features
+        self.outcome = outcome
+        self.cv = cv
+        self.recall = recall
+        self.heads = heads
+        self.layout = layout
+        self.random_state = random_state
+
+    @property
+    def _needs_features(self) -> bool:  # type: ignore[override]
+        return self.use_features
+
+    def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
+        evidence = self._evidence(logits, features, memory)
+        if k == self.layout_.n_exits - 1:
+            return array_namespace(logits).zeros_like(logits[:, 0])
+        return self._score_evidence(k, evidence)
+
+    def _score_evidence(self, k: int, evidence: Any) -> Any:
+        # Where prices are equal, the less likely to be wrong leaves first.
+        return _score(self._prices(k, evidence)) - _TIE_BREAKER * evidence[:, 0]
+
+    def _prices(self, k: int, evidence: Any) -> Any:
+        if self.estimator is None:
+            return self.estimators_[k].predict(evidence)
+        prices = self.estimators_[k].predict(np.asarray(to_device(evidence, "cpu")))
+        return as_like(prices, evidence)
+
+    def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
+        if self.use_features and not any(X.layout.n_features):
+            raise ValueError("use_features=True, but no exit has features. Give X its features, or leave them out.")
+        rewards = self._rewards(X, labels, weight)
+        splits = cross_validation_splits(self.cv, labels, self.random_state) if X.layout.n_exits > 1 else []
+        evidence = self._fitting_evidence(X)
+        self._fit_prices(evidence, rewards, weight, splits)
+        self._fitting_scores, self._fitting_weight = np.zeros(rewards.shape), weight
+        for k in range(X.layout.n_exits - 1):
+            self._fitting_scores[:, k] = self._score_evidence(k, evidence[k])
+        self._rewarding_threshold = rewarding_threshold(self._fitting_scores, rewards, weight)
+        self._apply_thresholds()
+
+    def _rewards(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> Floats:
+        if self.outcome == "realised":
+            return correct_exits(X, labels).astype(np.float64)
+        return expected_rewards(X, labels, weight)
+
+    def _fit_prices(self, evidence: list[Floats], rewards: Floats, weight: Floats, splits: Any) -> None:
+        """Fit the estimators of all exits but the last, backwards."""
+        rows = np.arange(len(rewards))
+        prices = np.zeros_like(rewards)  # at the last exit nothing is to be gained
+        self.estimators_: list[Any] = [None] * (rewards.shape[1] - 1)
+        for k in reversed(range(rewards.shape[1] - 1)):
+            levels = prices[:, k + 1]
+            for _ in range(_ITERATIONS):
+                stops = k + 1 + _first_at_most(prices[:, k + 1 :], levels)
+                cost = self.costs_[stops] - self.costs_[k]
+                gain = (rewards[rows, stops] - rewards[:, k]) / cost
+                levels = np.empty(len(rewards))
+                for fitted, held_out in splits:
+                    model = self._fit_estimator(evidence[k][fitted], gain[fitted], (weight * cost)[fitted])
+                    levels[held_out] = model.predict(evidence[k][held_out])
+            prices[:, k] = levels
+            self.estimators_[k] = self._fit_estimator(evidence[k], gain, weight * cost)
+
+    def _fit_estimator(self, evidence: Floats, gain: Floats, weight: Floats) -> Any:
+        if self.estimator is None:
+            return fit_log_linear(evidence, gain, weight)
+        return clone(self.estimator).fit(evidence, gain, sample_weight=weight)
+
+    def _fitting_evidence(self, X: ExitArray) -> list[Floats]:
+        """Evidence of all rows at each exit but the last."""
+        evidence: list[Floats] = []
+        for batch in X.batches():
+            memory: dict[str, Any] = {}
+            for k in range(X.layout.n_exits - 1):
+                features = read_features(X, k, batch) if self.use_features else None
+                found = self._evidence(read_logits(X, k, batch), features, memory)
+                if batch.start == 0:
+                    evidence.append(np.empty((len(X), found.shape[1])))
+                evidence[k][batch] = found
+        return evidence
+
+    def _evidence(self, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
+        evidence = exit_evidence(softmax(logits), memory)
+        if not self.use_features:
+            return evidence
+        xp = array_namespace(evidence)
+        return xp.concat([evidence, xp.astype(features, evidence.dtype)], axis=1)
+
+    def _choose_thresholds(self, scores: Floats, weight: Floats) -> Floats:
+        threshold = shared_threshold(scores, self.costs_, self.budget, weight)[0]
+        if threshold > self._rewarding_threshold:
+            threshold = self._rewarding_threshold
+            warn_of_harm()
+        self.lam_ = float(_SMALLEST_PRICE * np.sinh(-threshold))
+        return equal_thresholds(threshold, len(self.costs_))
+
+
+def _score(prices: Any) -> Any:
+    # On a logarithmic scale: prices span many powers of ten, and rounding must not join the small ones.
+    return -array_namespace(prices).asinh(prices / _SMALLEST_PRICE)
+
+
+def _first_at_most(prices: Floats, levels: Floats) -> NDArray[np.intp]:
+    """The first exit whose price is at most the level, else the last."""
+    cheap = prices <= levels[:, None]
+    cheap[:, -1] = True
+    return np.argmax(cheap, axis=1)

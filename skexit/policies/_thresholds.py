@@ -1,0 +1,160 @@
+"""Confidence thresholds, as BranchyNet, MSDNet and PABEE use them."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils.validation import check_is_fitted
+
+from skexit.data import ExitArray, ExitLayout
+from skexit.policies._base import BudgetedPolicy, ExitPolicy
+from skexit.policies._quotas import quota_thresholds, shared_threshold
+from skexit.uncertainty import softmax, vote
+from skexit.uncertainty._scores import SCORES, count_votes
+from skexit.utils._sklearn import HasMethods, Interval, StrOptions
+
+Floats = NDArray[np.float64]
+
+
+class ThresholdPolicy(BudgetedPolicy):
+    """Stop at the first exit that is confident enough, within a budget.
+
+    With the geometric schedule these are the baselines of the EENet paper: BranchyNet with
+    ``criterion="entropy"``, MSDNet with ``criterion="max_prob"``, PABEE with ``criterion="vote"``.
+
+    Parameters
+    ----------
+    criterion : {"max_prob", "entropy", "margin", "vote"} or policy, default="max_prob"
+        What is held against the thresholds: the largest probability (EENet, eq. 5), one minus the
+        normalised entropy (eq. 6), the largest probability minus the second, or the share of the
+        exits so far that agree (eq. 7). Few values of ``"vote"`` are possible, so that it cannot
+        meet every budget; a warning says by how much it falls short. Or the ``exit_scores`` of
+        another policy: a copy is fitted to the same data; in a
+        :class:`sklearn.frozen.FrozenEstimator`, the policy is used as it is.
+    schedule : {"geometric", "shared"}, default="geometric"
+        ``"geometric"``: exit k serves a share of the samples in proportion to ``q ** k``, with the
+        q that meets the budget. ``"shared"``: the same threshold at every exit.
+    budget : float, default=0.5
+        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's
+        cost.
+    recall : bool, default=False
+        Answer with the most confident exit so far, rather than with the last that ran.
+    heads : ExitHeads, default=None
+        Heads to fit where exits have no logits; by default
+        ``ExitHeads(random_state=0)``.
+    layout : ExitLayout or int, default=None
+        Layout of X, or the number of exits into which its columns split evenly. By default found
+        in X: from an ExitArray, or from column names; else X is one exit of features.
+
+    Attributes
+    ----------
+    thresholds_ : ndarray of shape (n_exits,)
+        A sample stops where its score is at least the threshold; ``inf`` where nobody stops,
+        ``-inf`` at the last exit.
+    policy_ : policy or None
+        The policy that gives the scores, where `criterion` is one.
+    exit_distribution_ : ndarray of shape (n_exits,)
+        Share of the fitting samples that stop at each exit.
+    temperatures_ : ndarray of shape (n_exits,)
+        Temperatures of the answers; 1 before ``calibrate``.
+    costs_ : ndarray of shape (n_exits,)
+        Cumulative costs as fractions of the last exit's.
+    classes_ : ndarray of shape (n_classes,)
+        Class labels.
+    layout_ : ExitLayout
+        Layout of X, with the logits and costs of the heads.
+    heads_ : ExitHeads or None
+        The heads that were fitted.
+    n_features_in_ : int
+        Number of columns of X.
+    feature_names_in_ : ndarray of shape (n_columns,)
+        Names of the columns, when X was a DataFrame.
+
+    References
+    ----------
+    .. [1] Teerapittayanon et al. "BranchyNet: Fast inference via early exiting from deep neural
+       networks." ICPR 2016.
+    .. [2] Huang et al. "Multi-scale dense networks for resource efficient image classification."
+       ICLR 2018.
+    .. [3] Zhou et al. "BERT loses patience: Fast and robust inference with early exit." NeurIPS
+       2020.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skexit import ThresholdPolicy
+    >>> X, y = load_digits(return_X_y=True)
+    >>> policy = ThresholdPolicy(budget=0.75, layout=2).fit(X, y)
+    >>> policy.exit_distribution_.round(2)
+    array([0.5, 0.5])
+    >>> policy.with_budget(0.6).exit_distribution_.round(2)
+    array([0.8, 0.2])
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "criterion": [StrOptions({*SCORES, "vote"}), HasMethods(["exit_scores"])],
+        "schedule": [StrOptions({"geometric", "shared"})],
+        "budget": [Real],
+        "recall": ["boolean"],
+        "heads": [HasMethods(["fit", "transform", "exit_logits"]), None],
+        "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
+    }
+
+    def __init__(
+        self,
+        criterion: Any = "max_prob",
+        *,
+        schedule: str = "geometric",
+        budget: float = 0.5,
+        recall: bool = False,
+        heads: Any = None,
+        layout: ExitLayout | int | None = None,
+    ) -> None:
+        self.criterion = criterion
+        self.schedule = schedule
+        self.budget = budget
+        self.recall = recall
+        self.heads = heads
+        self.layout = layout
+
+    @property
+    def _needs_features(self) -> bool:  # type: ignore[override]
+        return self.policy_ is not None and self.policy_._needs_features
+
+    def _earlier_exits(self, k: int) -> range:
+        return range(k if self.policy_ is not None or self.criterion == "vote" else 0)
+
+    def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
+        if self.policy_ is not None:
+            return self.policy_._score_exit(k, logits, features, memory)
+        probabilities = softmax(logits)
+        if self.criterion == "vote":
+            memory["votes"] = count_votes(probabilities, memory.get("votes"))
+            return vote(memory["votes"])
+        return SCORES[self.criterion](probabilities)
+
+    def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
+        self.policy_ = None if isinstance(self.criterion, str) else self._fit_criterion(X, labels, weight)
+        self._fitting_scores, self._fitting_weight = self._scores(X), weight
+        self._apply_thresholds()
+
+    def _fit_criterion(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> ExitPolicy:
+        if not isinstance(self.criterion, FrozenEstimator):
+            return clone(self.criterion).fit(X, self.classes_[labels], sample_weight=weight)
+        policy = self.criterion.estimator
+        check_is_fitted(policy)
+        if policy.layout_.n_logits != X.layout.n_logits or policy.layout_.n_features != X.layout.n_features:
+            raise ValueError(
+                f"criterion is a {type(policy).__name__} fitted with {policy.layout_}, but the exits here have "
+                f"{X.layout}. Fit it on the same exits."
+            )
+        return policy
+
+    def _choose_thresholds(self, scores: Floats, weight: Floats) -> Floats:
+        choose = shared_threshold if self.schedule == "shared" else quota_thresholds
+        return choose(scores, self.costs_, self.budget, sample_weight=weight)

@@ -1,0 +1,458 @@
+"""EENet's networks for exit utilities and assignments: inputs, targets, losses and training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.utils import gen_batches
+
+from skexit._nn._dense import DenseNetwork, build, to_dense, torch_generator
+from skexit._nn._mini_batches import (
+    ReadRows,
+    Training,
+    enough_in_order,
+    keep_in_memory,
+    minimize,
+    one_thread,
+    scaling,
+    split_rows,
+)
+from skexit.policies._quotas import tilted_distribution
+from skexit.uncertainty import max_probability, normalized_entropy, vote
+from skexit.utils._array_api import array_namespace
+
+if TYPE_CHECKING:
+    import torch
+
+Floats = NDArray[np.float64]
+
+#: An exit that nobody is assigned to keeps this share, so that its logarithm is finite.
+SMALLEST_SHARE = 1e-6
+
+#: An exit that nobody gets to would divide zero by zero in the survival weights.
+_SMALLEST_MASS = 1e-12
+
+_N_CONFIDENCES = 3
+_NEGATIVE_SLOPE = 0.01
+#: The unit that starts as the confidence is shifted by this many standard deviations, which leaves
+#: most rows on the straight part of the leaky rectifier.
+_SHIFT = 3.0
+#: A smaller slope, or a falling one, would not rank as the confidence does.
+_SMALLEST_SLOPE = 0.01
+#: With fewer held-out rows, chance would choose the epoch.
+_FEWEST_HELD_OUT = 20
+
+
+def exit_inputs(probabilities: Any, votes: Any, utilities: Any = None) -> Any:
+    """What the network of an exit sees (EENet, eq. 5-8).
+
+    Parameters
+    ----------
+    probabilities : array of shape (n_samples, n_classes)
+    votes : array of shape (n_samples, n_classes)
+        How many exits up to this one predict each class.
+    utilities : array of shape (n_samples, k), default=None
+        Those of the k exits before this one.
+
+    Returns
+    -------
+    array of shape (n_samples, n_classes + 3 + k)
+        The probabilities, the largest of them, one minus their normalised entropy, the share of the
+        votes for the most frequent class, and the utilities.
+    """
+    xp = array_namespace(probabilities)
+    confidences = [max_probability(probabilities), normalized_entropy(probabilities), vote(votes)]
+    parts = [probabilities, xp.stack(confidences, axis=1)]
+    return xp.concat(parts if utilities is None else [*parts, utilities], axis=1)
+
+
+def assignment_targets(correct: NDArray[np.bool_]) -> Floats:
+    """The exits a sample should be assigned to (EENet, eq. 4).
+
+    Parameters
+    ----------
+    correct : ndarray of shape (n_samples, n_exits) of bool
+        Which exits are right (eq. 3).
+
+    Returns
+    -------
+    ndarray of shape (n_samples, n_exits)
+        Uniform over the exits that are right, or over all where none is.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> assignment_targets(np.array([[False, True, True], [False, False, False]])).round(2)
+    array([[0.  , 0.5 , 0.5 ],
+           [0.33, 0.33, 0.33]])
+    """
+    eligible = np.where(correct.any(axis=1, keepdims=True), correct, True)
+    return eligible / eligible.sum(axis=1, keepdims=True)
+
+
+def survival_weights(assignment: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """How much each sample counts at each exit: the probability of getting there (EENet, eq. 13).
+
+    Parameters
+    ----------
+    assignment : tensor of shape (n_samples, n_exits)
+        Probability of each exit.
+    weight : tensor of shape (n_samples,)
+        Weights of the samples.
+
+    Returns
+    -------
+    tensor of shape (n_samples, n_exits)
+        Sums to one over the samples. Outside the graph.
+    """
+    # A sum from the last exit back: one minus a sum from the first could fall below zero.
+    survival = assignment.detach().flip(1).cumsum(1).flip(1) * weight[:, None]
+    return survival / survival.sum(0).clamp_min(_SMALLEST_MASS)
+
+
+def utility_loss(utility_logits: torch.Tensor, correct: torch.Tensor, survival: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of utilities and correctness, weighted by survival (EENet, eq. 11 and 12).
+
+    The paper's eq. 12 lacks its minus sign.
+
+    Parameters
+    ----------
+    utility_logits : tensor of shape (n_samples, n_exits)
+    correct : tensor of shape (n_samples, n_exits)
+        1 where the exit is right, else 0.
+    survival : tensor of shape (n_samples, n_exits)
+
+    Returns
+    -------
+    tensor of shape ()
+    """
+    from torch.nn.functional import binary_cross_entropy_with_logits
+
+    losses = binary_cross_entropy_with_logits(utility_logits, correct, reduction="none")
+    return (survival * losses).sum() / correct.shape[1]
+
+
+def budget_loss(assignment: torch.Tensor, costs: torch.Tensor, budget: float, weight: torch.Tensor) -> torch.Tensor:
+    """How far the mean cost of the assignments is from the budget, as a part of it (EENet, eq. 14).
+
+    Parameters
+    ----------
+    assignment : tensor of shape (n_samples, n_exits)
+    costs : tensor of shape (n_exits,)
+    budget : float
+        In the unit of `costs`.
+    weight : tensor of shape (n_samples,)
+
+    Returns
+    -------
+    tensor of shape ()
+    """
+    mean_cost = weight @ (assignment @ costs) / weight.sum()
+    return (budget - mean_cost).abs() / budget
+
+
+def assignment_loss(log_assignment: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of the assignments and their targets (EENet, eq. 15).
+
+    Parameters
+    ----------
+    log_assignment : tensor of shape (n_samples, n_exits)
+        Logarithm of the probability of each exit.
+    targets : tensor of shape (n_samples, n_exits)
+    weight : tensor of shape (n_samples,)
+
+    Returns
+    -------
+    tensor of shape ()
+    """
+    return -(weight @ (log_assignment * targets).sum(1)) / (weight.sum() * targets.shape[1])
+
+
+@dataclass(frozen=True)
+class SchedulerLoss:
+    """The three losses of EENet's scheduler.
+
+    Parameters
+    ----------
+    costs : ndarray of shape (n_exits,)
+        Cumulative costs as fractions of the last exit's.
+    budget : float
+        A fraction of the last exit's cost.
+    alpha : float
+        Weight of the budget loss.
+    beta : float
+        Weight of the assignment loss.
+    """
+
+    costs: Floats
+    budget: float
+    alpha: float
+    beta: float
+
+    def parts(
+        self,
+        utility_logits: torch.Tensor,
+        log_assignment: torch.Tensor,
+        correct: torch.Tensor,
+        targets: torch.Tensor,
+        weight: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        """Losses of utility, budget and assignment; of shape () each.
+
+        Parameters
+        ----------
+        utility_logits, log_assignment : tensor of shape (n_samples, n_exits)
+        correct, targets : tensor of shape (n_samples, n_exits)
+        weight : tensor of shape (n_samples,)
+        """
+        assignment = log_assignment.exp()
+        return {
+            "utility": utility_loss(utility_logits, correct, survival_weights(assignment, weight)),
+            "budget": budget_loss(assignment, weight.new_tensor(self.costs), self.budget, weight),
+            "assignment": assignment_loss(log_assignment, targets, weight),
+        }
+
+    def total(self, parts: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The loss that is minimised."""
+        return parts["utility"] + self.alpha * parts["budget"] + self.beta * parts["assignment"]
+
+
+def build_scheduler(
+    n_exits: int, n_inputs: int, hidden_ratio: float, fewest_hidden: int, generator: torch.Generator
+) -> list[torch.nn.Sequential]:
+    """Networks with random weights, one an exit (EENet, eq. 8-10).
+
+    Parameters
+    ----------
+    n_exits : int
+    n_inputs : int
+        What an exit sees of itself; the exit with the 0-based number k also sees k utilities.
+    hidden_ratio : float
+        Hidden units for each input.
+    fewest_hidden : int
+        At least so many hidden units.
+    generator : torch.Generator
+
+    Returns
+    -------
+    list of torch.nn.Sequential
+        Each gives the logits of utility and assignment.
+    """
+    sizes = [(n_inputs + k, max(fewest_hidden, round(hidden_ratio * (n_inputs + k))), 2) for k in range(n_exits)]
+    return [build(size, generator, _NEGATIVE_SLOPE) for size in sizes]
+
+
+def apply_scheduler(models: Sequence[torch.nn.Sequential], inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs of all exits; the utilities of each are inputs of those after it.
+
+    Parameters
+    ----------
+    models : sequence of torch.nn.Sequential
+    inputs : tensor of shape (n_samples, n_exits, n_inputs)
+        Standardised.
+
+    Returns
+    -------
+    utility_logits, log_assignment : tensor of shape (n_samples, n_exits)
+    """
+    import torch
+
+    utilities = inputs.new_empty((len(inputs), 0))
+    outputs = []
+    for k, model in enumerate(models):
+        outputs.append(model(torch.cat([inputs[:, k], 2 * utilities - 1], dim=1)))
+        utilities = torch.cat([utilities, outputs[k][:, :1].sigmoid()], dim=1)
+    utility_logits, assignment_logits = torch.stack(outputs, dim=1).unbind(2)
+    return utility_logits, assignment_logits.log_softmax(1)
+
+
+def start_at_confidence(
+    models: Sequence[torch.nn.Sequential],
+    confidences: Floats,
+    correct: NDArray[np.bool_],
+    sample_weight: Floats,
+    shares: Floats,
+) -> None:
+    """Make the networks rank as the largest probability does, and assign exits by given shares.
+
+    At each exit, the first hidden unit becomes the largest probability. The utility starts as the
+    logistic regression of correctness on it, and the assignment as the logarithm of the share. The
+    other hidden units keep their random weights, but start without influence.
+
+    Parameters
+    ----------
+    models : sequence of torch.nn.Sequential
+        Changed in place.
+    confidences : ndarray of shape (n_samples, n_exits)
+        Standardised largest probabilities.
+    correct : ndarray of shape (n_samples, n_exits) of bool
+    sample_weight : ndarray of shape (n_samples,)
+    shares : ndarray of shape (n_exits,)
+        Sum to one.
+    """
+    import torch
+
+    with torch.no_grad():
+        for k, model in enumerate(models):
+            hidden, _, output = cast(Any, model)
+            slope, intercept = _logistic_regression(confidences[:, k], correct[:, k], sample_weight)
+            n_classes = hidden.in_features - k - _N_CONFIDENCES
+            hidden.weight[0] = 0
+            hidden.weight[0, n_classes] = 1
+            hidden.bias[0] = _SHIFT
+            output.weight.zero_()
+            output.weight[0, 0] = slope
+            output.bias[0] = intercept - _SHIFT * slope
+            output.bias[1] = float(np.log(max(shares[k], SMALLEST_SHARE)))
+
+
+def _logistic_regression(confidence: Floats, correct: NDArray[np.bool_], sample_weight: Floats) -> tuple[float, float]:
+    # One more row that is right and sure, and one that is wrong and unsure: with them, no exit is
+    # always right or always wrong.
+    confidence, correct = np.append(confidence, [1, -1]), np.append(correct, [True, False])
+    weight = np.append(sample_weight / sample_weight.mean(), [1, 1])
+    fitted = LogisticRegression().fit(confidence[:, None], correct, weight)
+    return max(float(fitted.coef_[0, 0]), _SMALLEST_SLOPE), float(fitted.intercept_[0])
+
+
+@dataclass(frozen=True)
+class TrainedScheduler:
+    """What `train_scheduler` gives.
+
+    Parameters
+    ----------
+    networks : list of DenseNetwork
+        One an exit; each takes `exit_inputs` and the utilities of earlier exits, and gives the
+        logits of utility and assignment.
+    distribution : ndarray of shape (n_exits,)
+        Mean assignment of all rows.
+    losses : dict of str to float
+        Losses of utility, budget and assignment on all rows.
+    n_epochs : int
+        Epochs after which the networks were at their best; 0 where the start was.
+    """
+
+    networks: list[DenseNetwork]
+    distribution: Floats
+    losses: dict[str, float]
+    n_epochs: int
+
+
+def train_scheduler(
+    read: ReadRows,
+    correct: NDArray[np.bool_],
+    sample_weight: Floats,
+    loss: SchedulerLoss,
+    *,
+    n_classes: int,
+    hidden_ratio: float,
+    from_confidence: bool,
+    training: Training,
+    random_state: np.random.RandomState,
+    description: str | None = None,
+) -> TrainedScheduler:
+    """Learn utilities and assignments.
+
+    Parameters
+    ----------
+    read : callable
+        Takes row numbers and returns the `exit_inputs` of all exits side by side, of shape
+        (n_rows, n_exits * (n_classes + 3)).
+    correct : ndarray of shape (n_samples, n_exits) of bool
+        Which exits are right.
+    sample_weight : ndarray of shape (n_samples,)
+    loss : SchedulerLoss
+    n_classes : int
+    hidden_ratio : float
+        Hidden units for each input.
+    from_confidence : bool
+        Whether to start with `start_at_confidence` and geometric shares, or with random weights.
+    training : Training
+        With early stopping, no rows are held out where these would be less than 20.
+    random_state : RandomState
+    description : str, default=None
+        Label of a progress bar; None shows none.
+
+    Returns
+    -------
+    TrainedScheduler
+    """
+    import torch
+
+    n_samples, n_exits = correct.shape
+    n_inputs = n_classes + _N_CONFIDENCES
+    rows, held_out = split_rows(n_samples, training, random_state, fewest_held_out=_FEWEST_HELD_OUT)
+    mean, scale = scaling(read, rows, training.batch_size)
+    generator = torch_generator(random_state)
+    models = build_scheduler(n_exits, n_inputs, hidden_ratio, 2 if from_confidence else 1, generator)
+    targets = assignment_targets(correct)
+
+    def read_scaled(batch: NDArray[np.int64]) -> torch.Tensor:
+        inputs = torch.as_tensor((read(batch) - mean) / scale, dtype=torch.float32)
+        return inputs.view(len(batch), n_exits, n_inputs)
+
+    read_inputs = keep_in_memory(read_scaled, n_samples, len(mean))
+
+    def parts(outputs: tuple[torch.Tensor, torch.Tensor], batch: NDArray[np.int64]) -> dict[str, torch.Tensor]:
+        known = [torch.as_tensor(value[batch], dtype=outputs[0].dtype) for value in (correct, targets, sample_weight)]
+        return loss.parts(*outputs, *known)
+
+    # What is kept of each batch is written into memory that is there before: else it would lie between what the batches
+    # need for a while, so that this could not be used again. With 13 GB of logits, gigabytes were lost.
+    if from_confidence:
+        in_order = enough_in_order(rows)
+        confidences = np.empty((len(in_order), n_exits))
+        for own in gen_batches(len(in_order), training.batch_size):
+            confidences[own] = read_inputs(in_order[own])[:, :, n_classes]
+        shares = tilted_distribution(np.zeros(n_exits), np.arange(n_exits, dtype=float), loss.costs, loss.budget)
+        start_at_confidence(models, confidences, correct[in_order], sample_weight[in_order], shares)
+    n_epochs = minimize(
+        lambda batch: loss.total(parts(apply_scheduler(models, read_inputs(batch)), batch)),
+        [parameter for model in models for parameter in model.parameters()],
+        rows,
+        held_out,
+        sample_weight,
+        training=training,
+        random_state=random_state,
+        description=description,
+    )
+    # In double precision, for the means are over all rows.
+    utility_logits, log_assignment = torch.empty(2, n_samples, n_exits, dtype=torch.float64)
+    everyone = np.arange(n_samples)
+    with torch.no_grad(), one_thread():
+        for own in gen_batches(n_samples, training.batch_size):
+            utility_logits[own], log_assignment[own] = apply_scheduler(models, read_inputs(everyone[own]))
+        final = parts((utility_logits, log_assignment), everyone)
+    return TrainedScheduler(
+        scheduler_networks(models, mean, scale),
+        np.average(log_assignment.exp().numpy(), axis=0, weights=sample_weight),
+        {name: part.item() for name, part in final.items()},
+        n_epochs,
+    )
+
+
+def scheduler_networks(models: Sequence[torch.nn.Sequential], mean: Floats, scale: Floats) -> list[DenseNetwork]:
+    """The networks without torch, on raw inputs.
+
+    Parameters
+    ----------
+    models : sequence of torch.nn.Sequential
+    mean, scale : ndarray of shape (n_exits * n_inputs,)
+        What the inputs were standardised with.
+
+    Returns
+    -------
+    list of DenseNetwork, one an exit
+    """
+    n_exits = len(models)
+    means, scales = mean.reshape(n_exits, -1), scale.reshape(n_exits, -1)
+    # Utilities u went in as 2 u - 1.
+    return [
+        to_dense(model).after_scaling(np.append(means[k], np.full(k, 0.5)), np.append(scales[k], np.full(k, 0.5)))
+        for k, model in enumerate(models)
+    ]

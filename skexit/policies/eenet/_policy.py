@@ -1,0 +1,285 @@
+"""Exit utilities and an exit distribution, learned together for a budget."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils import check_random_state
+
+from skexit._nn._dense import DenseNetwork
+from skexit._nn._mini_batches import Training, number_of_epochs
+from skexit.data import ExitArray, ExitLayout
+from skexit.data._validation import read_logits
+from skexit.policies._base import BudgetedPolicy, correct_exits
+from skexit.policies._blending import blend, sigmoid
+from skexit.policies._quotas import quota_thresholds
+from skexit.policies.eenet._network import SMALLEST_SHARE, SchedulerLoss, exit_inputs, train_scheduler
+from skexit.uncertainty import max_probability, softmax
+from skexit.uncertainty._scores import count_votes
+from skexit.utils._array_api import array_namespace
+from skexit.utils._sklearn import HasMethods, Interval, StrOptions
+
+#: The most passes of ``max_epochs="auto"``.
+_MOST_EPOCHS = 20
+
+
+class EENetPolicy(BudgetedPolicy):
+    """Learn how likely each exit is right, and what share of the samples it should serve.
+
+    At each exit, a small network sees the class probabilities, three confidences (the largest
+    probability, the entropy and how far the exits so far agree) and what it said at earlier exits.
+    It gives the utility, the probability that the exit is right, and a score for assigning the
+    sample to this exit. Both are learned together, under a penalty that keeps the cost of the
+    assignments near the budget. The mean assignment, tilted to meet the budget, is the quota of
+    each exit, and the samples of highest utility leave until it is full.
+
+    Parameters
+    ----------
+    budget : float, default=0.5
+        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's
+        cost.
+    hidden_ratio : float, default=0.5
+        Hidden units for each input of a network; the paper's is 0.5 for images and 2 for text.
+    alpha : float, default=0.1
+        Weight of the budget loss; the paper's is 0.1 for images and 0.01 for text.
+    beta : float, default=1e-3
+        Weight of the assignment loss; the paper's is 1e-3 for images and 1e-4 for text.
+    learn_scores : bool, default=True
+        Whether samples leave by their utility, or by their largest probability.
+    learn_distribution : bool, default=True
+        Whether the quotas follow the mean assignment or are geometric.
+    confidence_weight : float, default=1.0
+        A sample's score is the weighted geometric mean of its utility, with weight 1, and the
+        largest class probability, with this weight. 0 is the paper's score.
+    init : {"confidence", "random"}, default="confidence"
+        ``"confidence"``: the networks start where the utility ranks as the largest probability does
+        and the assignments are geometric. ``"random"``: they start with random weights, as in the
+        paper.
+    learning_rate : float, default=1e-2
+        Highest learning rate of the networks; the paper's is 3e-5 for images and 1e-4 for text.
+    weight_decay : float, default=1e-4
+        Strength of the squared penalty on the networks' weights; the paper's is 0.01.
+    max_epochs : int or "auto", default="auto"
+        Passes over the rows; the epoch that does best on a held-out tenth of the rows is kept. With
+        less than 200 rows none are held out, and the last is kept. ``"auto"`` is 20 up to 75,000 rows,
+        and beyond falls to 1 at 1,500,000 rows.
+    batch_size : int, default=512
+        Rows in a step.
+    patience : int, default=None
+        Stop after so many epochs without a lower loss on the held-out rows. By default never; the
+        paper's is 50.
+    recall : bool, default=False
+        Answer with the most confident exit so far, rather than with the last that ran.
+    heads : ExitHeads, default=None
+        Heads to fit where exits have no logits; by default ``ExitHeads()`` with this
+        `random_state`.
+    layout : ExitLayout or int, default=None
+        Layout of X, or the number of exits into which its columns split evenly. By default found
+        in X: from an ExitArray, or from column names; else X is one exit of features.
+    random_state : int, RandomState instance or None, default=None
+        Seeds the training of heads and networks.
+    verbose : bool, default=False
+        Show the progress of the networks.
+
+    Attributes
+    ----------
+    networks_ : list of DenseNetwork, one an exit
+        Each gives the logits of utility and assignment. Empty where there is nothing to learn: with
+        one exit, or with neither scores nor distribution to learn.
+    learned_distribution_ : ndarray of shape (n_exits,) or None
+        Mean assignment of the fitting samples, before it is tilted to meet the budget. None where
+        there are no networks.
+    losses_ : dict of str to float
+        Losses on the fitting samples: ``"utility"`` (eq. 11), ``"budget"`` (eq. 14) and
+        ``"assignment"`` (eq. 15). Empty where there are no networks.
+    n_epochs_ : int
+        Epochs after which the networks were at their best; 0 where the start was.
+    thresholds_ : ndarray of shape (n_exits,)
+        A sample stops where its score is at least the threshold; ``inf`` where nobody stops,
+        ``-inf`` at the last exit.
+    exit_distribution_ : ndarray of shape (n_exits,)
+        Share of the fitting samples that stop at each exit.
+    temperatures_ : ndarray of shape (n_exits,)
+        Temperatures of the answers; 1 before ``calibrate``.
+    costs_ : ndarray of shape (n_exits,)
+        Cumulative costs as fractions of the last exit's.
+    classes_ : ndarray of shape (n_classes,)
+        Class labels.
+    layout_ : ExitLayout
+        Layout of X, with the logits and costs of the heads.
+    heads_ : ExitHeads or None
+        The heads that were fitted.
+    n_features_in_ : int
+        Number of columns of X.
+    feature_names_in_ : ndarray of shape (n_columns,)
+        Names of the columns, when X was a DataFrame.
+
+    See Also
+    --------
+    ThresholdPolicy : Stops where the classifier is confident; learns nothing.
+    EMExitAssigner : Learns exit assignments from features, too.
+
+    Notes
+    -----
+    `with_budget` tilts the distribution that was learned for the first budget; nothing is trained
+    again.
+
+    The paper's networks have no biases. Here they have, for inputs are standardised in training. As
+    probabilities sum to one, a bias of a hidden unit says nothing that its weights could not.
+
+    The paper's settings for images are ``init="random"``, ``confidence_weight=0``,
+    ``learning_rate=3e-5``, ``weight_decay=0.01``, ``patience=50`` and some thousand `max_epochs`.
+
+    References
+    ----------
+    "EENet: Learning to Early Exit for Adaptive Inference".
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skexit import EENetPolicy
+    >>> X, y = load_digits(return_X_y=True)
+    >>> policy = EENetPolicy(budget=0.75, layout=2, random_state=0).fit(X, y)
+    >>> policy.exit_distribution_.round(2)
+    array([0.5, 0.5])
+    >>> policy.with_budget(0.6).exit_distribution_.round(2)
+    array([0.8, 0.2])
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "budget": [Real],
+        "hidden_ratio": [Interval(Real, 0, None, closed="neither")],
+        "alpha": [Interval(Real, 0, None, closed="left")],
+        "beta": [Interval(Real, 0, None, closed="left")],
+        "learn_scores": ["boolean"],
+        "learn_distribution": ["boolean"],
+        "confidence_weight": [Interval(Real, 0, None, closed="both")],
+        "init": [StrOptions({"confidence", "random"})],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "max_epochs": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "patience": [Interval(Integral, 1, None, closed="left"), None],
+        "recall": ["boolean"],
+        "heads": [HasMethods(["fit", "transform", "exit_logits"]), None],
+        "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        budget: float = 0.5,
+        *,
+        hidden_ratio: float = 0.5,
+        alpha: float = 0.1,
+        beta: float = 1e-3,
+        learn_scores: bool = True,
+        learn_distribution: bool = True,
+        confidence_weight: float = 1.0,
+        init: str = "confidence",
+        learning_rate: float = 1e-2,
+        weight_decay: float = 1e-4,
+        max_epochs: int | str = "auto",
+        batch_size: int = 512,
+        patience: int | None = None,
+        recall: bool = False,
+        heads: Any = None,
+        layout: ExitLayout | int | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.budget = budget
+        self.hidden_ratio = hidden_ratio
+        self.alpha = alpha
+        self.beta = beta
+        self.learn_scores = learn_scores
+        self.learn_distribution = learn_distribution
+        self.confidence_weight = confidence_weight
+        self.init = init
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.patience = patience
+        self.recall = recall
+        self.heads = heads
+        self.layout = layout
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
+        self.networks_: list[DenseNetwork] = []
+        self.learned_distribution_: NDArray[np.float64] | None = None
+        self.losses_: dict[str, float] = {}
+        self.n_epochs_ = 0
+        if len(self.costs_) > 1 and (self.learn_scores or self.learn_distribution):
+            self._train(X, labels, weight)
+        self._fit_thresholds(X, weight)
+
+    def _train(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
+        trained = train_scheduler(
+            lambda rows: _read_inputs(X, rows),
+            correct_exits(X, labels),
+            weight,
+            SchedulerLoss(self.costs_, self.budget, self.alpha, self.beta),
+            n_classes=len(self.classes_),
+            hidden_ratio=self.hidden_ratio,
+            from_confidence=self.init == "confidence",
+            training=Training(
+                self.learning_rate,
+                self.weight_decay,
+                number_of_epochs(self.max_epochs, len(X), 1, _MOST_EPOCHS),
+                self.batch_size,
+                early_stopping=True,
+                patience=self.patience,
+            ),
+            random_state=check_random_state(self.random_state),
+            description="utilities and assignments" if self.verbose else None,
+        )
+        self.networks_, self.learned_distribution_ = trained.networks, trained.distribution
+        self.losses_, self.n_epochs_ = trained.losses, trained.n_epochs
+
+    def _earlier_exits(self, k: int) -> range:
+        return range(k if self.learn_scores and self.networks_ else 0)
+
+    def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
+        probabilities = softmax(logits)
+        confidence = max_probability(probabilities)
+        if not (self.learn_scores and self.networks_):
+            return confidence
+        memory["votes"] = count_votes(probabilities, memory.get("votes"))
+        inputs = exit_inputs(probabilities, memory["votes"], memory.get("utilities"))
+        utility = sigmoid(self.networks_[k](inputs)[:, 0])
+        memory["utilities"] = _append(memory.get("utilities"), utility)
+        return blend(utility, confidence, self.confidence_weight)
+
+    def _choose_thresholds(self, scores: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self.learned_distribution_ is None or not self.learn_distribution:
+            return quota_thresholds(scores, self.costs_, self.budget, sample_weight=weight)
+        return quota_thresholds(
+            scores,
+            self.costs_,
+            self.budget,
+            log_prior=np.log(np.maximum(self.learned_distribution_, SMALLEST_SHARE)),
+            direction=self.costs_,
+            sample_weight=weight,
+        )
+
+
+def _append(utilities: Any, utility: Any) -> Any:
+    column = utility[:, None]
+    return column if utilities is None else array_namespace(column).concat([utilities, column], axis=1)
+
+
+def _read_inputs(X: ExitArray, rows: Any) -> NDArray[np.float64]:
+    """`exit_inputs` of all exits, side by side."""
+    votes, inputs = None, []
+    for k in range(X.layout.n_exits):
+        probabilities = softmax(read_logits(X, k, rows))
+        votes = count_votes(probabilities, votes)
+        inputs.append(exit_inputs(probabilities, votes))
+    return np.concatenate(inputs, axis=1)

@@ -1,0 +1,497 @@
+"""Exit assignments found by expectation-maximisation, and routers that learn them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from itertools import product
+from numbers import Integral, Real
+from typing import Any, ClassVar, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_consistent_length, check_is_fitted
+
+from skexit._nn._dense import DenseNetwork
+from skexit._nn._mini_batches import Training, number_of_epochs, train
+from skexit.data import ExitArray, ExitLayout
+from skexit.data._validation import cross_validation_splits, encode_labels, read_features, read_logits
+from skexit.exceptions import RoutersUnusedWarning
+from skexit.policies._base import BudgetedPolicy, correct_exits
+from skexit.policies._blending import blend, sigmoid
+from skexit.policies._quotas import equal_thresholds, exits_from_scores, quota_thresholds
+from skexit.policies.em._assignment import expectation, fit_exit_prior, group_patterns
+from skexit.uncertainty import margin, max_probability, normalized_entropy, softmax
+from skexit.utils._array_api import array_namespace
+from skexit.utils._sklearn import HasMethods, Interval, StrOptions
+
+Floats = NDArray[np.float64]
+
+#: The search for `lam` stops at this price; exp(-lam) is then far below `noise`.
+_LARGEST_LAM = 2.0**12
+#: Weights from which the best are chosen: of the confidence in the scores, where 0 trusts the
+#: routers alone, and of the assignments in the quotas, where 0 makes the quotas geometric.
+_CONFIDENCE_WEIGHTS = (0.0, 1.0, 3.0, 10.0, 30.0, np.inf)
+_ASSIGNMENT_WEIGHTS = (0.0, 0.5, 1.0)
+#: The confidence alone with geometric quotas: what learning has to beat.
+_CONFIDENCE_ALONE = (np.inf, 0.0)
+#: An exit that no sample was assigned to keeps this share before the quotas are tilted.
+_SMALLEST_SHARE = 1e-6
+#: The most passes of ``max_epochs="auto"``.
+_MOST_EPOCHS = 20
+
+
+class EMExitAssigner(BudgetedPolicy):
+    """Assign samples to exits by expectation-maximisation, and learn routers that do the same.
+
+    The exit of a sample is a latent variable. Exit k explains a sample by ``exp(-lam * c_k)``
+    where its prediction is right, and by `noise` times that where it is wrong; c_k is the exit's
+    cost as a fraction of the last exit's. The E-step computes how probable each exit is for each
+    sample, the M-step how probable each exit is overall. At each exit but the last, a router then
+    learns the probability that the sample was assigned to this exit or an earlier one, and a
+    sample stops at the first exit whose router says so.
+
+    Parameters
+    ----------
+    lam : float, default=1.0
+        Price of the whole network: larger means earlier exits. With nine exits, values between 1
+        and 5 span the useful costs. Not used with `budget`, which finds it.
+    max_iter : int, default=10
+        Iterations of expectation-maximisation.
+    assignment : {"soft", "hard"}, default="soft"
+        What the routers learn at exit k: the probability that the sample's exit is k or earlier,
+        or whether its most probable exit is.
+    noise : float, default=1e-3
+        Likelihood of a sample at an exit that gets it wrong, relative to one that gets it right.
+        The paper has 0, which leaves samples that no exit gets right undefined.
+    router_hidden : tuple of int, default=(64,)
+        Width of each hidden layer of a router; ``()`` makes the routers linear.
+    router_input : {"both", "features", "probabilities"}, default="both"
+        What a router sees: the exit's features (as in the paper), its class probabilities with
+        their largest value, entropy and margin, or both.
+    threshold : float, default=0.5
+        A sample stops where its score is at least this. Not used with `budget`.
+    budget : float, default=None
+        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's
+        cost. Finds the `lam` at which the assignments have that mean cost, and one threshold an
+        exit at which the routers have it.
+    confidence_weight : "auto" or float, default="auto"
+        A sample's score is the weighted geometric mean of its router's probability, with weight 1,
+        and the largest class probability, with this weight. 0 is the paper's router. ``"auto"``
+        is 0 without a budget; with one, it is the weight that is most accurate within the budget
+        for routers trained on other rows, and infinite, the confidence alone, unless another gains
+        more than one standard error; where it is infinite, ``fit`` warns.
+    learning_rate : float, default=5e-3
+        Highest learning rate of the routers; the paper's is 1e-3.
+    alpha : float, default=1e-2
+        Strength of the squared penalty on the routers' weights.
+    max_epochs : int or "auto", default="auto"
+        Passes over the rows in training a router; the epoch that does best on a held-out tenth of
+        the rows is kept. ``"auto"`` is 20 up to 75,000 rows, and beyond falls to 1 at 1,500,000 rows.
+    batch_size : int, default=512
+        Rows in a step of training a router; fewer where there would be less than 20 steps in an
+        epoch.
+    cv : int, cross-validation generator or iterable, default=3
+        How rows are split in choosing the weights of the confidence and of the assignments.
+    recall : bool, default=False
+        Answer with the most confident exit so far, rather than with the last that ran.
+    heads : ExitHeads, default=None
+        Heads to fit where exits have no logits; by default ``ExitHeads()`` with this
+        `random_state`.
+    layout : ExitLayout or int, default=None
+        Layout of X, or the number of exits into which its columns split evenly. By default found
+        in X: from an ExitArray, or from column names; else X is one exit of features.
+    random_state : int, RandomState instance or None, default=None
+        Seeds the training of heads and routers.
+    verbose : bool, default=False
+        Show the progress of the routers.
+
+    Attributes
+    ----------
+    exit_prior_ : ndarray of shape (n_exits,)
+        Probability of each exit over all samples (π in the paper).
+    log_likelihood_ : ndarray of shape (max_iter + 1,)
+        Mean log-likelihood of the fitting samples before each iteration and after the last; it
+        never falls.
+    n_iter_ : int
+        Number of iterations, `max_iter`.
+    lam_ : float
+        `lam`, or what was found for `budget`. Negative for a budget so large that the assignments
+        would not use it at no price.
+    confidence_weight_ : float
+        `confidence_weight`, or what was chosen.
+    assignment_weight_ : float
+        With `budget`, exit k serves a share of the samples in proportion to
+        ``assigned_k ** assignment_weight_ * exp(t * c_k)``, with the t that meets the budget; 0
+        makes the shares geometric. Chosen with `confidence_weight_` from 0, 0.5 and 1; 1 where
+        that weight is given.
+    routers_ : list of DenseNetwork, one an exit but the last
+        Each gives the logit of the probability of stopping.
+    uses_routers_ : bool
+        Whether scores depend on routers. False where `confidence_weight_` is infinite, and with a
+        single exit; then no router runs, and no features are read for them.
+    thresholds_ : ndarray of shape (n_exits,)
+        A sample stops where its score is at least the threshold; ``inf`` where nobody stops,
+        ``-inf`` at the last exit.
+    exit_distribution_ : ndarray of shape (n_exits,)
+        Share of the fitting samples that stop at each exit.
+    temperatures_ : ndarray of shape (n_exits,)
+        Temperatures of the answers; 1 before ``calibrate``.
+    costs_ : ndarray of shape (n_exits,)
+        Cumulative costs as fractions of the last exit's.
+    classes_ : ndarray of shape (n_classes,)
+        Class labels.
+    layout_ : ExitLayout
+        Layout of X, with the logits and costs of the heads.
+    heads_ : ExitHeads or None
+        The heads that were fitted.
+    n_features_in_ : int
+        Number of columns of X.
+    feature_names_in_ : ndarray of shape (n_columns,)
+        Names of the columns, when X was a DataFrame.
+
+    See Also
+    --------
+    ThresholdPolicy : Stops where the classifier is confident; learns nothing.
+
+    Notes
+    -----
+    With `budget`, the routers learn the assignments of the `lam_` that was found, and `with_budget`
+    finds another `lam_` and other thresholds for the same routers. A policy that was fitted without a
+    budget has not chosen the weights of confidence and assignments: its copies for a budget use the
+    routers alone.
+
+    The E-step sees a sample only through which exits get it right. Samples are grouped by that
+    pattern once, so that an iteration costs as many steps as there are patterns.
+
+    References
+    ----------
+    "EM-Based Adaptive Computation in Multi-Exit Neural Networks", phases 2 to 4.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skexit import EMExitAssigner
+    >>> X, y = load_digits(return_X_y=True)
+    >>> policy = EMExitAssigner(budget=0.75, layout=2, random_state=0).fit(X, y)
+    >>> policy.exit_distribution_.round(2)
+    array([0.5, 0.5])
+    """
+
+    _only_for_fitting = BudgetedPolicy._only_for_fitting | {
+        "_confidence",
+        "_correct",
+        "_held_out_probability",
+        "_pattern_weight",
+        "_patterns",
+        "_router_probability",
+    }
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "lam": [Interval(Real, None, None, closed="neither")],
+        "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "assignment": [StrOptions({"soft", "hard"})],
+        "noise": [Interval(Real, 0, 1, closed="neither")],
+        "router_hidden": ["array-like"],
+        "router_input": [StrOptions({"both", "features", "probabilities"})],
+        "threshold": [Interval(Real, 0, 1, closed="both")],
+        "budget": [Real, None],
+        "confidence_weight": [StrOptions({"auto"}), Interval(Real, 0, None, closed="both")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "alpha": [Interval(Real, 0, None, closed="left")],
+        "max_epochs": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "cv": ["cv_object"],
+        "recall": ["boolean"],
+        "heads": [HasMethods(["fit", "transform", "exit_logits"]), None],
+        "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        lam: float = 1.0,
+        *,
+        max_iter: int = 10,
+        assignment: str = "soft",
+        noise: float = 1e-3,
+        router_hidden: Sequence[int] = (64,),
+        router_input: str = "both",
+        threshold: float = 0.5,
+        budget: float | None = None,
+        confidence_weight: float | str = "auto",
+        learning_rate: float = 5e-3,
+        alpha: float = 1e-2,
+        max_epochs: int | str = "auto",
+        batch_size: int = 512,
+        cv: Any = 3,
+        recall: bool = False,
+        heads: Any = None,
+        layout: ExitLayout | int | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.lam = lam
+        self.max_iter = max_iter
+        self.assignment = assignment
+        self.noise = noise
+        self.router_hidden = router_hidden
+        self.router_input = router_input
+        self.threshold = threshold
+        self.budget = budget
+        self.confidence_weight = confidence_weight
+        self.learning_rate = learning_rate
+        self.alpha = alpha
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.cv = cv
+        self.recall = recall
+        self.heads = heads
+        self.layout = layout
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def assignments(self, X: Any, y: ArrayLike) -> Floats:
+        """Probability of each exit for each sample, given its label (the E-step).
+
+        Parameters
+        ----------
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
+        y : array-like of shape (n_samples,)
+            Class labels.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_exits)
+            Rows sum to one.
+        """
+        check_is_fitted(self)
+        exits = self._add_logits(self._check_new(X))
+        check_consistent_length(exits, y)
+        _, labels = encode_labels(y, exits.layout)
+        return expectation(correct_exits(exits, labels), self.exit_prior_, self.lam_, self.costs_, self.noise)[0]
+
+    def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
+        self._check_router_hidden()
+        self._correct, self._confidence = _answers(X, labels)
+        self._patterns, self._pattern_weight, pattern_of_row = group_patterns(self._correct, weight)
+        self._find_assignments()
+        targets = self._targets()[pattern_of_row]
+        random_state = check_random_state(self.random_state)
+        self._held_out_probability = None
+        if self._chooses_weights():
+            self._held_out_probability = self._cross_fit_routers(X, labels, targets, weight, random_state)
+        self.routers_ = self._train_routers(X, targets, weight, random_state)
+        self._router_probability = self._router_probabilities(X, self.routers_)
+        self._fitting_weight = weight
+        self._apply_thresholds()
+        if self._chooses_weights() and not self.uses_routers_:
+            self._warn_of_unused_routers()
+
+    def _warn_of_unused_routers(self) -> None:
+        if self.assignment_weight_ == 0:
+            cure = "Use ThresholdPolicy with this budget, which decides the same without training, or pass"
+        else:
+            cure = "Only the quotas follow from what was learned, the assignments. Pass"
+        warnings.warn(
+            f"routers add nothing to the confidence at budget={self.budget}: on rows that they were not trained on, "
+            "decisions without them are as accurate, within one standard error. Predictions run no routers and read "
+            f"no features for them. {cure} confidence_weight=0 to decide by the routers alone.",
+            RoutersUnusedWarning,
+            stacklevel=6,
+        )
+
+    def _targets(self) -> Floats:
+        """What routers learn: for each pattern, the probability that its exit is each or an earlier one."""
+        return np.minimum(np.cumsum(self._assigned(self.lam_, self.exit_prior_), axis=1), 1)
+
+    def _check_router_hidden(self) -> None:
+        if not all(isinstance(width, Integral) and width >= 1 for width in self.router_hidden):
+            raise ValueError(
+                f"router_hidden={self.router_hidden!r} must hold one positive integer for each hidden layer; "
+                "() makes the routers linear."
+            )
+
+    def _find_assignments(self) -> None:
+        finds_lam = self.budget is not None and len(self.costs_) > 1
+        self.lam_ = self._find_lam(self.budget) if finds_lam else float(self.lam)
+        self.n_iter_ = self.max_iter
+        self.exit_prior_, self.log_likelihood_ = self._maximize(self.lam_)
+
+    def _maximize(self, lam: float) -> tuple[Floats, Floats]:
+        return fit_exit_prior(self._patterns, self._pattern_weight, lam, self.costs_, self.noise, self.max_iter)
+
+    def _find_lam(self, budget: float) -> float:
+        def mean_cost(lam: float) -> float:
+            assigned = self._assigned(lam, self._maximize(lam)[0])
+            return float(np.average(assigned @ self.costs_, weights=self._pattern_weight))
+
+        # The mean cost falls as the price rises, from the last exit's to the first exit's.
+        low, high = -1.0, 1.0
+        while mean_cost(low) < budget and low > -_LARGEST_LAM:
+            low *= 2
+        while mean_cost(high) > budget and high < _LARGEST_LAM:
+            high *= 2
+        for _ in range(50):
+            middle = (low + high) / 2
+            low, high = (middle, high) if mean_cost(middle) > budget else (low, middle)
+        return high
+
+    def _assigned(self, lam: float, prior: Floats) -> Floats:
+        """Probability of each exit for each pattern; 0 or 1 for hard assignments."""
+        posterior, _ = expectation(self._patterns, prior, lam, self.costs_, self.noise)
+        if self.assignment == "hard":
+            return np.eye(len(self.costs_))[np.argmax(posterior, axis=1)]
+        return posterior
+
+    def _train_routers(
+        self, X: ExitArray, targets: Floats, weight: Floats, random_state: np.random.RandomState
+    ) -> list[DenseNetwork]:
+        def train_router(k: int) -> DenseNetwork:
+            return train(
+                lambda rows: self._read_router_inputs(X, k, rows),
+                targets[:, k],
+                weight,
+                hidden=self.router_hidden,
+                n_outputs=1,
+                training=training,
+                random_state=random_state,
+                description=f"router of exit {k}" if self.verbose else None,
+            )
+
+        n_epochs = number_of_epochs(self.max_epochs, len(X), 1, _MOST_EPOCHS)
+        training = Training(self.learning_rate, self.alpha, n_epochs, self.batch_size, early_stopping=True)
+        return [train_router(k) for k in range(X.layout.n_exits - 1)]
+
+    def _cross_fit_routers(
+        self,
+        X: ExitArray,
+        labels: NDArray[np.int64],
+        targets: Floats,
+        weight: Floats,
+        random_state: np.random.RandomState,
+    ) -> NDArray[np.float32]:
+        """Probabilities that routers trained on other rows give to each row."""
+        # They are kept to choose weights for other budgets; single precision is enough for that.
+        probability = np.empty((len(X), X.layout.n_exits), dtype=np.float32)
+        for fit_rows, held_out in cross_validation_splits(self.cv, labels, random_state):
+            routers = self._train_routers(X[fit_rows], targets[fit_rows], weight[fit_rows], random_state)
+            probability[held_out] = self._router_probabilities(X[held_out], routers)
+        return probability
+
+    def _router_probabilities(self, X: ExitArray, routers: list[DenseNetwork]) -> Floats:
+        probability = np.ones((len(X), X.layout.n_exits))
+        for batch in X.batches():
+            for k, router in enumerate(routers):
+                probability[batch, k] = sigmoid(router(self._read_router_inputs(X, k, batch))[:, 0])
+        return probability
+
+    def _read_router_inputs(self, X: ExitArray, k: int, rows: Any) -> Floats:
+        features = read_features(X, k, rows) if self.router_input != "probabilities" else None
+        return self._router_inputs(k, softmax(read_logits(X, k, rows)), features)
+
+    def _router_inputs(self, k: int, probabilities: Any, features: Any) -> Any:
+        parts = []
+        if self.router_input != "probabilities" and features.shape[1]:
+            parts.append(features)
+        elif self.router_input == "features":
+            raise ValueError(
+                f"router_input='features', but exit {k} has no features. Use router_input='probabilities' or 'both', "
+                "or keep features in the cache."
+            )
+        xp = array_namespace(probabilities)
+        if self.router_input != "features":
+            scores = [max_probability(probabilities), normalized_entropy(probabilities), margin(probabilities)]
+            parts += [probabilities, xp.stack(scores, axis=1)]
+        return xp.concat(parts, axis=1)
+
+    @property
+    def _needs_features(self) -> bool:  # type: ignore[override]
+        return self.uses_routers_ and self.router_input != "probabilities"
+
+    @property
+    def uses_routers_(self) -> bool:
+        """Whether scores depend on routers."""
+        return len(self.routers_) > 0 and bool(np.isfinite(self.confidence_weight_))
+
+    def _earlier_exits(self, k: int) -> range:
+        return range(0)
+
+    def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
+        probabilities = softmax(logits)
+        confidence = max_probability(probabilities)
+        if not self.uses_routers_:
+            return confidence
+        if k == self.layout_.n_exits - 1:
+            probability = array_namespace(logits).ones_like(confidence)
+        else:
+            probability = sigmoid(self.routers_[k](self._router_inputs(k, probabilities, features))[:, 0])
+        return blend(probability, confidence, self.confidence_weight_)
+
+    def _apply_thresholds(self) -> None:
+        self._find_assignments()
+        self.confidence_weight_, self.assignment_weight_ = self._find_weights()
+        self._set_thresholds(blend(self._router_probability, self._confidence, self.confidence_weight_))
+
+    def _choose_thresholds(self, scores: Floats, weight: Floats) -> Floats:
+        return self._thresholds_for(scores, weight, self.assignment_weight_)
+
+    def _thresholds_for(self, scores: Floats, weight: Floats, assignment_weight: float, warn: bool = True) -> Floats:
+        if self.budget is None:
+            return equal_thresholds(self.threshold, scores.shape[1])
+        if assignment_weight == 0:
+            return quota_thresholds(scores, self.costs_, self.budget, sample_weight=weight, warn=warn)
+        shares = np.average(self._assigned(self.lam_, self.exit_prior_), axis=0, weights=self._pattern_weight)
+        log_prior = assignment_weight * np.log(np.maximum(shares, _SMALLEST_SHARE))
+        return quota_thresholds(
+            scores,
+            self.costs_,
+            self.budget,
+            log_prior=log_prior,
+            direction=self.costs_,
+            sample_weight=weight,
+            warn=warn,
+        )
+
+    def _chooses_weights(self) -> bool:
+        return self.budget is not None and self.confidence_weight == "auto" and len(self.costs_) > 1
+
+    def _find_weights(self) -> tuple[float, float]:
+        """Weights of the confidence and of the assignments."""
+        if self._held_out_probability is None:
+            return 0.0 if self.confidence_weight == "auto" else float(self.confidence_weight), 1.0
+        candidates = list(product(_CONFIDENCE_WEIGHTS, _ASSIGNMENT_WEIGHTS))
+        right = np.stack([self._held_out_right(*candidate) for candidate in candidates])
+        weight = self._fitting_weight
+        best = int(np.argmax(np.average(right, axis=1, weights=weight)))
+        gain = right[best].astype(np.float64) - right[candidates.index(_CONFIDENCE_ALONE)]
+        return candidates[best] if _exceeds_its_error(gain, weight) else _CONFIDENCE_ALONE
+
+    def _held_out_right(self, confidence_weight: float, assignment_weight: float) -> NDArray[np.bool_]:
+        """Whether each row is answered right, by routers that were trained on other rows."""
+        scores = blend(self._held_out_probability, self._confidence, confidence_weight)
+        thresholds = self._thresholds_for(scores, self._fitting_weight, assignment_weight, warn=False)
+        stops = exits_from_scores(scores, thresholds)
+        return self._correct[np.arange(len(stops)), stops]
+
+
+def _answers(X: ExitArray, labels: NDArray[np.int64]) -> tuple[NDArray[np.bool_], Floats]:
+    """Which exits are right for which rows, and how sure they are: the largest probability."""
+    correct = np.empty((len(X), X.layout.n_exits), dtype=bool)
+    confidence = np.empty(correct.shape)
+    for batch in X.batches():
+        for k in range(X.layout.n_exits):
+            logits = cast(Any, read_logits(X, k, batch))
+            correct[batch, k] = np.argmax(logits, axis=1) == labels[batch]
+            confidence[batch, k] = max_probability(softmax(logits))
+    return correct, confidence
+
+
+def _exceeds_its_error(gain: Floats, weight: Floats) -> bool:
+    """Whether a mean gain is more than one standard error above zero."""
+    mean = np.average(gain, weights=weight)
+    share = weight / weight.sum()
+    return bool(mean > np.sqrt(np.sum(share**2 * (gain - mean) ** 2)))

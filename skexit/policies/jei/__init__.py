@@ -1,0 +1,5 @@
+"""JEI-DNN: inference modules and gates, learned together for a price of compute."""
+
+from skexit.policies.jei._ensemble import JEIGatedEnsemble, LambdaPath
+
+__all__ = ["JEIGatedEnsemble", "LambdaPath"]

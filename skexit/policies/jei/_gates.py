@@ -1,0 +1,136 @@
+"""Learned gates of JEI-DNN: what they see, what they learn, and how they are read.
+
+Written against the array API: torch trains with the same functions that decide at an exit.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skexit.uncertainty import margin, max_probability, normalized_entropy
+from skexit.utils._array_api import array_namespace
+
+Array = Any  # an array of any namespace that array-api-compat knows
+
+#: Statistics of an exit's probabilities that a gate sees.
+N_STATISTICS = 4
+
+
+def gate_statistics(probabilities: Array) -> Array:
+    """Largest probability, entropy, entropy at temperature 0.5, and margin (JEI-DNN, section 9.9).
+
+    The entropies are in nats, with the minus sign that the paper's lack.
+
+    Parameters
+    ----------
+    probabilities : array of shape (..., n_classes)
+
+    Returns
+    -------
+    array of shape (..., 4)
+    """
+    xp = array_namespace(probabilities)
+    # At temperature 0.5 probabilities are squared; the largest is taken out, so that none vanishes.
+    sharpened = (probabilities / max_probability(probabilities)[..., None]) ** 2
+    sharpened = sharpened / xp.sum(sharpened, axis=-1, keepdims=True)
+    return xp.stack(
+        [max_probability(probabilities), _entropy(probabilities), _entropy(sharpened), margin(probabilities)], axis=-1
+    )
+
+
+def _entropy(probabilities: Array) -> Array:
+    return (1 - normalized_entropy(probabilities)) * math.log(probabilities.shape[-1])
+
+
+def exit_probabilities(gates: Array, reading: str) -> Array:
+    """Probability of leaving at each exit, P(G = l).
+
+    Parameters
+    ----------
+    gates : array of shape (..., n_exits)
+        What each gate says, in [0, 1]; the last is not looked at, since everyone left leaves there.
+    reading : {"stop", "exit"}
+        ``"stop"``: a gate says how probable it is that a sample that got here stops here, so that
+        eq. 4 holds with P(E_l) = g_l. ``"exit"``: it says P(G = l) itself, cut where the
+        probabilities would exceed one (eq. 7 and 8).
+
+    Returns
+    -------
+    array of shape (..., n_exits)
+        Sums to one.
+    """
+    xp = array_namespace(gates)
+    remaining = xp.ones_like(gates[..., 0])
+    probabilities = []
+    for k in range(gates.shape[-1] - 1):
+        leaving = leaving_probability(gates[..., k], remaining, reading)
+        probabilities.append(leaving)
+        remaining = remaining - leaving
+    return xp.stack([*probabilities, remaining], axis=-1)
+
+
+def leaving_probability(gate: Array, remaining: Array, reading: str) -> Array:
+    """Probability of leaving at one exit, given that of getting there.
+
+    Parameters
+    ----------
+    gate : array of shape (...)
+    remaining : array of shape (...)
+        Probability of having left at no earlier exit.
+    reading : {"stop", "exit"}
+        As in `exit_probabilities`.
+
+    Returns
+    -------
+    array of shape (...)
+    """
+    if reading == "stop":
+        return gate * remaining
+    return array_namespace(gate).where(gate < remaining, gate, remaining)
+
+
+def gate_targets(costs: NDArray[np.float64], targets: str) -> NDArray[np.float64]:
+    """What the gates learn: 1 where a sample should leave at an exit or should have left before.
+
+    Parameters
+    ----------
+    costs : ndarray of shape (n_samples, n_exits)
+        Cross-entropy plus the price of compute at each exit.
+    targets : {"exit_if_min", "exit_subsequent"}
+        ``"exit_subsequent"``: 1 from the cheapest exit on (eq. 31). ``"exit_if_min"``: 1 where no
+        later exit is cheaper (section 9.15; eq. 32 is misprinted).
+
+    Returns
+    -------
+    ndarray of shape (n_samples, n_exits - 1)
+        0 or 1. Of exits that cost the same, the first is the cheapest.
+    """
+    n_exits = costs.shape[1]
+    if targets == "exit_subsequent":
+        best = np.argmin(costs, axis=1)
+        return (np.arange(n_exits - 1) >= best[:, None]).astype(np.float64)
+    cheapest_later = np.minimum.accumulate(costs[:, :0:-1], axis=1)[:, ::-1]
+    return (costs[:, :-1] <= cheapest_later).astype(np.float64)
+
+
+def balanced_weight(targets: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weights that make zeros and ones of each gate's targets weigh the same.
+
+    Parameters
+    ----------
+    targets, weight : ndarray of shape (n_samples, n_exits - 1)
+
+    Returns
+    -------
+    ndarray of shape (n_samples, n_exits - 1)
+        Unchanged where a gate has zeros or ones only.
+    """
+    total = weight.sum(axis=0)
+    ones = (weight * targets).sum(axis=0) / total
+    mixed = (ones > 0) & (ones < 1)
+    of_ones, of_zeros = (np.where(mixed, 0.5 / np.where(mixed, share, 1), 1.0) for share in (ones, 1 - ones))
+    return weight * np.where(targets == 1, of_ones, of_zeros)

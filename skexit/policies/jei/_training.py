@@ -1,0 +1,451 @@
+"""Joint training of inference modules and gates (JEI-DNN, Algorithm 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from skexit._nn._dense import DenseNetwork, weighted_scaling
+from skexit._nn._mini_batches import keep_in_memory, one_cycle, one_thread
+from skexit.data import ExitArray
+from skexit.data._validation import read_features, read_logits
+from skexit.policies.jei._gates import (
+    N_STATISTICS,
+    balanced_weight,
+    exit_probabilities,
+    gate_statistics,
+    gate_targets,
+)
+from skexit.uncertainty import softmax
+
+if TYPE_CHECKING:
+    import torch
+
+Floats = NDArray[np.float64]
+
+#: Steps in an epoch, or more; batches are smaller where there are few rows.
+_FEWEST_STEPS = 80
+
+
+@dataclass(frozen=True)
+class JointTraining:
+    """How `JointTrainer` trains: parameters of :class:`skexit.JEIGatedEnsemble`."""
+
+    targets: str
+    gate_reading: str
+    gradient: str
+    gate_class_weight: str | None
+    learning_rate: float
+    l2: float
+    warm_up_epochs: int
+    max_epochs: int
+    early_stopping: bool
+    patience: int
+    batch_size: int
+    bilevel_switch: int
+
+
+class JointTrainer:
+    """Trains inference modules and gates, in as many copies as there are folds, and one more.
+
+    Copy f does not learn from the rows of fold f. What it says of these rows is what the gates
+    learn from, and what tells when to stop: gates that saw modules on their own training rows
+    would take them for better than they are. The last copy learns from all rows; it is the one
+    that is kept. All copies share the gates.
+
+    Parameters
+    ----------
+    X : ExitArray of shape (n_samples, n_columns)
+        An exit that has logits keeps them; a linear module is trained at each of the others.
+    labels : ndarray of shape (n_samples,)
+    weight : ndarray of shape (n_samples,)
+    folds : ndarray of shape (n_samples,)
+        Fold of each row, from 0.
+    temperatures : ndarray of shape (n_exits,)
+        The logits that X has are divided by these.
+    settings : JointTraining
+    random_state : RandomState
+    verbose : bool
+        Show progress bars.
+    """
+
+    def __init__(
+        self,
+        X: ExitArray,
+        labels: NDArray[np.int64],
+        weight: Floats,
+        folds: NDArray[np.int64],
+        *,
+        temperatures: Floats,
+        settings: JointTraining,
+        random_state: np.random.RandomState,
+        verbose: bool = False,
+    ) -> None:
+        import torch
+
+        self.X, self.settings, self.random_state, self.verbose = X, settings, random_state, verbose
+        self.temperatures, self.folds = temperatures, folds
+        self.labels = torch.as_tensor(labels)
+        self.weight = torch.as_tensor(weight / weight.mean(), dtype=torch.float32)
+        self.n_copies = int(folds.max()) + 2
+        self._learned = (self.weight * self._learns(folds)).mean(-1).clamp(min=1e-12)
+        self.trained = [k for k in range(X.layout.n_exits) if not X.layout.has_logits(k)]
+        self._scaling = {k: self._find_scaling(k, weight) for k in self.trained}
+        self._widths = [X.layout.n_features[k] if k in self._scaling else X.layout.n_logits[k] for k in self._exits()]
+        self._inputs = keep_in_memory(self._read, len(X), sum(self._widths))
+        self.modules, self.gates = self._initial_modules(), self._initial_gates()
+        self._warm_up()
+
+    def fit(self, prices: Floats) -> int:
+        """Train from where the warm-up or the training for other prices ended.
+
+        Parameters
+        ----------
+        prices : ndarray of shape (n_exits,)
+            Price of the compute of each exit, in nats: λ times its cost as a fraction of the last's.
+
+        Returns
+        -------
+        int
+            Passes over the rows, up to that whose modules and gates were kept.
+        """
+        with one_thread():
+            return self._take_steps(prices)
+
+    def start_gates(self, gates: list[DenseNetwork]) -> None:
+        """Go on from gates that were fitted to the modules as they are.
+
+        Parameters
+        ----------
+        gates : list of DenseNetwork, one an exit but the last
+        """
+        import torch
+
+        weights, biases = self.gates
+        with torch.no_grad():
+            for k, gate in enumerate(gates):
+                weights[k] = torch.as_tensor(gate.weights[0][:, 0], dtype=torch.float32)
+                biases[k] = float(gate.biases[0][0])
+
+    def networks(self, copy: int = -1) -> list[DenseNetwork | None]:
+        """Inference modules of one copy.
+
+        Parameters
+        ----------
+        copy : int, default=-1
+            The fold that the copy has not learned from; -1 for that which learned from all rows.
+
+        Returns
+        -------
+        list of DenseNetwork or None
+            None where an exit keeps its own logits.
+        """
+        networks: list[DenseNetwork | None] = [None] * self.X.layout.n_exits
+        for k, (weights, biases) in self.modules.items():
+            weight, bias = weights[copy].detach().numpy(), biases[copy, 0].detach().numpy()
+            network = DenseNetwork((weight.astype(np.float64),), (bias.astype(np.float64),))
+            networks[k] = network.after_scaling(*self._scaling[k])
+        return networks
+
+    def _find_scaling(self, k: int, weight: Floats) -> tuple[Floats, Floats]:
+        batches = self.X.batches()
+        return weighted_scaling((read_features(self.X, k, batch), weight[batch]) for batch in batches)
+
+    def _exits(self) -> range:
+        return range(self.X.layout.n_exits)
+
+    def _initial_modules(self) -> dict[int, list[torch.Tensor]]:
+        """Weights and biases of each exit's module, one a copy."""
+        import torch
+
+        n_classes, widths = cast(int, self.X.layout.n_classes), self.X.layout.n_features
+        return {
+            k: [
+                torch.zeros(self.n_copies, widths[k], n_classes, requires_grad=True),
+                torch.zeros(self.n_copies, 1, n_classes, requires_grad=True),
+            ]
+            for k in self.trained
+        }
+
+    def _initial_gates(self) -> list[torch.Tensor]:
+        """Weights of each gate for the statistics of its exit, and biases."""
+        import torch
+
+        n_gates = self.X.layout.n_exits - 1
+        return [
+            torch.zeros(n_gates, N_STATISTICS, requires_grad=True),
+            torch.zeros(n_gates, requires_grad=True),
+        ]
+
+    def _read(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """Standardised features of the exits that are trained, and logits of the others, side by side."""
+        import torch
+
+        blocks = []
+        for k in self._exits():
+            if k in self._scaling:
+                mean, scale = self._scaling[k]
+                blocks.append((read_features(self.X, k, rows) - mean) / scale)
+            else:
+                blocks.append(cast(Any, read_logits(self.X, k, rows)) / self.temperatures[k])
+        return torch.as_tensor(np.concatenate(blocks, axis=1), dtype=torch.float32)
+
+    def _logits(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """Logits of every copy, of shape (n_copies, n_rows, n_exits, n_classes)."""
+        import torch
+
+        logits = []
+        for k, block in enumerate(self._inputs(rows).split(self._widths, dim=1)):
+            if k in self.modules:
+                weights, biases = self.modules[k]
+                logits.append(torch.baddbmm(biases, block.expand(self.n_copies, *block.shape), weights))
+            else:
+                logits.append(block.expand(self.n_copies, *block.shape))
+        return torch.stack(logits, dim=2)
+
+    def _held_out_logits(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """Logits of each row from the copy that has not learned from it."""
+        import torch
+
+        with torch.no_grad():
+            return self._logits(rows)[self.folds[rows], np.arange(len(rows))]
+
+    def _gate_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        weights, biases = self.gates
+        return (gate_statistics(softmax(logits[..., :-1, :])) * weights).sum(-1) + biases
+
+    def _exit_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        import torch
+
+        said = torch.sigmoid(self._gate_logits(logits))
+        last = torch.ones_like(said[..., :1])
+        return exit_probabilities(torch.cat([said, last], dim=-1), self.settings.gate_reading)
+
+    def _copy_weight(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """Weight of each row for each copy: none for the rows of its fold, and 1 on average over all rows.
+
+        A batch may be a single row, so that the weights in it must not be made to sum to one.
+        """
+        learns = self._learns(self.folds[rows])
+        return self.weight[rows] * learns / self._learned[:, None]
+
+    def _learns(self, folds: NDArray[np.int64]) -> torch.Tensor:
+        """Which copies learn from rows of these folds."""
+        import torch
+
+        return torch.as_tensor(np.arange(self.n_copies)[:, None] != folds)
+
+    def _warm_up(self) -> None:
+        """Train all modules on all rows; earlier modules, which have more to learn, faster (eq. 17)."""
+        import torch
+
+        settings, n_exits = self.settings, self.X.layout.n_exits
+        groups = self._module_groups([settings.learning_rate * max(n_exits - 1 - k, 1) for k in self.trained])
+        optimizer = torch.optim.Adam(groups, fused=True)
+        rates = [group["lr"] for group in groups]
+        schedule = one_cycle(optimizer, rates, settings.warm_up_epochs * self._n_batches())
+        with one_thread():
+            for _ in self._progress("warm-up", settings.warm_up_epochs):
+                for batch in self._batches():
+                    optimizer.zero_grad()
+                    losses = cross_entropies(self._logits(batch)[:, :, self.trained], self.labels[batch])
+                    (losses.sum(-1) * self._copy_weight(batch)).mean(-1).sum().backward()
+                    optimizer.step()
+                    schedule.step()
+
+    def _take_steps(self, prices: Floats) -> int:
+        """Take a step with each batch, and keep the best epoch."""
+        settings = self.settings
+        step = self._bilevel_steps(prices)
+        best, best_loss, best_epoch = self._state(), self.held_out_loss(prices), 0
+        epochs = self._progress(f"price {prices[-1]:.3g}", settings.max_epochs)
+        for epoch in epochs:
+            for batch in self._batches():
+                step(batch)
+            held_out_loss = self.held_out_loss(prices)
+            epochs.set_postfix(held_out_loss=f"{held_out_loss:.4f}")
+            if held_out_loss < best_loss or not settings.early_stopping:
+                best, best_loss, best_epoch = self._state(), held_out_loss, epoch + 1
+            elif epoch + 1 - best_epoch >= settings.patience:
+                break
+        self._set_state(best)
+        return best_epoch
+
+    def _bilevel_steps(self, prices: Floats) -> Callable[[NDArray[np.int64]], None]:
+        """Steps in which gates and modules take turns."""
+        import torch
+
+        settings = self.settings
+        rate = settings.learning_rate
+        modules = torch.optim.Adam(self._module_groups([rate] * len(self.trained)), fused=True)
+        gates = torch.optim.Adam(self.gates, lr=rate)
+        turns = np.arange(settings.max_epochs * self._n_batches()) // settings.bilevel_switch % 2 == 0
+        schedules = {
+            True: one_cycle(gates, rate, int(turns.sum())),
+            # One where it is never the modules' turn: there is no schedule of no steps.
+            False: one_cycle(modules, rate, max(int((~turns).sum()), 1)),
+        }
+        remaining_turns = iter(turns.tolist())
+
+        def step(batch: NDArray[np.int64]) -> None:
+            trains_gates = next(remaining_turns)
+            optimizer = gates if trains_gates else modules
+            if trains_gates:
+                loss = self._gate_loss(batch, prices)
+            else:
+                loss, shares = self._module_loss(batch, prices)
+                self._scale_penalties(modules, shares)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedules[trains_gates].step()
+
+        return step
+
+    def _module_loss(self, batch: NDArray[np.int64], prices: Floats) -> tuple[torch.Tensor, torch.Tensor]:
+        """Eq. 6 for each copy, summed, and the share of the samples at each exit.
+
+        Its gradient is the left term of eq. 14, and the right one only where it is asked for.
+        """
+        logits = self._logits(batch)
+        seen_by_gates = logits if self.settings.gradient == "full" else logits.detach()
+        probabilities = self._exit_probabilities(seen_by_gates)
+        losses = self._sample_losses(logits, probabilities, batch, prices)
+        loss = (losses * self._copy_weight(batch)).mean(-1).sum()
+        return loss, self._shares(probabilities[-1], batch)
+
+    def _sample_losses(
+        self, logits: torch.Tensor, probabilities: torch.Tensor, rows: NDArray[np.int64], prices: Floats
+    ) -> torch.Tensor:
+        """Loss of each sample, of shape (..., n_rows), for logits and exit probabilities."""
+        losses = cross_entropies(logits, self.labels[rows])
+        return expected_losses(losses, probabilities, logits.new_tensor(prices))
+
+    def _shares(self, probabilities: torch.Tensor, rows: NDArray[np.int64]) -> torch.Tensor:
+        """Share of the samples that leave at each exit."""
+        return (probabilities.detach() * self.weight[rows][:, None]).mean(0)
+
+    def _scale_penalties(self, optimizer: torch.optim.Optimizer, shares: torch.Tensor) -> None:
+        """Where few samples leave the loss is small, and the penalty must not outweigh it."""
+        for k, group in zip(self.trained, optimizer.param_groups[: len(self.trained)], strict=True):
+            group["weight_decay"] = self.settings.l2 * float(shares[k])
+
+    def _gate_loss(self, batch: NDArray[np.int64], prices: Floats) -> torch.Tensor:
+        import torch
+
+        logits = self._held_out_logits(batch)
+        costs = cross_entropies(logits, self.labels[batch]).double().numpy() + prices
+        targets = torch.as_tensor(gate_targets(costs, self.settings.targets), dtype=torch.float32)
+        weight = self.weight[batch][:, None].expand(targets.shape)
+        if self.settings.gate_class_weight == "balanced":
+            weight = torch.as_tensor(balanced_weight(targets.numpy(), weight.numpy()), dtype=torch.float32)
+        return gate_loss(self._gate_logits(logits), targets, weight)
+
+    def held_out_loss(self, prices: Floats) -> float:
+        """Mean loss of a sample where each row is seen by modules that have not learned from it.
+
+        Parameters
+        ----------
+        prices : ndarray of shape (n_exits,)
+
+        Returns
+        -------
+        float
+        """
+        import torch
+
+        total = 0.0
+        with torch.no_grad():
+            for batch in self.X.batches():
+                rows = np.arange(batch.start, batch.stop)
+                logits = self._held_out_logits(rows)
+                losses = self._sample_losses(logits, self._exit_probabilities(logits), rows, prices)
+                total += float((losses * self.weight[rows]).sum())
+        return total / float(self.weight.sum())
+
+    def _module_groups(self, rates: list[float]) -> list[dict[str, Any]]:
+        """Weights of each module, which are penalised, then biases, which are not."""
+        modules = [self.modules[k] for k in self.trained]
+        penalties = [self.settings.l2, 0.0]
+        return [
+            {"params": [module[part]], "lr": rate, "weight_decay": penalty}
+            for part, penalty in enumerate(penalties)
+            for module, rate in zip(modules, rates, strict=True)
+        ]
+
+    def _n_batches(self) -> int:
+        return max(-(-len(self.X) // self.settings.batch_size), min(_FEWEST_STEPS, len(self.X)))
+
+    def _batches(self) -> list[NDArray[np.int64]]:
+        return np.array_split(self.random_state.permutation(len(self.X)), self._n_batches())
+
+    def _progress(self, description: str, n_epochs: int) -> Any:
+        return tqdm(range(n_epochs), desc=description, unit="epoch", disable=not self.verbose, leave=False)
+
+    def _state(self) -> list[torch.Tensor]:
+        return [tensor.detach().clone() for tensor in self._tensors()]
+
+    def _set_state(self, state: list[torch.Tensor]) -> None:
+        for tensor, value in zip(self._tensors(), state, strict=True):
+            tensor.data.copy_(value)
+
+    def _tensors(self) -> list[torch.Tensor]:
+        return [*(tensor for module in self.modules.values() for tensor in module), *self.gates]
+
+
+def cross_entropies(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy at each exit.
+
+    Parameters
+    ----------
+    logits : Tensor of shape (..., n_samples, n_exits, n_classes)
+    labels : Tensor of shape (n_samples,)
+
+    Returns
+    -------
+    Tensor of shape (..., n_samples, n_exits)
+    """
+    import torch
+
+    log_probabilities = torch.log_softmax(logits, dim=-1)
+    index = labels[:, None, None].expand(*logits.shape[:-1], 1)
+    return -log_probabilities.gather(-1, index)[..., 0]
+
+
+def expected_losses(losses: torch.Tensor, probabilities: torch.Tensor, prices: torch.Tensor) -> torch.Tensor:
+    """Loss of each sample that is expected of its exit (JEI-DNN, eq. 6).
+
+    Parameters
+    ----------
+    losses, probabilities : Tensor of shape (..., n_samples, n_exits)
+    prices : Tensor of shape (n_exits,)
+        λ times the cost of each exit.
+
+    Returns
+    -------
+    Tensor of shape (..., n_samples)
+    """
+    return ((losses + prices) * probabilities).sum(-1)
+
+
+def gate_loss(gate_logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Sum over the gates of the mean binary cross-entropy (JEI-DNN, eq. 16).
+
+    Parameters
+    ----------
+    gate_logits, targets, weight : Tensor of shape (n_samples, n_exits - 1)
+        The weights are 1 on average over all rows.
+
+    Returns
+    -------
+    Tensor
+    """
+    from torch.nn import functional
+
+    losses = functional.binary_cross_entropy_with_logits(gate_logits, targets, reduction="none")
+    return (losses * weight).mean(0).sum()

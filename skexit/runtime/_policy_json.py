@@ -1,0 +1,268 @@
+"""Fitted policies as JSON, which is read without running anything from the file."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import importlib
+import json
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
+
+import skexit
+from skexit.data import ExitLayout
+from skexit.data._estimator import ExitEstimator
+from skexit.exceptions import InconsistentVersionWarning
+from skexit.persistence import TRUSTED_TYPES
+
+_FORMAT, _FORMAT_VERSION = "skexit", 1
+#: Marks an object of JSON that stands for something that JSON does not have.
+_KIND = "__kind__"
+#: Kinds of NumPy arrays whose bytes say everything: bool, integers, floats, and strings.
+_ARRAY_KINDS = "biufU"
+
+#: What surrounds estimators of skexit, with the one parameter that answers depend on.
+_CONTAINERS: dict[str, tuple[type, str]] = {
+    "sklearn.frozen.FrozenEstimator": (FrozenEstimator, "estimator"),
+    "sklearn.pipeline.Pipeline": (Pipeline, "steps"),
+}
+
+
+def policy_to_json(policy: Any) -> str:
+    """Write a fitted policy as JSON.
+
+    What its answers depend on is written: thresholds, networks, temperatures, the layout. What only
+    fitting, ``with_budget`` and ``predict_set`` need is not, so that the text does not grow with the
+    number of rows that were fitted; parameters that are estimators, functions or random states, which
+    only fitting needs, are those of the default after reading.
+
+    Parameters
+    ----------
+    policy : fitted exit policy, ExitHeads or ExitEnsemble
+        In a FrozenEstimator or a Pipeline, too; or a dict, list or tuple of such, of numbers, strings
+        and NumPy arrays.
+
+    Returns
+    -------
+    str
+        What :func:`policy_from_json` reads.
+
+    Raises
+    ------
+    ValueError
+        If there is anything else in it, as a regressor of scikit-learn.
+
+    See Also
+    --------
+    policy_from_json : Reads it back.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skexit import ThresholdPolicy
+    >>> from skexit.runtime import policy_from_json, policy_to_json
+    >>> X, y = load_digits(return_X_y=True)
+    >>> policy = ThresholdPolicy(budget=0.75, layout=2).fit(X, y)
+    >>> text = policy_to_json(policy)
+    >>> bool((policy_from_json(text).predict(X) == policy.predict(X)).all())
+    True
+    """
+    document = {
+        "format": _FORMAT,
+        "format_version": _FORMAT_VERSION,
+        "skexit_version": skexit.__version__,
+        "content": _encode(policy, type(policy).__name__),
+    }
+    return json.dumps(document, indent=1, allow_nan=False)
+
+
+def policy_from_json(text: str) -> Any:
+    """Read what `policy_to_json` wrote.
+
+    Parameters
+    ----------
+    text : str
+        What :func:`policy_to_json` gave.
+
+    Returns
+    -------
+    policy
+        It predicts, scores and can be calibrated; for another budget it must be fitted again.
+
+    Raises
+    ------
+    ValueError
+        If the text is of another format, is damaged, or names a class that is not skexit's.
+
+    Warns
+    -----
+    InconsistentVersionWarning
+        If another version of skexit wrote it.
+
+    Examples
+    --------
+    >>> policy_from_json(policy_to_json({"thresholds": (0.5, float("-inf"))}))
+    {'thresholds': (0.5, -inf)}
+    """
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"this is no JSON: {error}.") from error
+    if not isinstance(document, dict) or document.get("format") != _FORMAT or "content" not in document:
+        raise ValueError("this JSON was not written by skexit.")
+    version = document.get("format_version")
+    if version != _FORMAT_VERSION:
+        raise ValueError(
+            f"this JSON has version {version!r} of the format, but skexit {skexit.__version__} reads "
+            f"{_FORMAT_VERSION}. Write it again with this version of skexit."
+        )
+    content = _decode(document["content"])
+    saved_version = str(document.get("skexit_version", "unknown"))
+    if saved_version != skexit.__version__:
+        name = type(content).__name__ if isinstance(content, BaseEstimator) else "a policy"
+        warnings.warn(InconsistentVersionWarning(name, saved_version, skexit.__version__), stacklevel=2)
+    return content
+
+
+def _encode(value: Any, place: str) -> Any:
+    """The value in terms of JSON; `place` says in errors where it stands."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {_KIND: "float", "value": repr(value)}
+    if type(value) is list:
+        return [_encode(part, f"{place}[{i}]") for i, part in enumerate(value)]
+    if type(value) is tuple:
+        return {_KIND: "tuple", "items": _encode(list(value), place)}
+    if type(value) is dict and all(isinstance(name, str) and name != _KIND for name in value):
+        return {name: _encode(part, f"{place}[{name!r}]") for name, part in value.items()}
+    if type(value) is np.ndarray:
+        return _encode_array(value, place)
+    return _encode_object(value, place)
+
+
+def _encode_array(array: NDArray[Any], place: str) -> dict[str, Any]:
+    if array.dtype.kind == "O":
+        return {_KIND: "objects", "shape": list(array.shape), "items": _encode(array.ravel().tolist(), place)}
+    if array.dtype.kind not in _ARRAY_KINDS:
+        raise _not_writable(f"array of {array.dtype}", place)
+    # Products depend in their last digit on how an array lies in memory.
+    order: Literal["C", "F"] = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    data = base64.b64encode(little.tobytes(order=order)).decode()
+    return {_KIND: "array", "dtype": little.dtype.str, "shape": list(array.shape), "order": order, "data": data}
+
+
+def _encode_object(value: Any, place: str) -> dict[str, Any]:
+    kind = type(value)
+    containers = {container: (name, parameter) for name, (container, parameter) in _CONTAINERS.items()}
+    attributes: dict[str, Any] = {}
+    if kind in containers:
+        name, parameter = containers[kind]
+        parameters = {parameter: getattr(value, parameter)}
+    else:
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        if name not in TRUSTED_TYPES:
+            raise _not_writable(name, place)
+        if isinstance(value, ExitEstimator):
+            parameters, attributes = _state_of_estimator(value)
+        elif isinstance(value, ExitLayout):
+            parameters = {field: getattr(value, field) for field in value.to_dict()}
+        else:
+            parameters = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return {
+        _KIND: name,
+        "parameters": {field: _encode(part, f"{place}.{field}") for field, part in parameters.items()},
+        "attributes": {field: _encode(part, f"{place}.{field}") for field, part in attributes.items()},
+    }
+
+
+def _state_of_estimator(estimator: ExitEstimator) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters, and attributes that `fit` has set, as far as answers depend on them."""
+    parameters = {name: value for name, value in estimator.get_params(deep=False).items() if _is_plain(value)}
+    by_init = vars(type(estimator)())
+    attributes = {
+        name: value
+        for name, value in vars(estimator).items()
+        if name not in by_init and not name.startswith("_fitting") and name not in estimator._only_for_fitting
+    }
+    return parameters, attributes
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) in (list, tuple):
+        return all(_is_plain(part) for part in value)
+    return value is None or isinstance(value, bool | int | float | str | np.generic | np.ndarray | ExitLayout)
+
+
+def _not_writable(what: str, place: str) -> ValueError:
+    return ValueError(
+        f"{place} is of type {what}, which cannot be written as JSON. Only estimators of skexit can, and what they "
+        "consist of; save others with joblib or skops."
+    )
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_decode(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    if _KIND not in value:
+        return {name: _decode(part) for name, part in value.items()}
+    kind = value[_KIND]
+    decode = _DECODERS.get(kind, _decode_object) if isinstance(kind, str) else _decode_object
+    try:
+        return decode(value)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"this JSON is damaged: what it says of {kind!r} is not complete, or wrong.") from error
+
+
+def _decode_array(value: dict[str, Any]) -> NDArray[Any]:
+    dtype = np.dtype(value["dtype"])
+    if dtype.kind not in _ARRAY_KINDS:
+        raise ValueError(f"this JSON is damaged: it has an array of {dtype}.")
+    try:
+        flat = np.frombuffer(base64.b64decode(value["data"], validate=True), dtype=dtype)
+        # A copy, because what is read from bytes cannot be changed.
+        return flat.astype(dtype.newbyteorder("=")).reshape(value["shape"], order=value["order"])
+    except ValueError as error:
+        raise ValueError(f"this JSON is damaged: an array has other data than it says: {error}.") from error
+
+
+def _decode_objects(value: dict[str, Any]) -> NDArray[Any]:
+    items = _decode(value["items"])
+    array = np.empty(len(items), dtype=object)
+    array[:] = items
+    return array.reshape(value["shape"])
+
+
+def _decode_object(value: dict[str, Any]) -> Any:
+    name = value[_KIND]
+    if name in _CONTAINERS:
+        kind: Any = _CONTAINERS[name][0]
+    elif name in TRUSTED_TYPES:
+        module, _, class_name = name.rpartition(".")
+        kind = getattr(importlib.import_module(module), class_name)
+    else:
+        raise ValueError(f"this JSON has an object of {name!r}, which is no class of skexit that it may have.")
+    made = kind(**{field: _decode(part) for field, part in value["parameters"].items()})
+    made.__dict__.update({field: _decode(part) for field, part in value["attributes"].items()})
+    return made
+
+
+_DECODERS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "float": lambda value: float(value["value"]),
+    "tuple": lambda value: tuple(_decode(value["items"])),
+    "array": _decode_array,
+    "objects": _decode_objects,
+}

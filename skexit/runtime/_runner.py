@@ -1,0 +1,207 @@
+"""Run one stage of a network after another for the samples that are still running."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from skexit.backbone._pooling import Pool, pool_output, prepared_pool
+from skexit.backbone._rows import count_rows, fill_up, in_double, size_to_run, split_rows
+from skexit.backbone._stages import Stage
+from skexit.data import ExitLayout
+from skexit.runtime._batch import Answers, Batch
+from skexit.runtime._decisions import Decisions
+
+if TYPE_CHECKING:
+    from skexit.runtime._latency import ExitLatency
+
+#: Rows of a batch: all, some, or none.
+Rows = torch.Tensor | slice | None
+
+
+@dataclass
+class StageRunner:
+    """Stages with the decisions after them.
+
+    Parameters
+    ----------
+    stages : mapping of int to Stage
+        By exit.
+    exits : sequence of str
+        Names of the exits.
+    decisions : Decisions
+    pool : str, sequence of str or callable
+    mask : int or None
+        Which of the side inputs is the attention mask.
+    latency : ExitLatency or None
+        Says where it pays to take samples that leave out of the batch; None for everywhere.
+    """
+
+    stages: Mapping[int, Stage]
+    exits: Sequence[str]
+    decisions: Decisions
+    pool: Pool
+    mask: int | None
+    latency: ExitLatency | None = None
+    is_in_place: dict[int, bool] = field(default_factory=dict)
+    """Stages that change what they are given, by exit; known once prepared."""
+    _pools: dict[int, Any] = field(default_factory=dict)
+
+    def start(self, first: torch.Tensor, side: list[torch.Tensor], rows: Any) -> Batch:
+        """Samples before the first stage."""
+        return Batch([first], side, rows, self.decisions.start())
+
+    def answers(self) -> Answers:
+        """Nothing yet."""
+        return Answers(self.decisions.classes, self.decisions.temperatures)
+
+    def run(self, k: int, batch: Batch, answers: Answers) -> Batch | None:
+        """Run the network to exit `k` and record who leaves there.
+
+        Parameters
+        ----------
+        k : int
+        batch : Batch
+            Its lists are emptied, so that the network may free what they hold.
+        answers : Answers
+
+        Returns
+        -------
+        Batch or None
+            The samples that go on; None where there are none.
+        """
+        batch = self.compute(k, batch)
+        if not self.decisions.is_observed[k]:
+            return batch
+        logits, leaves = self.decide(k, batch)
+        leaving, staying = self.split(k, batch, leaves)
+        following = self._go_on(k, batch, leaves, staying)
+        # Last, so that nothing is recorded where memory does not suffice.
+        if leaving is not None:
+            answers.add(k, batch.rows[leaving], logits[leaving])
+        return following
+
+    def split(self, k: int, batch: Batch, leaves: Any) -> tuple[Rows, Rows]:
+        """Rows of the batch that leave at exit `k`, and that stay. Waits once for the device.
+
+        Parameters
+        ----------
+        k : int
+        batch : Batch
+        leaves : tensor of shape (n_samples,) of bool, or None
+            As `decide` gives it.
+
+        Returns
+        -------
+        leaving, staying : tensor of int64, slice of all rows, or None where there are none
+        """
+        everyone, nobody = slice(None), None
+        if k == self.decisions.n_exits - 1:
+            if batch.gone is None:
+                return everyone, nobody
+            leaves = torch.ones_like(batch.gone)
+        if leaves is None:
+            return nobody, everyone
+        n_leaving, n_staying = count_rows(leaves, batch.gone)
+        if n_staying == len(batch):
+            return nobody, everyone
+        if n_leaving == len(batch):
+            return everyone, nobody
+        leaving, staying = split_rows(leaves, batch.gone, n_leaving, n_staying)
+        return leaving if n_leaving else nobody, staying if n_staying else nobody
+
+    def _go_on(self, k: int, batch: Batch, leaves: Any, staying: Rows) -> Batch | None:
+        """The samples that stay, without the others, or with them where that is quicker."""
+        if staying is None:
+            return None
+        if isinstance(staying, slice):
+            return batch
+        size = size_to_run(len(staying), staying.device)
+        if size < len(batch) and (
+            self.latency is None or self._compaction_pays(self.latency, k, len(batch), len(staying))
+        ):
+            return _select(batch, staying, size)
+        return replace(batch, gone=leaves if batch.gone is None else batch.gone | leaves)
+
+    def _compaction_pays(self, latency: ExitLatency, k: int, n_samples: int, n_staying: int) -> bool:
+        following = next(j for j in range(k + 1, self.decisions.n_exits) if self.decisions.is_used[j])
+        return latency.compaction_pays(k, following, n_samples, n_staying)
+
+    def compute(self, k: int, batch: Batch) -> Batch:
+        """Run the network from the exit before to exit `k`."""
+        inputs = [*batch.tensors, *batch.side]
+        batch.tensors.clear()
+        batch.tensors = self.stages[k].network.forward(*inputs)
+        return batch
+
+    def decide(self, k: int, batch: Batch) -> tuple[Any, Any]:
+        """Logits with which exit `k` answers, and who leaves; None where no decision is made."""
+        logits, features = self._read(k, batch)
+        answer = self.decisions.answer(k, logits, features, batch.notes)
+        return answer, self.decisions.leaves(k, answer, features, batch.notes)
+
+    def prepare(self, batch: Batch) -> None:
+        """Find how to pool each exit that is looked at, and which stages work in place.
+
+        Raises a ValueError if one gives other logits or features than the policy was fitted on.
+
+        Parameters
+        ----------
+        batch : Batch
+            Of one sample, with tensors that count their versions.
+        """
+        layout = self.decisions.layout
+        for k in range(self.decisions.n_exits):
+            given = batch.tensors = [tensor.clone() for tensor in batch.tensors]
+            versions = [tensor._version for tensor in (*given, *batch.side)]
+            batch = self.compute(k, replace(batch, tensors=list(given)))
+            self.is_in_place[k] = versions != [tensor._version for tensor in (*given, *batch.side)]
+            if not self.decisions.is_observed[k]:
+                continue
+            if self.decisions.needs_features(k):
+                pool_output(batch.tensors[0], self.pool, self._mask_of(batch))  # says what does not fit
+                self._pools[k] = prepared_pool(self.pool, batch.tensors[0].ndim)
+            self._check_exit(k, batch, layout)
+
+    def _check_exit(self, k: int, batch: Batch, layout: ExitLayout) -> None:
+        logits, features = self._read(k, batch)
+        if layout.has_logits(k) and logits is None:
+            raise ValueError(
+                f"the policy was fitted with logits at exit {self.exits[k]!r}, but the network has none of its own "
+                "there. Pass the heads that gave them, as heads= or in a pipeline with the policy, or say with head= "
+                "which module does."
+            )
+        for part, given, width in (
+            ("logits", logits, layout.n_logits[k]),
+            ("features", features, layout.n_features[k]),
+        ):
+            if given is not None and given.shape[1] != width:
+                raise ValueError(
+                    f"exit {self.exits[k]!r} gives {given.shape[1]} {part}, but the policy was fitted on {width}. Pass "
+                    f"the exits, pool= and head= of the extraction; pool={self.pool!r} now."
+                )
+
+    def _read(self, k: int, batch: Batch) -> tuple[Any, Any]:
+        """Logits that the network itself has for exit `k`, and features."""
+        head, logits, features = self.stages[k].logits, None, None
+        # Features first: the head may work in place on what the exit gave.
+        if k in self._pools:
+            features = in_double(self._pools[k](batch.tensors[0], self._mask_of(batch)))
+        if head is not None and self.decisions.layout.has_logits(k):
+            logits = in_double(head(*batch.tensors, *batch.side))
+        return logits, features
+
+    def _mask_of(self, batch: Batch) -> torch.Tensor | None:
+        """The attention mask of the samples, if there is one."""
+        return None if self.mask is None else batch.side[self.mask]
+
+
+def _select(batch: Batch, rows: torch.Tensor, size: int) -> Batch:
+    """Some of the samples, filled up to a size with samples that are gone."""
+    if size == len(rows):
+        return batch.select(rows)
+    rows, added = fill_up(rows, size)
+    return replace(batch.select(rows), gone=added)

@@ -1,0 +1,71 @@
+"""The networks and arrays of a fitted policy, on the device of the live network."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, cast
+
+import torch
+from sklearn.base import BaseEstimator
+
+from skexit._nn._dense import DenseNetwork
+from skexit.backbone._rows import double_on
+from skexit.heads import ExitEnsemble
+from skexit.policies._draws import SampleDraws
+from skexit.policies._log_linear import LogLinearModel
+
+#: Arrays that meet tensors, by what has them. Elsewhere, each exit would copy them to the device, and wait.
+_ARRAYS: dict[type, tuple[str, ...]] = {
+    ExitEnsemble: ("weights_", "biases_"),
+    LogLinearModel: ("coefficients",),
+    SampleDraws: ("projection",),
+}
+
+
+class TensorNetwork(DenseNetwork):
+    """A network whose weights and biases are tensors."""
+
+    def __call__(self, inputs: Any) -> Any:
+        if len(self.weights) > 1:
+            inputs = self.last_hidden(inputs)
+        return self._layer(-1, inputs)
+
+    def _layer(self, layer: int, inputs: Any) -> Any:
+        weights, biases = cast(Any, self.weights), cast(Any, self.biases)
+        return torch.addmm(biases[layer], inputs, weights[layer])
+
+
+def with_tensors(value: Any, device: torch.device) -> Any:
+    """A copy of an estimator, or of what it consists of, whose networks and arrays are on the device.
+
+    Parameters
+    ----------
+    value : estimator, list, tuple, dict or anything else
+        Anything else is given back as it is.
+    device : torch.device
+
+    Returns
+    -------
+    value : of the same type
+    """
+    if isinstance(value, DenseNetwork):
+        weights, biases = (
+            tuple(as_double(array, device) for array in arrays) for arrays in (value.weights, value.biases)
+        )
+        return TensorNetwork(cast(Any, weights), cast(Any, biases), value.negative_slope)
+    names = next((names for kind, names in _ARRAYS.items() if isinstance(value, kind)), ())
+    if names or isinstance(value, BaseEstimator):
+        copied = copy.copy(value)
+        copied.__dict__.update({name: with_tensors(part, device) for name, part in vars(value).items()})
+        copied.__dict__.update({name: as_double(getattr(value, name), device) for name in names})
+        return copied
+    if isinstance(value, dict):
+        return {name: with_tensors(part, device) for name, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(with_tensors(part, device) for part in value)
+    return value
+
+
+def as_double(array: Any, device: torch.device) -> torch.Tensor:
+    """An array on the device, in the precision in which policies compute."""
+    return torch.as_tensor(array, dtype=double_on(device), device=device)

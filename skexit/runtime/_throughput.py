@@ -1,0 +1,296 @@
+"""Answer many inputs with stages that wait until enough samples have reached them."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from skexit.backbone._checked_inputs import check_like, check_rows
+from skexit.backbone._loaders import count_rows, read_item
+from skexit.backbone._modules import Inputs, device_of, map_tensors, tensors_of
+from skexit.runtime._batch import Batch
+from skexit.runtime._decisions import Decisions
+from skexit.runtime._queues import SampleQueue
+from skexit.runtime._runner import StageRunner
+
+if TYPE_CHECKING:
+    from skexit.runtime._early_exit import EarlyExitModel
+
+#: A loader that raises so often, without a batch in between, is not asked again.
+_MAX_ERRORS_IN_A_ROW = 100
+
+#: Shapes of the samples in a queue, without their number.
+_Shapes = tuple[torch.Size, ...]
+
+
+class LoaderOutput(NamedTuple):
+    """Answers to the inputs that a loader gave, in its order.
+
+    Parameters
+    ----------
+    labels : tensor of shape (n_samples,), or ndarray where classes are names
+        Class of each sample.
+    probabilities : tensor of shape (n_samples, n_classes)
+        Of each class, by the exit that answered.
+    exits : tensor of shape (n_samples,) of int64
+        The exit at which each sample left, counted from 0.
+    batches : tensor of shape (n_samples,) of int64
+        The batch of the loader that each sample is from, counted from 0. Batches that failed have
+        no samples here.
+    failures : list of (int, Exception)
+        The batches that failed, and why.
+    """
+
+    labels: torch.Tensor | NDArray[Any]
+    probabilities: torch.Tensor
+    exits: torch.Tensor
+    batches: torch.Tensor
+    failures: list[tuple[int, Exception]]
+
+
+def predict_loader(
+    live: EarlyExitModel, loader: Iterable[Any], batch_size: int, max_wait: float | None, progress: bool
+) -> LoaderOutput:
+    """Answer what a loader gives; see :meth:`EarlyExitModel.predict_loader`."""
+    _check_limits(batch_size, max_wait)
+    queues: _StageQueues | None = None
+    failures: dict[int, Exception] = {}
+    with tqdm(total=count_rows(loader), unit=" rows", disable=None if progress else True) as bar:
+        for number, inputs in _read_batches(live, loader, failures):
+            queues = queues or _StageQueues(live._prepared(inputs), batch_size, max_wait, failures, bar.update)
+            queues.add(number, inputs)
+        if queues is not None:
+            queues.flush()
+    if queues is None or not queues.has_answers:
+        raise failures[min(failures)] if failures else ValueError("loader is empty; give at least one batch.")
+    return queues.output()
+
+
+def _check_limits(batch_size: int, max_wait: float | None) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1.")
+    if max_wait is not None and not max_wait >= 0:
+        raise ValueError(f"max_wait={max_wait} must be None or a number of seconds, at least 0.")
+
+
+def _read_batches(
+    live: EarlyExitModel, loader: Iterable[Any], failures: dict[int, Exception]
+) -> Iterator[tuple[int, Inputs]]:
+    """The batches of a loader that the network takes, by number; the others are failures."""
+    for number, (item, error) in enumerate(_items(loader)):
+        inputs = None
+        if error is None:
+            inputs, error = _attempt(_read, number, item, device_of(live.model))
+        if inputs is not None:
+            # Outside of an attempt: what keeps the network from being cut would do so with every batch.
+            live._prepared(inputs)
+            _, error = _attempt(check_like, inputs, live._example)
+        if error is not None:
+            failures[number] = error
+        elif inputs is not None:
+            yield number, inputs
+
+
+def _items(loader: Iterable[Any]) -> Iterator[tuple[Any, Exception | None]]:
+    """What a loader gives, or raises, one batch after another."""
+    items, end = iter(loader), object()
+    n_errors = 0
+    while True:
+        item, error = _attempt(next, items, end)
+        if item is end:
+            return
+        n_errors = 0 if error is None else n_errors + 1
+        if error is not None and n_errors == _MAX_ERRORS_IN_A_ROW:
+            raise error
+        yield item, error
+
+
+def _attempt(function: Callable[..., Any], *args: Any) -> tuple[Any, Exception | None]:
+    """What a function gives, or the exception that it raises."""
+    try:
+        return function(*args), None
+    except Exception as error:
+        # As text, since frames would keep the batch in memory.
+        error.add_note("It was raised in\n" + "".join(traceback.format_tb(error.__traceback__)))
+        return None, error.with_traceback(None)
+
+
+def _read(number: int, item: Any, device: torch.device) -> Inputs | None:
+    """The inputs in an item of a loader, on the device; None if it has no rows."""
+    inputs, _ = read_item(number, item)
+    # To the CPU a copy must be waited for.
+    inputs = map_tensors(lambda tensor: tensor.to(device, non_blocking=device.type != "cpu"), inputs)
+    if not any(len(tensor) for tensor in tensors_of(inputs)):
+        return None
+    check_rows(inputs, device)
+    return inputs
+
+
+class _StageQueues:
+    """Samples on their way through a network.
+
+    The way has legs: the stages from one exit at which samples may leave to the next. Before each leg
+    there is a queue for every shape that samples have there.
+    """
+
+    def __init__(
+        self,
+        runner: StageRunner,
+        batch_size: int,
+        max_wait: float | None,
+        failures: dict[int, Exception],
+        on_answers: Callable[[int], Any],
+    ) -> None:
+        # Samples that were answered have no place in a queue, be it quicker or not to take them along.
+        self._runner = replace(runner, latency=None)
+        self._batch_size, self._max_wait = batch_size, max_wait
+        self._failures = failures
+        self._on_answers = on_answers
+        legs = _find_legs(runner.decisions)
+        self._is_in_place = [any(runner.is_in_place[k] for k in leg) for leg in legs]
+        self._legs = [[k for k in leg if k in runner.stages] for leg in legs]
+        self._queues: list[dict[_Shapes, SampleQueue]] = [{} for _ in self._legs]
+        self._answers = runner.answers()
+        self._n_rows = 0
+        self._rows: dict[int, range] = {}
+        """Rows in the output, by batch of the loader."""
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether any batch did not fail."""
+        return any(number not in self._failures for number in self._rows)
+
+    @torch.inference_mode()
+    def add(self, number: int, inputs: Inputs) -> None:
+        """Let a batch of the loader in, and run the legs that are ready."""
+        first, *side = tensors_of(inputs)
+        rows = range(self._n_rows, self._n_rows + len(first))
+        self._rows[number], self._n_rows = rows, rows.stop
+        batch = self._runner.start(first, side, torch.arange(rows.start, rows.stop, device=first.device))
+        for start in range(0, len(batch), self._batch_size):
+            self._put(0, batch, slice(start, start + self._batch_size))
+            self._run_ready()
+
+    @torch.inference_mode()
+    def flush(self) -> None:
+        """Run the legs for all that still wait."""
+        for leg, queues in enumerate(self._queues):
+            while queues:
+                self._run_next(leg, next(iter(queues)))
+                self._run_ready()
+
+    def output(self) -> LoaderOutput:
+        """The answers to the batches that did not fail."""
+        rows, (labels, probabilities, exits) = self._answers.output()
+        batches = self._batches_of(rows)
+        if self._failures:
+            kept = torch.isin(batches, torch.tensor(list(self._failures), device=batches.device), invert=True)
+            labels = labels[kept.cpu().numpy()] if isinstance(labels, np.ndarray) else labels[kept]
+            probabilities, exits, batches = probabilities[kept], exits[kept], batches[kept]
+        return LoaderOutput(labels, probabilities, exits, batches, sorted(self._failures.items()))
+
+    def _put(self, leg: int, batch: Batch, rows: torch.Tensor | slice) -> None:
+        shapes = tuple(tensor.shape[1:] for tensor in (*batch.tensors, *batch.side))
+        if isinstance(rows, slice):
+            batch, rows = batch.slice(rows), slice(None)
+        queue = self._queues[leg].get(shapes, SampleQueue(self._batch_size))
+        queue.put(batch, rows, time.monotonic())
+        self._queues[leg][shapes] = queue
+
+    def _run_ready(self) -> None:
+        while (ready := self._find_ready()) is not None:
+            self._run_next(*ready)
+
+    def _find_ready(self) -> tuple[int, _Shapes] | None:
+        """The last leg for which enough samples wait, or one has waited long enough."""
+        latest = -np.inf if self._max_wait is None else time.monotonic() - self._max_wait
+        for leg in reversed(range(len(self._legs))):
+            for shapes, queue in self._queues[leg].items():
+                if len(queue) >= self._batch_size or queue.waiting_since <= latest:
+                    return leg, shapes
+        return None
+
+    def _run_next(self, leg: int, shapes: _Shapes) -> None:
+        queue = self._queues[leg][shapes]
+        waiting = queue.first(self._batch_size)
+        # A network that works in place must not change what may have to be run again.
+        error = self._run_and_pass_on(leg, waiting.map(torch.clone) if self._is_in_place[leg] else waiting)
+        failed = None if error is None else waiting.map(torch.clone)
+        queue.remove(len(waiting))
+        if not len(queue):
+            del self._queues[leg][shapes]
+        if failed is not None:
+            self._find_failure(leg, failed, cast(Exception, error))
+
+    def _run_and_pass_on(self, leg: int, batch: Batch) -> Exception | None:
+        """Run a leg, and put the samples that stay before the next."""
+        n_leaving, error = _attempt(self._run, leg, batch.slice(slice(None)))
+        if error is None:
+            self._on_answers(n_leaving)
+        return error
+
+    def _run(self, leg: int, batch: Batch) -> int:
+        """Run a leg, put the samples that stay before the next, and give the number of the others."""
+        logits = leaves = None
+        for k in self._legs[leg]:
+            batch = self._runner.compute(k, batch)
+            if self._runner.decisions.is_observed[k]:
+                logits, leaves = self._runner.decide(k, batch)
+                _check_finite(logits, self._runner.exits[k])
+        k = self._legs[leg][-1]
+        leaving, staying = self._runner.split(k, batch, leaves)
+        # Copies: what the batch has may be the memory of the queue.
+        answered = [] if leaving is None else [part[leaving].clone() for part in (batch.rows, cast(Any, logits))]
+        # Only now, so that nothing is recorded where memory does not suffice.
+        if staying is not None:
+            self._put(leg + 1, batch, staying)
+        if not answered:
+            return 0
+        self._answers.add(k, *answered)
+        return len(answered[0])
+
+    def _find_failure(self, leg: int, batch: Batch, error: Exception) -> None:
+        """Run the samples of each batch of the loader on their own, if they are of several."""
+        batches = self._batches_of(batch.rows)
+        numbers = batches.unique().tolist()
+        if len(numbers) == 1:
+            self._drop(numbers[0], error)
+            return
+        for number in numbers:
+            own = batch.select(torch.nonzero(batches == number).flatten())
+            own_error = self._run_and_pass_on(leg, own)
+            if own_error is not None:
+                self._drop(number, own_error)
+
+    def _drop(self, number: int, error: Exception) -> None:
+        """Note that a batch of the loader failed, and stop running it."""
+        self._failures[number] = error
+        for queues in self._queues:
+            for shapes, queue in list(queues.items()):
+                queue.drop(self._rows[number])
+                if not len(queue):
+                    del queues[shapes]
+
+    def _batches_of(self, rows: torch.Tensor) -> torch.Tensor:
+        """The batches of the loader that rows of the output are from."""
+        lengths = torch.tensor([len(own) for own in self._rows.values()])
+        return torch.tensor(list(self._rows)).repeat_interleave(lengths).to(rows.device)[rows]
+
+
+def _find_legs(decisions: Decisions) -> list[range]:
+    """The stages from one exit at which samples may leave to the next, for all such exits."""
+    ends = [k + 1 for k, is_used in enumerate(decisions.is_used) if is_used]
+    return [range(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+
+
+def _check_finite(logits: torch.Tensor, name: str) -> None:
+    if not bool(torch.isfinite(logits).all()):
+        raise ValueError(f"exit {name!r} gave logits that are infinite or NaN.")

@@ -1,0 +1,110 @@
+"""The exits of a fitted estimator as an HTML table, for notebooks."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from skexit.data import ExitLayout
+
+_BAR = (
+    ' style="background: linear-gradient(to right, rgba(31, 119, 180, 0.35) {0:.1f}%, transparent {0:.1f}%) no-repeat"'
+)
+
+
+class WithTable:
+    """What scikit-learn's diagram shows of an estimator's parameters, with a table below it.
+
+    Parameters
+    ----------
+    parameters : object
+        What ``BaseEstimator._get_params_html`` gave.
+    table : str
+        HTML.
+    """
+
+    def __init__(self, parameters: Any, table: str) -> None:
+        self.parameters = parameters
+        self.table = table
+
+    def _repr_html_inner(self) -> str:
+        return self.parameters._repr_html_inner() + self.table
+
+
+def exit_table(columns: Mapping[str, Sequence[str]], shares: Sequence[float] | None = None) -> str:
+    """One row an exit, in the style of scikit-learn's tables.
+
+    Parameters
+    ----------
+    columns : mapping of str to sequence of str, one an exit
+        Text of the cells, by the name of their column; it is escaped here.
+    shares : sequence of float, one an exit, default=None
+        Shares between 0 and 1, shown as a last column with bars.
+
+    Returns
+    -------
+    str
+        HTML.
+
+    Examples
+    --------
+    >>> "<td>&lt;1%</td>" in exit_table({"Cost": ["<1%", "100%"]})
+    True
+    """
+    names = ["Exit", *columns] if shares is None else ["Exit", *columns, "Share of the fitted samples"]
+    header = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+    rows = []
+    for k, cells in enumerate(zip(*columns.values(), strict=False)):
+        row = "".join(f"<td>{html.escape(cell)}</td>" for cell in (str(k), *cells))
+        if shares is not None:
+            percentage = 100 * float(shares[k])
+            row += f"<td{_BAR.format(percentage)}>{percentage:.1f}%</td>"
+        rows.append(f'<tr class="default">{row}</tr>')
+    return (
+        '<div class="estimator-table"><details open><summary>Exits</summary>'
+        f'<table class="parameters-table"><tbody><tr>{header}</tr>{"".join(rows)}</tbody></table></details></div>'
+    )
+
+
+def cost_column(layout: ExitLayout) -> dict[str, list[str]]:
+    """Costs of the exits as percentages of the last one's, under a name that says how much that is.
+
+    Parameters
+    ----------
+    layout : ExitLayout
+
+    Returns
+    -------
+    dict of str to list of str, one an exit
+
+    Examples
+    --------
+    >>> cost_column(ExitLayout([0, 0], [2, 2], costs=[1e6, 4e6], cost_unit="MACs"))
+    {'Cost, % of 4e+06 MACs': ['25%', '100%']}
+    """
+    whole = "" if layout.cost_unit in ("fraction", None) else f" of {layout.costs[-1]:.3g} {layout.cost_unit}"
+    return {f"Cost, %{whole}": [f"{100 * fraction:.3g}%" for fraction in layout.cost_fractions]}
+
+
+def threshold_text(threshold: float) -> str:
+    """A threshold as a reader understands it.
+
+    Parameters
+    ----------
+    threshold : float
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> [threshold_text(threshold) for threshold in (0.91234, np.inf, -np.inf)]
+    ['0.9123', 'none leaves', 'all leave']
+    """
+    if np.isinf(threshold):
+        return "none leaves" if threshold > 0 else "all leave"
+    return f"{threshold:.4g}"

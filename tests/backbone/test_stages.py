@@ -1,0 +1,169 @@
+"""Networks of many kinds, cut at their exits without being rewritten."""
+
+import pytest
+import torch
+from torch import nn
+
+from skexit.backbone._exit_points import exit_points
+from skexit.backbone._probe import check_against_plain_network
+from skexit.backbone._stages import cut
+
+
+def run_stages(stages, *inputs):
+    first, *side = inputs
+    tensors = [first]
+    with torch.inference_mode():
+        for stage in stages:
+            tensors = stage.network(*tensors, *side)
+        return tensors[0] if stages[-1].logits is None else stages[-1].logits(*tensors, *side)
+
+
+VISION = ["resnet18", "densenet121", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "vit_b_16"]
+
+
+@pytest.mark.parametrize("name", VISION)
+def test_torchvision(name):
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    size = 224 if name == "vit_b_16" else 64
+    model = models.get_model(name, weights=None).eval()
+    x = torch.randn(3, 3, size, size)
+    stages = cut(model, exit_points(model), x[:1])
+    with torch.inference_mode():
+        check_against_plain_network(model, exit_points(model), stages, x[:1])
+        torch.testing.assert_close(run_stages(stages, x), model(x))
+        torch.testing.assert_close(run_stages(stages, x[:1]), model(x[:1]))
+    assert {id(p) for stage in stages for p in stage.network.parameters()} <= {id(p) for p in model.parameters()}
+
+
+@pytest.mark.parametrize("name", ["Bert", "DistilBert", "Roberta", "MPNet", "Electra", "Deberta", "DebertaV2"])
+@pytest.mark.parametrize("masked", [True, False])
+def test_hugging_face(name, masked):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
+    if name == "DistilBert":
+        sizes = {"dim": 16, "n_layers": 3, "n_heads": 2, "hidden_dim": 16}
+    config = getattr(transformers, f"{name}Config")(vocab_size=50, **sizes)
+    model = getattr(transformers, f"{name}ForSequenceClassification")(config).eval()
+    inputs = {"input_ids": torch.randint(5, 50, (4, 9))}
+    if masked:
+        inputs["attention_mask"] = (torch.arange(9) < torch.tensor([9, 4, 6, 1])[:, None]).long()
+    exits = exit_points(model, each="block")
+    # An example of other length and size than what is run.
+    example = {key: value[:2, :7] for key, value in inputs.items()}
+    stages = cut(model, exits, example)
+    with torch.inference_mode():
+        check_against_plain_network(model, exits, stages, example)
+        torch.testing.assert_close(run_stages(stages, *inputs.values()), model(**inputs).logits)
+
+
+class Skipping(nn.Module):
+    """What comes before the second exit is added after it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        hidden = self.first(x)
+        return self.last(self.second(hidden) + hidden)
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.second(self.first(x) + x)
+
+
+@pytest.mark.parametrize(("model", "exits"), [(Skipping(), ["first", "second"]), (Residual(), ["first", "second"])])
+def test_skip_connections_around_an_exit_are_refused(model, exits):
+    with pytest.raises(ValueError, match=r"the network is not cut by its exits: something before .* goes around it"):
+        cut(model.eval(), exits, torch.randn(2, 4))
+
+
+def test_a_skip_connection_between_exits_is_none_around_one():
+    stages = cut(Skipping().eval(), ["first"], torch.randn(2, 4))
+    assert len(stages) == 1
+
+
+class Mixing(nn.Module):
+    """Each sample depends on the others of its batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        hidden = self.first(x)
+        return self.second(hidden - hidden.mean(0))
+
+
+def test_samples_that_depend_on_one_another_are_refused():
+    model, x = Mixing().eval(), torch.randn(2, 4)
+    with pytest.raises(ValueError, match="run by itself on random inputs, its part up to 'second' gives other values"):
+        check_against_plain_network(model, ["first", "second"], cut(model, ["first", "second"], x), x)
+
+
+class MultiExit(nn.Module):
+    """Gives the logits of all exits, changes tensors in place, and has a constant and a free parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.heads = nn.ModuleList(nn.Linear(4, 2) for _ in range(3))
+        self.shift = nn.Parameter(torch.randn(4))
+
+    def forward(self, x):
+        outputs = []
+        for block, head in zip(self.blocks, self.heads, strict=True):
+            x = block(x) + torch.tensor([1.0, 0.0, 0.0, 0.5])
+            x += self.shift
+            torch.relu_(x)
+            outputs.append(head(x))
+        return outputs
+
+
+@pytest.mark.parametrize("head", ["output", ["heads.0", "heads.1", "heads.2"], ["heads.0", None, "output"]])
+def test_logits_of_the_network_itself(head):
+    model, x = MultiExit().eval(), torch.randn(5, 4)
+    stages = cut(model, ["blocks.0", "blocks.1", "blocks.2"], x[:1], head)
+    tensors = [x]
+    with torch.inference_mode():
+        for k, (stage, expected) in enumerate(zip(stages, model(x), strict=True)):
+            tensors = stage.network(*tensors)
+            if head == "output" or head[k] is not None:
+                torch.testing.assert_close(stage.logits(*tensors), expected)
+            else:
+                assert stage.logits is None or head[k] is None
+
+
+def test_an_exit_inside_another():
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 3)).eval()
+    x = torch.randn(3, 4)
+    stages = cut(model, ["0.0", "0", "1"], x)
+    torch.testing.assert_close(run_stages(stages, x), model(x))
+
+
+class Deciding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        hidden = self.first(x)
+        return self.second(hidden if hidden.sum() > 0 else -hidden)
+
+
+def test_networks_that_look_at_values_are_refused():
+    with pytest.raises(ValueError, match="Deciding cannot be divided at its exits, because what it does"):
+        cut(Deciding().eval(), ["first", "second"], torch.randn(2, 4))
+
+
+def test_exits_in_another_order():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)).eval()
+    with pytest.raises(ValueError, match=r"exits=\['1', '0'\] are not in forward order"):
+        cut(model, ["1", "0"], torch.randn(2, 4))

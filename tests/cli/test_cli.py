@@ -1,0 +1,63 @@
+"""The command line, run as a user runs it."""
+
+import subprocess
+import sys
+
+import joblib
+import pandas as pd
+import pytest
+
+from skexit import FeatureCache, __version__
+from skexit.cli import main
+
+
+def test_demo(tmp_path):
+    out = tmp_path / "demo"
+    command = [sys.executable, "-m", "skexit.cli._main", "demo", "--out", str(out), "--seed", "1"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    results = pd.read_csv(out / "results.csv")
+
+    assert "the reloaded" not in printed
+    assert "0 leave at another exit and 0 have another label" in printed
+    for method in results["method"].unique():
+        assert method in printed
+    fixed_budget = results.dropna(subset="budget")
+    assert set(fixed_budget["budget"]) == {0.4, 0.5, 0.6, 0.7, 0.8, 0.9}
+    difference = fixed_budget["cost"] - fixed_budget["budget"]
+    assert (difference < 0.1).all()
+    # The network's last exit is not its best, and optimal stopping does not pay for harm.
+    assert (difference[fixed_budget["method"] != "optimal stopping"] > -0.1).all()
+    learned = results[results["method"] == "EM routing"].set_index("budget")["accuracy"]
+    chance = results[results["method"] == "random"].set_index("budget")["accuracy"]
+    # The larger the budget, the more samples get to the last exit either way. The network, and with it what is
+    # left of the difference there, is not the same on every processor: two standard errors are .02.
+    assert (learned - chance).mean() > 0.02
+    assert (learned > chance - 0.02).all()
+    assert (learned > chance)[:3].all()
+    assert (out / "accuracy_cost.png").read_bytes().startswith(b"\x89PNG")
+
+    test = FeatureCache(out / "cache-test")
+    pipeline = joblib.load(out / "policy.joblib")
+    assert pipeline.score(test.X, test.y) > 0.85
+
+
+def test_quiet_prints_nothing(capsys, tmp_path, monkeypatch):
+    import skexit.cli._demo
+
+    monkeypatch.setattr(skexit.cli._demo, "run_demo", lambda out, seed, report: report(f"{out} {seed}"))
+    main(["demo", "--quiet", "--out", str(tmp_path)])
+    assert capsys.readouterr().out == ""
+    main(["demo", "--out", "folder", "--seed", "3"])
+    assert capsys.readouterr().out == "folder 3\n"
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"skexit {__version__}\n"
+
+
+def test_a_command_is_needed(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert "demo" in capsys.readouterr().err

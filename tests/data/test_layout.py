@@ -1,0 +1,210 @@
+"""ExitLayout: which columns are which exit's, what exits cost, and what is refused."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from skexit import ExitArray, ExitHeads, ExitLayout
+from skexit.data._layout import FRAME_ATTRIBUTE, resolve_layout
+
+
+@st.composite
+def layouts(draw):
+    """Any valid layout."""
+    n_exits = draw(st.integers(1, 5))
+    n_classes = draw(st.integers(2, 4))
+    has_logits = draw(st.lists(st.booleans(), min_size=n_exits, max_size=n_exits))
+    n_features = [draw(st.integers(0 if has else 1, 4)) for has in has_logits]
+    steps = draw(st.lists(st.floats(0.1, 1e9), min_size=n_exits, max_size=n_exits))
+    labels = st.lists(st.integers(-9, 9), min_size=n_classes, max_size=n_classes, unique=True)
+    names = st.lists(st.text(min_size=1, max_size=3), min_size=n_classes, max_size=n_classes, unique=True)
+    return ExitLayout(
+        n_logits=[n_classes * has for has in has_logits],
+        n_features=n_features,
+        costs=draw(st.none() | st.just(np.cumsum(steps))),
+        cost_unit=draw(st.sampled_from([None, "FLOPs", "ms"])),
+        classes=draw(st.none() | labels | names),
+    )
+
+
+@given(layouts())
+def test_blocks_cover_the_columns_in_order(layout):
+    slices = [part for k in range(layout.n_exits) for part in (layout.logit_columns(k), layout.feature_columns(k))]
+    covered = [column for part in slices for column in range(layout.n_columns)[part]]
+    assert covered == list(range(layout.n_columns))
+    assert [layout.has_logits(k) for k in range(layout.n_exits)] == [width > 0 for width in layout.n_logits]
+
+
+@given(layouts())
+def test_column_names_tell_exit_part_and_number(layout):
+    names = layout.column_names()
+    for k in range(layout.n_exits):
+        assert names[layout.logit_columns(k)] == [f"exit{k}__logit{j}" for j in range(layout.n_logits[k])]
+        assert names[layout.feature_columns(k)] == [f"exit{k}__feature{j}" for j in range(layout.n_features[k])]
+
+
+@given(layouts())
+def test_column_names_give_the_widths_back(layout):
+    found = ExitLayout.from_column_names(layout.column_names())
+    assert (found.n_logits, found.n_features) == (layout.n_logits, layout.n_features)
+
+
+@given(layouts())
+def test_json_round_trip(layout):
+    again = ExitLayout.from_dict(json.loads(json.dumps(layout.to_dict())))
+    assert again == layout
+    assert hash(again) == hash(layout)
+    assert again == layout
+    np.testing.assert_array_equal(again.costs, layout.costs)
+
+
+@given(layouts())
+def test_replace_changes_only_what_it_names(layout):
+    assert layout.replace() == layout
+    dearer = layout.replace(costs=2 * layout.costs)
+    np.testing.assert_allclose(dearer.cost_fractions, layout.cost_fractions)
+    assert dearer != layout
+    assert dearer.replace(costs=layout.costs) == layout
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n_features": [1, 3]},
+        {"n_logits": [0, 3], "classes": None},
+        {"costs": [1, 3]},
+        {"cost_unit": "ms"},
+        {"classes": [1, 0]},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_every_parameter_matters_for_equality(change):
+    layout = ExitLayout([0, 2], [3, 3], costs=[1, 2], cost_unit="MACs", classes=[0, 1])
+    assert layout.replace(**change) != layout
+    assert layout.replace(**change) != layout
+
+
+def test_equal_layouts_have_equal_hashes():
+    integers, floats = (ExitLayout([2], [0], classes=classes) for classes in ([0, 1], [0.0, 1.0]))
+    assert integers == floats
+    assert hash(integers) == hash(floats)
+
+
+def test_default_costs_are_even_fractions():
+    layout = ExitLayout([2] * 4, [0] * 4)
+    assert layout.costs.tolist() == [0.25, 0.5, 0.75, 1]
+    assert layout.cost_unit == "fraction"
+
+
+@pytest.mark.parametrize(
+    ("n_logits", "classes", "n_classes"), [([0, 3], None, 3), ([0, 0], "abcd", 4), ([0, 0], None, None)]
+)
+def test_number_of_classes(n_logits, classes, n_classes):
+    layout = ExitLayout(n_logits, [1, 1], classes=None if classes is None else list(classes))
+    assert layout.n_classes == n_classes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_logits": [2], "n_features": [1, 1]}, r"n_logits=\[2\] and n_features=\[1, 1\] must have one entry"),
+        ({"n_logits": [], "n_features": []}, "there must be an exit"),
+        ({"n_logits": [2, 0], "n_features": [1, 0]}, "exit 1 has 0 logits and 0 features"),
+        ({"n_logits": [-2], "n_features": [3]}, "exit 0 has -2 logits and 3 features"),
+        ({"n_logits": [2, 3], "n_features": [0, 0]}, r"n_logits=\[2, 3\]: every exit that has logits needs the same"),
+        ({"n_logits": [1], "n_features": [0]}, "n_logits=1: an exit needs one logit a class"),
+        ({"n_logits": [2, 2], "n_features": [0, 0], "costs": [1]}, r"costs has shape \(1,\).*each of 2 exits"),
+        ({"n_logits": [2, 2], "n_features": [0, 0], "costs": [2, 1]}, r"costs=\[2\.0, 1\.0\] must be .* increasing"),
+        ({"n_logits": [2, 2], "n_features": [0, 0], "costs": [1, 1]}, r"costs=\[1\.0, 1\.0\] must be .* increasing"),
+        ({"n_logits": [2, 2], "n_features": [0, 0], "costs": [0, 1]}, r"costs=\[0\.0, 1\.0\] must be positive"),
+        ({"n_logits": [2, 2], "n_features": [0, 0], "costs": [1, np.inf]}, r"costs=\[1\.0, inf\] must be .* finite"),
+        ({"n_logits": [2, 2], "n_features": [0, 0], "costs": [np.nan, 1]}, r"costs=\[nan, 1\.0\] must be .* finite"),
+        ({"n_logits": [2], "n_features": [0], "classes": [0, 0]}, "classes must be .* without repeated labels"),
+        ({"n_logits": [2], "n_features": [0], "classes": [[0, 1]]}, "classes must be one-dimensional"),
+        ({"n_logits": [2], "n_features": [0], "classes": [0, 1, 2]}, "classes has 3 labels but each exit has 2 logits"),
+    ],
+)
+def test_what_describes_no_network_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ExitLayout(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["exit0__feature0", "age"], "column 'age' stands among columns named like 'exit0__logit3'"),
+        (["exit0__feature0", 3], "column 3 stands among"),
+        (["exit0__feature0", "exit0__logit0", "exit0__logit1"], "incomplete or out of order"),
+        (["exit0__feature1", "exit0__feature0"], "incomplete or out of order"),
+        (["exit0__feature0", "exit0__feature2"], "incomplete or out of order"),
+        (["exit0__feature0", "exit0__feature0"], "incomplete or out of order"),
+        (["exit1__feature0", "exit0__feature0"], "incomplete or out of order"),
+        (["exit0__feature0", "exit2__feature0"], "exit 1 has 0 logits and 0 features"),
+    ],
+)
+def test_broken_column_names_are_refused(names, message):
+    with pytest.raises(ValueError, match=message):
+        ExitLayout.from_column_names(names)
+
+
+@pytest.mark.parametrize("names", [["a", "b"], [0, 1], ["exit0", "exit0__logit"], ["xexit0__logit0"]])
+def test_other_column_names_say_nothing(names):
+    assert ExitLayout.from_column_names(names) is None
+
+
+class TestResolve:
+    """Order: the parameter, X.layout, column names, one exit."""
+
+    def test_parameter_comes_first(self):
+        X = ExitArray.from_array(np.zeros((2, 6)), 2)
+        assert resolve_layout(3, X, 6).n_exits == 3
+        layout = ExitLayout([2, 2], [1, 1])
+        assert resolve_layout(layout, X, 6) is layout
+
+    def test_layout_of_an_exit_array(self):
+        X = ExitArray.from_array(np.zeros((2, 6)), 2)
+        assert resolve_layout(None, X, 6) is X.layout
+
+    def test_column_names_alone(self):
+        frame = pd.DataFrame(np.zeros((2, 3)), columns=["exit0__feature0", "exit1__logit0", "exit1__logit1"])
+        assert resolve_layout(None, frame, 3) == ExitLayout([0, 2], [1, 0])
+
+    def test_attributes_of_a_frame_complete_its_column_names(self):
+        layout = ExitLayout([2], [1], costs=[5], cost_unit="ms", classes=["no", "yes"])
+        frame = pd.DataFrame(np.zeros((2, 3)), columns=layout.column_names())
+        frame.attrs[FRAME_ATTRIBUTE] = layout.to_dict()
+        assert resolve_layout(None, frame, 3) == layout
+
+    def test_attributes_of_other_columns_are_refused(self):
+        frame = pd.DataFrame(np.zeros((2, 2)), columns=ExitLayout([2], [0]).column_names())
+        frame.attrs[FRAME_ATTRIBUTE] = ExitLayout([2], [1]).to_dict()
+        with pytest.raises(
+            ValueError, match=r"not those of the layout kept in its attrs.*delete attrs\['skexit_layout'\]"
+        ):
+            resolve_layout(None, frame, 2)
+
+    @pytest.mark.parametrize("X", [np.zeros((2, 3)), pd.DataFrame(np.zeros((2, 3)), columns=list("abc"))])
+    def test_anything_else_is_one_exit_of_features(self, X):
+        assert resolve_layout(None, X, 3) == ExitLayout([0], [3])
+
+    def test_a_column_named_layout_is_a_column(self):
+        frame = pd.DataFrame({"layout": [0.0, 1.0, 0.0, 1.0], "columns": [1.0, 0.0, 1.0, 0.0]})
+        assert ExitHeads().fit(frame, [0, 1, 0, 1]).layout_ == ExitLayout([0], [2])
+
+    @pytest.mark.parametrize(
+        ("layout", "message"),
+        [
+            (4, "layout=4 splits the columns of X evenly into 4 exits, but X has 6 columns"),
+            (0, "layout=0 splits"),
+            (ExitLayout([2], [3]), "layout describes 5 columns but X has 6"),
+            (True, "layout=True is neither an ExitLayout nor a number of exits"),
+            ("two", "layout='two' is neither"),
+        ],
+    )
+    def test_a_layout_that_does_not_fit_is_refused(self, layout, message):
+        with pytest.raises(ValueError, match=message):
+            resolve_layout(layout, np.zeros((2, 6)), 6)

@@ -1,0 +1,325 @@
+"""Conformal sets: their thresholds as the formulas say, and their coverage as the theory says."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from instances import make_exits
+from sklearn.base import clone
+
+import skexit.policies._base
+from skexit import ExitHeads, RandomExit, StaticExit, ThresholdPolicy, stack_exits
+from skexit.uncertainty import (
+    conformal_threshold,
+    coverage_score,
+    fit_temperature,
+    inefficiency_score,
+    softmax,
+)
+from skexit.uncertainty._conformal import ConformalScores
+
+METHODS = ["general", "ims", "strict", "gated"]
+HUNDREDTHS = st.integers(1, 99)
+
+
+@st.composite
+def calibrations(draw):
+    """Scores of a few rows at a few exits, with ties, and where the rows leave."""
+    n_samples, n_exits = draw(st.integers(1, 70)), draw(st.integers(1, 4))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    return ConformalScores(rng.integers(12, size=(n_samples, n_exits)) / 12, rng.integers(n_exits, size=n_samples))
+
+
+def slow_threshold(scores, hundredths):
+    """The smallest score that (n + 1) (1 - alpha) of the scores do not exceed, in whole numbers."""
+    needed = (len(scores) + 1) * (1 - Fraction(hundredths, 100))
+    for candidate in sorted(scores):
+        if sum(score <= candidate for score in scores) >= needed:
+            return candidate
+    return math.inf
+
+
+def slow_thresholds(scores, exits, hundredths, method):
+    """JEI-DNN, 9.3."""
+    rows, n_exits = range(len(scores)), len(scores[0])
+    general = slow_threshold([scores[i][exits[i]] for i in rows], hundredths)
+    thresholds = []
+    for k in range(n_exits):
+        leaving = [scores[i][k] for i in rows if exits[i] == k]
+        if method == "general" or (method == "gated" and len(leaving) < 20):
+            thresholds.append(general)
+        elif method == "ims":
+            thresholds.append(slow_threshold([scores[i][k] for i in rows], hundredths))
+        elif not leaving:
+            thresholds.append(-math.inf)
+        else:
+            thresholds.append(slow_threshold(leaving, hundredths))
+    return thresholds
+
+
+@given(st.lists(st.floats(0, 1), max_size=60), HUNDREDTHS)
+def test_threshold(scores, hundredths):
+    assert conformal_threshold(scores, hundredths / 100) == slow_threshold(scores, hundredths)
+
+
+@pytest.mark.parametrize("n_samples", [1, 9, 19, 49, 99, 199, 999])
+def test_rank_is_not_off_by_a_rounding_error(n_samples):
+    ranks = np.arange(n_samples, 0, -1)
+    for hundredths in range(1, 100):
+        rank = math.ceil((n_samples + 1) * (1 - Fraction(hundredths, 100)))
+        expected = rank if rank <= n_samples else math.inf
+        assert conformal_threshold(ranks, hundredths / 100) == expected
+        assert conformal_threshold(ranks, 1 - (100 - hundredths) / 100) == expected
+
+
+def test_ranks_at_the_edge():
+    assert conformal_threshold(np.arange(1, 100), 0.1) == 90
+    assert conformal_threshold(np.arange(1, 20), 0.05) == 19
+    assert conformal_threshold(np.arange(1, 19), 0.05) == math.inf
+    assert conformal_threshold(np.arange(1, 20), 1 - 1e-15) == 1
+    assert conformal_threshold([], 0.5) == math.inf
+
+
+@pytest.mark.parametrize("alpha", [0, 1, -0.1, 1.5, np.nan, "0.1", None])
+def test_wrong_alpha(alpha):
+    with pytest.raises(ValueError, match=r"^alpha=.* must be between 0 and 1: the share of sets that may miss"):
+        conformal_threshold([0.5], alpha)
+
+
+@pytest.mark.parametrize("method", METHODS)
+class TestThresholds:
+    @given(calibration=calibrations(), hundredths=HUNDREDTHS)
+    def test_formula(self, method, calibration, hundredths):
+        expected = slow_thresholds(calibration.scores.tolist(), calibration.exits.tolist(), hundredths, method)
+        np.testing.assert_array_equal(calibration.thresholds(hundredths / 100, method), expected)
+
+    @given(calibration=calibrations(), low=HUNDREDTHS, high=HUNDREDTHS)
+    def test_grow_as_alpha_falls(self, method, calibration, low, high):
+        low, high = sorted([low, high])
+        assert (calibration.thresholds(low / 100, method) >= calibration.thresholds(high / 100, method)).all()
+
+
+@given(st.data())
+def test_scores_of_sets(data):
+    shape = data.draw(st.tuples(st.integers(1, 10), st.integers(1, 4)))
+    sets = data.draw(arrays(bool, shape))
+    labels = data.draw(arrays(np.int64, shape[0], elements=st.integers(0, shape[1] - 1)))
+    names = np.array(["d", "b", "a", "c"])[: shape[1]]
+    covered = sum(row[label] for row, label in zip(sets.tolist(), labels.tolist(), strict=True))
+    assert coverage_score(names[labels], sets, labels=names) == pytest.approx(covered / shape[0], abs=1e-10)
+    assert inefficiency_score(sets) == pytest.approx(sum(sum(row) for row in sets.tolist()) / shape[0], abs=1e-10)
+    assert 0 <= inefficiency_score(sets) <= shape[1]
+
+
+@pytest.mark.parametrize(
+    ("y_true", "y_set", "labels", "message"),
+    [
+        ([0, 1], [[0.9, 0.1], [0.4, 0.6]], None, r"^y_set has dtype float64; it must be bool, as of predict_set\.$"),
+        ([0, 1], [[True, False]], None, r"inconsistent numbers of samples: \[2, 1\]"),
+        ([0, 0], [[True, False], [True, True]], None, r"^y_true has 1 classes, and y_set 2 columns\."),
+        ([0, 2], [[True, False], [True, True]], [0, 1], r"^y_true has the class 2, which labels=\[0, 1\] lacks\.$"),
+        ([0, 1], [True, False], None, "Expected 2D array"),
+    ],
+)
+def test_errors_of_scores(y_true, y_set, labels, message):
+    with pytest.raises(ValueError, match=message):
+        coverage_score(y_true, y_set, labels=labels)
+
+
+# Policies.
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return ThresholdPolicy(budget=0.6).fit(*make_exits(400, n_exits=3, n_classes=4, random_state=0))
+
+
+def test_temperatures_are_those_of_the_rows_that_leave(policy):
+    X, y = make_exits(300, n_exits=3, n_classes=4, random_state=1)
+    calibrated = policy.with_budget(0.4).calibrate(X, y)
+    stops = calibrated.predict_exit(X)
+    counts = np.bincount(stops, minlength=3)
+    assert counts[0] >= 20 > counts[2]  # each way of fitting is used
+    for k in range(3):
+        rows = np.flatnonzero(stops == k) if counts[k] >= 20 else np.arange(len(X))
+        assert calibrated.temperatures_[k] == fit_temperature(X.logits(k, rows), y[rows])
+
+
+def test_temperatures_of_an_earlier_call_are_kept(policy):
+    X, y = make_exits(300, n_exits=3, n_classes=4, random_state=1)
+    first = policy.with_budget(0.6).calibrate(X[:200], y[:200])
+    temperatures = first.temperatures_
+    first.calibrate(X[200:], y[200:], temperature=False)
+    np.testing.assert_array_equal(first.temperatures_, temperatures)
+    assert len(first._conformal_scores.exits) == 100
+    assert policy.with_budget(0.6).calibrate(X, y, temperature=False).temperatures_.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_three_rows_promise_nothing_and_so_every_class_is_in_the_set(policy, method):
+    X, y = make_exits(60, n_exits=3, n_classes=4, random_state=1)
+    calibrated = policy.with_budget(0.6).calibrate(X[:3], y[:3])
+    sets, stops = calibrated.predict_set(X, method=method), calibrated.predict_exit(X)
+    unused = np.setdiff1d(np.arange(3), calibrated.predict_exit(X[:3]))
+    filled = ~np.isin(stops, unused) if method == "strict" else np.full(len(X), True)
+    assert sets[filled].all()
+    assert not sets[~filled].any()
+
+
+def test_an_exit_where_no_calibration_row_leaves():
+    X, y = make_exits(100, n_exits=2, n_classes=3, random_state=0)
+    policy = StaticExit(1).fit(X, y).calibrate(X, y)
+    policy.thresholds_ = np.array([-np.inf, -np.inf])  # now everybody leaves at the first
+    assert not policy.predict_set(X, method="strict").any()
+    for method in ("general", "ims", "gated"):
+        assert policy.predict_set(X, method=method).any()
+
+
+def test_one_class_only(policy):
+    X, y = make_exits(300, n_exits=3, n_classes=4, random_state=1)
+    X, y = X[y == 2], y[y == 2]
+    calibrated = policy.with_budget(0.6).calibrate(X, y)
+    assert calibrated.predict_proba(X).shape == (len(X), 4)
+    assert coverage_score(y, calibrated.predict_set(X, alpha=0.1), labels=calibrated.classes_) >= 0.9
+
+
+@pytest.mark.parametrize("scale", [1e4, 1e300])
+@pytest.mark.parametrize("method", METHODS)
+def test_probabilities_of_zero_and_one(scale, method):
+    X, y = make_exits(200, n_exits=3, n_classes=4, random_state=0)
+    X = stack_exits(np.stack([scale * X.logits(k) for k in range(3)], axis=1))
+    policy = StaticExit(1).fit(X, y).calibrate(X, y)
+    assert np.isfinite(policy.temperatures_).all()
+    assert np.isfinite(policy.predict_proba(X)).all()
+    sets = policy.predict_set(X, alpha=0.3, method=method)
+    assert coverage_score(y, sets) >= 0.7
+
+
+def test_a_temperature_does_not_part_what_rounding_joined():
+    X, y = stack_exits(np.array([[[0, 1e-17]], [[1, 0]]])), np.array([1, 0])
+    policy = StaticExit(0).fit(X, y).calibrate(X, y)
+    assert policy.temperatures_.tolist() == [0.05]
+    np.testing.assert_array_equal(policy.predict(X), StaticExit(0).fit(X, y).predict(X))
+
+
+def test_labels_may_be_strings(policy):
+    X, y = make_exits(300, n_exits=3, n_classes=4, random_state=1)
+    names = np.array(["d", "a", "c", "b"])
+    named = stack_exits(np.stack([X.logits(k) for k in range(3)], axis=1), classes=names)
+    by_name = ThresholdPolicy().fit(named, names[y]).calibrate(named, names[y])
+    by_number = ThresholdPolicy().fit(X, y).calibrate(X, y)
+    np.testing.assert_allclose(by_name.temperatures_, by_number.temperatures_)
+    order = np.argsort(names)
+    np.testing.assert_array_equal(by_name.predict_set(named, 0.1), by_number.predict_set(X, 0.1)[:, order])
+    assert by_name.classes_.tolist() == names[order].tolist()
+
+
+def test_calibrates_in_batches_on_heads_of_its_own(monkeypatch):
+    X, y = make_exits(200, n_exits=3, n_classes=4, random_state=0)
+    features = stack_exits([None, None, X.logits(2)], [X.features(k) for k in range(3)])
+    policy = ThresholdPolicy(heads=ExitHeads(cascade=True)).fit(features, y)
+    whole = policy.with_budget(0.7).calibrate(features, y)
+    monkeypatch.setattr(skexit.arrays, "BATCH_ROWS", 17)
+    parts = policy.with_budget(0.7).calibrate(features, y)
+    np.testing.assert_allclose(parts.temperatures_, whole.temperatures_)
+    np.testing.assert_allclose(parts._conformal_scores.scores, whole._conformal_scores.scores)
+    logits = np.stack([policy.heads_.transform(features).logits(k) for k in range(3)])
+    expected = 1 - softmax(logits / parts.temperatures_[:, None, None])[:, np.arange(200), y].T
+    np.testing.assert_allclose(parts._conformal_scores.scores, expected)
+
+
+# Coverage, over many small calibration sets.
+
+ALPHA, N_CALIBRATION, N_TEST, N_SETS = 0.1, 49, 300, 600
+
+
+def expected_coverage(n_samples):
+    """Without ties; all classes are in the set where the rank exceeds the number of rows."""
+    rank = math.ceil((n_samples + 1) * (1 - Fraction(1, 10)))
+    return rank / (n_samples + 1) if rank <= n_samples else 1.0
+
+
+def simulate_exits(n_samples, rng, strengths):
+    y = rng.integers(4, size=n_samples)
+    logits = [strength * np.eye(4)[y] + rng.normal(size=(n_samples, 4)) for strength in strengths]
+    return stack_exits(np.stack(logits, axis=1)), y
+
+
+def simulate_coverage(policy, method, strengths, n_calibration=N_CALIBRATION):
+    """Of each calibration set: the rows that leave at each exit, and who of new rows is covered where."""
+    rng = np.random.default_rng(0)
+    policy = clone(policy).fit(*simulate_exits(1000, rng, strengths))
+    for _ in range(N_SETS):
+        X, y = simulate_exits(n_calibration, rng, strengths)
+        counts = np.bincount(policy.calibrate(X, y, temperature=False)._conformal_scores.exits, minlength=3)
+        X, y = simulate_exits(N_TEST, rng, strengths)
+        covered = policy.predict_set(X, ALPHA, method)[np.arange(N_TEST), y]
+        yield counts, policy.predict_exit(X), covered
+
+
+def check_each_exit(runs, expected):
+    """At each exit, mean coverage is `expected(rows that leave there)`, to three standard errors."""
+    excess = [[], [], []]
+    for counts, stops, covered in runs:
+        for k in range(3):
+            if (stops == k).any():
+                excess[k].append(covered[stops == k].mean() - expected(counts[k]))
+    for values in excess:
+        error = np.std(values) / np.sqrt(len(values))
+        assert error < 0.005
+        assert abs(np.mean(values)) < 3 * error
+
+
+BY_CONFIDENCE = ThresholdPolicy(budget=0.6)
+BY_CHANCE = RandomExit(random_state=0)
+
+
+@pytest.mark.parametrize("policy", [BY_CONFIDENCE, BY_CHANCE], ids=repr)
+def test_general_coverage(policy):
+    coverage = [covered.mean() for _, _, covered in simulate_coverage(policy, "general", (1, 2, 3))]
+    error = np.std(coverage) / np.sqrt(len(coverage))
+    assert error < 0.004  # a rank wrong by one moves the coverage by 0.02
+    assert abs(np.mean(coverage) - 0.9) < 3 * error
+
+
+@pytest.mark.parametrize("policy", [BY_CONFIDENCE, BY_CHANCE], ids=repr)
+def test_strict_coverage_of_those_who_leave(policy):
+    runs = simulate_coverage(policy, "strict", (1, 2, 3))
+    check_each_exit(runs, lambda count: expected_coverage(count) if count else 0.0)
+
+
+def test_gated_coverage_of_those_who_leave():
+    """Exits as good as each other, and chance: then the general threshold fits each exit, too."""
+    n_calibration = 59
+    runs = list(simulate_coverage(BY_CHANCE, "gated", (2, 2, 2), n_calibration))
+    counts = np.concatenate([counts for counts, _, _ in runs])
+    assert 0.2 < np.mean(counts < 20) < 0.8  # both cases occur
+    check_each_exit(runs, lambda count: expected_coverage(count if count >= 20 else n_calibration))
+
+
+def test_gated_coverage_with_rows_enough_at_each_exit():
+    runs = list(simulate_coverage(BY_CONFIDENCE, "gated", (1, 2, 3), n_calibration=199))
+    assert min(counts.min() for counts, _, _ in runs) >= 20
+    check_each_exit(runs, expected_coverage)
+
+
+def test_ims_coverage_of_those_who_leave_by_chance():
+    check_each_exit(simulate_coverage(BY_CHANCE, "ims", (1, 2, 3)), lambda _: 0.9)
+
+
+def test_ims_coverage_of_all_rows_at_each_exit():
+    rng = np.random.default_rng(0)
+    policy = clone(BY_CONFIDENCE).fit(*simulate_exits(1000, rng, (1, 2, 3)))
+    coverage = []
+    for _ in range(N_SETS):
+        X, y = simulate_exits(N_CALIBRATION, rng, (1, 2, 3))
+        thresholds = policy.calibrate(X, y, temperature=False)._conformal_scores.thresholds(ALPHA, "ims")
+        X, y = simulate_exits(N_TEST, rng, (1, 2, 3))
+        scores = np.stack([1 - softmax(X.logits(k))[np.arange(N_TEST), y] for k in range(3)], axis=1)
+        coverage.append((scores <= thresholds).mean(axis=0))
+    error = np.std(coverage, axis=0) / np.sqrt(N_SETS)
+    assert (np.abs(np.mean(coverage, axis=0) - 0.9) < 3 * error).all()
