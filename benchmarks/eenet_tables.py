@@ -104,9 +104,8 @@ def sizes(name: str, setting: Setting) -> pd.DataFrame:
     """Parameters and FLOPs until each exit, what the heads until there add, and EENet's network at the exit."""
     backbone = setting.backbone
     last = StaticExit(-1).fit(setting.X[:N_ROWS_WITH_ALL_CLASSES], setting.y[:N_ROWS_WITH_ALL_CLASSES])
-    live = EarlyExitModel(
-        backbone.network, backbone.exits, last, setting.heads, pool=backbone.pool, head=backbone.head
-    ).prepare(backbone.example_input)
+    live = EarlyExitModel(backbone.network, backbone.exits, last, setting.heads, pool=backbone.pool, head=backbone.head)
+    live.prepare(backbone.example_input)
     stages = [live.stages[k] for k in range(len(backbone.exits))]
     networks = policies(name, 0)["EENet"].fit(setting.logits, setting.y).networks_
     own_heads = [0 if stage.logits is None else n_parameters(stage.logits) for stage in stages]

@@ -27,7 +27,7 @@ from real_data import load_ag_news, load_sst2
 from real_networks import TokenBatches, load_minilm, minilm_layers
 from torch import nn
 
-from skexit.backbone._pooling import first_tensor
+from skexit.backbone._outputs import first_tensor
 
 LOADERS = {"sst2": load_sst2, "ag_news": load_ag_news}
 N_CLASSES = {"sst2": 2, "ag_news": 4}

@@ -14,17 +14,9 @@ from torch.nn import functional
 
 from skexit.backbone._costs import check_forward_order
 from skexit.backbone._exit_points import exit_points
-from skexit.backbone._modules import (
-    NETWORK_OUTPUT,
-    Inputs,
-    as_arguments,
-    as_logits,
-    check_called_once,
-    device_of,
-    evaluating,
-    find_modules,
-    map_tensors,
-)
+from skexit.backbone._inputs import Inputs, as_arguments, map_tensors
+from skexit.backbone._modules import NETWORK_OUTPUT, check_called_once, device_of, evaluating, find_modules
+from skexit.backbone._outputs import as_logits
 from skexit.backbone._pooling import Pool, check_pool, pool_output
 
 __all__ = ["MultiExitNetwork", "joint_cross_entropy"]

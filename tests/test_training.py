@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from skexit import OptimalStoppingPolicy, ThresholdPolicy
-from skexit.extraction import ExitExtractor, exit_costs
+from skexit.backbone import exit_costs
+from skexit.extraction import ExitExtractor
 from skexit.runtime import EarlyExitModel
 from skexit.training import MultiExitNetwork, joint_cross_entropy
 

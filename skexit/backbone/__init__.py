@@ -2,3 +2,8 @@
 
 Extraction, the live network and training share it; it knows neither caches nor policies.
 """
+
+from skexit.backbone._costs import ExitCosts, exit_costs
+from skexit.backbone._exit_points import exit_points
+
+__all__ = ["ExitCosts", "exit_costs", "exit_points"]

@@ -17,19 +17,15 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from skexit.backbone._inputs import Inputs, as_arguments, call, map_tensors, tensors_of
 from skexit.backbone._modules import (
     NETWORK_OUTPUT,
     Head,
-    Inputs,
-    as_arguments,
-    call,
     check_called_once,
     device_of,
     find_modules,
-    map_tensors,
     own_heads,
     resolve_heads,
-    tensors_of,
 )
 
 COST_UNITS = ("FLOPs", "MACs", "ms")
@@ -112,7 +108,7 @@ def exit_costs(
     Examples
     --------
     >>> import torch
-    >>> from skexit.extraction import exit_costs
+    >>> from skexit.backbone import exit_costs
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
     >>> exit_costs(model, ["0", "2"], torch.zeros(1, 8), unit="MACs").costs
     array([128., 192.])

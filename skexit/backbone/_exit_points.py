@@ -38,7 +38,7 @@ def exit_points(model: nn.Module, each: str = "stage") -> list[str]:
     Examples
     --------
     >>> from torchvision.models import resnet18
-    >>> from skexit.extraction import exit_points
+    >>> from skexit.backbone import exit_points
     >>> model = resnet18(weights=None)
     >>> exit_points(model)
     ['layer1', 'layer2', 'layer3', 'layer4']

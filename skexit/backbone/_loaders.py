@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from skexit.backbone._modules import Inputs
+from skexit.backbone._inputs import Inputs
 
 _LABEL_NAMES = ("labels", "label")
 

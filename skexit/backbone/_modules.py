@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import nn
-
-#: One input of a network: a tensor, several positional tensors, or tensors by keyword.
-Inputs: TypeAlias = torch.Tensor | tuple[torch.Tensor, ...] | Mapping[str, Any]
 
 #: The `head` parameter: the network's own output, none, or one module name or None an exit.
 Head: TypeAlias = str | Sequence[str | None] | None
@@ -80,53 +77,6 @@ def check_called_once(called: Sequence[str], names: Sequence[str], parameter: st
                 f"{parameter} names {name!r}, which the forward pass calls {counts[name]} times; "
                 "name modules that are called exactly once for each input."
             )
-
-
-def call(model: Callable[..., Any], inputs: Inputs) -> Any:
-    """Call the network on one input."""
-    args, kwargs = as_arguments(inputs)
-    return model(*args, **kwargs)
-
-
-def as_arguments(inputs: Inputs) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
-    """Positional and keyword arguments that pass the input to a network."""
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
-
-
-def logits_in(output: Any) -> Any:
-    """The ``logits`` of a network's output, or the output itself where it names none; None where a dict has none."""
-    return output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
-
-
-def as_logits(output: Any, source: str, advice: str) -> torch.Tensor:
-    """The logits in what a network or a head gave.
-
-    Raises a ValueError, which names the source and ends with the advice, if they are no matrix.
-    """
-    logits = logits_in(output)
-    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
-        shape = f" of shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else ""
-        raise ValueError(
-            f"{source} gave {type(output).__name__}{shape}, which has no logits of shape (n_samples, n_classes){advice}"
-        )
-    return logits
-
-
-def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], inputs: Inputs) -> Inputs:
-    """Apply a function to each tensor of an input."""
-    if isinstance(inputs, torch.Tensor):
-        return function(inputs)
-    if isinstance(inputs, tuple):
-        return tuple(function(value) for value in inputs)
-    return {name: function(value) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
-
-
-def tensors_of(inputs: Inputs) -> list[torch.Tensor]:
-    """The tensors of an input."""
-    args, kwargs = as_arguments(inputs)
-    return [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d, avg_pool2d
+
+from skexit.backbone._outputs import first_tensor
 
 #: The `pool` parameter: a name, several names that are joined, or a function.
 Pool: TypeAlias = str | Sequence[str] | Callable[[torch.Tensor], torch.Tensor]
@@ -129,24 +131,6 @@ def check_pool(pool: Pool) -> None:
             raise ValueError(f"pool={pool!r}: {name!r} is not one of {known}. Give such names, 'auto' or a callable.")
     if not (names or callable(pool) or pool == "auto"):
         raise ValueError(f"pool={pool!r} is empty; give one of {known}, 'auto' or a callable.")
-
-
-def first_tensor(output: Any) -> torch.Tensor:
-    """The output itself, or the first tensor in it.
-
-    Raises
-    ------
-    ValueError
-        If there is none.
-    """
-    if isinstance(output, torch.Tensor):
-        return output
-    values = output.values() if isinstance(output, Mapping) else output
-    if isinstance(values, Sequence) or isinstance(output, Mapping):
-        for value in values:
-            if isinstance(value, torch.Tensor):
-                return value
-    raise ValueError(f"an exit gave {type(output).__name__}, which has no tensor; name another module.")
 
 
 def _pooled_parts(tensor: torch.Tensor, pool: str | Sequence[str], mask: torch.Tensor | None) -> list[torch.Tensor]:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from skexit.backbone._modules import Inputs, call, logits_in, map_tensors, tensors_of
-from skexit.backbone._pooling import first_tensor
+from skexit.backbone._inputs import Inputs, call, map_tensors, tensors_of
+from skexit.backbone._outputs import first_tensor, logits_in
 from skexit.backbone._rows import select_rows
 from skexit.backbone._stages import Stage
 

@@ -15,7 +15,9 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.utils import _pytree as pytree
 
 from skexit.backbone._costs import check_forward_order
-from skexit.backbone._modules import Inputs, as_arguments, check_called_once, logits_in, own_heads
+from skexit.backbone._inputs import Inputs, as_arguments
+from skexit.backbone._modules import check_called_once, own_heads
+from skexit.backbone._outputs import logits_in
 from skexit.backbone._rows import is_channels_last
 
 _OPERATORS = torch.library.Library("skexit", "DEF")

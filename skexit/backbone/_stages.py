@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from skexit.backbone._modules import Head, Inputs, find_modules, resolve_heads
+from skexit.backbone._inputs import Inputs
+from skexit.backbone._modules import Head, find_modules, resolve_heads
 from skexit.backbone._recording import Recording, record
 
 

@@ -1,6 +1,5 @@
 """The ``skexit`` command: demo, caches and report."""
 
-from skexit.cli._demo import run_demo
 from skexit.cli._main import main
 
-__all__ = ["main", "run_demo"]
+__all__ = ["main"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,4 +101,4 @@ def extract_on_dask(
 
 def _extract_part(part: int, *, pickled: bytes, path: Path, n_parts: int, options: dict[str, Any]) -> None:
     extractor, loader = pickle.loads(pickled)
-    extract_part(extractor, loader, path, part, n_parts, **options)
+    extract_part(partial(extractor._extract_part, **options), loader, path, part, n_parts)

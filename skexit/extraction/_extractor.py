@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -23,22 +24,19 @@ from tqdm import tqdm
 
 from skexit.backbone._costs import COST_UNITS, exit_costs
 from skexit.backbone._exit_points import exit_points
+from skexit.backbone._inputs import Inputs, call, map_tensors, tensors_of
 from skexit.backbone._loaders import count_rows, read_item
 from skexit.backbone._modules import (
     NETWORK_OUTPUT,
     Head,
-    Inputs,
-    as_logits,
-    call,
     check_called_once,
     device_of,
     evaluating,
     find_modules,
-    map_tensors,
     own_heads,
     resolve_heads,
-    tensors_of,
 )
+from skexit.backbone._outputs import as_logits
 from skexit.backbone._pooling import Pool, check_pool, pool_name, pool_output
 from skexit.cache import CacheWriter, FeatureCache
 from skexit.cache._writer import check_same_cache
@@ -190,8 +188,8 @@ class ExitExtractor:
         rank, n_workers = rank_and_size(worker)
         folder = Path(path)
         if (n_workers > 1 or found_parts(folder)) and not is_complete(folder):
-            options = {"classes": classes, "shard_rows": shard_rows, "progress": progress}
-            return extract_as_worker(self, loader, folder, rank, n_workers, **options)
+            options: dict[str, Any] = {"classes": classes, "shard_rows": shard_rows, "progress": progress}
+            return extract_as_worker(partial(self._extract_part, **options), loader, folder, rank, n_workers)
         _check_fixed_order(loader)
         batches = _read_batches(loader, None if classes is None else np.asarray(classes))
         first = next(batches, None)
@@ -223,6 +221,15 @@ class ExitExtractor:
                     writer.append(output.logits, output.features, output.y)
                     bar.update(output.n_rows)
         return FeatureCache(path)
+
+    def _extract_part(self, loader: Iterable[Any], path: Path, **options: Any) -> FeatureCache:
+        """Extract some of the rows, while other workers extract the others."""
+        if self.cost_unit == "ms":
+            raise ValueError(
+                "cost_unit='ms' is measured anew by each worker, while others use the same machine. Extract with "
+                "cost_unit='FLOPs', and give the layout the times that skexit.runtime.measure_latency finds."
+            )
+        return self.extract(loader, path, **options)
 
     @torch.inference_mode()
     def _run(self, batch: _Batch) -> _Output:

@@ -6,9 +6,9 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 
@@ -18,11 +18,11 @@ from skexit.cache._folders import LocalFolder
 from skexit.cache._manifest import MANIFEST, read_manifest
 from skexit.cache._writer import PART
 
-if TYPE_CHECKING:
-    from skexit.extraction._extractor import ExitExtractor
-
 _FOLDER = re.compile(PART + r"(\d{5})-of-(\d{5})")
 _SECONDS_BETWEEN_LOOKS = 0.2
+
+#: Writes what a loader gives into a folder.
+Extract = Callable[[DataLoader, Path], Any]
 
 #: What `ExitExtractor.extract` takes as `worker`.
 Worker = str | tuple[int, int] | None
@@ -85,39 +85,26 @@ def part_folder(path: Path, part: int, n_parts: int) -> Path:
     return path / f"{PART}{part:05d}-of-{n_parts:05d}"
 
 
-def extract_part(
-    extractor: ExitExtractor, loader: Iterable[Any], path: Path, part: int, n_parts: int, **options: Any
-) -> FeatureCache:
+def extract_part(extract: Extract, loader: Iterable[Any], path: Path, part: int, n_parts: int) -> None:
     """Run the network over one part of the rows and write them to a cache inside the folder.
 
     Parameters
     ----------
-    extractor : ExitExtractor
+    extract : callable
+        Takes a loader and a folder, and writes a complete cache of what the loader gives into the folder.
     loader : torch.utils.data.DataLoader
         Of all rows.
     path : Path
         Folder of the whole cache.
     part, n_parts : int
         Which of how many parts, which have about the same number of batches, in order.
-    **options
-        Of :meth:`ExitExtractor.extract`.
-
-    Returns
-    -------
-    FeatureCache
-        The complete cache of this part.
 
     Raises
     ------
     ValueError
-        If the loader has no fixed order of rows that can be read from the middle, or costs are times.
+        If the loader has no fixed order of rows that can be read from the middle.
     """
-    if extractor.cost_unit == "ms":
-        raise ValueError(
-            "cost_unit='ms' is measured anew by each worker, while others use the same machine. Extract with "
-            "cost_unit='FLOPs', and give the layout the times that skexit.runtime.measure_latency finds."
-        )
-    return extractor.extract(loader_of_part(loader, part, n_parts), part_folder(path, part, n_parts), **options)
+    extract(loader_of_part(loader, part, n_parts), part_folder(path, part, n_parts))
 
 
 def loader_of_part(loader: Iterable[Any], part: int, n_parts: int) -> DataLoader:
@@ -148,9 +135,7 @@ def loader_of_part(loader: Iterable[Any], part: int, n_parts: int) -> DataLoader
     )
 
 
-def extract_as_worker(
-    extractor: ExitExtractor, loader: Iterable[Any], path: Path, rank: int, n_workers: int, **options: Any
-) -> FeatureCache:
+def extract_as_worker(extract: Extract, loader: Iterable[Any], path: Path, rank: int, n_workers: int) -> FeatureCache:
     """Extract the parts that fall to this worker, wait for the others, and open the whole cache.
 
     The first worker joins the parts. An extraction that was begun by another number of workers keeps its parts.
@@ -159,7 +144,7 @@ def extract_as_worker(
     if is_complete(path):
         return FeatureCache(path)
     for part in range(rank, n_parts, n_workers):
-        extract_part(extractor, loader, path, part, n_parts, **options)
+        extract_part(extract, loader, path, part, n_parts)
     if rank == 0:
         for part in range(n_parts):
             _wait(part_folder(path, part, n_parts))

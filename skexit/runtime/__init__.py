@@ -8,29 +8,32 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from skexit.runtime._deployment import Activations, FirstPart, PartialOutput, SecondPart, join_outputs
     from skexit.runtime._early_exit import EarlyExitModel
-    from skexit.runtime._latency import ExitLatency, measure_latency
+    from skexit.runtime._exit_latency import ExitLatency
+    from skexit.runtime._latency import measure_latency
     from skexit.runtime._onnx_export import export_onnx
     from skexit.runtime._onnx_loop import OnnxEarlyExit
     from skexit.runtime._output import ExitOutput
     from skexit.runtime._policy_json import policy_from_json, policy_to_json
+    from skexit.runtime._prepared import PreparedNetwork
     from skexit.runtime._throughput import LoaderOutput
 
 #: The modules are imported when they are asked for: a network in ONNX runs without torch.
 _MODULES = {
-    "Activations": "deployment",
-    "EarlyExitModel": "early_exit",
-    "ExitLatency": "latency",
-    "ExitOutput": "output",
-    "FirstPart": "deployment",
-    "LoaderOutput": "throughput",
-    "OnnxEarlyExit": "onnx_loop",
-    "PartialOutput": "deployment",
-    "SecondPart": "deployment",
-    "export_onnx": "onnx_export",
-    "join_outputs": "deployment",
-    "measure_latency": "latency",
-    "policy_from_json": "policy_json",
-    "policy_to_json": "policy_json",
+    "Activations": "_deployment",
+    "EarlyExitModel": "_early_exit",
+    "ExitLatency": "_exit_latency",
+    "ExitOutput": "_output",
+    "FirstPart": "_deployment",
+    "LoaderOutput": "_throughput",
+    "OnnxEarlyExit": "_onnx_loop",
+    "PartialOutput": "_deployment",
+    "PreparedNetwork": "_prepared",
+    "SecondPart": "_deployment",
+    "export_onnx": "_onnx_export",
+    "join_outputs": "_deployment",
+    "measure_latency": "_latency",
+    "policy_from_json": "_policy_json",
+    "policy_to_json": "_policy_json",
 }
 
 __all__ = [
@@ -42,6 +45,7 @@ __all__ = [
     "LoaderOutput",
     "OnnxEarlyExit",
     "PartialOutput",
+    "PreparedNetwork",
     "SecondPart",
     "export_onnx",
     "join_outputs",

@@ -12,13 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from skexit.backbone._checked_inputs import as_inputs, check_like, check_rows
-from skexit.backbone._modules import Inputs, map_tensors, tensors_of
-from skexit.backbone._rows import in_double
+from skexit.backbone._inputs import as_inputs, check_like, check_rows, map_tensors, tensors_of
 from skexit.runtime._batch import Batch, ExitOutput
 from skexit.runtime._decisions import Notes
 from skexit.runtime._evaluation import EvaluationModule
-from skexit.runtime._runner import StageRunner
+from skexit.runtime._prepared import PreparedNetwork
+from skexit.runtime._rows import in_double
 
 
 @dataclass(frozen=True)
@@ -160,14 +159,15 @@ def _join(parts: Sequence[Any], order: torch.Tensor, device: torch.device) -> An
 class _Part(EvaluationModule):
     """Some stages of a live network, with the policy."""
 
-    def __init__(self, runner: StageRunner, exits: range, device: torch.device) -> None:
+    def __init__(self, network: PreparedNetwork, exits: range) -> None:
         super().__init__()
+        runner = network.all_exits
         stages = {k: runner.stages[k] for k in exits}
         self.networks = nn.ModuleDict({str(k): stage.network for k, stage in stages.items()})
         self.heads = nn.ModuleDict({str(k): stage.logits for k, stage in stages.items() if stage.logits is not None})
         # What was measured is of the whole network.
         self._runner = replace(runner, stages=stages, latency=None)
-        self._device = device
+        self._device = network.device
         self.eval()
 
     def _apply(self, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
@@ -199,12 +199,10 @@ class FirstPart(_Part):
 
     Parameters
     ----------
-    runner : StageRunner
+    network : PreparedNetwork
         Of the live network.
     at_exit : int
         The last exit of this part.
-    example_input : tensor, tuple of tensors or dict of tensors
-        One input, on the device of the network.
 
     See Also
     --------
@@ -212,12 +210,11 @@ class FirstPart(_Part):
     SecondPart : Goes on with the samples that this part does not answer.
     """
 
-    def __init__(self, runner: StageRunner, at_exit: int, example_input: Inputs) -> None:
+    def __init__(self, network: PreparedNetwork, at_exit: int) -> None:
         # Nobody passes the policy's last exit.
-        last = min(at_exit, runner.decisions.n_exits - 1)
-        super().__init__(runner, range(last + 1), tensors_of(example_input)[0].device)
+        super().__init__(network, range(min(at_exit + 1, network.all_exits.decisions.n_exits)))
         self.at_exit = at_exit
-        self._example = example_input
+        self._example = network.example
 
     @torch.inference_mode()
     def forward(self, *inputs: Any, **named_inputs: Any) -> PartialOutput:
@@ -265,12 +262,10 @@ class SecondPart(_Part):
 
     Parameters
     ----------
-    runner : StageRunner
+    network : PreparedNetwork
         Of the live network.
     at_exit : int
         The last exit of the first part.
-    device : torch.device
-        Of the network.
 
     See Also
     --------
@@ -278,8 +273,8 @@ class SecondPart(_Part):
     FirstPart : Gives what this part goes on with.
     """
 
-    def __init__(self, runner: StageRunner, at_exit: int, device: torch.device) -> None:
-        super().__init__(runner, range(at_exit + 1, runner.decisions.n_exits), device)
+    def __init__(self, network: PreparedNetwork, at_exit: int) -> None:
+        super().__init__(network, range(at_exit + 1, network.all_exits.decisions.n_exits))
         self.at_exit = at_exit
 
     @torch.inference_mode()

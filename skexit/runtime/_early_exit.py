@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
 import torch
 from torch import nn
 
-from skexit.backbone import _exit_points as exit_points
-from skexit.backbone._checked_inputs import as_inputs, check_like, check_rows, is_like
-from skexit.backbone._modules import Head, Inputs, device_of, find_modules, map_tensors, resolve_heads, tensors_of
+from skexit.backbone._exit_points import exit_points
+from skexit.backbone._inputs import Inputs, as_inputs
+from skexit.backbone._modules import Head, device_of, find_modules, resolve_heads
 from skexit.backbone._pooling import Pool, check_pool
-from skexit.backbone._probe import check_against_plain_network
-from skexit.backbone._stages import RecordedNetwork, Stage
-from skexit.runtime._batch import Batch
+from skexit.backbone._stages import Stage
 from skexit.runtime._compiled import check_sizes, compile_stage
 from skexit.runtime._decisions import Decisions
 from skexit.runtime._deployment import FirstPart, SecondPart, check_at_exit
 from skexit.runtime._evaluation import EvaluationModule
 from skexit.runtime._output import ExitOutput
-from skexit.runtime._runner import StageRunner
+from skexit.runtime._prepared import PreparedNetwork
 from skexit.runtime._throughput import LoaderOutput, predict_loader
 
 if TYPE_CHECKING:
-    from skexit.runtime._latency import ExitLatency
+    from skexit.runtime._exit_latency import ExitLatency
 
 
 class EarlyExitModel(EvaluationModule):
@@ -43,7 +39,7 @@ class EarlyExitModel(EvaluationModule):
         The network that the exits were extracted from, on the device on which it is to run. It is
         put into evaluation mode, and shares its parameters with this one.
     exits : sequence of str or None
-        Names of the modules after which it can stop, as in extraction; None for :func:`~skexit.backbone._exit_points`.
+        Names of the modules after which it can stop, as in extraction; None for :func:`~skexit.backbone.exit_points`.
     policy : fitted exit policy, or Pipeline that ends with one
         Steps before the policy give logits, as ExitHeads and ExitEnsemble do.
     heads : fitted ExitHeads or ExitEnsemble, default=None
@@ -134,11 +130,11 @@ class EarlyExitModel(EvaluationModule):
             )
         self.classes = self.policy.classes_
         self.model = model.eval()
-        self._runner: StageRunner | None = None
+        self._network: PreparedNetwork | None = None
         if example_input is not None:
             self.prepare(example_input)
 
-    def prepare(self, example_input: Inputs) -> Self:
+    def prepare(self, example_input: Inputs) -> PreparedNetwork:
         """Cut the network at its exits, and check that stages and policy fit.
 
         Parameters
@@ -148,30 +144,24 @@ class EarlyExitModel(EvaluationModule):
 
         Returns
         -------
-        self : EarlyExitModel
-            The model itself.
+        PreparedNetwork
+            The network that calls run from now on.
 
         Raises
         ------
         ValueError
             As by the class itself.
         """
-        check_rows(example_input, device_of(self.model))
-        with torch.no_grad():
-            network = RecordedNetwork(self.model, self.exits, example_input, self.head)
-            stages = network.cut(range(len(self.exits)))
-            if self.head is None or self.head == "output":
-                check_against_plain_network(self.model, self.exits, list(stages.values()), example_input)
-        names = list(example_input)[1:] if isinstance(example_input, dict) else []
-        mask = names.index("attention_mask") if "attention_mask" in names else None
-        decisions = self._decisions.on(device_of(self.model))
-        runner = StageRunner(stages, self.exits, decisions, self.pool, mask, self.latency)
-        self._example = map_tensors(lambda tensor: tensor[:1].clone(), example_input)
-        self._prepare_runner(runner)
-        self._runner = runner
-        # Across exits that are not looked at, the network runs as if they were not there.
-        self._merged_runner = replace(runner, stages=network.cut(np.flatnonzero(decisions.is_observed).tolist()))
-        return self
+        self._network = PreparedNetwork.from_model(
+            self.model,
+            self.exits,
+            example_input,
+            self._decisions,
+            head=self.head,
+            pool=self.pool,
+            latency=self.latency,
+        )
+        return self._network
 
     def compile_stages(self, pad_to: Sequence[int] = (1, 8, 64), **options: Any) -> Self:
         """Compile the stages by ``torch.compile``, for batches of a few sizes.
@@ -200,12 +190,7 @@ class EarlyExitModel(EvaluationModule):
             If the network is not cut yet, or `pad_to` has no sizes.
         """
         sizes = check_sizes(pad_to)
-        if self._runner is None:
-            raise ValueError("the network is not cut yet; call prepare(example_input) first.")
-        self._runner, self._merged_runner = (
-            replace(runner, stages={k: compile_stage(stage, sizes, options) for k, stage in runner.stages.items()})
-            for runner in (self._runner, self._merged_runner)
-        )
+        self._network = self._cut_before().map_stages(lambda stage: compile_stage(stage, sizes, options))
         return self
 
     @torch.inference_mode()
@@ -231,8 +216,11 @@ class EarlyExitModel(EvaluationModule):
         RuntimeError
             If the network is in training mode.
         """
-        runner, batch = self._start(as_inputs(inputs, named_inputs))
-        del inputs, named_inputs  # the network may free them
+        given = as_inputs(inputs, named_inputs)
+        network = self._prepared(given)
+        batch = network.start(given)
+        del given, inputs, named_inputs  # the network may free them
+        runner = network.used_exits
         answers = runner.answers()
         for k in runner.stages:
             following = runner.run(k, batch, answers)
@@ -244,7 +232,7 @@ class EarlyExitModel(EvaluationModule):
     @property
     def stages(self) -> Mapping[int, Stage]:
         """The stages of the network by exit; none before the network is cut."""
-        return {} if self._runner is None else self._runner.stages
+        return {} if self._network is None else self._network.all_exits.stages
 
     def predict_loader(
         self, loader: Iterable[Any], *, batch_size: int = 256, max_wait: float | None = None, progress: bool = True
@@ -309,7 +297,7 @@ class EarlyExitModel(EvaluationModule):
         >>> bool((output.exits == live(x).exits).all()), output.failures
         (True, [])
         """
-        return predict_loader(self, loader, batch_size, max_wait, progress)
+        return predict_loader(self._prepared, device_of(self.model), loader, batch_size, max_wait, progress)
 
     def truncate(self, at_exit: int) -> FirstPart:
         """Give the part of the network up to an exit, with the policy.
@@ -351,7 +339,7 @@ class EarlyExitModel(EvaluationModule):
         True
         """
         check_at_exit(at_exit, len(self.exits))
-        return FirstPart(self._cut_before(), at_exit, self._example)
+        return FirstPart(self._cut_before(), at_exit)
 
     def resume(self, at_exit: int) -> SecondPart:
         """Give the part of the network that goes on where another one was truncated.
@@ -374,47 +362,20 @@ class EarlyExitModel(EvaluationModule):
             If the network was not cut yet.
         """
         check_at_exit(at_exit, len(self.exits))
-        return SecondPart(self._cut_before(), at_exit, device_of(self.model))
+        return SecondPart(self._cut_before(), at_exit)
 
     def _apply(self, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         super()._apply(function, recurse)
-        self._runner = None  # its stages have the buffers as they were
+        self._network = None  # its stages have the buffers as they were
         return self
 
-    def _runner_for_all_exits(self) -> StageRunner:
-        """Takes all samples to the last exit, and decides at each."""
-        runner = cast(StageRunner, self._runner)
-        runner = replace(runner, decisions=runner.decisions.for_all_exits())
-        self._prepare_runner(runner)
-        return runner
+    def _cut_before(self) -> PreparedNetwork:
+        if self._network is None:
+            raise RuntimeError("the network is not cut yet; call prepare(example_input) first.")
+        return self._network
 
-    def _prepare_runner(self, runner: StageRunner) -> None:
-        # Tensors of inference mode do not count the changes that are made to them.
-        with torch.inference_mode(False), torch.no_grad():
-            runner.prepare(_first_batch(runner, map_tensors(torch.clone, self._example)))
-
-    def _start(self, inputs: Inputs) -> tuple[StageRunner, Batch]:
-        """The inputs before the first stage, if the network takes them."""
-        runner = self._prepared(inputs)
-        if not is_like(inputs, self._example):
-            check_rows(inputs, device_of(self.model))
-            check_like(inputs, self._example)
-        return runner, _first_batch(runner, inputs)
-
-    def _cut_before(self) -> StageRunner:
-        if self._runner is None:
-            raise RuntimeError("the network was not cut yet; call prepare with an input first.")
-        return self._runner
-
-    def _prepared(self, inputs: Inputs) -> StageRunner:
-        """The network cut at the exits that are looked at; it is cut now where it was not."""
+    def _prepared(self, inputs: Inputs) -> PreparedNetwork:
+        """The network as it is cut; it is cut now where it was not."""
         if self.model.training:
             raise RuntimeError("the network is in training mode; call eval() on it.")
-        if self._runner is None:
-            self.prepare(inputs)
-        return self._merged_runner
-
-
-def _first_batch(runner: StageRunner, inputs: Inputs) -> Batch:
-    first, *side = tensors_of(inputs)
-    return runner.start(first, side, torch.arange(len(first), device=first.device))
+        return self.prepare(inputs) if self._network is None else self._network

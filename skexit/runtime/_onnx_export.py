@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from torch import fx, nn
 from torch.export import Dim
 
-from skexit.backbone._checked_inputs import named_tensors
-from skexit.backbone._modules import Inputs, tensors_of
+from skexit.backbone._inputs import Inputs, named_tensors, tensors_of
 from skexit.backbone._probe import random_inputs
 from skexit.runtime._compiled import plain_network
 from skexit.runtime._early_exit import EarlyExitModel
@@ -54,8 +53,10 @@ def export_onnx(live: EarlyExitModel, folder: str | Path) -> Path:
     ImportError
         If onnx, onnxscript or onnxruntime are not installed.
     ValueError
-        If the network is not prepared, the policy cannot be written as JSON, the network computes in
+        If the policy cannot be written as JSON, the network computes in
         a type that NumPy does not have, as bfloat16, or onnxruntime gives other values than torch.
+    RuntimeError
+        If the network is not prepared.
 
     See Also
     --------
@@ -87,16 +88,15 @@ def export_onnx(live: EarlyExitModel, folder: str | Path) -> Path:
     True
     """
     _check_installed()
-    runner = live._runner
-    if runner is None:
-        raise ValueError("the network is not cut yet; call live.prepare(example_input) first.")
+    network = live._cut_before()
+    runner = network.all_exits
     stages = [_ExitStage(runner, k) for k in range(runner.decisions.n_exits)]
     files = [f"stage{k}.onnx" for k in range(len(stages))]
     text = policy_to_json(
         {
-            "steps": live._decisions.steps,
-            "inputs": _describe_inputs(live._example, stages[0]),
-            "by_name": isinstance(live._example, dict),
+            "steps": runner.decisions.steps,
+            "inputs": _describe_inputs(network.example, stages[0]),
+            "by_name": isinstance(network.example, dict),
             "stages": files,
         }
     )
@@ -104,7 +104,7 @@ def export_onnx(live: EarlyExitModel, folder: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     # Written last, so that what a failed export has left is not taken for a whole one.
     (folder / DESCRIPTION_FILE).unlink(missing_ok=True)
-    first, *side = tensors_of(random_inputs(live._example))
+    first, *side = tensors_of(random_inputs(network.example))
     tensors = [first]
     with torch.no_grad():
         for stage, name, file in zip(stages, live.exits, files, strict=False):

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from skexit.backbone._pooling import Pool, pool_output, prepared_pool
-from skexit.backbone._rows import count_rows, fill_up, in_double, size_to_run, split_rows
 from skexit.backbone._stages import Stage
 from skexit.data import ExitLayout
 from skexit.runtime._batch import Answers, Batch
 from skexit.runtime._decisions import Decisions
-
-if TYPE_CHECKING:
-    from skexit.runtime._latency import ExitLatency
+from skexit.runtime._exit_latency import ExitLatency
+from skexit.runtime._rows import count_rows, fill_up, in_double, size_to_run, split_rows
 
 #: Rows of a batch: all, some, or none.
 Rows = torch.Tensor | slice | None

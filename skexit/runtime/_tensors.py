@@ -9,10 +9,10 @@ import torch
 from sklearn.base import BaseEstimator
 
 from skexit._nn._dense import DenseNetwork
-from skexit.backbone._rows import double_on
 from skexit.heads import ExitEnsemble
 from skexit.policies._draws import SampleDraws
 from skexit.policies._log_linear import LogLinearModel
+from skexit.runtime._rows import double_on
 
 #: Arrays that meet tensors, by what has them. Elsewhere, each exit would copy them to the device, and wait.
 _ARRAYS: dict[type, tuple[str, ...]] = {

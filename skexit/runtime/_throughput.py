@@ -6,26 +6,26 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from skexit.backbone._checked_inputs import check_like, check_rows
+from skexit.backbone._inputs import Inputs, check_like, check_rows, map_tensors, tensors_of
 from skexit.backbone._loaders import count_rows, read_item
-from skexit.backbone._modules import Inputs, device_of, map_tensors, tensors_of
 from skexit.runtime._batch import Batch
 from skexit.runtime._decisions import Decisions
+from skexit.runtime._prepared import PreparedNetwork
 from skexit.runtime._queues import SampleQueue
 from skexit.runtime._runner import StageRunner
 
-if TYPE_CHECKING:
-    from skexit.runtime._early_exit import EarlyExitModel
-
 #: A loader that raises so often, without a batch in between, is not asked again.
 _MAX_ERRORS_IN_A_ROW = 100
+
+#: Gives the network that takes some inputs; cuts it for the first.
+Prepared = Callable[[Inputs], PreparedNetwork]
 
 #: Shapes of the samples in a queue, without their number.
 _Shapes = tuple[torch.Size, ...]
@@ -57,15 +57,34 @@ class LoaderOutput(NamedTuple):
 
 
 def predict_loader(
-    live: EarlyExitModel, loader: Iterable[Any], batch_size: int, max_wait: float | None, progress: bool
+    prepared: Prepared,
+    device: torch.device,
+    loader: Iterable[Any],
+    batch_size: int,
+    max_wait: float | None,
+    progress: bool,
 ) -> LoaderOutput:
-    """Answer what a loader gives; see :meth:`EarlyExitModel.predict_loader`."""
+    """Answer what a loader gives; see :meth:`EarlyExitModel.predict_loader`.
+
+    Parameters
+    ----------
+    prepared : callable
+        Takes the inputs of a batch and returns the PreparedNetwork that takes them.
+    device : torch.device
+        Of the network.
+    loader, batch_size, max_wait, progress
+        As in :meth:`EarlyExitModel.predict_loader`.
+
+    Returns
+    -------
+    LoaderOutput
+    """
     _check_limits(batch_size, max_wait)
     queues: _StageQueues | None = None
     failures: dict[int, Exception] = {}
     with tqdm(total=count_rows(loader), unit=" rows", disable=None if progress else True) as bar:
-        for number, inputs in _read_batches(live, loader, failures):
-            queues = queues or _StageQueues(live._prepared(inputs), batch_size, max_wait, failures, bar.update)
+        for number, inputs in _read_batches(prepared, device, loader, failures):
+            queues = queues or _StageQueues(prepared(inputs).used_exits, batch_size, max_wait, failures, bar.update)
             queues.add(number, inputs)
         if queues is not None:
             queues.flush()
@@ -82,17 +101,17 @@ def _check_limits(batch_size: int, max_wait: float | None) -> None:
 
 
 def _read_batches(
-    live: EarlyExitModel, loader: Iterable[Any], failures: dict[int, Exception]
+    prepared: Prepared, device: torch.device, loader: Iterable[Any], failures: dict[int, Exception]
 ) -> Iterator[tuple[int, Inputs]]:
     """The batches of a loader that the network takes, by number; the others are failures."""
     for number, (item, error) in enumerate(_items(loader)):
         inputs = None
         if error is None:
-            inputs, error = _attempt(_read, number, item, device_of(live.model))
+            inputs, error = _attempt(_read, number, item, device)
         if inputs is not None:
             # Outside of an attempt: what keeps the network from being cut would do so with every batch.
-            live._prepared(inputs)
-            _, error = _attempt(check_like, inputs, live._example)
+            network = prepared(inputs)
+            _, error = _attempt(check_like, inputs, network.example)
         if error is not None:
             failures[number] = error
         elif inputs is not None:

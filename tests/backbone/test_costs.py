@@ -7,7 +7,7 @@ from torch.nn import functional
 from torchvision.models import resnet18
 from torchvision.models.resnet import BasicBlock
 
-from skexit.extraction import exit_costs
+from skexit.backbone import exit_costs
 
 BATCH, LENGTH, WIDTH, HIDDEN = 3, 10, 32, 48
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 import time
+from functools import partial
 
 import joblib
 import numpy as np
@@ -83,7 +84,7 @@ def test_rows_of_one_process_are_not_in_parts(client, tmp_path, expected):
 
 
 def test_an_extraction_goes_on_with_the_parts_it_began_with(client, tmp_path, expected):
-    extract_part(make_extractor(), make_loader(), tmp_path / "cache", 1, 3, progress=False)
+    extract_part(partial(make_extractor().extract, progress=False), make_loader(), tmp_path / "cache", 1, 3)
     cache = extract_on_dask(client, make_extractor(), make_loader(), tmp_path / "cache", n_parts=2)
     assert_same(cache, expected)
 

@@ -18,7 +18,8 @@ from torch.utils.data import (
 from torchvision.models import resnet18
 
 from skexit import FeatureCache
-from skexit.extraction import ExitExtractor, exit_costs
+from skexit.backbone import exit_costs
+from skexit.extraction import ExitExtractor
 
 N_ROWS, N_CLASSES = 23, 3
 

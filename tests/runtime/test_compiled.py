@@ -80,7 +80,7 @@ def test_each_stage_is_compiled_once_a_size(live, data, memory_format):
     for n_rows in [*range(1, 20), 4, 1]:
         for x in (data[0][:n_rows], data[0][20:][:n_rows].clone()):
             live(x.to(memory_format=memory_format))
-    stages = live._runner.stages
+    stages = live.stages
     n_networks = sum(1 + (stage.logits is not None) for stage in stages.values())
     assert backend.n_graphs == n_networks * len(SIZES)
     assert backend.n_rows == set(SIZES)
@@ -93,9 +93,9 @@ def test_compiled_again_for_other_sizes(live, data):
 
 
 def test_the_networks_themselves_are_kept_for_an_export(live):
-    plain = [stage.network for stage in live._runner.stages.values()]
+    plain = [stage.network for stage in live.stages.values()]
     live.compile_stages(SIZES, backend="eager")
-    for network, stage in zip(plain, live._runner.stages.values(), strict=True):
+    for network, stage in zip(plain, live.stages.values(), strict=True):
         assert stage.network is not network
         assert plain_network(stage.network) is network
 
@@ -107,5 +107,5 @@ def test_wrong_sizes(live, pad_to):
 
 
 def test_a_network_that_is_not_cut(network, policy):
-    with pytest.raises(ValueError, match="call prepare"):
+    with pytest.raises(RuntimeError, match="call prepare"):
         EarlyExitModel(network, EXITS, policy).compile_stages()

@@ -185,7 +185,7 @@ class TestStops:
         policy.thresholds_ = np.array([np.inf, policy.thresholds_[1], np.inf, -np.inf])
         live = EarlyExitModel(network, EXITS, policy, example_input=images[0][:1])
         seen = []
-        runner = type(live._runner)
+        runner = type(live._network.used_exits)
         decide = runner.decide
         monkeypatch.setattr(runner, "decide", lambda self, k, batch: seen.append(k) or decide(self, k, batch))
         assert_same(live(images[0]), policy, cache.X)
@@ -195,7 +195,7 @@ class TestStops:
         policy = EENetPolicy(max_epochs=3, random_state=0).fit(cache.X, cache.y)
         policy.thresholds_[:2] = np.inf
         live = EarlyExitModel(network, EXITS, policy, example_input=images[0][:1])
-        assert live._runner.decisions.is_observed == [True] * 4
+        assert live._network.all_exits.decisions.is_observed == [True] * 4
         assert_same(live(images[0]), policy, cache.X)
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from live_networks import make_live, policies
 from torch.testing import assert_close
 
-from skexit.backbone._rows import fill_up, size_to_run
 from skexit.runtime import join_outputs, runner
+from skexit.runtime._rows import fill_up, size_to_run
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 

@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from skexit import ExitHeads, ThresholdPolicy
-from skexit.extraction import ExitExtractor, exit_costs
+from skexit.backbone import exit_costs
+from skexit.extraction import ExitExtractor
 from skexit.runtime import EarlyExitModel, join_outputs, measure_latency
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")

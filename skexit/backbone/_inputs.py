@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import torch
-
-from skexit.backbone._modules import Inputs, tensors_of
 
 
 def as_inputs(inputs: tuple[Any, ...], named_inputs: Mapping[str, Any]) -> Inputs:
@@ -81,3 +79,35 @@ def check_like(inputs: Inputs, example: Inputs) -> None:
         if tensor.ndim != like.ndim or (not is_sequence and tensor.shape[1:] != like.shape[1:]):
             shape = ", ".join(["n", *map(str, like.shape[1:])])
             raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, but the network was cut for ({shape}).")
+
+
+#: One input of a network: a tensor, several positional tensors, or tensors by keyword.
+Inputs: TypeAlias = torch.Tensor | tuple[torch.Tensor, ...] | Mapping[str, Any]
+
+
+def call(model: Callable[..., Any], inputs: Inputs) -> Any:
+    """Call the network on one input."""
+    args, kwargs = as_arguments(inputs)
+    return model(*args, **kwargs)
+
+
+def as_arguments(inputs: Inputs) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
+    """Positional and keyword arguments that pass the input to a network."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
+
+
+def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], inputs: Inputs) -> Inputs:
+    """Apply a function to each tensor of an input."""
+    if isinstance(inputs, torch.Tensor):
+        return function(inputs)
+    if isinstance(inputs, tuple):
+        return tuple(function(value) for value in inputs)
+    return {name: function(value) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+
+
+def tensors_of(inputs: Inputs) -> list[torch.Tensor]:
+    """The tensors of an input."""
+    args, kwargs = as_arguments(inputs)
+    return [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]

@@ -1,0 +1,45 @@
+"""What a network or a head gives: its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+
+def logits_in(output: Any) -> Any:
+    """The ``logits`` of a network's output, or the output itself where it names none; None where a dict has none."""
+    return output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+
+
+def as_logits(output: Any, source: str, advice: str) -> torch.Tensor:
+    """The logits in what a network or a head gave.
+
+    Raises a ValueError, which names the source and ends with the advice, if they are no matrix.
+    """
+    logits = logits_in(output)
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        shape = f" of shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else ""
+        raise ValueError(
+            f"{source} gave {type(output).__name__}{shape}, which has no logits of shape (n_samples, n_classes){advice}"
+        )
+    return logits
+
+
+def first_tensor(output: Any) -> torch.Tensor:
+    """The output itself, or the first tensor in it.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+    """
+    if isinstance(output, torch.Tensor):
+        return output
+    values = output.values() if isinstance(output, Mapping) else output
+    if isinstance(values, Sequence) or isinstance(output, Mapping):
+        for value in values:
+            if isinstance(value, torch.Tensor):
+                return value
+    raise ValueError(f"an exit gave {type(output).__name__}, which has no tensor; name another module.")
