@@ -1,5 +1,6 @@
 """Stop neural networks early: exit policies as scikit-learn estimators."""
 
+from skexit._version import __version__ as __version__
 from skexit.cache import FeatureCache, merge_caches
 from skexit.data import ExitArray, ExitLayout, stack_exits
 from skexit.heads import ExitEnsemble, ExitHeads
@@ -18,8 +19,6 @@ from skexit.policies import (
     ThresholdPolicy,
     oracle,
 )
-
-__version__ = "0.1.0"
 
 __all__ = [
     "TRUSTED_TYPES",

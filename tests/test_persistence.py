@@ -157,7 +157,7 @@ def make_calibrated(template, X, y):
 @pytest.mark.parametrize("version", ["0.0.9", "9.0.0"])
 def test_another_version_warns(policy, data, save, load, version, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(skexit, "__version__", version)
+        patch.setattr("skexit.data._estimator.__version__", version)
         content = save(policy)
     with pytest.warns(InconsistentVersionWarning) as warned:
         loaded = load(content)

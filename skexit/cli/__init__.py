@@ -1,5 +1,3 @@
-"""The ``skexit`` command: demo, caches and report."""
+"""The ``skexit`` command: demo, caches and report. Nothing here is for use from Python."""
 
-from skexit.cli._main import main
-
-__all__ = ["main"]
+from skexit.cli._main import main as main

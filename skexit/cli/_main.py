@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from skexit import __version__
+from skexit._version import __version__
 from skexit.cli._cache import add_cache_command
 
 
@@ -131,7 +131,3 @@ def _parser() -> argparse.ArgumentParser:
 
 def _ignore(line: str) -> None:
     """Report nothing."""
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

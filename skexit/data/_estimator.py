@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
-import skexit
+from skexit._version import __version__
 from skexit.data._arrays import ExitArray
 from skexit.data._layout import ExitLayout
 from skexit.exceptions import InconsistentVersionWarning
@@ -50,15 +50,13 @@ class ExitEstimator(BaseEstimator):
         return WithTable(super()._get_params_html(*args, **kwargs), self._exit_table())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), _VERSION: skexit.__version__}
+        return {**super().__getstate__(), _VERSION: __version__}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         saved_version = state.pop(_VERSION, "unknown")
-        if saved_version != skexit.__version__:
-            warnings.warn(
-                InconsistentVersionWarning(type(self).__name__, saved_version, skexit.__version__), stacklevel=2
-            )
+        if saved_version != __version__:
+            warnings.warn(InconsistentVersionWarning(type(self).__name__, saved_version, __version__), stacklevel=2)
         super().__setstate__(state)
 
 

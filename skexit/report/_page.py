@@ -12,7 +12,7 @@ import numpy as np
 import sklearn
 from numpy.typing import NDArray
 
-import skexit
+from skexit._version import __version__
 from skexit.metrics import exit_distribution_by_class, exit_report
 from skexit.plotting import AccuracyCostDisplay, CoverageDisplay, ExitDistributionDisplay, ReliabilityDisplay
 from skexit.report._calibration import Calibration
@@ -346,7 +346,7 @@ def _making(request: Request) -> list[str]:
         definitions(
             {
                 "Made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, by skexit.report.write_report",
-                "Versions": f"skexit {skexit.__version__}, scikit-learn {sklearn.__version__}, NumPy {np.__version__}, "
+                "Versions": f"skexit {__version__}, scikit-learn {sklearn.__version__}, NumPy {np.__version__}, "
                 f"Python {platform.python_version()}",
                 "Intervals": f"percentile bootstrap over rows, {request.n_resamples:,} resamples, random_state="
                 f"{request.random_state}; they say what other rows would change, not what fitting again would",

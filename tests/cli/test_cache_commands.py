@@ -77,7 +77,7 @@ class TestInfo:
     def test_the_status_is_that_of_the_process(self, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(sys, "argv", ["skexit", "cache", "info", str(tmp_path)])
         with pytest.raises(SystemExit) as ended:
-            runpy.run_path(skexit.cli._main.__file__, run_name="__main__")
+            runpy.run_module("skexit.cli", run_name="__main__")
         assert ended.value.code == 1
 
     def test_a_url_without_fsspec(self, capsys, monkeypatch):
@@ -128,7 +128,7 @@ class TestVerify:
 class TestMerge:
     def test_in_a_process_of_its_own(self, path, tmp_path):
         write_cache(tmp_path / "other", n_rows=3, y=np.arange(3))
-        command = [sys.executable, "-m", "skexit.cli._main", "cache", "merge", "cache", "other", "all"]
+        command = [sys.executable, "-m", "skexit.cli", "cache", "merge", "cache", "other", "all"]
         printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
         assert printed.stdout.startswith("all: 13 rows, ")
         assert printed.stderr == "", "a progress bar is for terminals"

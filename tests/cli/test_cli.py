@@ -13,7 +13,7 @@ from skexit.cli import main
 
 def test_demo(tmp_path):
     out = tmp_path / "demo"
-    command = [sys.executable, "-m", "skexit.cli._main", "demo", "--out", str(out), "--seed", "1"]
+    command = [sys.executable, "-m", "skexit.cli", "demo", "--out", str(out), "--seed", "1"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
     results = pd.read_csv(out / "results.csv")
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -164,7 +165,7 @@ def test_a_worker_that_comes_when_all_is_joined(tmp_path, expected):
 def test_parts_that_cannot_be_joined_are_kept(tmp_path):
     loader = make_loader()
     for part, pool in enumerate(["mean", "max"]):
-        extract_part(make_extractor(pool=pool), loader, tmp_path, part, 2, progress=False)
+        extract_part(partial(make_extractor(pool=pool).extract, progress=False), loader, tmp_path, part, 2)
     with pytest.raises(ValueError, match=r"cannot be merged: they differ in pool\."):
         join_parts(tmp_path)
     assert [FeatureCache(part).n_rows for part in sorted(tmp_path.glob("part-*"))] == [50, 53]

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from live_networks import make_live, policies
 from torch.testing import assert_close
 
-from skexit.runtime import join_outputs, runner
+from skexit.runtime import _runner as runner
+from skexit.runtime import join_outputs
 from skexit.runtime._rows import fill_up, size_to_run
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
