@@ -20,7 +20,7 @@ from routing import BASELINE, argument_parser, compare, extract, split, summariz
 
 from skexit import EENetPolicy, ExitArray, ThresholdPolicy
 from skexit.policies import ExitPolicy
-from skexit.policies._base import correct_exits
+from skexit.policies._outcomes import correct_exits
 
 AS_PUBLISHED = {"init": "random", "confidence_weight": 0, "weight_decay": 0.01, "patience": 50}
 FIGURE_BUDGET = 0.7

@@ -21,7 +21,7 @@ from routing import BASELINE, BUDGETS, argument_parser, extract, half_rows, summ
 
 from skexit import ExitArray, ExitHeads, JEIGatedEnsemble, ThresholdPolicy
 from skexit.policies import ExitPolicy
-from skexit.policies._base import correct_exits
+from skexit.policies._outcomes import correct_exits
 
 TRAININGS = {BASELINE: "separate", "boosted": "boosted", "weighted": "weighted"}
 JEI = {

@@ -138,7 +138,7 @@ def policies(seed: int) -> dict[str, BudgetedPolicy]:
     return {
         BASELINE: ThresholdPolicy(),
         RECOMMENDED: OptimalStoppingPolicy(random_state=seed),
-        "optimal stopping, recall": OptimalStoppingPolicy(recall=True, random_state=seed),
+        "optimal stopping, most confident": OptimalStoppingPolicy(use_most_confident=True, random_state=seed),
         "EENet": EENetPolicy(random_state=seed),
         "JEI": JEIGatedEnsemble(budget=0.5, random_state=seed),
         "EM": EMExitAssigner(budget=0.5, random_state=seed),

@@ -106,7 +106,7 @@ def policies():
         "threshold": ThresholdPolicy(budget=0.6),
         "eenet": EENetPolicy(0.6, max_epochs=3, random_state=0),
         "stopping": OptimalStoppingPolicy(0.6, random_state=0),
-        "recall": OptimalStoppingPolicy(0.6, recall=True, random_state=0),
+        "use_most_confident": OptimalStoppingPolicy(0.6, use_most_confident=True, random_state=0),
         "ensemble": ensemble,
         "static": StaticExit(1),
         "random": RandomExit(budget=0.6, random_state=0),

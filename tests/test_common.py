@@ -167,8 +167,8 @@ def test_policies_run_on_torch_tensors(fitted, data):
     numpy_memory, torch_memory = {}, {}
     for k in range(X.layout.n_exits):
         logits, features = X.logits(k), X.features(k)
-        expected = fitted._score_exit(k, logits, features, numpy_memory)
-        scores = fitted._score_exit(k, torch.from_numpy(logits), torch.from_numpy(features), torch_memory)
+        expected = fitted.score_exit(k, logits, features, numpy_memory)
+        scores = fitted.score_exit(k, torch.from_numpy(logits), torch.from_numpy(features), torch_memory)
         assert isinstance(scores, torch.Tensor)
         np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-6, atol=1e-9)
 

@@ -4,7 +4,6 @@ from numbers import Real
 from typing import ClassVar
 
 from skexit.policies import BudgetedPolicy
-from skexit.policies._quotas import quota_thresholds
 from skexit.uncertainty import max_probability, softmax
 
 
@@ -29,15 +28,8 @@ class AgreementPolicy(BudgetedPolicy):
         self.heads = heads
         self.layout = layout
 
-    def _score_exit(self, k, logits, features, memory):
+    def score_exit(self, k, logits, features, memory):
         probabilities = softmax(logits)
         before = memory.get("probabilities", probabilities)
         memory["probabilities"] = probabilities
         return max_probability((probabilities + before) / 2)
-
-    def _fit_policy(self, X, labels, weight):
-        self._fit_thresholds(X, weight)  # there is nothing else to learn
-
-    def _choose_thresholds(self, scores, weight):
-        budget = self.budget
-        return quota_thresholds(scores, self.costs_, budget, sample_weight=weight)

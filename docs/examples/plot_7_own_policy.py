@@ -3,7 +3,7 @@ A policy of your own
 ====================
 
 A policy says how sure an exit is, and where that is enough. What a new one has
-to write is three short methods; budgets, calibration, scikit-learn's tools and
+to write is two short methods; budgets, calibration, scikit-learn's tools and
 saving come with the base class.
 """
 
@@ -15,12 +15,13 @@ saving come with the base class.
 # says "cat". So let us weigh each probability with how often the exit was right
 # when it said that class.
 #
-# - ``_fit_policy`` learns: here, the share of right answers of each exit and
+# - ``fit_policy`` learns: here, the share of right answers of each exit and
 #   class, pulled towards the exit's mean where there are few.
-# - ``_score_exit`` scores one exit for the samples that are still running.
+# - ``score_exit`` scores one exit for the samples that are still running.
 #   ``memory`` is a dict that may carry notes to later exits.
-# - ``_choose_thresholds`` finds the thresholds for a budget from the scores of
-#   the fitted rows. A sample stops at the first exit whose score reaches it.
+#
+# The base class finds the thresholds for a budget from the scores of the fitted
+# rows. A sample stops at the first exit whose score reaches the threshold.
 #
 # Written against the array API, the same code runs on torch tensors in a live
 # network.
@@ -32,7 +33,6 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from skexit.policies import BudgetedPolicy
-from skexit.policies._quotas import quota_thresholds
 from skexit.uncertainty import max_probability, softmax
 
 
@@ -47,7 +47,7 @@ class PrecisionPolicy(BudgetedPolicy):
         self.heads = heads
         self.layout = layout
 
-    def _fit_policy(self, X, labels, weight):
+    def fit_policy(self, X, labels, weight):
         shape = X.layout.n_exits, len(self.classes_)
         self.precisions_ = np.empty(shape)
         for k in range(X.layout.n_exits):
@@ -58,19 +58,14 @@ class PrecisionPolicy(BudgetedPolicy):
             mean = right.sum() / weight.sum()
             n_right += self.strength * mean
             self.precisions_[k] = n_right / (n_said + self.strength)
-        self._fit_thresholds(X, weight)
+        self.fit_thresholds(X, weight)
 
-    def _score_exit(self, k, logits, features, memory):
+    def score_exit(self, k, logits, features, memory):
         xp = array_namespace(logits)
         precisions = xp.asarray(
             self.precisions_[k], dtype=logits.dtype, device=device(logits)
         )
         return max_probability(softmax(logits) * precisions)
-
-    def _choose_thresholds(self, scores, weight):
-        return quota_thresholds(
-            scores, self.costs_, self.budget, sample_weight=weight
-        )
 
 
 # %%

@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skexit.utils._array_api import array_namespace, as_like
+from skexit.utils._module_names import set_module
 
 if TYPE_CHECKING:
     import torch
 
 
+@set_module("skexit.persistence")
 @dataclass(frozen=True)
 class DenseNetwork:
     """A fully connected network with rectified linear units between its layers.
@@ -97,6 +99,7 @@ class DenseNetwork:
         return replace(self, weights=(first, *self.weights[1:]), biases=(bias, *self.biases[1:]))
 
 
+@set_module("skexit.persistence")
 @dataclass(frozen=True)
 class Moments:
     """Mean and spread of columns, found in one pass.

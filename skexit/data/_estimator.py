@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
-from typing import Any, ClassVar
+from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator
+from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from skexit._version import __version__
@@ -18,6 +20,9 @@ from skexit.utils._sklearn import _VisualBlock
 
 _VERSION = "_skexit_version"
 
+#: Attributes that hold something of single rows. No answer but that of ``predict_set`` depends on them.
+ROW_STATE = ("fit_state_", "conformal_scores_")
+
 #: Units in which the same network has the same costs everywhere; measured times vary.
 _COUNTED_UNITS = ("FLOPs", "MACs")
 
@@ -25,17 +30,37 @@ _COUNTED_UNITS = ("FLOPs", "MACs")
 class ExitEstimator(BaseEstimator):
     """An estimator that records the version of skexit in what is saved, and shows a table of its exits."""
 
-    #: Attributes that no answer depends on, beside those whose names begin with ``_fitting``.
-    _only_for_fitting: ClassVar[frozenset[str]] = frozenset()
-
     layout: Any
     _layout_in: ExitLayout
+
+    #: What another budget, or further fitting, needs of the rows that were fitted; None where nothing does.
+    fit_state_: Any = None
 
     @property
     def layout_fingerprint_(self) -> str:
         """Fingerprint of the layout of the X that was fitted: that of ``X.layout``."""
         check_is_fitted(self)
         return self._layout_in.fingerprint
+
+    def without_fit_state(self) -> Self:
+        """A fitted copy that answers alike, and holds nothing of single rows: what to ship.
+
+        Its size does not depend on the number of rows. ``with_budget`` and ``predict_set`` need rows:
+        choose the budget before, and calibrate the copy if it is to predict sets. Heads and policies
+        inside it lose their rows, too.
+
+        Returns
+        -------
+        estimator
+            The same kind of estimator.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            If the estimator is not fitted.
+        """
+        check_is_fitted(self)
+        return _without_fit_state(self)
 
     def _exit_table(self) -> str:
         """HTML table of the exits, empty before ``fit``."""
@@ -83,3 +108,15 @@ def warn_of_other_costs(estimator: ExitEstimator, X: ExitArray) -> None:
             "X.with_layout(X.layout.replace(costs=...)).",
             stacklevel=4,
         )
+
+
+def _without_fit_state(value: Any) -> Any:
+    if isinstance(value, FrozenEstimator):
+        return FrozenEstimator(_without_fit_state(value.estimator))
+    if not isinstance(value, ExitEstimator):
+        return value
+    light = copy.copy(value)
+    light.__dict__.update({name: _without_fit_state(part) for name, part in vars(value).items()})
+    for name in ROW_STATE:
+        light.__dict__.pop(name, None)
+    return light

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from skexit.utils._module_names import set_module
+
 _COLUMN_NAME = re.compile(r"exit(\d+)__(logit|feature)(\d+)")
 
 #: Key under which :meth:`skexit.ExitArray.to_frame` stores the layout in ``DataFrame.attrs``.
@@ -20,6 +22,7 @@ FRAME_ATTRIBUTE = "skexit_layout"
 MULTIPLY_ADD_COST = {"FLOPs": 2, "MACs": 1}
 
 
+@set_module("skexit")
 class ExitLayout:
     """Columns, classes and costs of the exits of a network.
 

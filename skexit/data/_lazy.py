@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from skexit.data._arrays import ExitArray, LogitsSource, OverlaidSource
-from skexit.data._validation import read_features, read_logits
+from skexit.data._walk import RowReader, collect, no_features, walk
 
 #: Up to this many bytes of logits are computed at once and kept.
 LARGEST_BYTES = 2**29
@@ -21,11 +22,14 @@ class GivesLogits(Protocol):
     def exit_logits(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
         """Logits of exit `k`, from what the exit shows and what earlier exits noted."""
 
-    def _new_logits(self) -> Any:
+    def new_logits(self) -> Iterable[int]:
         """Exits whose logits are not those of X."""
 
-    def _earlier_exits(self, k: int) -> range:
+    def earlier_exits(self, k: int) -> range:
         """Exits before `k` on which its logits depend."""
+
+    def uses_features(self, k: int) -> bool:
+        """Whether the logits of exit `k`, or of a later one, depend on its features."""
 
 
 def fit_in_memory(n_rows: int, n_exits: int, n_classes: int) -> bool:
@@ -41,12 +45,10 @@ class TransformedLogits(OverlaidSource):
         self.transformer = transformer
 
     def read_logits(self, k: int, rows: Any) -> NDArray[Any]:
-        if k not in self.transformer._new_logits():
+        if k not in self.transformer.new_logits():
             return super().read_logits(k, rows)
-        memory: dict[str, Any] = {}
-        for j in (*self.transformer._earlier_exits(k), k):
-            own = read_logits(self.base, j, rows)
-            logits = self.transformer.exit_logits(j, own, read_features(self.base, j, rows), memory)
+        reader = RowReader(self.base, rows, self.transformer.uses_features)
+        *_, (_, _, logits, _) = walk(self.transformer.exit_logits, reader, (*self.transformer.earlier_exits(k), k))
         return logits
 
 
@@ -83,23 +85,29 @@ class MergedLogits(OverlaidSource):
         return merged
 
 
-class LogitsFromExits(OverlaidSource):
-    """The columns of an ExitArray, with logits that follow from those of the exits up to each."""
+@dataclass(frozen=True)
+class _AnswersOfAllExits:
+    """A transformer that changes the logits of every exit, from those of the exits up to it."""
 
-    def __init__(self, base: ExitArray, answer: Callable[[int, Any, dict[str, Any]], Any]) -> None:
-        super().__init__(base, np.dtype(np.float64))
-        self.answer = answer
+    answer: Callable[[int, Any, dict[str, Any]], Any]
+    n_exits: int
 
-    def read_logits(self, k: int, rows: Any) -> NDArray[Any]:
-        memory: dict[str, Any] = {}
-        for j in range(k + 1):
-            logits = self.answer(j, read_logits(self.base, j, rows), memory)
-        return logits
+    def exit_logits(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
+        return self.answer(k, logits, memory)
+
+    def new_logits(self) -> range:
+        return range(self.n_exits)
+
+    def earlier_exits(self, k: int) -> range:
+        return range(k)
+
+    def uses_features(self, k: int) -> bool:
+        return False
 
 
 def answer_from_exits(
     X: ExitArray, n_classes: int, answer: Callable[[int, Any, dict[str, Any]], Any]
-) -> LogitsSource | LogitsFromExits:
+) -> LogitsSource | TransformedLogits:
     """Logits that follow from those of the exits up to each: computed now, if few, or when they are read.
 
     Parameters
@@ -115,12 +123,7 @@ def answer_from_exits(
     -------
     OverlaidSource
     """
-    n_exits = X.layout.n_exits
-    if not fit_in_memory(len(X), n_exits, n_classes):
-        return LogitsFromExits(X, answer)
-    logits = {k: np.empty((len(X), n_classes)) for k in range(n_exits)}
-    for batch in X.batches():
-        memory: dict[str, Any] = {}
-        for k, values in logits.items():
-            values[batch] = answer(k, read_logits(X, k, batch), memory)
-    return LogitsSource(X, logits)
+    answers = _AnswersOfAllExits(answer, X.layout.n_exits)
+    if not fit_in_memory(len(X), X.layout.n_exits, n_classes):
+        return TransformedLogits(X, answers)
+    return LogitsSource(X, collect(answers.exit_logits, X, uses_features=no_features))

@@ -19,11 +19,13 @@ from skexit.heads._transformer import LogitsTransformer
 from skexit.uncertainty import fit_mixture
 from skexit.utils._array_api import array_namespace, as_like
 from skexit.utils._html import cost_column, exit_table
+from skexit.utils._module_names import set_module
 from skexit.utils._sklearn import HasMethods, Interval, _fit_context
 
 Floats = NDArray[np.float64]
 
 
+@set_module("skexit")
 class ExitEnsemble(LogitsTransformer):
     """Let each exit answer with the exits before it, by a weighted product of their probabilities.
 
@@ -201,15 +203,15 @@ class ExitEnsemble(LogitsTransformer):
         self.layout_out_ = self._layout_with_mixtures(with_logits.layout)
         return with_logits
 
-    def _new_logits(self) -> range:
+    def new_logits(self) -> range:
         return range(self.layout_.n_exits)
 
-    def _needs_features(self, k: int) -> bool:
+    def uses_features(self, k: int) -> bool:
         if isinstance(self.heads_, LogitsTransformer):
-            return self.heads_._needs_features(k)
+            return self.heads_.uses_features(k)
         return self.heads_ is not None
 
-    def _earlier_exits(self, k: int) -> range:
+    def earlier_exits(self, k: int) -> range:
         return range(k)
 
     def _layout_with_mixtures(self, layout: ExitLayout) -> ExitLayout:

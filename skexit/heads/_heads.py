@@ -31,9 +31,11 @@ from skexit.heads._transformer import LogitsTransformer
 from skexit.uncertainty import fit_temperature
 from skexit.utils._array_api import array_namespace
 from skexit.utils._html import cost_column, exit_table
+from skexit.utils._module_names import set_module
 from skexit.utils._sklearn import Interval, StrOptions, _fit_context
 
 
+@set_module("skexit")
 class ExitHeads(LogitsTransformer):
     """Train a classifier on the features of each exit, and add its logits to X.
 
@@ -182,7 +184,7 @@ class ExitHeads(LogitsTransformer):
         self.random_state = random_state
         self.verbose = verbose
 
-    _fitting_state: PartialFit | None = None
+    fit_state_: PartialFit | None = None
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> ExitHeads:
@@ -263,10 +265,10 @@ class ExitHeads(LogitsTransformer):
             If X does not fit its layout or that of the first call, is not finite, y has an unknown
             class, or classes are others than in the first call.
         """
-        is_first = self._fitting_state is None
+        is_first = self.fit_state_ is None
         used, known, labels, weight = validate_partial_data(self, X, y, classes, sample_weight, is_first=is_first)
         _check_two_classes(known)
-        state = self._fitting_state or PartialFit.start(check_random_state(self.random_state))
+        state = self.fit_state_ or PartialFit.start(check_random_state(self.random_state))
         state = state.next_call(weight)
         state, networks = train_further(
             used,
@@ -282,7 +284,7 @@ class ExitHeads(LogitsTransformer):
             batch_size=self.batch_size,
         )
         self._keep(used, known, networks)
-        self._fitting_state = state
+        self.fit_state_ = state
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -318,7 +320,7 @@ class ExitHeads(LogitsTransformer):
         if not self._fit_in_memory(new):
             sources = [TransformedLogits(new, of_fold) for of_fold in heads]
             return self._output(MergedLogits(new, sources, fold, np.arange(len(new))), X)
-        logits = {k: np.empty((len(new), len(classes))) for k in self._new_logits()}
+        logits = {k: np.empty((len(new), len(classes))) for k in self.new_logits()}
         for number, of_fold in enumerate(heads):
             rows = np.flatnonzero(fold == number)
             for k, values in of_fold._logits(new[rows]).items():
@@ -377,7 +379,7 @@ class ExitHeads(LogitsTransformer):
     def _fit(self, X: ExitArray, classes: NDArray[Any], labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
         _check_two_classes(classes)
         self.classes_ = classes
-        self._fitting_state = None
+        self.fit_state_ = None
         self._keep(X, classes, self._train(X, labels, weight))
 
     def _keep(self, X: ExitArray, classes: NDArray[Any], networks: list[DenseNetwork | None]) -> None:
@@ -392,13 +394,13 @@ class ExitHeads(LogitsTransformer):
     def _head_training(self) -> HeadTraining:
         return HeadTraining(**{field.name: getattr(self, field.name) for field in fields(HeadTraining)})
 
-    def _new_logits(self) -> list[int]:
+    def new_logits(self) -> list[int]:
         return [k for k, network in enumerate(self.networks_) if network is not None]
 
-    def _needs_features(self, k: int) -> bool:
+    def uses_features(self, k: int) -> bool:
         return self.cascade or self.networks_[k] is not None
 
-    def _earlier_exits(self, k: int) -> range:
+    def earlier_exits(self, k: int) -> range:
         return range(k) if self.cascade or self.training == "boosted" else range(0)
 
     def _cross_fit(
@@ -425,7 +427,7 @@ class ExitHeads(LogitsTransformer):
     ) -> None:
         """Divide the logits of each head, those of the folds too, by the temperature that fits what these say best."""
         rows = enough_rows(len(X), X.layout.n_exits * len(self.classes_))
-        said = {k: np.empty((len(rows), len(self.classes_))) for k in self._new_logits()}
+        said = {k: np.empty((len(rows), len(self.classes_))) for k in self.new_logits()}
         for number, fold in enumerate(folds):
             here = np.flatnonzero(fold_of_row[rows] == number)
             for k, values in fold._logits(X[rows[here]]).items():

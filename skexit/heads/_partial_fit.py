@@ -14,6 +14,7 @@ from skexit._nn._mini_batches import batches, one_thread
 from skexit.data import ExitArray
 from skexit.data._validation import read_features
 from skexit.heads._cascade import Cascade
+from skexit.utils._module_names import set_module
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,7 @@ _SLOW_STEPS = 1000.0
 _AVERAGE_WEIGHT = 9.0
 
 
+@set_module("skexit.persistence")
 @dataclass
 class OptimizerState:
     """Adam's state, and an average of the weights that stands for a learning rate that falls to zero.
@@ -138,6 +140,7 @@ def _arrays(tensors: Sequence[torch.Tensor]) -> list[NDArray[np.float32]]:
     return [tensor.detach().numpy().copy() for tensor in tensors]
 
 
+@set_module("skexit.persistence")
 @dataclass
 class PartialFit:
     """What heads keep between calls of ``partial_fit``.

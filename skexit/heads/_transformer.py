@@ -16,15 +16,16 @@ from skexit.data import ExitArray, ExitLayout
 from skexit.data._arrays import ColumnSource, LogitsSource
 from skexit.data._estimator import ExitEstimator
 from skexit.data._lazy import TransformedLogits, fit_in_memory
-from skexit.data._validation import read_features, read_logits, validate_new_data
+from skexit.data._validation import validate_new_data
+from skexit.data._walk import collect
 from skexit.utils._sklearn import _get_output_config
 
 
 class LogitsTransformer(TransformerMixin, ExitEstimator):
     """A transformer that lays logits over those of X, from what the exits up to each show.
 
-    A subclass writes `fit`, `exit_logits`, `_new_logits` and `_earlier_exits`, and sets
-    ``classes_`` and ``layout_out_``.
+    A subclass writes `fit`, `exit_logits`, `new_logits` and `earlier_exits`, and sets ``classes_``,
+    ``layout_`` and ``layout_out_``.
     """
 
     classes_: NDArray[Any]
@@ -36,14 +37,14 @@ class LogitsTransformer(TransformerMixin, ExitEstimator):
         """Logits of exit `k` for the samples that are still running."""
 
     @abstractmethod
-    def _new_logits(self) -> Iterable[int]:
+    def new_logits(self) -> Iterable[int]:
         """Exits whose logits are not those of X."""
 
     @abstractmethod
-    def _earlier_exits(self, k: int) -> range:
+    def earlier_exits(self, k: int) -> range:
         """Exits before `k` on which its logits depend."""
 
-    def _needs_features(self, k: int) -> bool:
+    def uses_features(self, k: int) -> bool:
         """Whether `exit_logits` looks at the features of exit `k`."""
         return True
 
@@ -66,7 +67,7 @@ class LogitsTransformer(TransformerMixin, ExitEstimator):
         check_is_fitted(self)
         new = validate_new_data(self, X)
         # Read one after another, each exit would go through all before it again.
-        at_once = self._fit_in_memory(new) and any(self._earlier_exits(k) for k in self._new_logits())
+        at_once = self._fit_in_memory(new) and any(self.earlier_exits(k) for k in self.new_logits())
         return self._output(LogitsSource(new, self._logits(new)) if at_once else TransformedLogits(new, self), X)
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
@@ -90,14 +91,10 @@ class LogitsTransformer(TransformerMixin, ExitEstimator):
 
     def _logits(self, X: ExitArray) -> dict[int, NDArray[np.float64]]:
         """Logits of every exit that gets new ones, for all rows."""
-        logits = {k: np.empty((len(X), len(self.classes_))) for k in self._new_logits()}
-        for batch in X.batches():
-            memory: dict[str, Any] = {}
-            for k in range(max(logits, default=-1) + 1):
-                values = self.exit_logits(k, read_logits(X, k, batch), read_features(X, k, batch), memory)
-                if k in logits:
-                    logits[k][batch] = values
-        return logits
+        new = set(self.new_logits())
+        exits = range(max(new, default=-1) + 1)
+        logits = collect(self.exit_logits, X, exits, uses_features=self.uses_features)
+        return {k: values for k, values in logits.items() if k in new}
 
     def _output(self, source: ColumnSource, original: Any) -> Any:
         output = ExitArray(source, self.layout_out_)

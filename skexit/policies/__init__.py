@@ -1,7 +1,9 @@
 """Exit policies: estimators that decide at which exit a sample may stop."""
 
-from skexit.policies._base import BudgetedPolicy, ExitPolicy
+from skexit.policies._base import ExitPolicy
 from skexit.policies._baselines import Oracle, RandomExit, StaticExit, oracle
+from skexit.policies._budgeted import BudgetedPolicy
+from skexit.policies._quotas import quota_thresholds, shared_threshold
 from skexit.policies._risk import RiskControlledPolicy
 from skexit.policies._stopping import OptimalStoppingPolicy
 from skexit.policies._thresholds import ThresholdPolicy
@@ -23,4 +25,6 @@ __all__ = [
     "StaticExit",
     "ThresholdPolicy",
     "oracle",
+    "quota_thresholds",
+    "shared_threshold",
 ]

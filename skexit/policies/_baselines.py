@@ -12,13 +12,17 @@ from sklearn.utils import check_consistent_length, check_random_state
 
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._validation import encode_labels, sort_classes
-from skexit.policies._base import BudgetedPolicy, ExitPolicy, correct_exits
+from skexit.policies._base import ExitPolicy
+from skexit.policies._budgeted import BudgetedPolicy
 from skexit.policies._draws import SampleDraws
+from skexit.policies._outcomes import correct_exits
 from skexit.policies._quotas import quota_thresholds
 from skexit.utils._array_api import array_namespace
+from skexit.utils._module_names import set_module
 from skexit.utils._sklearn import HasMethods, Interval
 
 
+@set_module("skexit")
 class StaticExit(ExitPolicy):
     """Stop every sample at the same exit.
 
@@ -74,22 +78,23 @@ class StaticExit(ExitPolicy):
         self.heads = heads
         self.layout = layout
 
-    def _earlier_exits(self, k: int) -> range:
+    def earlier_exits(self, k: int) -> range:
         return range(0)
 
-    def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
+    def score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
         return array_namespace(logits).zeros_like(logits[:, 0])
 
-    def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
+    def fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
         n_exits = X.layout.n_exits
         if not -n_exits <= self.exit < n_exits:
             raise ValueError(f"exit={self.exit} does not exist: X has {n_exits} exits, counted from 0.")
         chosen = self.exit % n_exits
-        self._scores(X)  # reads the logits, and so refuses those that are not finite
+        self._fitting_scores(X)  # reads the logits, and so refuses those that are not finite
         self.thresholds_ = np.where(np.arange(n_exits) < chosen, np.inf, -np.inf)
         self.exit_distribution_ = np.eye(n_exits)[chosen]
 
 
+@set_module("skexit")
 class RandomExit(BudgetedPolicy):
     """Stop each sample at a random exit.
 
@@ -161,20 +166,20 @@ class RandomExit(BudgetedPolicy):
         self.layout = layout
         self.random_state = random_state
 
-    def _earlier_exits(self, k: int) -> range:
+    def earlier_exits(self, k: int) -> range:
         return range(min(k, 1))
 
-    def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
+    def score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
         if k == 0:
             memory["sample"] = self._draws.project(logits)
         return self._draws(k, memory["sample"])
 
-    def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
+    def fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
         random_state = check_random_state(self.random_state)
         self._draws = SampleDraws.from_seed(len(self.classes_), X.layout.n_exits, random_state)
-        self._fit_thresholds(X, weight)
+        self.fit_thresholds(X, weight)
 
-    def _choose_thresholds(self, scores: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    def choose_thresholds(self, scores: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.budget is not None:
             return quota_thresholds(scores, self.costs_, self.budget, sample_weight=weight)
         # One in (exits left) of those who reach an exit stop there.

@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skexit.utils._array_api import array_namespace, as_like
+from skexit.utils._module_names import set_module
 
 
+@set_module("skexit.persistence")
 @dataclass(frozen=True)
 class SampleDraws:
     """Draws from [0, 1) that a sample's logits at the first exit determine.

@@ -12,6 +12,7 @@ from scipy.optimize import minimize
 
 from skexit._nn._dense import weighted_scaling
 from skexit.utils._array_api import array_namespace, as_like
+from skexit.utils._module_names import set_module
 
 Floats = NDArray[np.float64]
 
@@ -26,6 +27,7 @@ _FEW_PARAMETERS = 200
 _SMALLEST_DESCENT, _MOST_STEPS = 1e-10, 25
 
 
+@set_module("skexit.persistence")
 @dataclass(frozen=True)
 class LogLinearModel:
     """Predicts ``exp(inputs @ coefficients + intercept)``.

@@ -20,6 +20,7 @@ from skexit.policies._base import ExitPolicy
 from skexit.policies._quotas import equal_thresholds
 from skexit.policies._thresholds import ThresholdPolicy
 from skexit.uncertainty import betting_p_value, binomial_p_value
+from skexit.utils._module_names import set_module
 from skexit.utils._sklearn import HasMethods, Interval, StrOptions, _fit_context
 
 Floats = NDArray[np.float64]
@@ -27,6 +28,7 @@ Floats = NDArray[np.float64]
 _N_BUDGETS = 100
 
 
+@set_module("skexit")
 class RiskControlledPolicy(ExitPolicy):
     """The cheapest budget of a policy at which stopping early costs little accuracy, with a guarantee.
 
@@ -263,20 +265,19 @@ class RiskControlledPolicy(ExitPolicy):
         return None
 
     @property
-    def recall(self) -> bool:
+    def use_most_confident(self) -> bool:
         """Whether the policy answers with the most confident exit so far."""
-        return getattr(self.policy_, "recall", False)
+        return getattr(self.policy_, "use_most_confident", False)
 
-    @property
-    def _needs_features(self) -> bool:  # type: ignore[override]
-        return self.policy_._needs_features
+    def uses_features(self, k: int) -> bool:
+        return self.policy_.uses_features(k)
 
-    def _earlier_exits(self, k: int) -> range:
-        return self.policy_._earlier_exits(k)
+    def earlier_exits(self, k: int) -> range:
+        return self.policy_.earlier_exits(k)
 
-    def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
-        scores = self.policy_._score_exit(k, logits, features, memory)
+    def score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
+        scores = self.policy_.score_exit(k, logits, features, memory)
         return scores if self.budget_ is not None else 0 * scores
 
-    def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
+    def fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
         raise NotImplementedError  # fit does not come here

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -11,14 +12,16 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 
 from skexit.data import ExitArray, ExitLayout
-from skexit.data._validation import cross_validation_splits, read_features, read_logits
-from skexit.policies._base import BudgetedPolicy, correct_exits
+from skexit.data._validation import cross_validation_splits
+from skexit.data._walk import collect
+from skexit.policies._budgeted import BudgetedPolicy, FitState
 from skexit.policies._evidence import exit_evidence
 from skexit.policies._log_linear import fit_log_linear
+from skexit.policies._outcomes import correct_exits, expected_rewards
 from skexit.policies._quotas import equal_thresholds, rewarding_threshold, shared_threshold, warn_of_harm
-from skexit.policies._rewards import expected_rewards
 from skexit.uncertainty import softmax
 from skexit.utils._array_api import array_namespace, as_like
+from skexit.utils._module_names import set_module
 from skexit.utils._sklearn import HasMethods, Interval, StrOptions
 
 Floats = NDArray[np.float64]
@@ -31,6 +34,23 @@ _TIE_BREAKER = 1e-4
 _ITERATIONS = 3
 
 
+@set_module("skexit.persistence")
+@dataclass(frozen=True)
+class StoppingFitState(FitState):
+    """What OptimalStoppingPolicy needs of the fitting data for another budget.
+
+    Parameters
+    ----------
+    scores, weight
+        As in FitState.
+    rewarding_threshold : float
+        A higher threshold would spend more and get fewer samples right.
+    """
+
+    rewarding_threshold: float
+
+
+@set_module("skexit")
 class OptimalStoppingPolicy(BudgetedPolicy):
     r"""Go on while the accuracy that is expected to be gained is worth its price.
 
@@ -73,7 +93,7 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         sample counts by how likely either is.
     cv : int, cross-validation generator or iterable, default=5
         How rows are split for the prices that decide where a row stops later.
-    recall : bool, default=False
+    use_most_confident : bool, default=False
         Answer with the most confident exit so far, rather than with the last that ran.
     heads : ExitHeads, default=None
         Heads to fit where exits have no logits; by default ``ExitHeads()`` with this
@@ -135,7 +155,7 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         "use_features": ["boolean"],
         "outcome": [StrOptions({"expected", "realised"})],
         "cv": ["cv_object"],
-        "recall": ["boolean"],
+        "use_most_confident": ["boolean"],
         "heads": [HasMethods(["fit", "transform", "exit_logits"]), None],
         "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
         "random_state": ["random_state"],
@@ -149,7 +169,7 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         use_features: bool = False,
         outcome: str = "expected",
         cv: Any = 5,
-        recall: bool = False,
+        use_most_confident: bool = False,
         heads: Any = None,
         layout: ExitLayout | int | None = None,
         random_state: int | np.random.RandomState | None = None,
@@ -159,17 +179,16 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         self.use_features = use_features
         self.outcome = outcome
         self.cv = cv
-        self.recall = recall
+        self.use_most_confident = use_most_confident
         self.heads = heads
         self.layout = layout
         self.random_state = random_state
 
-    @property
-    def _needs_features(self) -> bool:  # type: ignore[override]
+    def uses_features(self, k: int) -> bool:
         return self.use_features
 
-    def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
-        evidence = self._evidence(logits, features, memory)
+    def score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
+        evidence = self._evidence(k, logits, features, memory)
         if k == self.layout_.n_exits - 1:
             return array_namespace(logits).zeros_like(logits[:, 0])
         return self._score_evidence(k, evidence)
@@ -184,25 +203,25 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         prices = self.estimators_[k].predict(np.asarray(to_device(evidence, "cpu")))
         return as_like(prices, evidence)
 
-    def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
+    def fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
         if self.use_features and not any(X.layout.n_features):
             raise ValueError("use_features=True, but no exit has features. Give X its features, or leave them out.")
         rewards = self._rewards(X, labels, weight)
         splits = cross_validation_splits(self.cv, labels, self.random_state) if X.layout.n_exits > 1 else []
-        evidence = self._fitting_evidence(X)
+        evidence = collect(self._evidence, X, range(X.layout.n_exits - 1), uses_features=self.uses_features)
         self._fit_prices(evidence, rewards, weight, splits)
-        self._fitting_scores, self._fitting_weight = np.zeros(rewards.shape), weight
+        scores = np.zeros(rewards.shape)
         for k in range(X.layout.n_exits - 1):
-            self._fitting_scores[:, k] = self._score_evidence(k, evidence[k])
-        self._rewarding_threshold = rewarding_threshold(self._fitting_scores, rewards, weight)
-        self._apply_thresholds()
+            scores[:, k] = self._score_evidence(k, evidence[k])
+        self.fit_state_ = StoppingFitState(scores, weight, rewarding_threshold(scores, rewards, weight))
+        self.apply_budget()
 
     def _rewards(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> Floats:
         if self.outcome == "realised":
             return correct_exits(X, labels).astype(np.float64)
         return expected_rewards(X, labels, weight)
 
-    def _fit_prices(self, evidence: list[Floats], rewards: Floats, weight: Floats, splits: Any) -> None:
+    def _fit_prices(self, evidence: dict[int, Floats], rewards: Floats, weight: Floats, splits: Any) -> None:
         """Fit the estimators of all exits but the last, backwards."""
         rows = np.arange(len(rewards))
         prices = np.zeros_like(rewards)  # at the last exit nothing is to be gained
@@ -225,30 +244,17 @@ class OptimalStoppingPolicy(BudgetedPolicy):
             return fit_log_linear(evidence, gain, weight)
         return clone(self.estimator).fit(evidence, gain, sample_weight=weight)
 
-    def _fitting_evidence(self, X: ExitArray) -> list[Floats]:
-        """Evidence of all rows at each exit but the last."""
-        evidence: list[Floats] = []
-        for batch in X.batches():
-            memory: dict[str, Any] = {}
-            for k in range(X.layout.n_exits - 1):
-                features = read_features(X, k, batch) if self.use_features else None
-                found = self._evidence(read_logits(X, k, batch), features, memory)
-                if batch.start == 0:
-                    evidence.append(np.empty((len(X), found.shape[1])))
-                evidence[k][batch] = found
-        return evidence
-
-    def _evidence(self, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
+    def _evidence(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
         evidence = exit_evidence(softmax(logits), memory)
         if not self.use_features:
             return evidence
         xp = array_namespace(evidence)
         return xp.concat([evidence, xp.astype(features, evidence.dtype)], axis=1)
 
-    def _choose_thresholds(self, scores: Floats, weight: Floats) -> Floats:
+    def choose_thresholds(self, scores: Floats, weight: Floats) -> Floats:
         threshold = shared_threshold(scores, self.costs_, self.budget, weight)[0]
-        if threshold > self._rewarding_threshold:
-            threshold = self._rewarding_threshold
+        if threshold > self.fit_state_.rewarding_threshold:
+            threshold = self.fit_state_.rewarding_threshold
             warn_of_harm()
         self.lam_ = float(_SMALLEST_PRICE * np.sinh(-threshold))
         return equal_thresholds(threshold, len(self.costs_))

@@ -12,15 +12,18 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from skexit.data import ExitArray, ExitLayout
-from skexit.policies._base import BudgetedPolicy, ExitPolicy
+from skexit.policies._base import ExitPolicy
+from skexit.policies._budgeted import BudgetedPolicy
 from skexit.policies._quotas import quota_thresholds, shared_threshold
 from skexit.uncertainty import softmax, vote
 from skexit.uncertainty._scores import SCORES, count_votes
+from skexit.utils._module_names import set_module
 from skexit.utils._sklearn import HasMethods, Interval, StrOptions
 
 Floats = NDArray[np.float64]
 
 
+@set_module("skexit")
 class ThresholdPolicy(BudgetedPolicy):
     """Stop at the first exit that is confident enough, within a budget.
 
@@ -42,7 +45,7 @@ class ThresholdPolicy(BudgetedPolicy):
     budget : float, default=0.5
         Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's
         cost.
-    recall : bool, default=False
+    use_most_confident : bool, default=False
         Answer with the most confident exit so far, rather than with the last that ran.
     heads : ExitHeads, default=None
         Heads to fit where exits have no logits; by default
@@ -100,7 +103,7 @@ class ThresholdPolicy(BudgetedPolicy):
         "criterion": [StrOptions({*SCORES, "vote"}), HasMethods(["exit_scores"])],
         "schedule": [StrOptions({"geometric", "shared"})],
         "budget": [Real],
-        "recall": ["boolean"],
+        "use_most_confident": ["boolean"],
         "heads": [HasMethods(["fit", "transform", "exit_logits"]), None],
         "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
     }
@@ -111,37 +114,35 @@ class ThresholdPolicy(BudgetedPolicy):
         *,
         schedule: str = "geometric",
         budget: float = 0.5,
-        recall: bool = False,
+        use_most_confident: bool = False,
         heads: Any = None,
         layout: ExitLayout | int | None = None,
     ) -> None:
         self.criterion = criterion
         self.schedule = schedule
         self.budget = budget
-        self.recall = recall
+        self.use_most_confident = use_most_confident
         self.heads = heads
         self.layout = layout
 
-    @property
-    def _needs_features(self) -> bool:  # type: ignore[override]
-        return self.policy_ is not None and self.policy_._needs_features
+    def uses_features(self, k: int) -> bool:
+        return self.policy_ is not None and self.policy_.uses_features(k)
 
-    def _earlier_exits(self, k: int) -> range:
+    def earlier_exits(self, k: int) -> range:
         return range(k if self.policy_ is not None or self.criterion == "vote" else 0)
 
-    def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
+    def score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
         if self.policy_ is not None:
-            return self.policy_._score_exit(k, logits, features, memory)
+            return self.policy_.score_exit(k, logits, features, memory)
         probabilities = softmax(logits)
         if self.criterion == "vote":
             memory["votes"] = count_votes(probabilities, memory.get("votes"))
             return vote(memory["votes"])
         return SCORES[self.criterion](probabilities)
 
-    def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
+    def fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
         self.policy_ = None if isinstance(self.criterion, str) else self._fit_criterion(X, labels, weight)
-        self._fitting_scores, self._fitting_weight = self._scores(X), weight
-        self._apply_thresholds()
+        self.fit_thresholds(X, weight)
 
     def _fit_criterion(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> ExitPolicy:
         if not isinstance(self.criterion, FrozenEstimator):
@@ -155,6 +156,6 @@ class ThresholdPolicy(BudgetedPolicy):
             )
         return policy
 
-    def _choose_thresholds(self, scores: Floats, weight: Floats) -> Floats:
+    def choose_thresholds(self, scores: Floats, weight: Floats) -> Floats:
         choose = shared_threshold if self.schedule == "shared" else quota_thresholds
         return choose(scores, self.costs_, self.budget, sample_weight=weight)

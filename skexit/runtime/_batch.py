@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from skexit.backbone._rows import select_rows
-from skexit.runtime._decisions import Notes
+from skexit.data._walk import Memories
 from skexit.runtime._output import ExitOutput
 
 
@@ -26,7 +26,7 @@ class Batch:
         The inputs beside the first, as attention masks.
     rows : tensor of shape (n_samples,) of int64
         Where the samples belong in the output.
-    notes : Notes
+    notes : Memories
         What the policy knows of them.
     gone : tensor of shape (n_samples,) of bool or None
         Which samples were answered and are taken along only, None for none.
@@ -35,7 +35,7 @@ class Batch:
     tensors: list[torch.Tensor]
     side: list[torch.Tensor]
     rows: torch.Tensor
-    notes: Notes
+    notes: Memories
     gone: torch.Tensor | None = None
 
     def __len__(self) -> int:
@@ -62,7 +62,7 @@ class Batch:
 
     def parts(self) -> list[torch.Tensor]:
         """All tensors, in an order that batches before the same stage have in common."""
-        noted = [tensor for memory in self.notes.memories for tensor in memory.values()]
+        noted = [tensor for memory in self.notes for tensor in memory.values()]
         return [*self.tensors, *self.side, self.rows, *noted]
 
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from skexit.backbone._inputs import as_inputs, check_like, check_rows, map_tensors, tensors_of
+from skexit.data._walk import Memories, Memory
 from skexit.runtime._batch import Batch, ExitOutput
-from skexit.runtime._decisions import Notes
 from skexit.runtime._evaluation import EvaluationModule
 from skexit.runtime._prepared import PreparedNetwork
 from skexit.runtime._rows import in_double
@@ -65,7 +65,7 @@ class Activations:
             [tensor.to(device) for tensor in self.tensors],
             [tensor.to(device) for tensor in self.side],
             self.rows.to(device),
-            Notes(self.notes).map(lambda noted: noted.to(device)).memories,
+            _plain(_memories(self.notes).map(lambda noted: noted.to(device))),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -245,7 +245,7 @@ class FirstPart(_Part):
         if staying is None:
             return output
         staying = staying.without_gone()
-        rest = Activations(self.at_exit, staying.tensors, staying.side, staying.rows, staying.notes.memories)
+        rest = Activations(self.at_exit, staying.tensors, staying.side, staying.rows, _plain(staying.notes))
         return output._replace(rest=rest)
 
     def _apply(self, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
@@ -300,8 +300,7 @@ class SecondPart(_Part):
             raise ValueError(f"the activations are of exit {rest.at_exit}, but this part goes on from {self.at_exit}.")
         if rest.rows.device != self._device:
             raise ValueError(f"the activations are on {rest.rows.device}, but this part on {self._device}. Move one.")
-        notes = Notes([dict(memory) for memory in rest.notes])
-        return self._answer(Batch(list(rest.tensors), list(rest.side), rest.rows, notes))[0]
+        return self._answer(Batch(list(rest.tensors), list(rest.side), rest.rows, _memories(rest.notes)))[0]
 
 
 def check_at_exit(at_exit: int, n_exits: int) -> None:
@@ -317,3 +316,12 @@ def check_at_exit(at_exit: int, n_exits: int) -> None:
             f"at_exit={at_exit!r} must be the index of an exit that another follows: an integer from 0 to "
             f"{n_exits - 2}."
         )
+
+
+def _memories(notes: list[dict[str, torch.Tensor]]) -> Memories:
+    return Memories(Memory(noted) for noted in notes)
+
+
+def _plain(memories: Memories) -> list[dict[str, torch.Tensor]]:
+    # Dicts, which torch.load takes with weights_only=True.
+    return [dict(memory) for memory in memories]

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.pipeline import make_pipeline
 
+from skexit.data._walk import walk
 from skexit.runtime._decisions import Decisions
 from skexit.runtime._output import ExitOutput
 from skexit.runtime._policy_json import policy_from_json
@@ -85,31 +86,20 @@ class OnnxEarlyExit:
             If inputs have another shape or type than the network takes.
         """
         first, *side = self._check_inputs(inputs)
-        tensors, running = [first], np.arange(len(first))
+        reader = _StageReader(self._stages, [first], side)
         predicted, exits = np.empty((2, len(first)), dtype=np.int64)
         probabilities = np.empty((len(first), len(self.classes)))
-        notes = self._decisions.start()
-        for k, stage in enumerate(self._stages):
-            outputs = stage.run([*tensors, *side])
-            logits, features = (_in_double(outputs.pop(name, None)) for name in (LOGITS, FEATURES))
-            tensors = list(outputs.values())
-            if not self._decisions.is_observed[k]:
-                continue
-            logits = self._decisions.answer(k, logits, features, notes)
-            leaves = self._decisions.leaves(k, logits, features, notes)
-            if k == len(self._stages) - 1:
-                leaves = np.ones(len(running), dtype=bool)
-            if leaves is None or not leaves.any():
-                continue
-            rows = running[leaves]
-            exits[rows], predicted[rows] = k, np.argmax(logits[leaves], axis=1)
-            probabilities[rows] = softmax(logits[leaves] / self.policy.temperatures_[k])
-            stays = ~leaves
-            running = running[stays]
-            if len(running) == 0:
-                break
-            tensors, side = ([tensor[stays] for tensor in part] for part in (tensors, side))
-            notes = notes.keep(stays)
+        decisions = self._decisions
+        observed = np.flatnonzero(decisions.is_observed).tolist()
+        for k, rows, logits, leaves in walk(
+            decisions.answer, reader, observed, leaves=decisions.leaves, memory=decisions.start()
+        ):
+            if k < decisions.n_exits - 1:
+                if leaves is None:
+                    continue
+                rows, logits = rows[leaves], logits[leaves]
+            exits[rows], predicted[rows] = k, np.argmax(logits, axis=1)
+            probabilities[rows] = softmax(logits / self.policy.temperatures_[k])
         return ExitOutput(self.classes[predicted], cast(Any, probabilities), cast(Any, exits))
 
     def _check_inputs(self, inputs: Any) -> list[NDArray[Any]]:
@@ -129,6 +119,36 @@ class OnnxEarlyExit:
         if len(set(lengths)) > 1 or lengths[0] == 0:
             raise ValueError(f"the inputs have {lengths} rows; pass the same number of each, at least one.")
         return arrays
+
+
+class _StageReader:
+    """Runs stage after stage for the samples that are still running.
+
+    Parameters
+    ----------
+    stages : sequence of OnnxStage
+    tensors, side : list of ndarray of shape (n_samples, ...)
+        The first input, and the others.
+    """
+
+    def __init__(self, stages: Sequence[OnnxStage], tensors: list[NDArray[Any]], side: list[NDArray[Any]]) -> None:
+        self.rows = np.arange(len(tensors[0]))
+        self._stages, self._tensors, self._side = iter(enumerate(stages)), tensors, side
+
+    def read(self, k: int) -> tuple[Any, Any]:
+        """Logits and features of exit `k`, after the stages up to it."""
+        for number, stage in self._stages:
+            outputs = stage.run([*self._tensors, *self._side])
+            logits, features = (_in_double(outputs.pop(name, None)) for name in (LOGITS, FEATURES))
+            self._tensors = list(outputs.values())
+            if number == k:
+                break
+        return logits, features
+
+    def keep(self, stays: NDArray[np.bool_]) -> None:
+        """Go on with the samples that stay."""
+        self.rows = self.rows[stays]
+        self._tensors, self._side = ([tensor[stays] for tensor in part] for part in (self._tensors, self._side))
 
 
 class OnnxStage:

@@ -19,7 +19,7 @@ from sklearn.pipeline import Pipeline
 
 from skexit._version import __version__
 from skexit.data import ExitLayout
-from skexit.data._estimator import ExitEstimator
+from skexit.data._estimator import ROW_STATE, ExitEstimator
 from skexit.exceptions import InconsistentVersionWarning
 from skexit.persistence import TRUSTED_TYPES
 
@@ -192,9 +192,7 @@ def _state_of_estimator(estimator: ExitEstimator) -> tuple[dict[str, Any], dict[
     parameters = {name: value for name, value in estimator.get_params(deep=False).items() if _is_plain(value)}
     by_init = vars(type(estimator)())
     attributes = {
-        name: value
-        for name, value in vars(estimator).items()
-        if name not in by_init and not name.startswith("_fitting") and name not in estimator._only_for_fitting
+        name: value for name, value in vars(estimator).items() if name not in by_init and name not in ROW_STATE
     }
     return parameters, attributes
 

@@ -159,7 +159,7 @@ class StageRunner:
             self.is_in_place[k] = versions != [tensor._version for tensor in (*given, *batch.side)]
             if not self.decisions.is_observed[k]:
                 continue
-            if self.decisions.needs_features(k):
+            if self.decisions.uses_features(k):
                 pool_output(batch.tensors[0], self.pool, self._mask_of(batch))  # says what does not fit
                 self._pools[k] = prepared_pool(self.pool, batch.tensors[0].ndim)
             self._check_exit(k, batch, layout)

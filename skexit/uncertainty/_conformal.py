@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_array, column_or_1d
 
 from skexit.uncertainty._labels import column_of_labels
+from skexit.utils._module_names import set_module
 
 #: An exit where fewer calibration rows leave is not calibrated on these alone (JEI-DNN, 9.3).
 FEWEST_ROWS = 20
@@ -60,6 +61,7 @@ def conformal_threshold(scores: ArrayLike, alpha: float) -> float:
     return float(np.partition(scores, rank - 1)[rank - 1])
 
 
+@set_module("skexit.persistence")
 @dataclass(frozen=True)
 class ConformalScores:
     """Conformal scores of calibration rows, from which the thresholds of the exits follow.

@@ -29,7 +29,7 @@ from skexit import (
 )
 from skexit._nn._mini_batches import number_of_epochs, shuffled
 from skexit.cache import CacheWriter
-from skexit.policies._recall import recall
+from skexit.policies._most_confident import answer_with_most_confident
 
 pytestmark = pytest.mark.filterwarnings("ignore:the mean cost on the fitting data:UserWarning")
 
@@ -38,7 +38,7 @@ N_ROWS = 150
 #: One policy for each way to learn.
 LEARN_DIFFERENTLY = [
     ThresholdPolicy("entropy"),
-    ThresholdPolicy("vote", recall=True),
+    ThresholdPolicy("vote", use_most_confident=True),
     ThresholdPolicy("margin", schedule="shared"),
     OptimalStoppingPolicy(use_features=True, random_state=0),
     OptimalStoppingPolicy(0.6, estimator=Ridge(), outcome="realised", random_state=0),
@@ -143,12 +143,12 @@ def test_mixed_logits_are_the_same_when_they_are_read_later(weighted, data, monk
     np.testing.assert_allclose(found.logits(2, [7, 3]), expected.logits(2)[[7, 3]], rtol=1e-9)
 
 
-def test_recalled_logits_are_the_same_when_they_are_read_later(data, monkeypatch):
+def test_most_confident_logits_are_the_same_when_they_are_read_later(data, monkeypatch):
     X, _ = data
-    expected = [recall(X).logits(k) for k in range(3)]
+    expected = [answer_with_most_confident(X).logits(k) for k in range(3)]
     monkeypatch.setattr(skexit.data._lazy, "LARGEST_BYTES", 0)
     for k in (2, 0, 1):
-        np.testing.assert_array_equal(recall(X).logits(k), expected[k])
+        np.testing.assert_array_equal(answer_with_most_confident(X).logits(k), expected[k])
 
 
 def test_wide_exits_make_small_batches(monkeypatch):

@@ -7,6 +7,7 @@ from scipy.special import log_softmax
 from test_heads import make_features
 
 import skexit._nn._mini_batches
+import skexit.data._arrays
 import skexit.data._lazy
 import skexit.heads._training
 from skexit import ExitHeads, stack_exits
@@ -109,7 +110,7 @@ class TestSum:
         """Row numbers of batches are those of the offset."""
         X, y = make_features(own_logits=False)
         expected = np.asarray(boosted(hidden).fit(X, y).transform(X))
-        monkeypatch.setattr(skexit.arrays, "BATCH_ROWS", 17)
+        monkeypatch.setattr(skexit.data._arrays, "BATCH_ROWS", 17)
         np.testing.assert_allclose(np.asarray(boosted(hidden).fit(X, y).transform(X)), expected, rtol=1e-6)
 
     @pytest.mark.parametrize("options", [{}, {"solver": "adam", "max_epochs": 2}, {"hidden": 8, "max_epochs": 2}])

@@ -1,4 +1,4 @@
-"""ExitEnsemble and recall: answers that make use of earlier exits."""
+"""ExitEnsemble and use_most_confident: answers that make use of earlier exits."""
 
 import numpy as np
 import pytest
@@ -11,6 +11,8 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
+import skexit.data._arrays
+import skexit.data._lazy
 import skexit.heads._ensemble
 import skexit.heads._transformer
 from skexit import (
@@ -116,7 +118,7 @@ class TestMixture:
 
     def test_many_rows_are_thinned(self, data, monkeypatch):
         X, y = data
-        monkeypatch.setattr(skexit.arrays, "_ENOUGH_NUMBERS", 4 * 3 * 100)
+        monkeypatch.setattr(skexit.data._arrays, "_ENOUGH_NUMBERS", 4 * 3 * 100)
         rows = np.linspace(0, 599, 100).astype(int)
         found, expected = ExitEnsemble().fit(X, y), ExitEnsemble().fit(X[rows], y[rows])
         np.testing.assert_array_equal(found.weights_, expected.weights_)
@@ -143,7 +145,7 @@ class TestTransformer:
         for transformer in (ExitEnsemble(), ExitEnsemble(ExitHeads(8, cascade=True, max_epochs=2, random_state=0))):
             fitted = transformer.fit(without_logits(X), y)
             at_once = np.asarray(fitted.transform(without_logits(X)))
-            monkeypatch.setattr(skexit._lazy, "LARGEST_BYTES", 0)
+            monkeypatch.setattr(skexit.data._lazy, "LARGEST_BYTES", 0)
             np.testing.assert_allclose(np.asarray(fitted.transform(without_logits(X))), at_once)
             monkeypatch.undo()
 
@@ -246,22 +248,24 @@ class TestWithPolicies:
 
 class TestRecall:
     @staticmethod
-    def slow_recall(logits):
+    def slow_most_confident(logits):
         """Of every row at every exit, the logits of the most confident exit so far."""
-        recalled = np.empty_like(logits)
+        most_confident = np.empty_like(logits)
         for row, exits in enumerate(logits):
             for k in range(len(exits)):
                 confidences = [softmax(exits[j]).max() for j in range(k + 1)]
-                recalled[row, k] = exits[int(np.argmax(confidences))]
-        return recalled
+                most_confident[row, k] = exits[int(np.argmax(confidences))]
+        return most_confident
 
     @pytest.mark.parametrize("policy", TestWithPolicies.POLICIES, ids=lambda policy: type(policy).__name__)
-    def test_is_a_policy_on_recalled_logits(self, data, new, policy):
+    def test_is_a_policy_on_most_confident_logits(self, data, new, policy):
         X, y = data
         Z, _ = new
         features = [[V.features(k) for k in range(4)] for V in (X, Z)]
-        slow = [stack_exits(self.slow_recall(stacked(V)), parts) for V, parts in zip((X, Z), features, strict=True)]
-        found = clone(policy).set_params(recall=True).fit(X, y)
+        slow = [
+            stack_exits(self.slow_most_confident(stacked(V)), parts) for V, parts in zip((X, Z), features, strict=True)
+        ]
+        found = clone(policy).set_params(use_most_confident=True).fit(X, y)
         expected = clone(policy).fit(slow[0], y)
         np.testing.assert_allclose(found.thresholds_, expected.thresholds_)
         np.testing.assert_allclose(found.exit_scores(Z), expected.exit_scores(slow[1]))
@@ -274,13 +278,15 @@ class TestRecall:
         X, y = data
         Z = without_logits(new[0])
         heads = ExitHeads(random_state=0)
-        within = clone(policy).set_params(recall=True, heads=heads).fit(without_logits(X), y)
-        before = clone(policy).set_params(recall=True).fit(clone(heads).fit_transform(without_logits(X), y), y)
+        within = clone(policy).set_params(use_most_confident=True, heads=heads).fit(without_logits(X), y)
+        before = (
+            clone(policy).set_params(use_most_confident=True).fit(clone(heads).fit_transform(without_logits(X), y), y)
+        )
         np.testing.assert_array_equal(within.predict(Z), before.predict(within.heads_.transform(Z)))
 
     def test_the_last_exit_is_not_always_the_answer(self, data):
         X, y = data
-        policy = OptimalStoppingPolicy(1.0, recall=True, random_state=0).fit(X, y)
-        recalled = self.slow_recall(stacked(X))
-        np.testing.assert_array_equal(policy.predict_at_exits(X), recalled.argmax(axis=2))
-        assert (recalled[:, 3].argmax(axis=1) != X.logits(3).argmax(axis=1)).any()
+        policy = OptimalStoppingPolicy(1.0, use_most_confident=True, random_state=0).fit(X, y)
+        most_confident = self.slow_most_confident(stacked(X))
+        np.testing.assert_array_equal(policy.predict_at_exits(X), most_confident.argmax(axis=2))
+        assert (most_confident[:, 3].argmax(axis=1) != X.logits(3).argmax(axis=1)).any()

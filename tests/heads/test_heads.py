@@ -13,6 +13,8 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
 import skexit._nn._mini_batches
+import skexit.data._arrays
+import skexit.data._lazy
 import skexit.heads._training
 import skexit.heads._transformer
 from skexit import ExitArray, ExitHeads, ExitLayout, FeatureCache, ThresholdPolicy, stack_exits
@@ -440,7 +442,7 @@ class TestLargeData:
         heads = ExitHeads(hidden, cascade=cascade, solver="adam", max_epochs=2, cv=2, random_state=0)
         expected = np.asarray(heads.fit_transform(X, y))
         monkeypatch.setattr(skexit._nn._mini_batches, "_IN_MEMORY_BYTES", 0)
-        monkeypatch.setattr(skexit.arrays, "BATCH_ROWS", 17)
+        monkeypatch.setattr(skexit.data._arrays, "BATCH_ROWS", 17)
         np.testing.assert_allclose(np.asarray(heads.fit_transform(X, y)), expected, rtol=1e-9)
 
     def test_auto_changes_to_batches(self, monkeypatch):
@@ -603,7 +605,7 @@ class TestTrainings:
         fitted, memory = clone(heads).fit(X, y), {}
         expected = [fitted.exit_logits(k, X.logits(k), X.features(k), memory) for k in range(3)]
         at_once = fitted.transform(X)
-        monkeypatch.setattr(skexit._lazy, "LARGEST_BYTES", 0)
+        monkeypatch.setattr(skexit.data._lazy, "LARGEST_BYTES", 0)
         lazy = fitted.transform(X)
         for k in (2, 0, 1):
             np.testing.assert_allclose(at_once.logits(k), expected[k], rtol=1e-10)

@@ -6,6 +6,7 @@ from scipy.special import log_softmax
 from test_heads import make_features
 
 import skexit._nn._mini_batches
+import skexit.heads._weighting
 from skexit import ExitHeads, stack_exits
 from skexit._nn._mini_batches import Training
 from skexit.heads._weighting import _WeightedTrainer, confident_exits
@@ -194,7 +195,7 @@ class TestHeads:
 
     def test_weights_that_are_all_one_leave_separate_heads(self, monkeypatch):
         X, y = make_features(900)
-        monkeypatch.setattr(skexit.weighting, "_LARGEST_DEVIATION", 0.0)
+        monkeypatch.setattr(skexit.heads._weighting, "_LARGEST_DEVIATION", 0.0)
         found = ExitHeads(training="weighted", random_state=0).fit(X, y).transform(X)
         expected = ExitHeads().fit(X, y).transform(X)
         for k in (0, 1):

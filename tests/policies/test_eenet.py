@@ -15,7 +15,7 @@ from sklearn.base import clone
 import skexit._nn._mini_batches
 from skexit import EENetPolicy, ThresholdPolicy, stack_exits
 from skexit._nn._mini_batches import Training
-from skexit.policies._base import correct_exits
+from skexit.policies._outcomes import correct_exits
 from skexit.policies._quotas import exits_from_scores, quota_thresholds
 from skexit.policies.eenet import _network as eenet_network
 from skexit.policies.eenet._network import (
@@ -303,7 +303,7 @@ class TestNetworks:
             policy.networks_, policy.learn_distribution = scheduler_networks(models, mean, scale), False
             ranks = [p.exit_scores(X).argsort(axis=0) for p in (policy, confident)]
             np.testing.assert_array_equal(*ranks)
-            policy._fit_thresholds(X, np.ones(len(X)))
+            policy.fit_thresholds(X, np.ones(len(X)))
             np.testing.assert_array_equal(policy.predict_exit(X), confident.predict_exit(X))
 
     @pytest.mark.parametrize("right", [0, 1])
@@ -650,7 +650,7 @@ class TestUnusualData:
         policy = EENetPolicy(0.6, **FAST).fit(X, y)
         memory, scores = {}, policy.exit_scores(X)
         for k in range(3):
-            found = policy._score_exit(k, torch.from_numpy(X.logits(k)).float(), None, memory)
+            found = policy.score_exit(k, torch.from_numpy(X.logits(k)).float(), None, memory)
             assert found.dtype == torch.float32
             np.testing.assert_allclose(found.numpy(), scores[:, k], rtol=1e-3)
         assert memory["votes"].shape == (300, 3)

@@ -205,7 +205,7 @@ class TestChoice:
     @pytest.mark.parametrize(
         "inner",
         [
-            ThresholdPolicy("entropy", recall=True),
+            ThresholdPolicy("entropy", use_most_confident=True),
             EENetPolicy(random_state=0, max_epochs=2),
             EMExitAssigner(budget=0.6, random_state=0, max_epochs=2),
             JEIGatedEnsemble(budget=0.6, random_state=0, max_epochs=2),

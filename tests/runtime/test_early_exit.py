@@ -97,13 +97,13 @@ def test_answers_as_on_the_cache(policy, network, images, cache):
 def test_features_are_read_where_routers_are_used(confidence_weight, read, monkeypatch):
     policy = EMExitAssigner(budget=0.7, confidence_weight=confidence_weight, max_epochs=1, random_state=0)
     live, x = make_live(policy)
-    score, seen = EMExitAssigner._score_exit, []
+    score, seen = EMExitAssigner.score_exit, []
 
     def spy(self, k, logits, features, memory):
         seen.append(features is not None)
         return score(self, k, logits, features, memory)
 
-    monkeypatch.setattr(EMExitAssigner, "_score_exit", spy)
+    monkeypatch.setattr(EMExitAssigner, "score_exit", spy)
     live(x)
     assert set(seen) == {read}
 

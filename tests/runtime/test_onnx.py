@@ -143,10 +143,10 @@ def test_a_transformer_with_attention_masks(bert_live, texts, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:the mean cost on the fitting data:UserWarning")
-def test_an_ensemble_before_a_policy_that_recalls(cnn, cnn_cache, images, tmp_path, monkeypatch):
+def test_an_ensemble_before_a_policy_that_uses_the_most_confident(cnn, cnn_cache, images, tmp_path, monkeypatch):
     monkeypatch.setattr("skexit.runtime._onnx_export._LARGEST_FILE", 0)
     ensemble = ExitEnsemble().fit(cnn_cache.X, cnn_cache.y)
-    policy = EENetPolicy(0.8, random_state=0, max_epochs=2, recall=True)
+    policy = EENetPolicy(0.8, random_state=0, max_epochs=2, use_most_confident=True)
     policy.fit(ensemble.transform(cnn_cache.X), cnn_cache.y)
     live = EarlyExitModel(cnn, CNN_EXITS, policy, ensemble, example_input=images)
     assert_same_answers(OnnxEarlyExit(export_onnx(live, tmp_path)), live, images)
@@ -206,7 +206,8 @@ def test_a_network_that_works_in_place(images, labels, tmp_path):
     assert_same_answers(loop, live, images)
     at_stem = loop._stages[0].run([images.numpy()])
     at_body = loop._stages[1].run([at_stem["tensor0"]])
-    runner, batch = live._start(images)
+    network = live.prepare(images)
+    runner, batch = network.used_exits, network.start(images)
     for k, outputs in enumerate((at_stem, at_body)):
         with torch.inference_mode():
             batch = runner.compute(k, batch)
@@ -300,7 +301,7 @@ def test_a_bad_folder(cnn_folder, tmp_path):
 
 
 def test_a_network_that_is_not_cut(cnn, cnn_live, tmp_path):
-    with pytest.raises(ValueError, match=r"call live\.prepare"):
+    with pytest.raises(RuntimeError, match=r"call prepare"):
         export_onnx(EarlyExitModel(cnn, CNN_EXITS, cnn_live.policy), tmp_path)
 
 

@@ -85,7 +85,7 @@ def test_heads_answer_as_before(heads, wrap, data):
 def test_pipelines_and_policies_within_policies(data):
     X, y = data
     criterion = OptimalStoppingPolicy(random_state=0)
-    pipeline = make_pipeline(ExitEnsemble(), ThresholdPolicy(criterion, recall=True)).fit(X, y)
+    pipeline = make_pipeline(ExitEnsemble(), ThresholdPolicy(criterion, use_most_confident=True)).fit(X, y)
     assert_array_equal(read_again(pipeline).predict_proba(X), pipeline.predict_proba(X))
     policy = OptimalStoppingPolicy(random_state=0, heads=FrozenEstimator(ExitHeads(random_state=0).fit(X, y)))
     frozen = RiskControlledPolicy(FrozenEstimator(policy.fit(X, y)), alpha=0.5, loss="error").fit(X, y)
@@ -170,7 +170,7 @@ def changed(**changes):
 
 ARRAY = {"__kind__": "array", "dtype": "<f8", "shape": [1], "order": "C", "data": base64.b64encode(bytes(8)).decode()}
 LAYOUT = {
-    "__kind__": "skexit.data._layout.ExitLayout",
+    "__kind__": "skexit.ExitLayout",
     "parameters": {"n_logits": [3], "n_features": [0]},
     "attributes": {},
 }
@@ -185,7 +185,7 @@ LAYOUT = {
         ('{"content": 1}', "not written by skexit"),
         (changed(format_version=99), "version 99 of the format"),
         (changed(content={"__kind__": "subprocess.Popen", "parameters": {}}), "'subprocess.Popen', which is no class"),
-        (changed(content={"__kind__": "skexit.data._arrays.ExitArray"}), "is no class of skexit that it may have"),
+        (changed(content={"__kind__": "skexit.ExitArray"}), "is no class of skexit that it may have"),
         (changed(content={"__kind__": ["tuple"]}), "is not complete, or wrong"),
         (changed(content={"__kind__": "tuple"}), "of 'tuple' is not complete"),
         (changed(content=ARRAY | {"dtype": "|O"}), "an array of object"),
@@ -193,7 +193,7 @@ LAYOUT = {
         (changed(content=ARRAY | {"shape": [2]}), "other data than it says"),
         (changed(content=ARRAY | {"data": "AAA"}), "other data than it says"),
         (changed(content=LAYOUT | {"parameters": {"n_columns": 3}}), "ExitLayout' is not complete, or wrong"),
-        (changed(content={"__kind__": "skexit.data._layout.ExitLayout"}), "ExitLayout' is not complete, or wrong"),
+        (changed(content={"__kind__": "skexit.ExitLayout"}), "ExitLayout' is not complete, or wrong"),
     ],
 )
 def test_what_is_not_read(text, message):

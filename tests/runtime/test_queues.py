@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from skexit.data._walk import Memories, Memory
 from skexit.runtime._batch import Batch
-from skexit.runtime._decisions import Notes
 from skexit.runtime._queues import SampleQueue
 
 CHANNELS_LAST = torch.channels_last
@@ -19,14 +19,14 @@ def make_batch(start, stop, layout=torch.contiguous_format):
     """Samples whose tensors tell their row."""
     rows = torch.arange(start, stop)
     maps = (rows[:, None, None, None] + torch.zeros(1, 3, 2, 2)).to(memory_format=layout)
-    return Batch([maps], [rows[:, None] * 2], rows, Notes([{}, {"seen": rows.double()}]))
+    return Batch([maps], [rows[:, None] * 2], rows, Memories([Memory(), Memory(seen=rows.double())]))
 
 
 def assert_is_of(batch, rows):
     assert batch.rows.tolist() == rows
     assert batch.tensors[0][:, 1, 1, 1].tolist() == rows
     assert batch.side[0][:, 0].tolist() == [2 * row for row in rows]
-    assert batch.notes.memories[1]["seen"].tolist() == rows
+    assert batch.notes[1]["seen"].tolist() == rows
 
 
 steps = st.one_of(

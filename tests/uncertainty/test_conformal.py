@@ -11,7 +11,8 @@ from hypothesis.extra.numpy import arrays
 from instances import make_exits
 from sklearn.base import clone
 
-import skexit.policies._base
+import skexit.data._arrays
+import skexit.policies._calibration
 from skexit import ExitHeads, RandomExit, StaticExit, ThresholdPolicy, stack_exits
 from skexit.uncertainty import (
     conformal_threshold,
@@ -223,7 +224,7 @@ def test_calibrates_in_batches_on_heads_of_its_own(monkeypatch):
     features = stack_exits([None, None, X.logits(2)], [X.features(k) for k in range(3)])
     policy = ThresholdPolicy(heads=ExitHeads(cascade=True)).fit(features, y)
     whole = policy.with_budget(0.7).calibrate(features, y)
-    monkeypatch.setattr(skexit.arrays, "BATCH_ROWS", 17)
+    monkeypatch.setattr(skexit.data._arrays, "BATCH_ROWS", 17)
     parts = policy.with_budget(0.7).calibrate(features, y)
     np.testing.assert_allclose(parts.temperatures_, whole.temperatures_)
     np.testing.assert_allclose(parts._conformal_scores.scores, whole._conformal_scores.scores)

@@ -12,20 +12,23 @@ from sklearn.utils import check_random_state
 from skexit._nn._dense import DenseNetwork
 from skexit._nn._mini_batches import Training, number_of_epochs
 from skexit.data import ExitArray, ExitLayout
-from skexit.data._validation import read_logits
-from skexit.policies._base import BudgetedPolicy, correct_exits
+from skexit.data._walk import RowReader, no_features, walk
 from skexit.policies._blending import blend, sigmoid
+from skexit.policies._budgeted import BudgetedPolicy
+from skexit.policies._outcomes import correct_exits
 from skexit.policies._quotas import quota_thresholds
 from skexit.policies.eenet._network import SMALLEST_SHARE, SchedulerLoss, exit_inputs, train_scheduler
 from skexit.uncertainty import max_probability, softmax
 from skexit.uncertainty._scores import count_votes
 from skexit.utils._array_api import array_namespace
+from skexit.utils._module_names import set_module
 from skexit.utils._sklearn import HasMethods, Interval, StrOptions
 
 #: The most passes of ``max_epochs="auto"``.
 _MOST_EPOCHS = 20
 
 
+@set_module("skexit")
 class EENetPolicy(BudgetedPolicy):
     """Learn how likely each exit is right, and what share of the samples it should serve.
 
@@ -71,7 +74,7 @@ class EENetPolicy(BudgetedPolicy):
     patience : int, default=None
         Stop after so many epochs without a lower loss on the held-out rows. By default never; the
         paper's is 50.
-    recall : bool, default=False
+    use_most_confident : bool, default=False
         Answer with the most confident exit so far, rather than with the last that ran.
     heads : ExitHeads, default=None
         Heads to fit where exits have no logits; by default ``ExitHeads()`` with this
@@ -163,7 +166,7 @@ class EENetPolicy(BudgetedPolicy):
         "max_epochs": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "patience": [Interval(Integral, 1, None, closed="left"), None],
-        "recall": ["boolean"],
+        "use_most_confident": ["boolean"],
         "heads": [HasMethods(["fit", "transform", "exit_logits"]), None],
         "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
         "random_state": ["random_state"],
@@ -186,7 +189,7 @@ class EENetPolicy(BudgetedPolicy):
         max_epochs: int | str = "auto",
         batch_size: int = 512,
         patience: int | None = None,
-        recall: bool = False,
+        use_most_confident: bool = False,
         heads: Any = None,
         layout: ExitLayout | int | None = None,
         random_state: int | np.random.RandomState | None = None,
@@ -205,20 +208,20 @@ class EENetPolicy(BudgetedPolicy):
         self.max_epochs = max_epochs
         self.batch_size = batch_size
         self.patience = patience
-        self.recall = recall
+        self.use_most_confident = use_most_confident
         self.heads = heads
         self.layout = layout
         self.random_state = random_state
         self.verbose = verbose
 
-    def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
+    def fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
         self.networks_: list[DenseNetwork] = []
         self.learned_distribution_: NDArray[np.float64] | None = None
         self.losses_: dict[str, float] = {}
         self.n_epochs_ = 0
         if len(self.costs_) > 1 and (self.learn_scores or self.learn_distribution):
             self._train(X, labels, weight)
-        self._fit_thresholds(X, weight)
+        self.fit_thresholds(X, weight)
 
     def _train(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
         trained = train_scheduler(
@@ -243,10 +246,10 @@ class EENetPolicy(BudgetedPolicy):
         self.networks_, self.learned_distribution_ = trained.networks, trained.distribution
         self.losses_, self.n_epochs_ = trained.losses, trained.n_epochs
 
-    def _earlier_exits(self, k: int) -> range:
+    def earlier_exits(self, k: int) -> range:
         return range(k if self.learn_scores and self.networks_ else 0)
 
-    def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
+    def score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
         probabilities = softmax(logits)
         confidence = max_probability(probabilities)
         if not (self.learn_scores and self.networks_):
@@ -257,7 +260,7 @@ class EENetPolicy(BudgetedPolicy):
         memory["utilities"] = _append(memory.get("utilities"), utility)
         return blend(utility, confidence, self.confidence_weight)
 
-    def _choose_thresholds(self, scores: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    def choose_thresholds(self, scores: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.learned_distribution_ is None or not self.learn_distribution:
             return quota_thresholds(scores, self.costs_, self.budget, sample_weight=weight)
         return quota_thresholds(
@@ -277,9 +280,12 @@ def _append(utilities: Any, utility: Any) -> Any:
 
 def _read_inputs(X: ExitArray, rows: Any) -> NDArray[np.float64]:
     """`exit_inputs` of all exits, side by side."""
-    votes, inputs = None, []
-    for k in range(X.layout.n_exits):
-        probabilities = softmax(read_logits(X, k, rows))
-        votes = count_votes(probabilities, votes)
-        inputs.append(exit_inputs(probabilities, votes))
-    return np.concatenate(inputs, axis=1)
+    reader = RowReader(X, rows, no_features)
+    return np.concatenate([inputs for _, _, inputs, _ in walk(_own_inputs, reader, range(X.layout.n_exits))], axis=1)
+
+
+def _own_inputs(k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
+    """`exit_inputs` without the utilities of earlier exits."""
+    probabilities = softmax(logits)
+    memory["votes"] = count_votes(probabilities, memory.get("votes"))
+    return exit_inputs(probabilities, memory["votes"])

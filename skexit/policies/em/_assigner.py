@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from numbers import Integral, Real
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,13 +18,17 @@ from skexit._nn._dense import DenseNetwork
 from skexit._nn._mini_batches import Training, number_of_epochs, train
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._validation import cross_validation_splits, encode_labels, read_features, read_logits
+from skexit.data._walk import no_features, own_logits, walk_batches
 from skexit.exceptions import RoutersUnusedWarning
-from skexit.policies._base import BudgetedPolicy, correct_exits
 from skexit.policies._blending import blend, sigmoid
+from skexit.policies._budgeted import BudgetedPolicy
+from skexit.policies._outcomes import correct_exits
 from skexit.policies._quotas import equal_thresholds, exits_from_scores, quota_thresholds
 from skexit.policies.em._assignment import expectation, fit_exit_prior, group_patterns
+from skexit.policies.em._fit_state import AssignerFitState
 from skexit.uncertainty import margin, max_probability, normalized_entropy, softmax
 from skexit.utils._array_api import array_namespace
+from skexit.utils._module_names import set_module
 from skexit.utils._sklearn import HasMethods, Interval, StrOptions
 
 Floats = NDArray[np.float64]
@@ -42,6 +47,7 @@ _SMALLEST_SHARE = 1e-6
 _MOST_EPOCHS = 20
 
 
+@set_module("skexit")
 class EMExitAssigner(BudgetedPolicy):
     """Assign samples to exits by expectation-maximisation, and learn routers that do the same.
 
@@ -94,7 +100,7 @@ class EMExitAssigner(BudgetedPolicy):
         epoch.
     cv : int, cross-validation generator or iterable, default=3
         How rows are split in choosing the weights of the confidence and of the assignments.
-    recall : bool, default=False
+    use_most_confident : bool, default=False
         Answer with the most confident exit so far, rather than with the last that ran.
     heads : ExitHeads, default=None
         Heads to fit where exits have no logits; by default ``ExitHeads()`` with this
@@ -179,15 +185,6 @@ class EMExitAssigner(BudgetedPolicy):
     array([0.5, 0.5])
     """
 
-    _only_for_fitting = BudgetedPolicy._only_for_fitting | {
-        "_confidence",
-        "_correct",
-        "_held_out_probability",
-        "_pattern_weight",
-        "_patterns",
-        "_router_probability",
-    }
-
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "lam": [Interval(Real, None, None, closed="neither")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
@@ -203,7 +200,7 @@ class EMExitAssigner(BudgetedPolicy):
         "max_epochs": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "cv": ["cv_object"],
-        "recall": ["boolean"],
+        "use_most_confident": ["boolean"],
         "heads": [HasMethods(["fit", "transform", "exit_logits"]), None],
         "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
         "random_state": ["random_state"],
@@ -227,7 +224,7 @@ class EMExitAssigner(BudgetedPolicy):
         max_epochs: int | str = "auto",
         batch_size: int = 512,
         cv: Any = 3,
-        recall: bool = False,
+        use_most_confident: bool = False,
         heads: Any = None,
         layout: ExitLayout | int | None = None,
         random_state: int | np.random.RandomState | None = None,
@@ -247,7 +244,7 @@ class EMExitAssigner(BudgetedPolicy):
         self.max_epochs = max_epochs
         self.batch_size = batch_size
         self.cv = cv
-        self.recall = recall
+        self.use_most_confident = use_most_confident
         self.heads = heads
         self.layout = layout
         self.random_state = random_state
@@ -274,20 +271,21 @@ class EMExitAssigner(BudgetedPolicy):
         _, labels = encode_labels(y, exits.layout)
         return expectation(correct_exits(exits, labels), self.exit_prior_, self.lam_, self.costs_, self.noise)[0]
 
-    def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
+    def fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
         self._check_router_hidden()
-        self._correct, self._confidence = _answers(X, labels)
-        self._patterns, self._pattern_weight, pattern_of_row = group_patterns(self._correct, weight)
-        self._find_assignments()
-        targets = self._targets()[pattern_of_row]
+        correct, confidence = _correct_and_confident(X, labels)
+        patterns, pattern_weight, pattern_of_row = group_patterns(correct, weight)
+        state = AssignerFitState(correct, confidence, weight, patterns, pattern_weight)
+        self._find_assignments(state)
+        targets = self._targets(state)[pattern_of_row]
         random_state = check_random_state(self.random_state)
-        self._held_out_probability = None
+        held_out = None
         if self._chooses_weights():
-            self._held_out_probability = self._cross_fit_routers(X, labels, targets, weight, random_state)
+            held_out = self._cross_fit_routers(X, labels, targets, weight, random_state)
         self.routers_ = self._train_routers(X, targets, weight, random_state)
-        self._router_probability = self._router_probabilities(X, self.routers_)
-        self._fitting_weight = weight
-        self._apply_thresholds()
+        probability = self._router_probabilities(X, self.routers_)
+        self.fit_state_ = replace(state, router_probability=probability, held_out_probability=held_out)
+        self._set_weights_and_thresholds()
         if self._chooses_weights() and not self.uses_routers_:
             self._warn_of_unused_routers()
 
@@ -304,9 +302,9 @@ class EMExitAssigner(BudgetedPolicy):
             stacklevel=6,
         )
 
-    def _targets(self) -> Floats:
+    def _targets(self, state: AssignerFitState) -> Floats:
         """What routers learn: for each pattern, the probability that its exit is each or an earlier one."""
-        return np.minimum(np.cumsum(self._assigned(self.lam_, self.exit_prior_), axis=1), 1)
+        return np.minimum(np.cumsum(self._assigned(state, self.lam_, self.exit_prior_), axis=1), 1)
 
     def _check_router_hidden(self) -> None:
         if not all(isinstance(width, Integral) and width >= 1 for width in self.router_hidden):
@@ -315,34 +313,34 @@ class EMExitAssigner(BudgetedPolicy):
                 "() makes the routers linear."
             )
 
-    def _find_assignments(self) -> None:
+    def _find_assignments(self, state: AssignerFitState) -> None:
         finds_lam = self.budget is not None and len(self.costs_) > 1
-        self.lam_ = self._find_lam(self.budget) if finds_lam else float(self.lam)
+        self.lam_ = self._find_lam(state) if finds_lam else float(self.lam)
         self.n_iter_ = self.max_iter
-        self.exit_prior_, self.log_likelihood_ = self._maximize(self.lam_)
+        self.exit_prior_, self.log_likelihood_ = self._maximize(state, self.lam_)
 
-    def _maximize(self, lam: float) -> tuple[Floats, Floats]:
-        return fit_exit_prior(self._patterns, self._pattern_weight, lam, self.costs_, self.noise, self.max_iter)
+    def _maximize(self, state: AssignerFitState, lam: float) -> tuple[Floats, Floats]:
+        return fit_exit_prior(state.patterns, state.pattern_weight, lam, self.costs_, self.noise, self.max_iter)
 
-    def _find_lam(self, budget: float) -> float:
+    def _find_lam(self, state: AssignerFitState) -> float:
         def mean_cost(lam: float) -> float:
-            assigned = self._assigned(lam, self._maximize(lam)[0])
-            return float(np.average(assigned @ self.costs_, weights=self._pattern_weight))
+            assigned = self._assigned(state, lam, self._maximize(state, lam)[0])
+            return float(np.average(assigned @ self.costs_, weights=state.pattern_weight))
 
         # The mean cost falls as the price rises, from the last exit's to the first exit's.
         low, high = -1.0, 1.0
-        while mean_cost(low) < budget and low > -_LARGEST_LAM:
+        while mean_cost(low) < self.budget and low > -_LARGEST_LAM:
             low *= 2
-        while mean_cost(high) > budget and high < _LARGEST_LAM:
+        while mean_cost(high) > self.budget and high < _LARGEST_LAM:
             high *= 2
         for _ in range(50):
             middle = (low + high) / 2
-            low, high = (middle, high) if mean_cost(middle) > budget else (low, middle)
+            low, high = (middle, high) if mean_cost(middle) > self.budget else (low, middle)
         return high
 
-    def _assigned(self, lam: float, prior: Floats) -> Floats:
+    def _assigned(self, state: AssignerFitState, lam: float, prior: Floats) -> Floats:
         """Probability of each exit for each pattern; 0 or 1 for hard assignments."""
-        posterior, _ = expectation(self._patterns, prior, lam, self.costs_, self.noise)
+        posterior, _ = expectation(state.patterns, prior, lam, self.costs_, self.noise)
         if self.assignment == "hard":
             return np.eye(len(self.costs_))[np.argmax(posterior, axis=1)]
         return posterior
@@ -383,10 +381,14 @@ class EMExitAssigner(BudgetedPolicy):
         return probability
 
     def _router_probabilities(self, X: ExitArray, routers: list[DenseNetwork]) -> Floats:
+        def probability_of(k: int, logits: Any, features: Any, memory: Any) -> Any:
+            return sigmoid(routers[k](self._router_inputs(k, softmax(logits), features))[:, 0])
+
         probability = np.ones((len(X), X.layout.n_exits))
-        for batch in X.batches():
-            for k, router in enumerate(routers):
-                probability[batch, k] = sigmoid(router(self._read_router_inputs(X, k, batch))[:, 0])
+        for k, rows, values in walk_batches(
+            probability_of, X, range(len(routers)), uses_features=lambda k: self.router_input != "probabilities"
+        ):
+            probability[rows, k] = values
         return probability
 
     def _read_router_inputs(self, X: ExitArray, k: int, rows: Any) -> Floats:
@@ -408,8 +410,7 @@ class EMExitAssigner(BudgetedPolicy):
             parts += [probabilities, xp.stack(scores, axis=1)]
         return xp.concat(parts, axis=1)
 
-    @property
-    def _needs_features(self) -> bool:  # type: ignore[override]
+    def uses_features(self, k: int) -> bool:
         return self.uses_routers_ and self.router_input != "probabilities"
 
     @property
@@ -417,10 +418,10 @@ class EMExitAssigner(BudgetedPolicy):
         """Whether scores depend on routers."""
         return len(self.routers_) > 0 and bool(np.isfinite(self.confidence_weight_))
 
-    def _earlier_exits(self, k: int) -> range:
+    def earlier_exits(self, k: int) -> range:
         return range(0)
 
-    def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
+    def score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
         probabilities = softmax(logits)
         confidence = max_probability(probabilities)
         if not self.uses_routers_:
@@ -431,12 +432,16 @@ class EMExitAssigner(BudgetedPolicy):
             probability = sigmoid(self.routers_[k](self._router_inputs(k, probabilities, features))[:, 0])
         return blend(probability, confidence, self.confidence_weight_)
 
-    def _apply_thresholds(self) -> None:
-        self._find_assignments()
-        self.confidence_weight_, self.assignment_weight_ = self._find_weights()
-        self._set_thresholds(blend(self._router_probability, self._confidence, self.confidence_weight_))
+    def apply_budget(self) -> None:
+        self._find_assignments(self.fit_state_)
+        self._set_weights_and_thresholds()
 
-    def _choose_thresholds(self, scores: Floats, weight: Floats) -> Floats:
+    def _set_weights_and_thresholds(self) -> None:
+        self.confidence_weight_, self.assignment_weight_ = self._find_weights()
+        state = self.fit_state_
+        self.set_thresholds(blend(state.router_probability, state.confidence, self.confidence_weight_), state.weight)
+
+    def choose_thresholds(self, scores: Floats, weight: Floats) -> Floats:
         return self._thresholds_for(scores, weight, self.assignment_weight_)
 
     def _thresholds_for(self, scores: Floats, weight: Floats, assignment_weight: float, warn: bool = True) -> Floats:
@@ -444,7 +449,8 @@ class EMExitAssigner(BudgetedPolicy):
             return equal_thresholds(self.threshold, scores.shape[1])
         if assignment_weight == 0:
             return quota_thresholds(scores, self.costs_, self.budget, sample_weight=weight, warn=warn)
-        shares = np.average(self._assigned(self.lam_, self.exit_prior_), axis=0, weights=self._pattern_weight)
+        assigned = self._assigned(self.fit_state_, self.lam_, self.exit_prior_)
+        shares = np.average(assigned, axis=0, weights=self.fit_state_.pattern_weight)
         log_prior = assignment_weight * np.log(np.maximum(shares, _SMALLEST_SHARE))
         return quota_thresholds(
             scores,
@@ -461,32 +467,31 @@ class EMExitAssigner(BudgetedPolicy):
 
     def _find_weights(self) -> tuple[float, float]:
         """Weights of the confidence and of the assignments."""
-        if self._held_out_probability is None:
+        if self.fit_state_.held_out_probability is None:
             return 0.0 if self.confidence_weight == "auto" else float(self.confidence_weight), 1.0
         candidates = list(product(_CONFIDENCE_WEIGHTS, _ASSIGNMENT_WEIGHTS))
         right = np.stack([self._held_out_right(*candidate) for candidate in candidates])
-        weight = self._fitting_weight
+        weight = self.fit_state_.weight
         best = int(np.argmax(np.average(right, axis=1, weights=weight)))
         gain = right[best].astype(np.float64) - right[candidates.index(_CONFIDENCE_ALONE)]
         return candidates[best] if _exceeds_its_error(gain, weight) else _CONFIDENCE_ALONE
 
     def _held_out_right(self, confidence_weight: float, assignment_weight: float) -> NDArray[np.bool_]:
         """Whether each row is answered right, by routers that were trained on other rows."""
-        scores = blend(self._held_out_probability, self._confidence, confidence_weight)
-        thresholds = self._thresholds_for(scores, self._fitting_weight, assignment_weight, warn=False)
+        state = self.fit_state_
+        scores = blend(state.held_out_probability, state.confidence, confidence_weight)
+        thresholds = self._thresholds_for(scores, state.weight, assignment_weight, warn=False)
         stops = exits_from_scores(scores, thresholds)
-        return self._correct[np.arange(len(stops)), stops]
+        return state.correct[np.arange(len(stops)), stops]
 
 
-def _answers(X: ExitArray, labels: NDArray[np.int64]) -> tuple[NDArray[np.bool_], Floats]:
+def _correct_and_confident(X: ExitArray, labels: NDArray[np.int64]) -> tuple[NDArray[np.bool_], Floats]:
     """Which exits are right for which rows, and how sure they are: the largest probability."""
     correct = np.empty((len(X), X.layout.n_exits), dtype=bool)
     confidence = np.empty(correct.shape)
-    for batch in X.batches():
-        for k in range(X.layout.n_exits):
-            logits = cast(Any, read_logits(X, k, batch))
-            correct[batch, k] = np.argmax(logits, axis=1) == labels[batch]
-            confidence[batch, k] = max_probability(softmax(logits))
+    for k, rows, logits in walk_batches(own_logits, X, uses_features=no_features):
+        correct[rows, k] = np.argmax(logits, axis=1) == labels[rows]
+        confidence[rows, k] = max_probability(softmax(logits))
     return correct, confidence
 
 

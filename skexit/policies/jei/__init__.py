@@ -1,5 +1,6 @@
 """JEI-DNN: inference modules and gates, learned together for a price of compute."""
 
-from skexit.policies.jei._ensemble import JEIGatedEnsemble, LambdaPath
+from skexit.policies.jei._ensemble import JEIGatedEnsemble
+from skexit.policies.jei._lambda_path import LambdaPath
 
 __all__ = ["JEIGatedEnsemble", "LambdaPath"]

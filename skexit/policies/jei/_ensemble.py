@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any, ClassVar, cast
 
@@ -12,20 +12,20 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp
 from sklearn.base import clone
-from sklearn.linear_model import LogisticRegression
 from sklearn.utils import check_array, check_random_state
-from threadpoolctl import threadpool_limits
 
-from skexit._nn._dense import DenseNetwork, weighted_scaling
+from skexit._nn._dense import DenseNetwork
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._arrays import LogitsSource, OverlaidSource, enough_rows
 from skexit.data._lazy import MergedLogits, TransformedLogits, fit_in_memory
 from skexit.data._validation import cross_validation_splits, read_logits, validate_training_data
+from skexit.data._walk import no_features, own_logits, walk_batches
 from skexit.heads import ExitHeads
-from skexit.policies._base import BudgetedPolicy
 from skexit.policies._blending import sigmoid
+from skexit.policies._budgeted import BudgetedPolicy
 from skexit.policies._draws import SampleDraws
 from skexit.policies._quotas import equal_thresholds, exits_from_scores, shared_threshold
+from skexit.policies.jei._gate_fitting import GateFitState, fit_gate
 from skexit.policies.jei._gates import (
     N_STATISTICS,
     balanced_weight,
@@ -33,9 +33,11 @@ from skexit.policies.jei._gates import (
     gate_targets,
     leaving_probability,
 )
+from skexit.policies.jei._lambda_path import LambdaPath
 from skexit.policies.jei._training import JointTrainer, JointTraining
 from skexit.uncertainty import fit_temperature, softmax
 from skexit.utils._array_api import array_namespace
+from skexit.utils._module_names import set_module
 from skexit.utils._sklearn import HasMethods, Interval, StrOptions
 
 Floats = NDArray[np.float64]
@@ -46,28 +48,7 @@ _PRICES = np.geomspace(0.01, 30, 18)
 _THRESHOLD = 0.5
 
 
-@dataclass(frozen=True)
-class LambdaPath:
-    """Accuracy against cost over prices, measured on the fitted rows.
-
-    Parameters
-    ----------
-    lams : ndarray of shape (n_prices,)
-        Prices of the whole network, in nats.
-    costs : ndarray of shape (n_prices,)
-        Mean cost of a sample, as a fraction of the last exit's.
-    accuracies : ndarray of shape (n_prices,)
-        Share of right answers, where the modules that answer have not learned from the row.
-    policies : list of JEIGatedEnsemble
-        Fitted, one a price.
-    """
-
-    lams: Floats
-    costs: Floats
-    accuracies: Floats
-    policies: list[JEIGatedEnsemble]
-
-
+@set_module("skexit")
 class JEIGatedEnsemble(BudgetedPolicy):
     """Classifiers at the exits and gates between them, learned together for a price of compute.
 
@@ -205,8 +186,6 @@ class JEIGatedEnsemble(BudgetedPolicy):
     >>> policy.with_budget(0.6).lam_ > policy.lam_
     True
     """
-
-    _only_for_fitting = BudgetedPolicy._only_for_fitting | {"_path", "_projected", "_right", "_statistics"}
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "lam": [Interval(Real, 0, None, closed="left")],
@@ -379,50 +358,43 @@ class JEIGatedEnsemble(BudgetedPolicy):
             source = LogitsSource(X, {k: source.read_logits(k, slice(None)) for k in trainer.trained})
         return ExitArray(source, self.heads_.layout_out_)
 
-    def _fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
+    def fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
         n_samples, n_exits = len(X), X.layout.n_exits
         self._draws = SampleDraws.from_seed(len(self.classes_), n_exits, check_random_state(self.random_state))
-        self._projected = np.concatenate([self._draws.project(read_logits(X, 0, batch)) for batch in X.batches()])
-        enough = enough_rows(n_samples, sum(X.layout.n_logits))
-        self.gate_temperatures_ = np.ones(n_exits)
-        self._statistics, losses = np.empty((n_samples, n_exits, N_STATISTICS)), np.empty((n_samples, n_exits))
-        self._right = np.empty((n_samples, n_exits), dtype=bool)
-        for k in range(n_exits):
-            if self.temperature_scaling:
-                logits = cast(Any, read_logits(X, k, enough))
-                self.gate_temperatures_[k] = fit_temperature(logits, labels[enough], weight[enough])
-            for batch in X.batches():
-                logits = cast(Any, read_logits(X, k, batch)) / self.gate_temperatures_[k]
-                self._statistics[batch, k] = gate_statistics(softmax(logits))
-                losses[batch, k] = logsumexp(logits, axis=1) - logits[np.arange(len(logits)), labels[batch]]
-                self._right[batch, k] = np.argmax(logits, axis=1) == labels[batch]
-        self._fitting_weight = weight
+        self.gate_temperatures_ = self._fit_gate_temperatures(X, labels, weight)
+        projected, statistics = np.empty(n_samples), np.empty((n_samples, n_exits, N_STATISTICS))
+        losses, correct = np.empty((n_samples, n_exits)), np.empty((n_samples, n_exits), dtype=bool)
+        for k, rows, logits in walk_batches(own_logits, X, uses_features=no_features):
+            if k == 0:
+                projected[rows] = self._draws.project(logits)
+            scaled = logits / self.gate_temperatures_[k]
+            statistics[rows, k] = gate_statistics(softmax(scaled))
+            losses[rows, k] = logsumexp(scaled, axis=1) - scaled[np.arange(len(scaled)), labels[rows]]
+            correct[rows, k] = np.argmax(scaled, axis=1) == labels[rows]
         prices = [float(self.lam)] if self.budget is None else _PRICES.tolist()
-        self._path = [(lam, self._fit_gates(losses, lam * self.costs_)) for lam in prices]
-        self._apply_thresholds()
+        path = [(lam, self._fit_gates(statistics, losses + lam * self.costs_, weight)) for lam in prices]
+        self.fit_state_ = GateFitState(projected, statistics, correct, weight, path)
+        self.apply_budget()
 
-    def _fit_gates(self, losses: Floats, prices: Floats) -> list[DenseNetwork]:
-        targets = gate_targets(losses + prices, self.targets)
-        weight = np.broadcast_to(self._fitting_weight[:, None], targets.shape)
+    def _fit_gate_temperatures(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> Floats:
+        """Temperature of each exit's logits in what the gates see."""
+        temperatures = np.ones(X.layout.n_exits)
+        if self.temperature_scaling:
+            rows = enough_rows(len(X), sum(X.layout.n_logits))
+            for k in range(X.layout.n_exits):
+                temperatures[k] = fit_temperature(cast(Any, read_logits(X, k, rows)), labels[rows], weight[rows])
+        return temperatures
+
+    def _fit_gates(self, statistics: Floats, priced_losses: Floats, weight: Floats) -> list[DenseNetwork]:
+        targets = gate_targets(priced_losses, self.targets)
+        weight = np.broadcast_to(weight[:, None], targets.shape)
         if self.gate_class_weight == "balanced":
             weight = balanced_weight(targets, weight)
-        return [self._fit_gate(k, targets[:, k], weight[:, k]) for k in range(targets.shape[1])]
+        return [fit_gate(statistics[:, k], targets[:, k], weight[:, k], self.l2) for k in range(targets.shape[1])]
 
-    def _fit_gate(self, k: int, targets: Floats, weight: Floats) -> DenseNetwork:
-        inputs = self._statistics[:, k]
-        if targets.min() == targets.max():
-            # As if half a sample had been the other way: a gate that has seen one answer only is not certain.
-            share = (targets[0] * len(targets) + 0.5) / (len(targets) + 1)
-            return DenseNetwork((np.zeros((inputs.shape[1], 1)),), (np.log([share / (1 - share)]),))
-        mean, scale = weighted_scaling(iter([(inputs, weight)]))
-        model = LogisticRegression(C=1 / (self.l2 * weight.sum()), solver="newton-cholesky")
-        with threadpool_limits(1, user_api="blas"):
-            model.fit((inputs - mean) / scale, targets, sample_weight=weight)
-        return DenseNetwork((model.coef_.T,), (model.intercept_,)).after_scaling(mean, scale)
-
-    def _apply_thresholds(self) -> None:
-        self.lam_, self.gates_ = min(self._path, key=self._distance_from_budget)
-        self._set_thresholds(self._fitting_scores_of(self.gates_))
+    def apply_budget(self) -> None:
+        self.lam_, self.gates_ = min(self.fit_state_.path, key=self._distance_from_budget)
+        self.set_thresholds(self._fitting_scores_of(self.gates_), self.fit_state_.weight)
 
     def _distance_from_budget(self, priced_gates: tuple[float, list[DenseNetwork]]) -> float:
         """How far the mean cost is from the budget where the gates stop as they say."""
@@ -430,25 +402,26 @@ class JEIGatedEnsemble(BudgetedPolicy):
             return 0.0
         scores = self._fitting_scores_of(priced_gates[1])
         stops = exits_from_scores(scores, equal_thresholds(_THRESHOLD, scores.shape[1]))
-        return abs(np.average(self.costs_[stops], weights=self._fitting_weight) - self.budget)
+        return abs(np.average(self.costs_[stops], weights=self.fit_state_.weight) - self.budget)
 
-    def _choose_thresholds(self, scores: Floats, weight: Floats) -> Floats:
+    def choose_thresholds(self, scores: Floats, weight: Floats) -> Floats:
         if self.budget is None:
             return equal_thresholds(_THRESHOLD, scores.shape[1])
         return shared_threshold(scores, self.costs_, self.budget, weight)
 
     def _fitting_accuracy(self) -> float:
         stops = exits_from_scores(self._fitting_scores_of(self.gates_), self.thresholds_)
-        return float(np.average(self._right[np.arange(len(stops)), stops], weights=self._fitting_weight))
+        correct = self.fit_state_.correct[np.arange(len(stops)), stops]
+        return float(np.average(correct, weights=self.fit_state_.weight))
 
     def _fitting_scores_of(self, gates: Sequence[DenseNetwork]) -> Floats:
-        memory: dict[str, Any] = {"sample": self._projected}
-        statistics = self._statistics
+        memory: dict[str, Any] = {"sample": self.fit_state_.projected}
+        statistics = self.fit_state_.statistics
         return np.column_stack(
             [self._score_statistics(k, statistics[:, k], gates, memory) for k in range(statistics.shape[1])]
         )
 
-    def _score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
+    def score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
         if k == 0:
             memory["sample"] = self._draws.project(logits)
         statistics = gate_statistics(softmax(logits / float(self.gate_temperatures_[k])))

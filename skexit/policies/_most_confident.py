@@ -27,15 +27,15 @@ def most_confident(logits: Any, memory: dict[str, Any]) -> Any:
     """
     xp = array_namespace(logits)
     confidence = max_probability(softmax(logits))
-    if "recalled" in memory:
-        is_larger = confidence > memory["recalled_confidence"]
-        logits = xp.where(is_larger[:, None], logits, memory["recalled"])
-        confidence = xp.where(is_larger, confidence, memory["recalled_confidence"])
-    memory["recalled"], memory["recalled_confidence"] = logits, confidence
+    if "most_confident" in memory:
+        is_larger = confidence > memory["highest_confidence"]
+        logits = xp.where(is_larger[:, None], logits, memory["most_confident"])
+        confidence = xp.where(is_larger, confidence, memory["highest_confidence"])
+    memory["most_confident"], memory["highest_confidence"] = logits, confidence
     return logits
 
 
-def recall(X: ExitArray) -> ExitArray:
+def answer_with_most_confident(X: ExitArray) -> ExitArray:
     """X with the logits of the most confident exit so far at each exit.
 
     Parameters
@@ -47,5 +47,8 @@ def recall(X: ExitArray) -> ExitArray:
     -------
     ExitArray of shape (n_samples, n_columns)
     """
-    source = answer_from_exits(X, X.layout.n_logits[-1], lambda _, logits, memory: most_confident(logits, memory))
-    return ExitArray(source, X.layout)
+    return ExitArray(answer_from_exits(X, X.layout.n_logits[-1], _answer), X.layout)
+
+
+def _answer(k: int, logits: Any, memory: dict[str, Any]) -> Any:
+    return most_confident(logits, memory)

@@ -1,0 +1,223 @@
+"""The one walk over the exits: read an exit, answer, let samples leave, go on with those that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skexit.data._arrays import ExitArray
+from skexit.data._validation import read_features, read_logits
+
+
+class Memory(dict[str, Any]):
+    """Notes of earlier exits, one array with a row for each sample that is still running."""
+
+    def keep(self, rows: Any) -> Memory:
+        """Notes of some of the samples only."""
+        return self.map(lambda noted: noted[rows])
+
+    def map(self, function: Callable[[Any], Any]) -> Memory:
+        """Notes of which a function has changed each array."""
+        return Memory({name: function(noted) for name, noted in self.items()})
+
+
+class Memories(list[Memory]):
+    """The notes of several steps, which do not see each other's."""
+
+    def keep(self, rows: Any) -> Memories:
+        """Notes of some of the samples only."""
+        return Memories(memory.keep(rows) for memory in self)
+
+    def map(self, function: Callable[[Any], Any]) -> Memories:
+        """Notes of which a function has changed each array."""
+        return Memories(memory.map(function) for memory in self)
+
+
+class ExitReader(Protocol):
+    """Where a walk reads what an exit gives, for the samples that are still running."""
+
+    rows: Any
+
+    def read(self, k: int) -> tuple[Any, Any]:
+        """Logits and features of exit `k`; None where there are none or nothing looks at them."""
+
+    def keep(self, stays: NDArray[np.bool_]) -> None:
+        """Go on with the samples that stay."""
+
+
+class RowReader:
+    """Reads some rows of an ExitArray.
+
+    Parameters
+    ----------
+    X : ExitArray of shape (n_samples, n_columns)
+    rows : slice or ndarray of int
+    uses_features : callable, default=None
+        Takes an exit; gives whether to read its features. By default they are read at every exit.
+    """
+
+    def __init__(self, X: ExitArray, rows: Any, uses_features: Callable[[int], bool] | None = None) -> None:
+        self.X, self.rows, self._uses_features = X, rows, uses_features
+
+    def read(self, k: int) -> tuple[Any, Any]:
+        reads_features = self._uses_features is None or self._uses_features(k)
+        return read_logits(self.X, k, self.rows), read_features(self.X, k, self.rows) if reads_features else None
+
+    def keep(self, stays: NDArray[np.bool_]) -> None:
+        self.rows = row_numbers(self.rows)[stays]
+
+
+def row_numbers(rows: slice | NDArray[np.int64]) -> NDArray[np.int64]:
+    """The numbers of rows that a slice with a start and a stop, or an array, names."""
+    return np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+
+
+#: What is done at an exit: takes the exit, its logits, its features and the notes of earlier exits, which it may
+#: change in place.
+Step = Callable[[int, Any, Any, Any], Any]
+
+
+def walk(
+    answer: Step,
+    reader: ExitReader,
+    exits: Iterable[int],
+    *,
+    leaves: Step | None = None,
+    memory: Memory | Memories | None = None,
+) -> Iterator[tuple[int, Any, Any, Any]]:
+    """Go from exit to exit with the samples that are still running.
+
+    Parameters
+    ----------
+    answer : callable
+        Takes an exit, its logits, its features and the notes of earlier exits; gives what the exit answers.
+    reader : ExitReader
+        Gives logits and features.
+    exits : iterable of int
+        Exits to look at, in forward order.
+    leaves : callable, default=None
+        Takes the exit, the answer, the features and the notes; gives which samples leave, or None where nobody
+        can. By default nobody leaves.
+    memory : Memory or Memories, default=None
+        Notes from before the first exit; by default none.
+
+    Yields
+    ------
+    k : int
+        The exit.
+    rows : slice or ndarray of int
+        Rows of the samples that have reached it.
+    answer : object
+        What `answer` gave.
+    leaves : array of bool or None
+        What `leaves` gave.
+    """
+    memory = Memory() if memory is None else memory
+    for k in exits:
+        logits, features = reader.read(k)
+        answered = answer(k, logits, features, memory)
+        leaving = None if leaves is None else leaves(k, answered, features, memory)
+        yield k, reader.rows, answered, leaving
+        if leaving is None or not leaving.any():
+            continue
+        stays = ~leaving
+        if not stays.any():
+            return
+        reader.keep(stays)
+        memory = memory.keep(stays)
+
+
+def walk_batches(
+    answer: Step,
+    X: ExitArray,
+    exits: Iterable[int] | None = None,
+    *,
+    uses_features: Callable[[int], bool] | None = None,
+    start: Callable[[], Memory | Memories] = Memory,
+) -> Iterator[tuple[int, slice, Any]]:
+    """Go from exit to exit with every row of X, in batches; nobody leaves.
+
+    Parameters
+    ----------
+    answer : callable
+        As in `walk`.
+    X : ExitArray of shape (n_samples, n_columns)
+    exits : iterable of int, default=None
+        Exits to look at, in forward order; by default all.
+    uses_features : callable, default=None
+        As in `RowReader`.
+    start : callable, default=Memory
+        Gives the notes before the first exit.
+
+    Yields
+    ------
+    k : int
+    rows : slice
+    answer : object
+    """
+    looked_at = list(range(X.layout.n_exits) if exits is None else exits)
+    for batch in X.batches():
+        for k, rows, answered, _ in walk(answer, RowReader(X, batch, uses_features), looked_at, memory=start()):
+            yield k, rows, answered
+
+
+def collect(
+    answer: Step,
+    X: ExitArray,
+    exits: Iterable[int] | None = None,
+    *,
+    uses_features: Callable[[int], bool] | None = None,
+    start: Callable[[], Memory | Memories] = Memory,
+) -> dict[int, NDArray[Any]]:
+    """What a step answers at each exit, for all rows of X.
+
+    Parameters
+    ----------
+    answer, X, exits, uses_features, start
+        As in `walk_batches`; the answer is an array with a row for each sample.
+
+    Returns
+    -------
+    dict of int to ndarray of shape (n_samples, ...)
+    """
+    collected: dict[int, NDArray[Any]] = {}
+    for k, rows, answered in walk_batches(answer, X, exits, uses_features=uses_features, start=start):
+        if k not in collected:
+            collected[k] = np.empty((len(X), *answered.shape[1:]), dtype=answered.dtype)
+        collected[k][rows] = answered
+    return collected
+
+
+def no_features(k: int) -> bool:
+    """Tells a reader to read no features.
+
+    Parameters
+    ----------
+    k : int
+
+    Returns
+    -------
+    bool
+        False.
+    """
+    return False
+
+
+def own_logits(k: int, logits: Any, features: Any, memory: Memory) -> Any:
+    """A step that answers with the exit's own logits.
+
+    Parameters
+    ----------
+    k : int
+    logits : array of shape (n_samples, n_classes)
+    features : array of shape (n_samples, n_features) or None
+    memory : Memory
+
+    Returns
+    -------
+    array of shape (n_samples, n_classes)
+    """
+    return logits

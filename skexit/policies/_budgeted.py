@@ -1,0 +1,139 @@
+"""Policies whose thresholds follow from a budget."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
+
+from skexit.data import ExitArray
+from skexit.policies._base import ExitPolicy
+from skexit.policies._quotas import quota_thresholds
+from skexit.utils._module_names import set_module
+
+
+@set_module("skexit.persistence")
+@dataclass(frozen=True)
+class FitState:
+    """What `with_budget` needs of the fitting data.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (n_samples, n_exits)
+        Scores of the rows that were fitted.
+    weight : ndarray of shape (n_samples,)
+        Weights of these rows.
+    """
+
+    scores: NDArray[np.float64]
+    weight: NDArray[np.float64]
+
+
+class BudgetedPolicy(ExitPolicy):
+    """A policy whose thresholds follow from its scores on the fitting data and a budget.
+
+    Its ``__init__`` also has the parameter `budget`. A subclass writes `score_exit`. One that learns
+    writes `fit_policy`, which ends with `fit_thresholds`; one that does not share samples out
+    geometrically writes `choose_thresholds`.
+
+    What ``with_budget`` needs of the fitting data is in ``fit_state_``.
+    """
+
+    budget: Any
+    fit_state_: Any
+
+    def fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
+        """Learn when to stop, and set ``thresholds_``; by default there is nothing to learn but thresholds.
+
+        Parameters
+        ----------
+        X : ExitArray of shape (n_samples, n_columns)
+            With logits at every exit.
+        labels : ndarray of shape (n_samples,)
+            Index into ``classes_`` of each row's label.
+        weight : ndarray of shape (n_samples,)
+            Positive weights.
+        """
+        self.fit_thresholds(X, weight)
+
+    def choose_thresholds(self, scores: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Thresholds that meet `budget`; by default by geometric shares of the samples.
+
+        Parameters
+        ----------
+        scores : ndarray of shape (n_samples, n_exits)
+            Scores of the rows that were fitted.
+        weight : ndarray of shape (n_samples,)
+
+        Returns
+        -------
+        ndarray of shape (n_exits,)
+            ``inf`` where nobody stops; ``-inf`` at the last exit.
+        """
+        return quota_thresholds(scores, self.costs_, self.budget, sample_weight=weight)
+
+    def fit_thresholds(self, X: ExitArray, weight: NDArray[np.float64]) -> None:
+        """Score the rows, keep the scores as ``fit_state_``, and set ``thresholds_``.
+
+        Parameters
+        ----------
+        X : ExitArray of shape (n_samples, n_columns)
+            As in `fit_policy`.
+        weight : ndarray of shape (n_samples,)
+        """
+        self.fit_state_ = FitState(self._fitting_scores(X), weight)
+        self.apply_budget()
+
+    def apply_budget(self) -> None:
+        """Set ``thresholds_`` for `budget` from ``fit_state_``; by default by `choose_thresholds`."""
+        self.set_thresholds(self.fit_state_.scores, self.fit_state_.weight)
+
+    def set_thresholds(self, scores: NDArray[np.float64], weight: NDArray[np.float64]) -> None:
+        """Set ``thresholds_`` by `choose_thresholds`, and ``exit_distribution_``.
+
+        Parameters
+        ----------
+        scores : ndarray of shape (n_samples, n_exits)
+            Scores of the rows that were fitted.
+        weight : ndarray of shape (n_samples,)
+        """
+        self.thresholds_ = self.choose_thresholds(scores, weight)
+        self._record_distribution(scores, weight)
+
+    def with_budget(self, budget: float) -> Self:
+        """A fitted copy for another budget; nothing is trained again.
+
+        The copy is not calibrated, as other samples leave at its exits.
+
+        Parameters
+        ----------
+        budget : float
+            Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last
+            exit's cost.
+
+        Returns
+        -------
+        BudgetedPolicy
+            The same kind of policy.
+
+        Raises
+        ------
+        ValueError
+            If the budget is outside (0, 1] or below the first exit's cost, or the policy was made by
+            ``without_fit_state``.
+        """
+        check_is_fitted(self)
+        self._check_budget(budget)
+        if self.fit_state_ is None:
+            raise ValueError(
+                f"this {type(self).__name__} has no fit_state_, which with_budget({budget}) needs: it was shipped "
+                "without it. Call with_budget on the policy that was fitted, and ship the copy that it gives."
+            )
+        policy = copy.copy(self).set_params(budget=budget)
+        policy._drop_calibration()
+        policy.apply_budget()
+        return policy

@@ -1,0 +1,147 @@
+"""Calibrated probabilities and prediction sets of policies."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.exceptions import NotFittedError
+from sklearn.utils.validation import check_consistent_length
+
+from skexit.data import ExitArray, ExitLayout
+from skexit.data._arrays import enough_rows
+from skexit.data._validation import encode_labels
+from skexit.policies._decision import ExitDecision
+from skexit.uncertainty import fit_temperature, softmax
+from skexit.uncertainty._conformal import FEWEST_ROWS, ConformalScores
+
+
+class CalibrationMixin:
+    """Gives a policy ``calibrate`` and ``predict_set``."""
+
+    classes_: NDArray[Any]
+    layout_: ExitLayout
+    temperatures_: NDArray[np.float64]
+    conformal_scores_: ConformalScores | None = None
+
+    @abstractmethod
+    def _check_new(self, X: Any) -> ExitArray:
+        """X as an ExitArray that fits the policy."""
+
+    @abstractmethod
+    def _stops(self, X: ExitArray) -> NDArray[np.int64]:
+        """Exit at which each row stops."""
+
+    @abstractmethod
+    def _answers(self, X: ExitArray, exits: Iterable[int] | None = None) -> Iterator[tuple[int, slice, Any]]:
+        """Logits with which each exit answers."""
+
+    def calibrate(self, X: Any, y: ArrayLike, *, temperature: bool = True) -> Self:
+        """Learn how far the exits can be trusted, from rows that were not used in fitting.
+
+        A temperature is fitted for each exit, on the rows that leave there (on all rows where
+        fewer than 20 do), and from then on divides the exit's logits in ``predict_proba`` and
+        ``predict_set``. The conformal scores of the rows are kept for ``predict_set``. Decisions
+        stay as they are: those of ``exit_scores``, ``predict_exit`` and ``predict``.
+
+        Parameters
+        ----------
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
+        y : array-like of shape (n_samples,)
+            Class labels.
+        temperature : bool, default=True
+            Whether to fit temperatures. False keeps those of an earlier call, or 1. Sets have
+            their exact guarantee where the temperatures are from other rows than the sets:
+            ``policy.calibrate(X_1, y_1).calibrate(X_2, y_2, temperature=False)``.
+
+        Returns
+        -------
+        self : ExitPolicy
+            Its ``temperatures_``, an array of shape (n_exits,), are 1 before the first call.
+
+        Raises
+        ------
+        ValueError
+            If X does not fit the layout of the policy or is not finite, or y has a class that the
+            policy does not know.
+        """
+        exits = self._check_new(X)
+        check_consistent_length(exits, y)
+        _, labels = encode_labels(y, self.layout_)
+        stops = self._stops(exits)
+        temperatures = self._fit_temperatures(exits, labels, stops) if temperature else self.temperatures_.copy()
+        scores = np.empty((len(exits), self.layout_.n_exits))
+        for k, batch, logits in self._answers(exits):
+            probabilities = softmax(logits / temperatures[k])
+            scores[batch, k] = 1 - probabilities[np.arange(len(logits)), labels[batch]]
+        self.temperatures_, self.conformal_scores_ = temperatures, ConformalScores(scores, stops)
+        return self
+
+    def _fit_temperatures(
+        self, X: ExitArray, labels: NDArray[np.int64], stops: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Temperature of each exit, from enough of the rows that leave there."""
+        n_exits, n_classes = self.layout_.n_exits, len(self.classes_)
+        temperatures = np.empty(n_exits)
+        for k in range(n_exits):
+            leaving = np.flatnonzero(stops == k)
+            leaving = leaving if len(leaving) >= FEWEST_ROWS else np.arange(len(X))
+            rows = leaving[enough_rows(len(leaving), n_exits * n_classes)]
+            logits = np.empty((len(rows), n_classes))
+            for exit, batch, values in self._answers(X[rows], range(k + 1)):
+                if exit == k:
+                    logits[batch] = values
+            temperatures[k] = fit_temperature(logits, labels[rows])
+        return temperatures
+
+    def predict_set(self, X: Any, alpha: float = 0.05, method: str = "gated") -> NDArray[np.bool_]:
+        """Classes that contain the true one with a probability of about ``1 - alpha``.
+
+        A class is in the set of a sample if one minus its probability, at the exit where the
+        sample stops, is at most the exit's conformal threshold (JEI-DNN, eq. 10). Needs
+        ``calibrate``.
+
+        Parameters
+        ----------
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
+        alpha : float, default=0.05
+            Share of sets that may miss the true class; between 0 and 1, both excluded.
+        method : {"general", "ims", "strict", "gated"}, default="gated"
+            Which calibration rows make the thresholds (JEI-DNN, 9.3). ``"general"``: one threshold
+            from all rows, each at the exit where it leaves. ``"ims"``: one an exit, from all rows at
+            that exit. ``"strict"``: one an exit, from the rows that leave there; where none does,
+            sets are empty. ``"gated"``: as strict, but the general one where fewer than 20 rows
+            leave.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_classes) of bool
+            All classes where there are too few calibration rows for the guarantee.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            If the policy is not calibrated.
+        ValueError
+            If alpha is not between 0 and 1, or there is no such method.
+        """
+        exits = self._check_new(X)
+        if self.conformal_scores_ is None:
+            raise NotFittedError(
+                f"This {type(self).__name__} is not calibrated. Call 'calibrate' on rows that were not used in fitting "
+                "before 'predict_set'."
+            )
+        thresholds = self.conformal_scores_.thresholds(alpha, method)
+        sets = np.empty((len(exits), len(self.classes_)), dtype=bool)
+        for k, rows, logits in ExitDecision(self).departures(exits):
+            sets[rows] = 1 - softmax(logits / self.temperatures_[k]) <= thresholds[k]
+        return sets
+
+    def _drop_calibration(self) -> None:
+        self.temperatures_ = np.ones(self.layout_.n_exits)
+        self.conformal_scores_ = None

@@ -1,0 +1,205 @@
+"""What happens at an exit: the logits it answers with, and which samples leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.frozen import FrozenEstimator
+
+from skexit.data import ExitArray
+from skexit.data._walk import Memories, Memory, RowReader, row_numbers, walk
+from skexit.heads import LogitsTransformer
+from skexit.policies._most_confident import most_confident
+
+
+class ExitDecision:
+    """A fitted policy and what gives its logits, applied to one exit after another.
+
+    The walk over cached rows, the live network and the ONNX loop all decide by this.
+
+    Parameters
+    ----------
+    policy : fitted ExitPolicy
+    transformers : sequence of fitted transformers with `exit_logits`, default=()
+        Give logits one after the other, before the policy's own heads.
+    adjust : callable, default=None
+        Takes a threshold and gives the one to compare scores with; by default the policy's.
+
+    Attributes
+    ----------
+    n_exits : int
+        Exits that samples may reach.
+    is_used : list of bool, one per exit
+        Whether samples may leave there.
+    is_observed : list of bool, one per exit
+        Whether an exit's logits or features are looked at, if only for the sake of a later one.
+    """
+
+    def __init__(
+        self, policy: Any, transformers: Sequence[Any] = (), adjust: Callable[[float], float] | None = None
+    ) -> None:
+        self.policy: Any = policy
+        self._transformers: list[Any] = [*transformers, *([] if policy.heads_ is None else [policy.heads_])]
+        thresholds = policy.thresholds_
+        # Nobody passes an exit whose threshold is -inf.
+        self.n_exits = int(np.argmax(np.isneginf(thresholds))) + 1
+        self._thresholds = [
+            float(threshold) if adjust is None else adjust(float(threshold)) for threshold in thresholds
+        ]
+        self.is_used = [threshold < np.inf for threshold in self._thresholds[: self.n_exits]]
+        self._uses_most_confident = bool(getattr(policy, "use_most_confident", False))
+        self.is_observed = self._find_observed()
+
+    def start(self) -> Memories:
+        """Notes before the first exit."""
+        return Memories(Memory() for _ in range(len(self._transformers) + 1))
+
+    def answer(self, k: int, logits: Any, features: Any, memories: Memories) -> Any:
+        """Logits with which exit `k` answers.
+
+        Parameters
+        ----------
+        k : int
+        logits : array of shape (n_samples, n_classes) or None
+            The network's own.
+        features : array of shape (n_samples, n_features) or None
+        memories : Memories
+            Changed in place.
+
+        Returns
+        -------
+        array of shape (n_samples, n_classes)
+        """
+        for transformer, memory in zip(self._transformers, memories, strict=False):
+            logits = transformer.exit_logits(k, logits, features, memory)
+        return most_confident(logits, memories[-1]) if self._uses_most_confident else logits
+
+    def answer_and_score(self, k: int, logits: Any, features: Any, memories: Memories) -> Any:
+        """Scores of exit `k`.
+
+        Parameters
+        ----------
+        k, logits, features, memories
+            As in `answer`.
+
+        Returns
+        -------
+        array of shape (n_samples,)
+        """
+        return self._score(k, self.answer(k, logits, features, memories), features, memories)
+
+    def leaves(self, k: int, logits: Any, features: Any, memories: Memories) -> Any:
+        """Which samples leave at exit `k`; None where no decision is made, as all leave or none.
+
+        Parameters
+        ----------
+        k, logits, features, memories
+            As in `answer`; `logits` are what it gave.
+
+        Returns
+        -------
+        array of shape (n_samples,) of bool, or None
+        """
+        if k == self.n_exits - 1:
+            return None
+        scores = self._score(k, logits, features, memories)
+        return scores >= self._thresholds[k] if self.is_used[k] else None
+
+    def departures(self, X: ExitArray) -> Iterator[tuple[int, Any, NDArray[np.float64]]]:
+        """Walk over the rows of X: which stop at exit k, with the logits of the answer.
+
+        Parameters
+        ----------
+        X : ExitArray of shape (n_samples, n_columns)
+
+        Yields
+        ------
+        k : int
+        rows : slice or ndarray of int
+        logits : ndarray of shape (n_rows, n_classes)
+        """
+        exits = np.flatnonzero(self.is_observed).tolist()
+        for batch in X.batches():
+            reader = RowReader(X, batch, self.uses_features)
+            for k, rows, logits, leaves in walk(self.answer, reader, exits, leaves=self.leaves, memory=self.start()):
+                if k == self.n_exits - 1:
+                    yield k, rows, logits
+                elif leaves is not None:
+                    yield k, row_numbers(rows)[leaves], logits[leaves]
+
+    def uses_features(self, k: int) -> bool:
+        """Whether answer or score of exit `k`, or notes for later exits, depend on its features.
+
+        Parameters
+        ----------
+        k : int
+
+        Returns
+        -------
+        bool
+        """
+        return self.policy.uses_features(k) or self.answer_uses_features(k)
+
+    def answer_uses_features(self, k: int) -> bool:
+        """Whether the answer of exit `k`, or of a later exit, depends on its features.
+
+        Parameters
+        ----------
+        k : int
+
+        Returns
+        -------
+        bool
+        """
+        return any(_uses_features(transformer, k) for transformer in self._transformers)
+
+    def _score(self, k: int, logits: Any, features: Any, memories: Memories) -> Any:
+        return self.policy.score_exit(k, logits, features, memories[-1])
+
+    def _find_observed(self) -> list[bool]:
+        observed = set()
+        for k in np.flatnonzero(self.is_used).tolist():
+            observed.add(k)
+            observed.update(self._earlier_exits(k, scored=k < self.n_exits - 1))
+        # What an exit needs that is looked at for a later one is looked at, too.
+        for k in sorted(observed, reverse=True):
+            observed.update(self._earlier_exits(k, scored=True))
+        return [k in observed for k in range(self.n_exits)]
+
+    def _earlier_exits(self, k: int, *, scored: bool) -> range:
+        """Exits before `k` that its answer, and its score, depend on."""
+        needed = [_earlier_exits(transformer, k) for transformer in self._transformers]
+        if scored:
+            needed.append(self.policy.earlier_exits(k))
+        if self._uses_most_confident:
+            needed.append(range(k))
+        return max(needed, key=len, default=range(0))
+
+
+def _uses_features(transformer: Any, k: int) -> bool:
+    """Whether the logits of exit `k` depend on its features; heads of other makers do not say."""
+    own = unfrozen(transformer)
+    return own.uses_features(k) if isinstance(own, LogitsTransformer) else True
+
+
+def _earlier_exits(transformer: Any, k: int) -> range:
+    """Exits before `k` on which its logits depend; heads of other makers do not say."""
+    own = unfrozen(transformer)
+    return own.earlier_exits(k) if isinstance(own, LogitsTransformer) else range(k)
+
+
+def unfrozen(estimator: Any) -> Any:
+    """The estimator in a FrozenEstimator, or the estimator itself.
+
+    Parameters
+    ----------
+    estimator : estimator
+
+    Returns
+    -------
+    estimator
+    """
+    return estimator.estimator if isinstance(estimator, FrozenEstimator) else estimator
