@@ -35,7 +35,7 @@ CONFIDENCE_WEIGHTS = (0, "auto")
 BY = {
     "prices": ["assignment", "lam"],
     "iterations": ["setting", "iterations"],
-    "routers": ["confidence_weight", "assignment", "router_hidden", "budget"],
+    "routers": ["confidence_weight", "assignment", "router_hidden_layer_sizes", "budget"],
 }
 
 Rows = list[dict[str, object]]
@@ -86,8 +86,14 @@ class Measurement:
     def over_routers(self) -> Rows:
         rows = []
         for budget, weight, (assignment, hidden) in product(BUDGETS, CONFIDENCE_WEIGHTS, ROUTERS):
-            policy = self.fit(budget=budget, confidence_weight=weight, assignment=assignment, router_hidden=hidden)
-            place = {"confidence_weight": str(weight), "assignment": assignment, "router_hidden": str(hidden)}
+            policy = self.fit(
+                budget=budget, confidence_weight=weight, assignment=assignment, router_hidden_layer_sizes=hidden
+            )
+            place = {
+                "confidence_weight": str(weight),
+                "assignment": assignment,
+                "router_hidden_layer_sizes": str(hidden),
+            }
             rows.append(
                 place
                 | {"budget": budget, "confidence alone": float(np.isinf(policy.confidence_weight_))}

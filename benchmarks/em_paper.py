@@ -38,7 +38,7 @@ PAPERS_SETTINGS = {
     "router_input": "features",
     "confidence_weight": 0,
     "learning_rate": 1e-3,
-    "alpha": 0.0,
+    "l2": 0.0,
     "max_epochs": 100,
 }
 ENTROPY, CONFIDENCE = "entropy thresholds", "maximum probability"
@@ -195,7 +195,7 @@ def ablation_tables(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     written = {name: write(tables[name].groupby(BY[name])[columns[name]], digits=3).reset_index() for name in columns}
     routers = written["routers"]
     routers["confidence"] = routers["confidence_weight"].map({"0": "none (the paper's)", "auto": "chosen (default)"})
-    by = ["confidence", "assignment", "router_hidden"]
+    by = ["confidence", "assignment", "router_hidden_layer_sizes"]
     written["routers"] = routers.pivot(index=by, columns="budget", values="gain").reset_index()
     return written
 

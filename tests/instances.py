@@ -44,7 +44,9 @@ POLICIES = [
     RandomExit(budget=0.6, random_state=0),
     EMExitAssigner(random_state=0, max_epochs=3),
     EMExitAssigner(budget=0.6, random_state=0, max_epochs=3),
-    EMExitAssigner(lam=3.0, assignment="hard", router_input="features", router_hidden=(), random_state=0, max_epochs=3),
+    EMExitAssigner(
+        lam=3.0, assignment="hard", router_input="features", router_hidden_layer_sizes=(), random_state=0, max_epochs=3
+    ),
     EENetPolicy(random_state=0, max_epochs=3),
     EENetPolicy(0.6, init="random", confidence_weight=0, hidden_ratio=2, random_state=0, max_epochs=3),
     EENetPolicy(learn_scores=False, random_state=0, max_epochs=3),

@@ -58,7 +58,7 @@ def cache(data, tmp_path_factory):
 
 
 def make_pipeline(**parameters):
-    policy = EMExitAssigner(max_epochs=2, router_hidden=(), cv=2, random_state=0, **parameters)
+    policy = EMExitAssigner(max_epochs=2, router_hidden_layer_sizes=(), cv=2, random_state=0, **parameters)
     return Pipeline([("heads", ExitHeads(cv=2, random_state=0)), ("policy", policy)])
 
 
@@ -229,7 +229,7 @@ class TestSampleWeight:
         [
             ThresholdPolicy(budget=0.6),
             ThresholdPolicy(budget=0.6, schedule="shared"),
-            EMExitAssigner(budget=0.6, max_epochs=1, router_hidden=(), cv=2, random_state=0),
+            EMExitAssigner(budget=0.6, max_epochs=1, router_hidden_layer_sizes=(), cv=2, random_state=0),
         ],
         ids=lambda policy: type(policy).__name__,
     )

@@ -43,7 +43,7 @@ LEARN_DIFFERENTLY = [
     OptimalStoppingPolicy(use_features=True, random_state=0),
     OptimalStoppingPolicy(0.6, estimator=Ridge(), outcome="realised", random_state=0),
     RandomExit(budget=0.6, random_state=0),
-    EMExitAssigner(budget=0.6, router_hidden=(4,), max_epochs=1, cv=2, random_state=0),
+    EMExitAssigner(budget=0.6, router_hidden_layer_sizes=(4,), max_epochs=1, cv=2, random_state=0),
     EENetPolicy(max_epochs=2, random_state=0),
     JEIGatedEnsemble(random_state=0),
     RiskControlledPolicy(alpha=0.2, budgets=[0.6, 0.9], random_state=0),

@@ -113,9 +113,9 @@ def test_stacked_features_are_split_by_exit():
     [
         ({"lam": np.nan}, "lam"),
         ({"lam": np.inf}, "lam"),
-        ({"router_hidden": (0,)}, r"router_hidden=\(0,\) must hold one positive integer"),
-        ({"router_hidden": (8.5,)}, r"router_hidden=\(8.5,\) must hold one positive integer"),
-        ({"router_hidden": ("8",)}, r"router_hidden=\('8',\) must hold one positive integer"),
+        ({"router_hidden_layer_sizes": (0,)}, r"router_hidden_layer_sizes=\(0,\) must hold one positive integer"),
+        ({"router_hidden_layer_sizes": (8.5,)}, r"router_hidden_layer_sizes=\(8.5,\) must hold one positive integer"),
+        ({"router_hidden_layer_sizes": ("8",)}, r"router_hidden_layer_sizes=\('8',\) must hold one positive integer"),
         ({"confidence_weight": -1}, "confidence_weight"),
     ],
 )

@@ -15,8 +15,8 @@ from skexit.exceptions import RoutersUnusedWarning
 from skexit.policies._outcomes import correct_exits
 from skexit.policies.em._assignment import expectation, fit_exit_prior, group_patterns
 
-FAST = {"max_epochs": 2, "router_hidden": (), "random_state": 0}
-ON_FEATURES = {"router_hidden": (), "router_input": "features", "random_state": 0}
+FAST = {"max_epochs": 2, "router_hidden_layer_sizes": (), "random_state": 0}
+ON_FEATURES = {"router_hidden_layer_sizes": (), "router_input": "features", "random_state": 0}
 
 
 @pytest.fixture(scope="module")
@@ -225,10 +225,10 @@ class TestRouters:
         policy = EMExitAssigner(router_input=router_input, **FAST).fit(*data)
         assert [router.weights[0].shape[0] for router in policy.routers_] == [width] * 3
 
-    @pytest.mark.parametrize("router_hidden", [(), (5,), (6, 4)])
-    def test_hidden_layers(self, data, router_hidden):
-        policy = EMExitAssigner(**FAST | {"router_hidden": router_hidden}).fit(*data)
-        assert [weight.shape[1] for weight in policy.routers_[0].weights] == [*router_hidden, 1]
+    @pytest.mark.parametrize("router_hidden_layer_sizes", [(), (5,), (6, 4)])
+    def test_hidden_layers(self, data, router_hidden_layer_sizes):
+        policy = EMExitAssigner(**FAST | {"router_hidden_layer_sizes": router_hidden_layer_sizes}).fit(*data)
+        assert [weight.shape[1] for weight in policy.routers_[0].weights] == [*router_hidden_layer_sizes, 1]
 
     def test_features_that_are_not_there_are_refused(self):
         X = stack_exits(np.random.default_rng(0).normal(size=(30, 3, 2)))

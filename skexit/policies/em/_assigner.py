@@ -71,7 +71,7 @@ class EMExitAssigner(BudgetedPolicy):
     noise : float, default=1e-3
         Likelihood of a sample at an exit that gets it wrong, relative to one that gets it right.
         The paper has 0, which leaves samples that no exit gets right undefined.
-    router_hidden : tuple of int, default=(64,)
+    router_hidden_layer_sizes : tuple of int, default=(64,)
         Width of each hidden layer of a router; ``()`` makes the routers linear.
     router_input : {"both", "features", "probabilities"}, default="both"
         What a router sees: the exit's features (as in the paper), its class probabilities with
@@ -90,7 +90,7 @@ class EMExitAssigner(BudgetedPolicy):
         more than one standard error; where it is infinite, ``fit`` warns.
     learning_rate : float, default=5e-3
         Highest learning rate of the routers; the paper's is 1e-3.
-    alpha : float, default=1e-2
+    l2 : float, default=1e-2
         Strength of the squared penalty on the routers' weights.
     max_epochs : int or "auto", default="auto"
         Passes over the rows in training a router; the epoch that does best on a held-out tenth of
@@ -190,13 +190,13 @@ class EMExitAssigner(BudgetedPolicy):
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "assignment": [StrOptions({"soft", "hard"})],
         "noise": [Interval(Real, 0, 1, closed="neither")],
-        "router_hidden": ["array-like"],
+        "router_hidden_layer_sizes": ["array-like"],
         "router_input": [StrOptions({"both", "features", "probabilities"})],
         "threshold": [Interval(Real, 0, 1, closed="both")],
         "budget": [Real, None],
         "confidence_weight": [StrOptions({"auto"}), Interval(Real, 0, None, closed="both")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
-        "alpha": [Interval(Real, 0, None, closed="left")],
+        "l2": [Interval(Real, 0, None, closed="left")],
         "max_epochs": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "cv": ["cv_object"],
@@ -214,13 +214,13 @@ class EMExitAssigner(BudgetedPolicy):
         max_iter: int = 10,
         assignment: str = "soft",
         noise: float = 1e-3,
-        router_hidden: Sequence[int] = (64,),
+        router_hidden_layer_sizes: Sequence[int] = (64,),
         router_input: str = "both",
         threshold: float = 0.5,
         budget: float | None = None,
         confidence_weight: float | str = "auto",
         learning_rate: float = 5e-3,
-        alpha: float = 1e-2,
+        l2: float = 1e-2,
         max_epochs: int | str = "auto",
         batch_size: int = 512,
         cv: Any = 3,
@@ -234,13 +234,13 @@ class EMExitAssigner(BudgetedPolicy):
         self.max_iter = max_iter
         self.assignment = assignment
         self.noise = noise
-        self.router_hidden = router_hidden
+        self.router_hidden_layer_sizes = router_hidden_layer_sizes
         self.router_input = router_input
         self.threshold = threshold
         self.budget = budget
         self.confidence_weight = confidence_weight
         self.learning_rate = learning_rate
-        self.alpha = alpha
+        self.l2 = l2
         self.max_epochs = max_epochs
         self.batch_size = batch_size
         self.cv = cv
@@ -272,7 +272,7 @@ class EMExitAssigner(BudgetedPolicy):
         return expectation(correct_exits(exits, labels), self.exit_prior_, self.lam_, self.costs_, self.noise)[0]
 
     def fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
-        self._check_router_hidden()
+        self._check_hidden_layer_sizes()
         correct, confidence = _correct_and_confident(X, labels)
         patterns, pattern_weight, pattern_of_row = group_patterns(correct, weight)
         state = AssignerFitState(correct, confidence, weight, patterns, pattern_weight)
@@ -306,11 +306,11 @@ class EMExitAssigner(BudgetedPolicy):
         """What routers learn: for each pattern, the probability that its exit is each or an earlier one."""
         return np.minimum(np.cumsum(self._assigned(state, self.lam_, self.exit_prior_), axis=1), 1)
 
-    def _check_router_hidden(self) -> None:
-        if not all(isinstance(width, Integral) and width >= 1 for width in self.router_hidden):
+    def _check_hidden_layer_sizes(self) -> None:
+        if not all(isinstance(width, Integral) and width >= 1 for width in self.router_hidden_layer_sizes):
             raise ValueError(
-                f"router_hidden={self.router_hidden!r} must hold one positive integer for each hidden layer; "
-                "() makes the routers linear."
+                f"router_hidden_layer_sizes={self.router_hidden_layer_sizes!r} must hold one positive integer for each "
+                "hidden layer; () makes the routers linear."
             )
 
     def _find_assignments(self, state: AssignerFitState) -> None:
@@ -353,7 +353,7 @@ class EMExitAssigner(BudgetedPolicy):
                 lambda rows: self._read_router_inputs(X, k, rows),
                 targets[:, k],
                 weight,
-                hidden=self.router_hidden,
+                hidden=self.router_hidden_layer_sizes,
                 n_outputs=1,
                 training=training,
                 random_state=random_state,
@@ -361,7 +361,7 @@ class EMExitAssigner(BudgetedPolicy):
             )
 
         n_epochs = number_of_epochs(self.max_epochs, len(X), 1, _MOST_EPOCHS)
-        training = Training(self.learning_rate, self.alpha, n_epochs, self.batch_size, early_stopping=True)
+        training = Training(self.learning_rate, self.l2, n_epochs, self.batch_size, early_stopping=True)
         return [train_router(k) for k in range(X.layout.n_exits - 1)]
 
     def _cross_fit_routers(
