@@ -1,6 +1,6 @@
 """Make the data set that comes with the package, and print the figures of its description.
 
-    python make_dataset.py --data-root DIR --weights FILE
+    python -m benchmarks.make_dataset --data-root DIR --weights FILE
 
 runs a ResNet-56, trained on CIFAR-10, on the first 5,000 test images, and writes the averages of the activations
 after each third block, and the network's own logits, to ``skexit/datasets/data/cifar10_resnet56.npz``. `DIR` is
@@ -13,8 +13,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from routing import EXITS, argument_parser, extract
 
+from benchmarks.shared.routing import EXITS, argument_parser, extract
 from skexit import ExitHeads, OptimalStoppingPolicy, ThresholdPolicy, recommended_pipeline
 from skexit.datasets import load_cifar10_resnet56
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
-from synthetic import make_exits
 
+from benchmarks.speed.synthetic import make_exits
 from skexit import (
     EENetPolicy,
     EMExitAssigner,

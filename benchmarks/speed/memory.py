@@ -8,12 +8,12 @@ import warnings
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
-from cases import ESTIMATORS, Size, make_data, predict
-from peak_memory import peak_memory, reset_peak_memory
+from benchmarks.shared.peak_memory import peak_memory, reset_peak_memory
+from benchmarks.speed.cases import ESTIMATORS, Size, make_data, predict
 
 #: A server that has imported everything starts each process by a fork.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["cases", "torch", "scipy.optimize", "sklearn.pipeline"])
+_PROCESSES.set_forkserver_preload(["benchmarks.speed.cases", "torch", "scipy.optimize", "sklearn.pipeline"])
 
 
 def growth_of(what: str, name: str, size: Size, fitted: Any) -> float:

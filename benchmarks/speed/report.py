@@ -1,6 +1,6 @@
 """Tables and a figure of what the speed suite has measured.
 
-    python benchmarks/speed/report.py RESULT.json [RESULT.json ...] --out FOLDER
+    python -m benchmarks.speed.report RESULT.json [RESULT.json ...] --out FOLDER
 
 Several results are parts of one run, of which later ones replace what earlier ones have measured of the same.
 """
@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from cases import AXES, BASE, ESTIMATORS
+
+from benchmarks.speed.cases import AXES, BASE, ESTIMATORS
 
 LARGEST = AXES["rows"][-1]
 REFERENCE = "LogisticRegression"

@@ -1,7 +1,7 @@
 """Time and memory of fits and predictions, of an extraction and of the import.
 
 pytest benchmarks/speed --benchmark-json=speed.json
-python benchmarks/speed/report.py speed.json --out docs/benchmarks/speed
+python -m benchmarks.speed.report speed.json --out docs/benchmarks/speed
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import BASE, ESTIMATORS, SIZES, Size, make_data, predict
-from memory import growth_of
+
+from benchmarks.speed.cases import BASE, ESTIMATORS, SIZES, Size, make_data, predict
+from benchmarks.speed.memory import growth_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -77,9 +78,10 @@ def test_import(benchmark, module):
 def test_extraction(benchmark):
     """Extraction and a bare forward loop take turns, so that whatever else the machine does meets both."""
     import torch
-    from extraction_throughput import N_IMAGES, extract, forward_only
     from torch.utils.data import DataLoader, TensorDataset
     from torchvision.models import resnet18
+
+    from benchmarks.speed.extraction_throughput import N_IMAGES, extract, forward_only
 
     torch.manual_seed(0)
     model = resnet18(weights=None)

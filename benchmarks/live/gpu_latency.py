@@ -1,0 +1,105 @@
+"""The live network on a GPU: what numbers of samples that were not seen before cost, and what compiling gains.
+
+    python -m benchmarks.live.gpu_latency --data-root DIR --weights resnet56.th [--batch-sizes 1 32 ...]
+
+The ResNet-56 of ``latency.py`` with three exits, for a mean cost of .65. Milliseconds of a batch are medians. Each
+batch size sees 20 batches of random images, of which the last eight count. The columns:
+
+live
+    :class:`EarlyExitModel`, which rounds the number of samples that go on up.
+exact
+    The same without rounding.
+ideal
+    The stages of the plain network, each for as many images as reach it, for shapes that were seen before.
+plain
+    The network itself.
+
+Then throughput mode against the plain network, and both compiled with CUDA graphs. Without a GPU it runs, and says
+nothing of interest.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pandas as pd
+import torch
+
+from benchmarks.live.latency import DEVICE, Setup, build, ideal_ms, timed
+from skexit.runtime import EarlyExitModel, runner
+
+N_BATCHES, N_COUNTED = 20, 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--n-images", type=int, default=8192)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 32, 100, 256, 1000, 4096])
+    parser.add_argument("--loader-batch-sizes", type=int, nargs="+", default=[256, 2048])
+    parser.add_argument("--compiled-sizes", type=int, nargs="*", default=[1, 64])
+    options = parser.parse_args()
+    setup = build(argparse.Namespace(network="resnet56", exits=3, budget=0.65, **vars(options)))
+    images = setup.images[torch.arange(options.n_images, device=DEVICE) % len(setup.images)]
+    live = setup.live(setup.policy)
+    rng = np.random.default_rng(0)
+
+    def draw(size: int) -> torch.Tensor:
+        return images[rng.choice(len(images), size, replace=False)]
+
+    with torch.inference_mode():
+        rows = [measure(setup, live, draw, size) for size in options.batch_sizes]
+        print(pd.DataFrame(rows).set_index("batch size").round(2).to_string(), flush=True)
+        for size in options.loader_batch_sizes:
+            measure_loader(setup, live, list(images.split(size)), size)
+        if options.compiled_sizes:
+            measure_compiled(setup, draw, options.compiled_sizes)
+
+
+def measure(setup: Setup, live: EarlyExitModel, draw: Callable[[int], torch.Tensor], size: int) -> dict[str, float]:
+    times = {"batch size": size, "live": median_ms(live, draw, size)}
+    with exact_sizes():
+        times["exact"] = median_ms(live, draw, size)
+        images = draw(size)
+        exits = live(images).exits
+        times["ideal"] = float(np.median([ideal_ms(live, images, exits) for _ in range(N_COUNTED)]))
+    return times | {"plain": median_ms(setup.network, draw, size)}
+
+
+def exact_sizes() -> AbstractContextManager[object]:
+    return patch.object(runner, "size_to_run", lambda n_rows, device: n_rows)
+
+
+def median_ms(network: Callable[..., object], draw: Callable[[int], torch.Tensor], size: int) -> float:
+    times = [timed(network, draw(size))[0] for _ in range(N_BATCHES)]
+    return float(np.median(times[-N_COUNTED:]))
+
+
+def measure_loader(setup: Setup, live: EarlyExitModel, batches: list[torch.Tensor], size: int) -> None:
+    def run_live() -> object:
+        return live.predict_loader(batches, batch_size=size, progress=False)
+
+    def run_plain() -> object:
+        return [setup.network(batch) for batch in batches]
+
+    run_live(), run_live()
+    times = {run.__name__[4:]: [round(timed(run)[0], 1) for _ in range(3)] for run in (run_live, run_plain)}
+    print(f"loader, batches of {size}, ms: {times}", flush=True)
+
+
+def measure_compiled(setup: Setup, draw: Callable[[int], torch.Tensor], sizes: list[int]) -> None:
+    live = setup.live(setup.policy).compile_stages(pad_to=(1, 16, 64, 256), mode="reduce-overhead")
+    plain = torch.compile(setup.network, mode="reduce-overhead", dynamic=False)
+    for size in sizes:
+        times = {name: round(median_ms(run, draw, size), 2) for name, run in {"live": live, "plain": plain}.items()}
+        print(f"compiled, {size} images, ms: {times}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
