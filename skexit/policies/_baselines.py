@@ -119,7 +119,7 @@ class RandomExit(BudgetedPolicy):
     Attributes
     ----------
     thresholds_ : ndarray of shape (n_exits,)
-        A sample stops where its draw from [0, 1) is at least the threshold.
+        A sample stops where its draw from [0, 1] is at least the threshold.
     exit_distribution_ : ndarray of shape (n_exits,)
         Share of the fitting samples that stop at each exit.
     temperatures_ : ndarray of shape (n_exits,)
@@ -171,12 +171,11 @@ class RandomExit(BudgetedPolicy):
 
     def score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
         if k == 0:
-            memory["sample"] = self._draws.project(logits)
-        return self._draws(k, memory["sample"])
+            memory["draws"] = self._draws(logits)
+        return memory["draws"][:, k]
 
     def fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
-        random_state = check_random_state(self.random_state)
-        self._draws = SampleDraws.from_seed(len(self.classes_), X.layout.n_exits, random_state)
+        self._draws = SampleDraws.fit(X, weight, check_random_state(self.random_state))
         self.fit_thresholds(X, weight)
 
     def choose_thresholds(self, scores: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -3,74 +3,91 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from skexit.data import ExitArray
+from skexit.data._arrays import enough_rows
+from skexit.data._validation import read_logits
 from skexit.utils._array_api import array_namespace, as_like
 from skexit.utils._module_names import set_module
+
+Floats = NDArray[np.float64]
+
+#: Change of a draw where logits change by their mean absolute deviation, at the first exit; less than twice that at
+#: later ones. A larger slope is nearer to uniform where logits lie in groups; a smaller one amplifies rounding less.
+_SLOPE = 20.0
+#: The least deviation as a fraction of the logits' size. Smaller ones may be rounding.
+_SMALLEST_DEVIATION = 1e-3
 
 
 @set_module("skexit.persistence")
 @dataclass(frozen=True)
 class SampleDraws:
-    """Draws from [0, 1) that a sample's logits at the first exit determine.
+    """Draws from [0, 1] that a sample's logits at the first exit determine, one an exit.
 
-    The same sample gets the same draws, alone or in a batch, cached or in the live network.
+    The same sample gets the same draws, alone or in a batch, cached or in the live network: a draw is
+    a continuous function of the logits that amplifies their rounding a few dozen times only. So samples
+    whose logits are nearly equal get draws that are nearly equal.
 
     Parameters
     ----------
-    projection : ndarray of shape (n_classes,)
-    phases : tuple of float, one an exit
+    projections : ndarray of shape (n_classes, n_exits)
+    phases : ndarray of shape (n_exits,)
     """
 
-    projection: NDArray[np.float64]
-    phases: tuple[float, ...]
+    projections: Floats
+    phases: Floats
 
     @classmethod
-    def from_seed(cls, n_classes: int, n_exits: int, random_state: np.random.RandomState) -> SampleDraws:
-        """Draws that `random_state` seeds.
+    def fit(cls, X: ExitArray, weight: Floats, random_state: np.random.RandomState) -> SampleDraws:
+        """Draws that `random_state` seeds, uniform on rows such as these.
 
         Parameters
         ----------
-        n_classes, n_exits : int
+        X : ExitArray
+        weight : ndarray of shape (n_samples,)
         random_state : RandomState
 
         Returns
         -------
         SampleDraws
         """
-        projection = random_state.normal(size=n_classes)
-        return cls(projection, tuple(random_state.uniform(0, 2 * np.pi, size=n_exits).tolist()))
+        n_classes, n_exits = X.layout.n_logits[0], X.layout.n_exits
+        rows = np.flatnonzero(weight > 0)
+        rows = rows[enough_rows(len(rows), sum(X.layout.n_logits))]
+        # Sums of zero, as what all logits of a sample have in common often varies little.
+        directions = random_state.normal(size=(n_classes, n_exits))
+        directions -= directions.mean(axis=0)
+        deviation = _deviation(cast(Any, read_logits(X, 0, rows)), directions, weight[rows])
+        # In no ratio of small numbers, so that draws are independent also where all logits lie on a line.
+        slopes = _SLOPE * np.exp2(np.arange(n_exits) / n_exits)
+        return cls(directions * (slopes / deviation), random_state.uniform(0, 2, size=n_exits))
 
-    def project(self, logits: Any) -> Any:
-        """One number a sample, from its logits at the first exit.
+    def __call__(self, logits: Any) -> Any:
+        """Draws of samples.
 
         Parameters
         ----------
         logits : array of shape (n_samples, n_classes)
+            Of the first exit.
 
         Returns
         -------
-        array of shape (n_samples,)
+        array of shape (n_samples, n_exits)
         """
-        return logits @ as_like(self.projection, logits)
+        positions = logits @ as_like(self.projections, logits) + as_like(self.phases, logits)
+        # To and fro between 0 and 1: a fractional part would jump where it is a whole number.
+        return abs(positions - 2 * array_namespace(logits).round(positions / 2))
 
-    def __call__(self, k: int, projected: Any) -> Any:
-        """Draws of exit `k`.
 
-        Parameters
-        ----------
-        k : int
-        projected : array of shape (n_samples,)
-            What `project` gave.
-
-        Returns
-        -------
-        array of shape (n_samples,)
-        """
-        xp = array_namespace(projected)
-        # The fractional part of a steep sine looks uniform and needs no generator with a state.
-        draws = 1e4 * xp.sin(projected + self.phases[k])
-        return draws - xp.floor(draws)
+def _deviation(logits: Floats, directions: Floats, weight: Floats) -> Floats:
+    """Weighted mean absolute deviation of the logits in each direction, and more than rounding."""
+    projected = logits @ directions
+    deviation = np.average(abs(projected - np.average(projected, axis=0, weights=weight)), axis=0, weights=weight)
+    magnitude = np.average(abs(logits) @ abs(directions), axis=0, weights=weight)
+    deviation = np.maximum(deviation, _SMALLEST_DEVIATION * magnitude)
+    # To one percent, so that the order of the rows does not matter.
+    return np.exp2(np.round(64 * np.log2(np.where(deviation > 0, deviation, 1.0))) / 64)

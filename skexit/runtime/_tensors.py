@@ -18,7 +18,7 @@ from skexit.runtime._rows import double_on
 _ARRAYS: dict[type, tuple[str, ...]] = {
     ExitEnsemble: ("weights_", "biases_"),
     LogLinearModel: ("coefficients",),
-    SampleDraws: ("projection",),
+    SampleDraws: ("projections", "phases"),
 }
 
 

@@ -360,20 +360,20 @@ class JEIGatedEnsemble(BudgetedPolicy):
 
     def fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
         n_samples, n_exits = len(X), X.layout.n_exits
-        self._draws = SampleDraws.from_seed(len(self.classes_), n_exits, check_random_state(self.random_state))
+        self._draws = SampleDraws.fit(X, weight, check_random_state(self.random_state))
         self.gate_temperatures_ = self._fit_gate_temperatures(X, labels, weight)
-        projected, statistics = np.empty(n_samples), np.empty((n_samples, n_exits, N_STATISTICS))
+        draws, statistics = np.empty((n_samples, n_exits)), np.empty((n_samples, n_exits, N_STATISTICS))
         losses, correct = np.empty((n_samples, n_exits)), np.empty((n_samples, n_exits), dtype=bool)
         for k, rows, logits in walk_batches(own_logits, X, uses_features=no_features):
             if k == 0:
-                projected[rows] = self._draws.project(logits)
+                draws[rows] = self._draws(logits)
             scaled = logits / self.gate_temperatures_[k]
             statistics[rows, k] = gate_statistics(softmax(scaled))
             losses[rows, k] = logsumexp(scaled, axis=1) - scaled[np.arange(len(scaled)), labels[rows]]
             correct[rows, k] = np.argmax(scaled, axis=1) == labels[rows]
         prices = [float(self.lam)] if self.budget is None else _PRICES.tolist()
         path = [(lam, self._fit_gates(statistics, losses + lam * self.costs_, weight)) for lam in prices]
-        self.fit_state_ = GateFitState(projected, statistics, correct, weight, path)
+        self.fit_state_ = GateFitState(draws, statistics, correct, weight, path)
         self.apply_budget()
 
     def _fit_gate_temperatures(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> Floats:
@@ -415,7 +415,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
         return float(np.average(correct, weights=self.fit_state_.weight))
 
     def _fitting_scores_of(self, gates: Sequence[DenseNetwork]) -> Floats:
-        memory: dict[str, Any] = {"sample": self.fit_state_.projected}
+        memory: dict[str, Any] = {"draws": self.fit_state_.draws}
         statistics = self.fit_state_.statistics
         return np.column_stack(
             [self._score_statistics(k, statistics[:, k], gates, memory) for k in range(statistics.shape[1])]
@@ -423,7 +423,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
 
     def score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
         if k == 0:
-            memory["sample"] = self._draws.project(logits)
+            memory["draws"] = self._draws(logits)
         statistics = gate_statistics(softmax(logits / float(self.gate_temperatures_[k])))
         return self._score_statistics(k, statistics, self.gates_, memory)
 
@@ -438,4 +438,4 @@ class JEIGatedEnsemble(BudgetedPolicy):
         memory["remaining"] = remaining - leaving
         # A sample that must have left before stops at once; so does one where rounding says so.
         score = xp.where(remaining > 0, leaving / xp.where(remaining > 0, remaining, 1.0), xp.ones_like(gate))
-        return score if self.decision == "deterministic" else score + _THRESHOLD - self._draws(k, memory["sample"])
+        return score if self.decision == "deterministic" else score + _THRESHOLD - memory["draws"][:, k]

@@ -22,8 +22,8 @@ class GateFitState:
 
     Parameters
     ----------
-    projected : ndarray of shape (n_samples,)
-        What the draws of each row follow from.
+    draws : ndarray of shape (n_samples, n_exits)
+        Draws of each row.
     statistics : ndarray of shape (n_samples, n_exits, 4)
         What the gates see.
     correct : ndarray of shape (n_samples, n_exits) of bool
@@ -33,7 +33,7 @@ class GateFitState:
         Prices, and the gates that were fitted for each.
     """
 
-    projected: Floats
+    draws: Floats
     statistics: Floats
     correct: NDArray[np.bool_]
     weight: Floats
