@@ -158,7 +158,7 @@ def test_from_training_to_the_live_network(policy, tmp_path):
     assert policy.score(cache.X, cache.y) > 0.8
     assert len(np.unique(policy.predict_exit(cache.X))) > 1
     live = EarlyExitModel(model, model.exits, policy, head=model.head, example_input=new[:1])
-    # On other rows: the thresholds are scores of rows that were fitted. The live network lowers them by 3e-7.
+    # On other rows than those that were fitted.
     others, y_others = make_data(400, seed=2)
     X = extractor.extract([(others, y_others)], tmp_path / "others").X
     labels, _, exits = live(others)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,6 @@ class ExitDecision:
     policy : fitted ExitPolicy
     transformers : sequence of fitted transformers with `exit_logits`, default=()
         Give logits one after the other, before the policy's own heads.
-    adjust : callable, default=None
-        Takes a threshold and gives the one to compare scores with; by default the policy's.
 
     Attributes
     ----------
@@ -38,17 +36,13 @@ class ExitDecision:
         Whether an exit's logits or features are looked at, if only for the sake of a later one.
     """
 
-    def __init__(
-        self, policy: Any, transformers: Sequence[Any] = (), adjust: Callable[[float], float] | None = None
-    ) -> None:
+    def __init__(self, policy: Any, transformers: Sequence[Any] = ()) -> None:
         self.policy: Any = policy
         self._transformers: list[Any] = [*transformers, *([] if policy.heads_ is None else [policy.heads_])]
         thresholds = policy.thresholds_
         # Nobody passes an exit whose threshold is -inf.
         self.n_exits = int(np.argmax(np.isneginf(thresholds))) + 1
-        self._thresholds = [
-            float(threshold) if adjust is None else adjust(float(threshold)) for threshold in thresholds
-        ]
+        self._thresholds: list[float] = thresholds.tolist()
         self.is_used = [threshold < np.inf for threshold in self._thresholds[: self.n_exits]]
         self._uses_most_confident = bool(getattr(policy, "use_most_confident", False))
         self.is_observed = self._find_observed()

@@ -13,9 +13,8 @@ from scipy.special import softmax
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
-#: A threshold of a quota lies up to this far below the score of the last sample to leave, so that a score
-#: which is computed again, with another rounding, still passes it.
-_ROUNDING = 1e-9
+#: Scores that are nearer, relative to their size, are tied: the same sample's may differ so in another batch.
+_ROUNDING = 1e-12
 
 
 def tilted_distribution(log_prior: Floats, direction: Floats, costs: Floats, budget: float) -> Floats:
@@ -65,9 +64,10 @@ def quota_thresholds(
     """One threshold an exit such that the mean cost on these samples is the budget.
 
     At each exit, the samples with the highest scores among those still running leave, until the
-    quota of the exit is full (EENet, Algorithm 1). The quotas follow a tilted distribution that is
-    solved again at each exit for the samples and the budget that are left: what rounding or tied
-    scores make one exit miss, later exits make good.
+    quota of the exit is full (EENet, Algorithm 1). The threshold lies halfway between the scores of
+    the last to leave and the first to stay. The quotas follow a tilted distribution that is solved
+    again at each exit for the samples and the budget that are left: what rounding or tied scores
+    make one exit miss, later exits make good.
 
     Parameters
     ----------
@@ -98,15 +98,15 @@ def quota_thresholds(
     >>> import numpy as np
     >>> scores = np.array([[0.9, 0.8], [0.2, 0.7], [0.4, 0.6], [0.1, 0.5]])
     >>> quota_thresholds(scores, costs=np.array([0.5, 1.0]), budget=0.75).round(6)
-    array([ 0.4, -inf])
+    array([ 0.3, -inf])
     """
-    n_samples, n_exits = scores.shape
+    n_exits = scores.shape[1]
     log_prior = np.zeros(n_exits) if log_prior is None else log_prior
     direction = np.arange(n_exits, dtype=np.float64) if direction is None else direction
-    weight = np.ones(n_samples) if sample_weight is None else sample_weight
+    weight = np.ones(len(scores)) if sample_weight is None else sample_weight
     thresholds = np.full(n_exits, np.inf)
     thresholds[-1] = -np.inf
-    running = np.arange(n_samples)
+    running = np.flatnonzero(weight > 0)
     left_to_spend = budget * weight.sum()
     usable = np.isfinite(log_prior)
     for k in np.flatnonzero(usable[:-1]):
@@ -150,13 +150,14 @@ def shared_threshold(scores: Floats, costs: Floats, budget: float, sample_weight
     weight = np.ones(len(scores)) if sample_weight is None else sample_weight
     if len(costs) == 1:
         return np.array([-np.inf])
+    scores, weight = scores[weight > 0], weight[weight > 0]
     departures = _departures(scores)
-    n_leaving = departures.n_leaving_together()
+    n_leaving = _numbers_passing(departures.levels)
     spent = departures.means(np.broadcast_to(costs, scores.shape), weight)[n_leaving]
     # The mean cost falls as samples leave: the first within the budget.
     first = min(int(np.argmax(spent <= budget + 1e-12)), len(spent) - 1)
     _warn_if_missed(budget - spent[first], budget, costs, weight)
-    return equal_thresholds(threshold_between(departures.levels, int(n_leaving[first]), np.inf), len(costs))
+    return equal_thresholds(threshold_between(departures.levels, int(n_leaving[first])), len(costs))
 
 
 def rewarding_threshold(scores: Floats, rewards: Floats, sample_weight: Floats | None = None) -> float:
@@ -178,10 +179,11 @@ def rewarding_threshold(scores: Floats, rewards: Floats, sample_weight: Floats |
     weight = np.ones(len(scores)) if sample_weight is None else sample_weight
     if scores.shape[1] == 1:
         return np.inf
+    scores, rewards, weight = scores[weight > 0], rewards[weight > 0], weight[weight > 0]
     departures = _departures(scores)
-    n_leaving = departures.n_leaving_together()
+    n_leaving = _numbers_passing(departures.levels)
     best = int(np.argmax(departures.means(rewards, weight)[n_leaving]))
-    threshold = threshold_between(departures.levels, int(n_leaving[best]), np.inf)
+    threshold = threshold_between(departures.levels, int(n_leaving[best]))
     stops = exits_from_scores(scores, equal_thresholds(threshold, scores.shape[1]))
     harm = rewards[np.arange(len(scores)), stops] - rewards[:, -1]
     mean = np.average(harm, weights=weight)
@@ -220,18 +222,14 @@ def exits_from_scores(scores: Floats, thresholds: Floats) -> NDArray[np.int64]:
     return np.argmax(scores >= thresholds, axis=1)
 
 
-def threshold_between(scores: Floats, n_passing: int, furthest: float = _ROUNDING) -> float:
-    """A threshold that the first scores pass, and the others do not.
-
-    It is halfway between them, or `furthest` below the last of the first where that is nearer.
+def threshold_between(scores: Floats, n_passing: int) -> float:
+    """The threshold halfway between the first scores, which pass it, and the others, which do not.
 
     Parameters
     ----------
     scores : ndarray of shape (n_samples,)
         Falling; that at `n_passing` is smaller than that before it.
     n_passing : int
-    furthest : float, default=1e-9
-        How far below the last score to pass the threshold may be. EENet's Algorithm 1 has 0.
 
     Returns
     -------
@@ -243,7 +241,7 @@ def threshold_between(scores: Floats, n_passing: int, furthest: float = _ROUNDIN
     if n_passing == len(scores):
         return -np.inf
     last, following = scores[n_passing - 1], scores[n_passing]
-    threshold = max((last + following) / 2, last - furthest)
+    threshold = (last + following) / 2
     return float(threshold if threshold > following else last)
 
 
@@ -267,13 +265,21 @@ def _fill_quota(scores: Floats, weight: Floats, *, quota: float, smallest: float
 
     Returns the threshold and the weight that leaves.
     """
-    values, group = np.unique(-scores, return_inverse=True)
-    mass = np.concatenate([[0.0], np.cumsum(np.bincount(group, weights=weight))])
-    n_groups = int(np.argmin(np.abs(mass - quota)))
+    order = np.argsort(-scores, kind="stable")
+    falling = scores[order]
+    n_passing = _numbers_passing(falling)
+    mass = np.concatenate([[0.0], np.cumsum(weight[order])])[n_passing]
+    chosen = int(np.argmin(np.abs(mass - quota)))
     slack = 1e-9 * mass[-1]
-    n_groups = max(n_groups, int(np.searchsorted(mass, smallest - slack)))
-    n_groups = min(n_groups, len(values))
-    return threshold_between(-values, n_groups), float(mass[n_groups])
+    chosen = max(chosen, int(np.searchsorted(mass, smallest - slack)))
+    chosen = min(chosen, len(mass) - 1)
+    return threshold_between(falling, int(n_passing[chosen])), float(mass[chosen])
+
+
+def _numbers_passing(falling: Floats) -> Indices:
+    """How many of the scores, which fall, a threshold may let pass: those that are tied pass together."""
+    tied = np.isclose(falling[1:], falling[:-1], rtol=_ROUNDING, atol=0)
+    return np.concatenate([[0], np.flatnonzero(~tied) + 1, [len(falling)]])
 
 
 @dataclass
@@ -286,10 +292,6 @@ class _Departures:
     stops: Indices
     """The exit where the sample stops from there on."""
     stopped_before: Indices
-
-    def n_leaving_together(self) -> Indices:
-        """How many departures a threshold may let happen: those at tied levels go together."""
-        return np.concatenate([[0], np.flatnonzero(np.diff(self.levels)) + 1, [len(self.levels)]])
 
     def means(self, values: Floats, weight: Floats) -> Floats:
         """Weighted mean of the values where samples stop: all at the last exit, then after each departure."""

@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     import torch
 
 
-#: Rounding, relative where scores are large. Thresholds of quotas lie 1e-9 below the score of a sample.
-_ROUNDING = 3e-7
-
-
 class Decisions(ExitDecision):
     """Which samples leave at an exit of a live network, and with which logits.
 
@@ -52,7 +48,7 @@ class Decisions(ExitDecision):
         self.steps: list[Any] = [*([] if heads is None else [heads]), *steps]
         *transformers, last = self.steps
         _check_steps(transformers, last)
-        super().__init__(last, transformers, adjust=_lowered)
+        super().__init__(last, transformers)
         self.layout: ExitLayout = unfrozen(self.steps[0])._layout_in
         self._order = order_of_classes(self.layout.classes)
         self.classes: Any = last.classes_
@@ -99,8 +95,3 @@ def _check_steps(transformers: Sequence[Any], policy: Any) -> None:
                 f"{type(step).__name__} has no exit_logits, so that it cannot be put to one exit after another. Steps "
                 "before a policy may be ExitHeads and ExitEnsemble."
             )
-
-
-def _lowered(threshold: float) -> float:
-    """A threshold that a score still passes after the rounding of another batch; infinite ones stay as they are."""
-    return threshold - _ROUNDING * max(1.0, abs(threshold)) if np.isfinite(threshold) else threshold

@@ -149,22 +149,24 @@ def whole_quotas(draw):
 
 class TestAlgorithm1:
     @given(whole_quotas())
-    def test_same_thresholds_where_quotas_are_whole_numbers(self, problem):
-        scores, counts, costs = problem
-        distribution = counts / counts.sum()
-        thresholds = quota_thresholds(scores, costs, distribution @ costs, log_prior=np.log(distribution))
-        np.testing.assert_allclose(thresholds[:-1], algorithm_1(scores, distribution)[:-1], atol=1e-6)
-        np.testing.assert_array_equal(np.bincount(exits_from_scores(scores, thresholds)), counts)
-
-    @given(whole_quotas())
-    def test_thresholds_lie_just_below_the_score_of_the_last_to_leave(self, problem):
-        """A score that is computed again with another rounding still passes."""
+    def test_same_exits_where_quotas_are_whole_numbers(self, problem):
         scores, counts, costs = problem
         distribution = counts / counts.sum()
         thresholds = quota_thresholds(scores, costs, distribution @ costs, log_prior=np.log(distribution))
         exits = exits_from_scores(scores, thresholds)
-        np.testing.assert_array_equal(exits_from_scores(scores - 1e-12, thresholds), exits)
-        np.testing.assert_array_equal(exits_from_scores(scores + 1e-12, thresholds), exits)
+        np.testing.assert_array_equal(np.bincount(exits), counts)
+        np.testing.assert_array_equal(exits_from_scores(scores, algorithm_1(scores, distribution)), exits)
+
+    @given(whole_quotas(), st.integers(0, 2**32 - 1))
+    def test_thresholds_lie_halfway(self, problem, seed):
+        """Scores may change by almost half of their smallest distance."""
+        scores, counts, costs = problem
+        distribution = counts / counts.sum()
+        thresholds = quota_thresholds(scores, costs, distribution @ costs, log_prior=np.log(distribution))
+        change = np.random.default_rng(seed).choice([-0.49, 0.49], size=scores.shape) / scores.size
+        np.testing.assert_array_equal(
+            exits_from_scores(scores + change, thresholds), exits_from_scores(scores, thresholds)
+        )
 
     def test_who_leaves(self):
         """At each exit the highest scores among those still running leave."""
@@ -227,6 +229,28 @@ def test_whole_weights_are_repeated_samples(problem, factor, data):
     for choose in (quota_thresholds, shared_threshold):
         repeated = choose(np.repeat(scores, weight, axis=0), costs, budget)
         np.testing.assert_allclose(choose(scores, costs, budget, sample_weight=weight.astype(float)), repeated)
+
+
+@given(problems(min_exits=3), st.integers(2, 4), st.integers(0, 2**32 - 1))
+@pytest.mark.filterwarnings("ignore:the mean cost on the fitting data:UserWarning")
+def test_samples_that_differ_by_rounding_leave_together(problem, n_copies, seed):
+    scores, costs, budget = problem
+    copies = np.repeat(scores, n_copies, axis=0)
+    copies *= 1 + 2e-16 * np.random.default_rng(seed).integers(-2, 3, size=copies.shape)
+    for choose in (quota_thresholds, shared_threshold):
+        exits = exits_from_scores(copies, choose(copies, costs, budget)).reshape(-1, n_copies)
+        assert (exits == exits[:, :1]).all()
+
+
+@given(problems(), st.data())
+def test_rows_of_zero_weight_are_as_absent(problem, data):
+    scores, costs, budget = problem
+    kept = np.array(data.draw(st.lists(st.booleans(), min_size=len(scores), max_size=len(scores))))
+    assume(kept.any())
+    for choose in (quota_thresholds, shared_threshold):
+        np.testing.assert_array_equal(
+            choose(scores, costs, budget, sample_weight=kept.astype(float)), choose(scores[kept], costs, budget)
+        )
 
 
 class TestSharedThreshold:
