@@ -1,4 +1,7 @@
-"""Hypothesis: the same examples in every run, and no deadline on shared machines. No waiting for the disk."""
+"""Hypothesis: the same examples in every run, and no deadline on shared machines. No waiting for the disk.
+
+``pytest --round-otherwise`` lets networks round otherwise in each batch size.
+"""
 
 import os
 
@@ -12,6 +15,22 @@ from hypothesis import settings
 
 settings.register_profile("skexit", deadline=None, max_examples=60, derandomize=True)
 settings.load_profile("skexit")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--round-otherwise", action="store_true", help="networks round otherwise in each batch size")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def rounding(request):
+    """What must agree between batch sizes, processors, cache and live network may not hang on the last bits."""
+    if request.config.getoption("--round-otherwise"):
+        from rounding import round_otherwise
+
+        with round_otherwise():
+            yield
+    else:
+        yield
 
 
 @pytest.fixture(autouse=True)
