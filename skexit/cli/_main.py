@@ -47,8 +47,8 @@ def _report(options: argparse.Namespace) -> int:
 
 def _write_report(cache_path: str, policy_paths: Sequence[str], out: str, budgets: Sequence[float]) -> Path:
     from skexit.cache import FeatureCache
+    from skexit.policies._access import check_fits
     from skexit.report import write_report
-    from skexit.report._measures import check_fits
 
     cache = FeatureCache(cache_path)
     if cache.y is None:

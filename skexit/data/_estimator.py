@@ -120,3 +120,23 @@ def _without_fit_state(value: Any) -> Any:
     for name in ROW_STATE:
         light.__dict__.pop(name, None)
     return light
+
+
+def cost_column(layout: ExitLayout) -> dict[str, list[str]]:
+    """Costs of the exits as percentages of the last one's, under a name that says how much that is.
+
+    Parameters
+    ----------
+    layout : ExitLayout
+
+    Returns
+    -------
+    dict of str to list of str, one an exit
+
+    Examples
+    --------
+    >>> cost_column(ExitLayout([0, 0], [2, 2], costs=[1e6, 4e6], cost_unit="MACs"))
+    {'Cost, % of 4e+06 MACs': ['25%', '100%']}
+    """
+    whole = "" if layout.cost_unit in ("fraction", None) else f" of {layout.costs[-1]:.3g} {layout.cost_unit}"
+    return {f"Cost, %{whole}": [f"{100 * fraction:.3g}%" for fraction in layout.cost_fractions]}

@@ -11,6 +11,7 @@ from scipy.special import log_softmax
 
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._arrays import enough_rows
+from skexit.data._estimator import cost_column
 from skexit.data._layout import MULTIPLY_ADD_COST
 from skexit.data._lazy import MergedLogits, TransformedLogits, answer_from_exits
 from skexit.data._validation import read_logits, validate_new_data, validate_training_data
@@ -18,7 +19,7 @@ from skexit.heads._heads import fit_heads
 from skexit.heads._transformer import LogitsTransformer
 from skexit.uncertainty import fit_mixture
 from skexit.utils._array_api import array_namespace, as_like
-from skexit.utils._html import cost_column, exit_table
+from skexit.utils._html import exit_table
 from skexit.utils._module_names import set_module
 from skexit.utils._sklearn import HasMethods, Interval, _fit_context
 
@@ -90,6 +91,9 @@ class ExitEnsemble(LogitsTransformer):
     >>> bool((policy.predict(X) == pipeline.predict(X)).all())
     True
     """
+
+    #: Arrays that meet tensors in a live network.
+    arrays_on_device: ClassVar[tuple[str, ...]] = ("weights_", "biases_")
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "heads": [HasMethods(["fit", "transform", "exit_logits"]), None],

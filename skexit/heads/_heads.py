@@ -16,6 +16,7 @@ from sklearn.utils.metaestimators import available_if
 from skexit._nn._dense import DenseNetwork
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._arrays import LogitsSource, enough_rows
+from skexit.data._estimator import cost_column
 from skexit.data._layout import MULTIPLY_ADD_COST
 from skexit.data._lazy import MergedLogits, TransformedLogits
 from skexit.data._validation import (
@@ -30,7 +31,7 @@ from skexit.heads._training import HeadTrainer, HeadTraining
 from skexit.heads._transformer import LogitsTransformer
 from skexit.uncertainty import fit_temperature
 from skexit.utils._array_api import array_namespace
-from skexit.utils._html import cost_column, exit_table
+from skexit.utils._html import exit_table
 from skexit.utils._module_names import set_module
 from skexit.utils._sklearn import Interval, StrOptions, _fit_context
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_array, check_consistent_length
 
-from skexit.metrics._checks import right_answers
+from skexit.utils._checks import right_answers
 
 #: Costs and accuracies are means of many numbers; they are compared up to this rounding error.
 _TOLERANCE = 1e-9

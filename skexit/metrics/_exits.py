@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_consistent_length, column_or_1d
 
-from skexit.metrics._checks import check_cost_fractions, check_exits, check_labels, right_answers
 from skexit.uncertainty._labels import index_of_labels
+from skexit.utils._checks import check_cost_fractions, check_exits, check_labels, right_answers
 
 _COLUMNS = ("share", "cost", "accuracy_leaving", "accuracy_all", "samples")
 _HEADINGS = ("share", "cost", "accuracy leaving", "accuracy all", "samples")

@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_consistent_length, column_or_1d
 
 from skexit.metrics import exit_distribution_by_class
-from skexit.metrics._checks import check_exits
 from skexit.plotting._figures import exit_colors, new_axes
 from skexit.policies._access import policy_and_data
+from skexit.utils._checks import check_exits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_array, check_consistent_length, column_or_1d
 
-from skexit.metrics._checks import check_exits
 from skexit.plotting._figures import COLORS, axes_of_exits
 from skexit.policies._access import policy_and_data
 from skexit.uncertainty import expected_calibration_error
 from skexit.uncertainty._labels import column_of_labels
+from skexit.utils._checks import check_exits
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,9 +7,9 @@ from skexit.policies._quotas import quota_thresholds, shared_threshold
 from skexit.policies._risk import RiskControlledPolicy
 from skexit.policies._stopping import OptimalStoppingPolicy
 from skexit.policies._thresholds import ThresholdPolicy
-from skexit.policies.eenet._policy import EENetPolicy
-from skexit.policies.em._assigner import EMExitAssigner
-from skexit.policies.jei._ensemble import JEIGatedEnsemble, LambdaPath
+from skexit.policies.eenet import EENetPolicy
+from skexit.policies.em import EMExitAssigner
+from skexit.policies.jei import JEIGatedEnsemble, LambdaPath
 
 __all__ = [
     "BudgetedPolicy",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline
 
+from skexit.data._validation import encode_labels
 from skexit.policies._base import ExitPolicy
 
 
@@ -40,3 +42,20 @@ def policy_and_data(estimator: Any, X: Any) -> tuple[ExitPolicy, Any]:
             f"{type(estimator).__name__} is no exit policy; pass a fitted policy, or a Pipeline that ends in one."
         )
     return estimator, X
+
+
+def check_fits(estimator: Any, X: Any, y: NDArray[Any]) -> None:
+    """Raise a ValueError unless an estimator is a fitted policy for such rows and labels.
+
+    Parameters
+    ----------
+    estimator : ExitPolicy or Pipeline
+        A fitted policy, or a pipeline that ends in one.
+    X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+        Only the first row is looked at.
+    y : ndarray of shape (n_samples,)
+        Class labels.
+    """
+    policy, first_row = policy_and_data(estimator, X[:1])
+    policy.predict_exit(first_row)
+    encode_labels(y, policy.layout_.replace(classes=policy.classes_))

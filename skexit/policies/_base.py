@@ -13,7 +13,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from skexit.data import ExitArray
-from skexit.data._estimator import ExitEstimator, warn_of_other_costs
+from skexit.data._estimator import ExitEstimator, cost_column, warn_of_other_costs
 from skexit.data._validation import check_budget, validate_new_data, validate_training_data
 from skexit.data._walk import collect, walk_batches
 from skexit.heads._heads import fit_heads
@@ -22,7 +22,7 @@ from skexit.policies._decision import ExitDecision
 from skexit.policies._most_confident import answer_with_most_confident
 from skexit.policies._quotas import exits_from_scores
 from skexit.uncertainty import softmax
-from skexit.utils._html import cost_column, exit_table, threshold_text
+from skexit.utils._html import exit_table, threshold_text
 from skexit.utils._sklearn import _fit_context
 
 

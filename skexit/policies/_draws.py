@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,9 @@ class SampleDraws:
     projections : ndarray of shape (n_classes, n_exits)
     phases : ndarray of shape (n_exits,)
     """
+
+    #: Arrays that meet tensors in a live network.
+    arrays_on_device: ClassVar[tuple[str, ...]] = ("projections", "phases")
 
     projections: Floats
     phases: Floats

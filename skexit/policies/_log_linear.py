@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,9 @@ class LogLinearModel:
     coefficients : ndarray of shape (n_inputs,)
     intercept : float
     """
+
+    #: Arrays that meet tensors in a live network.
+    arrays_on_device: ClassVar[tuple[str, ...]] = ("coefficients",)
 
     coefficients: Floats
     intercept: float

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skexit.data._validation import encode_labels
 from skexit.metrics import OracleRegret, bootstrap_interval, oracle_regret
 from skexit.policies import ExitPolicy, Oracle
-from skexit.policies._access import policy_and_data
+from skexit.policies._access import check_fits, policy_and_data
 
 
 @dataclass(frozen=True)
@@ -69,23 +68,6 @@ class Candidate:
     def oracle(self, y: NDArray[Any]) -> Oracle:
         """What perfect knowledge of the labels would reach at these exits."""
         return Oracle._from_correct(self.answers == y[:, None], self.policy.costs_)
-
-
-def check_fits(estimator: Any, X: Any, y: NDArray[Any]) -> None:
-    """Raise a ValueError unless an estimator is a fitted policy for such rows and labels.
-
-    Parameters
-    ----------
-    estimator : ExitPolicy or Pipeline
-        A fitted policy, or a pipeline that ends in one.
-    X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-        Only the first row is looked at.
-    y : ndarray of shape (n_samples,)
-        Class labels.
-    """
-    policy, first_row = policy_and_data(estimator, X[:1])
-    policy.predict_exit(first_row)
-    encode_labels(y, policy.layout_.replace(classes=policy.classes_))
 
 
 def measure_policies(

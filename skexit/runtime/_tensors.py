@@ -9,17 +9,7 @@ import torch
 from sklearn.base import BaseEstimator
 
 from skexit._nn._dense import DenseNetwork
-from skexit.heads import ExitEnsemble
-from skexit.policies._draws import SampleDraws
-from skexit.policies._log_linear import LogLinearModel
 from skexit.runtime._rows import double_on
-
-#: Arrays that meet tensors, by what has them. Elsewhere, each exit would copy them to the device, and wait.
-_ARRAYS: dict[type, tuple[str, ...]] = {
-    ExitEnsemble: ("weights_", "biases_"),
-    LogLinearModel: ("coefficients",),
-    SampleDraws: ("projections", "phases"),
-}
 
 
 class TensorNetwork(DenseNetwork):
@@ -53,7 +43,8 @@ def with_tensors(value: Any, device: torch.device) -> Any:
             tuple(as_double(array, device) for array in arrays) for arrays in (value.weights, value.biases)
         )
         return TensorNetwork(cast(Any, weights), cast(Any, biases), value.negative_slope)
-    names = next((names for kind, names in _ARRAYS.items() if isinstance(value, kind)), ())
+    # Elsewhere, each exit would copy these arrays to the device, and wait.
+    names = getattr(type(value), "arrays_on_device", ())
     if names or isinstance(value, BaseEstimator):
         copied = copy.copy(value)
         copied.__dict__.update({name: with_tensors(part, device) for name, part in vars(value).items()})

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from skexit.data import ExitLayout
-
 _BAR = (
     ' style="background: linear-gradient(to right, rgba(31, 119, 180, 0.35) {0:.1f}%, transparent {0:.1f}%) no-repeat"'
 )
@@ -67,26 +65,6 @@ def exit_table(columns: Mapping[str, Sequence[str]], shares: Sequence[float] | N
         '<div class="estimator-table"><details open><summary>Exits</summary>'
         f'<table class="parameters-table"><tbody><tr>{header}</tr>{"".join(rows)}</tbody></table></details></div>'
     )
-
-
-def cost_column(layout: ExitLayout) -> dict[str, list[str]]:
-    """Costs of the exits as percentages of the last one's, under a name that says how much that is.
-
-    Parameters
-    ----------
-    layout : ExitLayout
-
-    Returns
-    -------
-    dict of str to list of str, one an exit
-
-    Examples
-    --------
-    >>> cost_column(ExitLayout([0, 0], [2, 2], costs=[1e6, 4e6], cost_unit="MACs"))
-    {'Cost, % of 4e+06 MACs': ['25%', '100%']}
-    """
-    whole = "" if layout.cost_unit in ("fraction", None) else f" of {layout.costs[-1]:.3g} {layout.cost_unit}"
-    return {f"Cost, %{whole}": [f"{100 * fraction:.3g}%" for fraction in layout.cost_fractions]}
 
 
 def threshold_text(threshold: float) -> str:

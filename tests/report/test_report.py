@@ -18,8 +18,9 @@ from skexit import RandomExit, StaticExit, ThresholdPolicy, oracle, stack_exits
 from skexit.cache import CacheWriter
 from skexit.cli import main
 from skexit.metrics import OracleRegret, bootstrap_interval
+from skexit.policies._access import check_fits
 from skexit.report import write_report
-from skexit.report._measures import Measured, check_fits, is_within
+from skexit.report._measures import Measured, is_within
 from skexit.uncertainty import coverage_score, expected_calibration_error, inefficiency_score
 
 matplotlib.use("Agg")
