@@ -379,7 +379,10 @@ def _cross_validate(
     estimator: Any, parameter: str, budget: float, X: Any, y: Any, folds: Any, n_jobs: int | None, scoring: Any
 ) -> dict[str, Any]:
     fitted_at = clone(estimator).set_params(**{parameter: budget})
-    return cross_validate(fitted_at, X, y, cv=folds, n_jobs=n_jobs, scoring=scoring, error_score="raise")
+    results: dict[str, Any] = cross_validate(
+        fitted_at, X, y, cv=folds, n_jobs=n_jobs, scoring=scoring, error_score="raise"
+    )
+    return results
 
 
 @dataclass(frozen=True)

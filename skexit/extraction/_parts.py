@@ -22,7 +22,7 @@ _FOLDER = re.compile(PART + r"(\d{5})-of-(\d{5})")
 _SECONDS_BETWEEN_LOOKS = 0.2
 
 #: Writes what a loader gives into a folder.
-Extract = Callable[[DataLoader, Path], Any]
+Extract = Callable[[DataLoader[Any], Path], Any]
 
 #: What `ExitExtractor.extract` takes as `worker`.
 Worker = str | tuple[int, int] | None
@@ -107,7 +107,7 @@ def extract_part(extract: Extract, loader: Iterable[Any], path: Path, part: int,
     extract(loader_of_part(loader, part, n_parts), part_folder(path, part, n_parts))
 
 
-def loader_of_part(loader: Iterable[Any], part: int, n_parts: int) -> DataLoader:
+def loader_of_part(loader: Iterable[Any], part: int, n_parts: int) -> DataLoader[Any]:
     """A loader of one part of the rows, which reads no others."""
     n_rows = count_rows(loader)
     if not (isinstance(loader, DataLoader) and isinstance(loader.sampler, SequentialSampler)) or n_rows is None:

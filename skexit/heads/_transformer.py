@@ -34,7 +34,24 @@ class LogitsTransformer(TransformerMixin, ExitEstimator):
 
     @abstractmethod
     def exit_logits(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
-        """Logits of exit `k` for the samples that are still running."""
+        """Logits of exit `k` for the samples that are still running.
+
+        Parameters
+        ----------
+        k : int
+            The exit, counted from 0.
+        logits : array of shape (n_samples, n_classes) or None
+            The exit's own logits.
+        features : array of shape (n_samples, n_features) or None
+            Features of the exit; None where `uses_features` says that they are not needed.
+        memory : dict of str to array of shape (n_samples, ...)
+            Notes of earlier exits on these samples; changed in place.
+
+        Returns
+        -------
+        array of shape (n_samples, n_classes)
+            In the order of ``classes_``.
+        """
 
     @abstractmethod
     def new_logits(self) -> Iterable[int]:
@@ -42,10 +59,32 @@ class LogitsTransformer(TransformerMixin, ExitEstimator):
 
     @abstractmethod
     def earlier_exits(self, k: int) -> range:
-        """Exits before `k` on which its logits depend."""
+        """Exits before `k` on which its logits depend.
+
+        Parameters
+        ----------
+        k : int
+            The exit, counted from 0.
+
+        Returns
+        -------
+        range
+            Empty where the logits of exit `k` depend on no other exit.
+        """
 
     def uses_features(self, k: int) -> bool:
-        """Whether `exit_logits` looks at the features of exit `k`."""
+        """Whether `exit_logits` looks at the features of exit `k`; by default it does.
+
+        Parameters
+        ----------
+        k : int
+            The exit, counted from 0.
+
+        Returns
+        -------
+        bool
+            False where features of exit `k` need not be read.
+        """
         return True
 
     def transform(self, X: Any) -> Any:

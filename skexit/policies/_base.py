@@ -92,6 +92,7 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         Returns
         -------
         bool
+            Where False, `features` are None in `score_exit`.
         """
         return False
 
@@ -108,6 +109,7 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         Returns
         -------
         range
+            Empty where the score of exit `k` depends on no other exit.
         """
         return range(k)
 

@@ -68,6 +68,7 @@ class BudgetedPolicy(ExitPolicy):
         scores : ndarray of shape (n_samples, n_exits)
             Scores of the rows that were fitted.
         weight : ndarray of shape (n_samples,)
+            Weights of these rows.
 
         Returns
         -------
@@ -84,6 +85,7 @@ class BudgetedPolicy(ExitPolicy):
         X : ExitArray of shape (n_samples, n_columns)
             As in `fit_policy`.
         weight : ndarray of shape (n_samples,)
+            Weights of these rows.
         """
         self.fit_state_ = FitState(self._fitting_scores(X), weight)
         self.apply_budget()
@@ -100,6 +102,7 @@ class BudgetedPolicy(ExitPolicy):
         scores : ndarray of shape (n_samples, n_exits)
             Scores of the rows that were fitted.
         weight : ndarray of shape (n_samples,)
+            Weights of these rows.
         """
         self.thresholds_ = self.choose_thresholds(scores, weight)
         self._record_distribution(scores, weight)

@@ -82,6 +82,7 @@ def quota_thresholds(
     direction : ndarray of shape (n_exits,), default=None
         Direction of the tilt; ``arange(n_exits)`` by default.
     sample_weight : ndarray of shape (n_samples,), default=None
+        Weight of each sample; all count alike by default.
     warn : bool, default=True
         Warn where tied scores leave some of the budget unspent.
 
@@ -136,10 +137,13 @@ def shared_threshold(scores: Floats, costs: Floats, budget: float, sample_weight
     Parameters
     ----------
     scores : ndarray of shape (n_samples, n_exits)
+        Larger scores leave first.
     costs : ndarray of shape (n_exits,)
-        Cumulative costs, increasing.
+        Cumulative costs as fractions of the last exit's.
     budget : float
+        Mean cost to meet, a fraction of the last exit's cost.
     sample_weight : ndarray of shape (n_samples,), default=None
+        Weight of each sample; all count alike by default.
 
     Returns
     -------

@@ -14,8 +14,9 @@ from torch import nn
 
 from skexit.backbone._inputs import as_inputs, check_like, check_rows, map_tensors, tensors_of
 from skexit.data._walk import Memories, Memory
-from skexit.runtime._batch import Batch, ExitOutput
+from skexit.runtime._batch import Batch
 from skexit.runtime._evaluation import EvaluationModule
+from skexit.runtime._output import ExitOutput
 from skexit.runtime._prepared import PreparedNetwork
 from skexit.runtime._rows import in_double
 

@@ -64,15 +64,22 @@ class PreparedNetwork:
         model : torch.nn.Module
             In evaluation mode.
         exits : sequence of str
+            Names of the modules after which the network can stop.
         example_input : tensor, tuple of tensors or dict of tensors
             One input or more.
         decisions : Decisions
-        head, pool, latency
+            What the policy decides at each exit.
+        head : "output", None or list of str or None
+            As in :class:`EarlyExitModel`.
+        pool : str, sequence of str or callable
+            As in :class:`EarlyExitModel`.
+        latency : ExitLatency or None
             As in :class:`EarlyExitModel`.
 
         Returns
         -------
         PreparedNetwork
+            On the device of the network.
 
         Raises
         ------
@@ -100,10 +107,12 @@ class PreparedNetwork:
         Parameters
         ----------
         inputs : tensor, tuple of tensors or dict of tensors
+            As the network takes them.
 
         Returns
         -------
         Batch
+            For ``used_exits``.
 
         Raises
         ------
@@ -121,6 +130,7 @@ class PreparedNetwork:
         Returns
         -------
         StageRunner
+            Cut at every exit.
         """
         runner = replace(self.all_exits, decisions=self.all_exits.decisions.for_all_exits())
         _prepare_runner(runner, self.example)
@@ -137,6 +147,7 @@ class PreparedNetwork:
         Returns
         -------
         PreparedNetwork
+            A copy; this one stays as it is.
         """
         all_exits, used_exits = (
             replace(runner, stages={k: function(stage) for k, stage in runner.stages.items()})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_consistent_length, column_or_1d
 
 
-def column_of_labels(y_true: ArrayLike, labels: ArrayLike | None, table: NDArray, name: str) -> NDArray[np.intp]:
+def column_of_labels(y_true: ArrayLike, labels: ArrayLike | None, table: NDArray[Any], name: str) -> NDArray[np.intp]:
     """Column of each row's true class.
 
     Parameters
@@ -40,7 +42,7 @@ def column_of_labels(y_true: ArrayLike, labels: ArrayLike | None, table: NDArray
     return index_of_labels(true_labels, classes)
 
 
-def index_of_labels(y_true: NDArray, classes: NDArray) -> NDArray[np.intp]:
+def index_of_labels(y_true: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.intp]:
     """Index of each row's true class among the classes.
 
     Parameters
