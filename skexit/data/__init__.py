@@ -3,7 +3,8 @@
 Reading and validating X is here; storing it is in :mod:`skexit.cache._cache`.
 """
 
-from skexit.data._arrays import ExitArray, stack_exits
+from skexit.data._arrays import ExitArray
 from skexit.data._layout import ExitLayout
+from skexit.data._stack import stack_exits
 
 __all__ = ["ExitArray", "ExitLayout", "stack_exits"]

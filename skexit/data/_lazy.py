@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from skexit.data._arrays import ExitArray, LogitsSource, OverlaidSource
+from skexit.data._arrays import ExitArray
+from skexit.data._overlays import LogitsSource, OverlaidSource
 from skexit.data._walk import RowReader, collect, no_features, walk
 
 #: Up to this many bytes of logits are computed at once and kept.

@@ -13,8 +13,9 @@ from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, validate_data
 
-from skexit.data._arrays import ExitArray, OverlaidSource
+from skexit.data._arrays import ExitArray
 from skexit.data._layout import ExitLayout, resolve_layout
+from skexit.data._overlays import OverlaidSource
 from skexit.utils._sklearn import _check_sample_weight
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -19,13 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
-from torch.utils.data import DistributedSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 from tqdm import tqdm
 
 from skexit.backbone._costs import COST_UNITS, exit_costs
 from skexit.backbone._exit_points import exit_points
-from skexit.backbone._inputs import Inputs, call, map_tensors, tensors_of
-from skexit.backbone._loaders import count_rows, read_item
+from skexit.backbone._inputs import Inputs, call, map_tensors
+from skexit.backbone._loaders import count_rows
 from skexit.backbone._modules import (
     NETWORK_OUTPUT,
     Head,
@@ -41,6 +37,8 @@ from skexit.backbone._pooling import Pool, check_pool, pool_name, pool_output
 from skexit.cache import CacheWriter, FeatureCache
 from skexit.cache._writer import check_same_cache
 from skexit.data import ExitLayout
+from skexit.extraction._batches import Batch, check_fixed_order, check_same_labels, read_batches, skip_cached_rows
+from skexit.extraction._fingerprints import input_digest, model_fingerprint
 from skexit.extraction._parts import Worker, extract_as_worker, found_parts, is_complete, rank_and_size
 
 
@@ -190,8 +188,8 @@ class ExitExtractor:
         if (n_workers > 1 or found_parts(folder)) and not is_complete(folder):
             options: dict[str, Any] = {"classes": classes, "shard_rows": shard_rows, "progress": progress}
             return extract_as_worker(partial(self._extract_part, **options), loader, folder, rank, n_workers)
-        _check_fixed_order(loader)
-        batches = _read_batches(loader, None if classes is None else np.asarray(classes))
+        check_fixed_order(loader)
+        batches = read_batches(loader, None if classes is None else np.asarray(classes))
         first = next(batches, None)
         if first is None:
             raise ValueError("loader is empty; give at least one batch.")
@@ -199,10 +197,10 @@ class ExitExtractor:
         found = _find_cache(path, origin)
         n_rows = count_rows(loader)
         if found is not None and found.complete and found.n_rows == n_rows:
-            _check_same_labels(first, found, 0)
+            check_same_labels(first, found, 0)
             return found
         with evaluating(self.model):
-            outputs = map(self._run, _skip_cached_rows(chain([first], batches), found))
+            outputs = map(self._run, skip_cached_rows(chain([first], batches), found))
             # Running one batch before the folder is made: what cannot be extracted leaves no cache behind.
             first_output = list(islice(outputs, 1))
             layout = self._layout(first, first_output[0], classes) if found is None else found.layout
@@ -232,7 +230,7 @@ class ExitExtractor:
         return self.extract(loader, path, **options)
 
     @torch.inference_mode()
-    def _run(self, batch: _Batch) -> _Output:
+    def _run(self, batch: Batch) -> _Output:
         """Pass one batch through the network, pooling what each exit gives as soon as it gives it."""
         device = device_of(self.model)
         inputs = map_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch.inputs)
@@ -289,7 +287,7 @@ class ExitExtractor:
             ]
         return [_as_logits(output, "the network") if head == NETWORK_OUTPUT else None for head in self._heads]
 
-    def _to_numpy(self, block: torch.Tensor, part: str, k: int, batch: _Batch) -> NDArray[np.float32]:
+    def _to_numpy(self, block: torch.Tensor, part: str, k: int, batch: Batch) -> NDArray[np.float32]:
         array: NDArray[np.float32] = block.float().cpu().numpy()
         if len(array) != batch.n_rows:
             raise ValueError(
@@ -303,7 +301,7 @@ class ExitExtractor:
             )
         return array
 
-    def _layout(self, first: _Batch, output: _Output, classes: ArrayLike | None) -> ExitLayout:
+    def _layout(self, first: Batch, output: _Output, classes: ArrayLike | None) -> ExitLayout:
         costs = exit_costs(self.model, self.exits, first.rows(0, 1).inputs, self.cost_unit, head=self.head)
         return ExitLayout(
             n_logits=[0 if block is None else block.shape[1] for block in output.logits],
@@ -313,35 +311,18 @@ class ExitExtractor:
             classes=classes,
         )
 
-    def _origin(self, first: _Batch, classes: ArrayLike | None) -> dict[str, str]:
+    def _origin(self, first: Batch, classes: ArrayLike | None) -> dict[str, str]:
         """What decides the content of a cache; two extractions that differ in it cannot share one."""
         return {
-            "model": _fingerprint(self.model),
+            "model": model_fingerprint(self.model),
             "exits": json.dumps(list(self.exits)),
             "pool": pool_name(self.pool),
             "head": json.dumps(self.head if self.head is None or isinstance(self.head, str) else list(self.head)),
             "dtype": self.dtype,
             "cost_unit": self.cost_unit,
             "classes": json.dumps(None if classes is None else np.asarray(classes).tolist()),
-            "first input": _digest(first.rows(0, 1).inputs),
+            "first input": input_digest(first.rows(0, 1).inputs),
         }
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """One batch of a loader, by its number."""
-
-    number: int
-    inputs: Inputs
-    y: NDArray[Any] | None
-
-    @property
-    def n_rows(self) -> int:
-        return len(tensors_of(self.inputs)[0])
-
-    def rows(self, start: int, stop: int) -> _Batch:
-        labels = None if self.y is None else self.y[start:stop]
-        return _Batch(self.number, map_tensors(lambda tensor: tensor[start:stop], self.inputs), labels)
 
 
 @dataclass(frozen=True)
@@ -355,94 +336,6 @@ class _Output:
     @property
     def n_rows(self) -> int:
         return len(self.features[0])
-
-
-def _read_batches(loader: Iterable[Any], classes: NDArray[Any] | None) -> Iterator[_Batch]:
-    """The batches of a loader that have rows."""
-    has_labels = None
-    for number, item in enumerate(loader):
-        batch = _read_batch(number, item, classes)
-        if has_labels is None:
-            has_labels = batch.y is not None
-        if has_labels != (batch.y is not None):
-            raise ValueError(
-                f"loader: batch {number} has {'no labels' if has_labels else 'labels'} but the batches before it have "
-                f"{'some' if has_labels else 'none'}; give labels with every batch or with none."
-            )
-        if batch.n_rows:
-            yield batch
-
-
-def _read_batch(number: int, item: Any, classes: NDArray[Any] | None) -> _Batch:
-    inputs, y = read_item(number, item)
-    values = tensors_of(inputs)
-    labels = None if y is None else np.asarray(y.cpu() if isinstance(y, torch.Tensor) else y)
-    lengths = [len(value) for value in values] + ([] if labels is None else [len(np.atleast_1d(labels))])
-    if len(set(lengths)) > 1:
-        raise ValueError(f"loader: the parts of batch {number} have different numbers of rows: {lengths}.")
-    if labels is not None and classes is not None:
-        labels = _as_classes(labels, classes, number)
-    return _Batch(number, inputs, labels)
-
-
-def _as_classes(labels: NDArray[Any], classes: NDArray[Any], number: int) -> NDArray[Any]:
-    """The labels, checked to be among the classes; indices of classes with names become names."""
-    if labels.dtype.kind in "iu" and classes.dtype.kind not in "iuf":
-        known = (labels >= 0) & (labels < len(classes))
-        named = classes[np.where(known, labels, 0)]
-    else:
-        known, named = np.isin(labels, classes), labels
-    if not known.all():
-        raise ValueError(
-            f"loader: batch {number} has the label {labels[~known].tolist()[0]!r}, which is none of "
-            f"classes={classes.tolist()}."
-        )
-    return named
-
-
-def _check_fixed_order(loader: Iterable[Any]) -> None:
-    samplers = [getattr(source, "sampler", None) for source in (loader, getattr(loader, "batch_sampler", None))]
-    for sampler in samplers:
-        if isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler):
-            raise ValueError(
-                f"loader draws its rows with {type(sampler).__name__}, in another order each time. Pass "
-                "shuffle=False; to extract some rows only, wrap the data set in torch.utils.data.Subset."
-            )
-        if isinstance(sampler, DistributedSampler):
-            raise ValueError(
-                "loader has a DistributedSampler, which gives each process other rows. Pass the loader of all rows, "
-                "and worker='torchrun'."
-            )
-
-
-def _skip_cached_rows(batches: Iterator[_Batch], found: FeatureCache | None) -> Iterator[_Batch]:
-    """The batches, without the rows that the cache has already."""
-    n_cached = 0 if found is None else found.n_rows
-    start = 0
-    for batch in batches:
-        n_skipped = min(max(n_cached - start, 0), batch.n_rows)
-        if found is not None and n_skipped:
-            _check_same_labels(batch.rows(0, n_skipped), found, start)
-        if n_skipped < batch.n_rows:
-            yield batch.rows(n_skipped, batch.n_rows) if n_skipped else batch
-        start += batch.n_rows
-    if start < n_cached:
-        raise ValueError(
-            f"loader gave {start} rows but the cache has {n_cached} already: it holds other data. Give another folder."
-        )
-
-
-def _check_same_labels(batch: _Batch, found: FeatureCache, start: int) -> None:
-    """Raise a ValueError unless the batch has the labels that the cache has from row `start` on."""
-    if found.y is None or batch.y is None:
-        agree = found.y is None and batch.y is None
-    else:
-        agree = np.array_equal(found.y[start : start + batch.n_rows], batch.y)
-    if not agree:
-        raise ValueError(
-            f"loader: the labels of batch {batch.number} are not those that the cache {str(found.path)!r} has for the "
-            "same rows. Give the loader it was begun with, or another folder."
-        )
 
 
 def _find_cache(path: str | os.PathLike[str], origin: dict[str, str]) -> FeatureCache | None:
@@ -460,29 +353,3 @@ def _as_logits(output: Any, source: str) -> torch.Tensor:
         f"head: {source}",
         ". Pass head=None for a network without a classifier, or a list with the name of the head of each exit.",
     )
-
-
-def _fingerprint(model: nn.Module) -> str:
-    """Digest of the structure of a network and of its parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, module in model.named_modules():
-        # Some modules show functions by their address, which is another one in the next process.
-        settings = re.sub(r" at 0x[0-9a-f]+", "", module.extra_repr())
-        digest.update(f"{name}: {type(module).__qualname__}({settings})\n".encode())
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        _update_digest(digest, name, tensor)
-    return digest.hexdigest()
-
-
-def _digest(inputs: Inputs) -> str:
-    digest = hashlib.sha256()
-    named = sorted(inputs.items()) if isinstance(inputs, Mapping) else [("", tensors_of(inputs)[0])]
-    for name, tensor in named:
-        _update_digest(digest, name, tensor)
-    return digest.hexdigest()
-
-
-def _update_digest(digest: hashlib._Hash, name: str, tensor: torch.Tensor) -> None:
-    # The values enter by their CRC, which takes a third of the time that their digest would take.
-    values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    digest.update(f"{name}: {tensor.dtype}, {tuple(tensor.shape)}, {zlib.crc32(values.data)}\n".encode())

@@ -15,10 +15,11 @@ from sklearn.utils.metaestimators import available_if
 
 from skexit._nn._dense import DenseNetwork
 from skexit.data import ExitArray, ExitLayout
-from skexit.data._arrays import LogitsSource, enough_rows
+from skexit.data._arrays import enough_rows
 from skexit.data._estimator import cost_column
 from skexit.data._layout import MULTIPLY_ADD_COST
 from skexit.data._lazy import MergedLogits, TransformedLogits
+from skexit.data._overlays import LogitsSource
 from skexit.data._validation import (
     cross_validation_splits,
     validate_new_data,

@@ -13,9 +13,10 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from skexit.data import ExitArray, ExitLayout
-from skexit.data._arrays import ColumnSource, LogitsSource
 from skexit.data._estimator import ExitEstimator
 from skexit.data._lazy import TransformedLogits, fit_in_memory
+from skexit.data._overlays import LogitsSource
+from skexit.data._sources import ColumnSource
 from skexit.data._validation import validate_new_data
 from skexit.data._walk import collect
 from skexit.utils._sklearn import _get_output_config

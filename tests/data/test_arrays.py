@@ -15,7 +15,7 @@ from sklearn.utils.validation import _num_samples
 
 from skexit import ExitArray, ExitLayout, FeatureCache, stack_exits
 from skexit.cache import CacheWriter
-from skexit.data._arrays import LogitsSource
+from skexit.data._overlays import LogitsSource
 
 N_ROWS = 7
 LAYOUT = ExitLayout([0, 3, 3], [2, 0, 4], costs=[1e6, 3e6, 4e6], cost_unit="MACs", classes=["cat", "dog", "eel"])

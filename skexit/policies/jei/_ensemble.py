@@ -16,8 +16,9 @@ from sklearn.utils import check_array, check_random_state
 
 from skexit._nn._dense import DenseNetwork
 from skexit.data import ExitArray, ExitLayout
-from skexit.data._arrays import LogitsSource, OverlaidSource, enough_rows
+from skexit.data._arrays import enough_rows
 from skexit.data._lazy import MergedLogits, TransformedLogits, fit_in_memory
+from skexit.data._overlays import LogitsSource, OverlaidSource
 from skexit.data._validation import cross_validation_splits, read_logits, validate_training_data
 from skexit.data._walk import no_features, own_logits, walk_batches
 from skexit.heads import ExitHeads
