@@ -19,8 +19,8 @@ import numpy as np
 
 from benchmarks.shared.routing import BASELINE, argument_parser, compare, extract, split, summarize
 from skexit import EENetPolicy, ExitArray, ThresholdPolicy
+from skexit.data._walk import correct_exits
 from skexit.policies import ExitPolicy
-from skexit.policies._outcomes import correct_exits
 
 AS_PUBLISHED = {"init": "random", "confidence_weight": 0, "weight_decay": 0.01, "patience": 50}
 FIGURE_BUDGET = 0.7

@@ -20,8 +20,8 @@ import pandas as pd
 from benchmarks.shared.intervals import gain_at_same_cost, half_width
 from benchmarks.shared.routing import BASELINE, BUDGETS, argument_parser, extract, half_rows, measure_policy, summarize
 from skexit import ExitArray, ExitHeads, JEIGatedEnsemble, ThresholdPolicy
+from skexit.data._walk import correct_exits
 from skexit.policies import ExitPolicy
-from skexit.policies._outcomes import correct_exits
 
 TRAININGS = {BASELINE: "separate", "boosted": "boosted", "weighted": "weighted"}
 JEI = {

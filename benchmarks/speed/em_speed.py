@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from skexit import stack_exits
-from skexit.policies._outcomes import correct_exits
+from skexit.data._walk import correct_exits
 from skexit.policies.em._assignment import fit_exit_prior, group_patterns
 
 

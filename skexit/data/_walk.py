@@ -221,3 +221,26 @@ def own_logits(k: int, logits: Any, features: Any, memory: Memory) -> Any:
     array of shape (n_samples, n_classes)
     """
     return logits
+
+
+def correct_exits(X: ExitArray, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which exits are right for which samples.
+
+    Parameters
+    ----------
+    X : ExitArray of shape (n_samples, n_columns)
+        With logits at every exit.
+    labels : ndarray of shape (n_samples,)
+        Index of the true class.
+
+    Returns
+    -------
+    ndarray of shape (n_samples, n_exits) of bool
+    """
+    for k in range(X.layout.n_exits):
+        if not X.layout.has_logits(k):
+            raise ValueError(f"exit {k} has no logits; add them with ExitHeads().fit_transform(X, y).")
+    correct = np.empty((len(X), X.layout.n_exits), dtype=bool)
+    for k, rows, logits in walk_batches(own_logits, X, uses_features=no_features):
+        correct[rows, k] = np.argmax(logits, axis=1) == labels[rows]
+    return correct

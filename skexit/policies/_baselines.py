@@ -12,10 +12,10 @@ from sklearn.utils import check_consistent_length, check_random_state
 
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._validation import encode_labels, sort_classes
+from skexit.data._walk import correct_exits
 from skexit.policies._base import ExitPolicy
 from skexit.policies._budgeted import BudgetedPolicy
 from skexit.policies._draws import SampleDraws
-from skexit.policies._outcomes import correct_exits
 from skexit.policies._quotas import quota_thresholds
 from skexit.utils._array_api import array_namespace
 from skexit.utils._module_names import set_module

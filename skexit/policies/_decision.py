@@ -36,6 +36,9 @@ class ExitDecision:
         Whether an exit's logits or features are looked at, if only for the sake of a later one.
     """
 
+    #: Order of the network's classes in which policies have them; None where it is theirs.
+    _class_order: NDArray[np.intp] | None = None
+
     def __init__(self, policy: Any, transformers: Sequence[Any] = ()) -> None:
         self.policy: Any = policy
         self._transformers: list[Any] = [*transformers, *([] if policy.heads_ is None else [policy.heads_])]
@@ -67,6 +70,8 @@ class ExitDecision:
         -------
         array of shape (n_samples, n_classes)
         """
+        if logits is not None and self._class_order is not None:
+            logits = logits[:, self._class_order]
         for transformer, memory in zip(self._transformers, memories, strict=False):
             logits = transformer.exit_logits(k, logits, features, memory)
         return most_confident(logits, memories[-1]) if self._uses_most_confident else logits

@@ -13,12 +13,12 @@ from sklearn.base import clone
 
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._validation import cross_validation_splits
-from skexit.data._walk import collect
+from skexit.data._walk import collect, correct_exits
 from skexit.policies._budgeted import BudgetedPolicy, FitState
 from skexit.policies._evidence import exit_evidence
 from skexit.policies._log_linear import fit_log_linear
-from skexit.policies._outcomes import correct_exits, expected_rewards
 from skexit.policies._quotas import equal_thresholds, rewarding_threshold, shared_threshold, warn_of_harm
+from skexit.policies._rewards import expected_rewards
 from skexit.uncertainty import softmax
 from skexit.utils._array_api import array_namespace, as_like
 from skexit.utils._module_names import set_module

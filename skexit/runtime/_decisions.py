@@ -12,7 +12,6 @@ from sklearn.utils.validation import check_is_fitted
 
 from skexit.data import ExitLayout
 from skexit.data._validation import order_of_classes
-from skexit.data._walk import Memories
 from skexit.policies import ExitPolicy
 from skexit.policies._decision import ExitDecision, unfrozen
 
@@ -50,7 +49,7 @@ class Decisions(ExitDecision):
         _check_steps(transformers, last)
         super().__init__(last, transformers)
         self.layout: ExitLayout = unfrozen(self.steps[0])._layout_in
-        self._order = order_of_classes(self.layout.classes)
+        self._class_order = order_of_classes(self.layout.classes)
         self.classes: Any = last.classes_
         self.temperatures: Any = last.temperatures_ if (last.temperatures_ != 1).any() else None
 
@@ -76,12 +75,6 @@ class Decisions(ExitDecision):
         decisions._thresholds = [np.inf] * decisions.n_exits
         decisions.is_used = decisions.is_observed = [True] * decisions.n_exits
         return decisions
-
-    def answer(self, k: int, logits: Any, features: Any, memories: Memories) -> Any:
-        # The network has its classes in the order of the layout, policies in sorted order.
-        if logits is not None and self._order is not None:
-            logits = logits[:, self._order]
-        return super().answer(k, logits, features, memories)
 
 
 def _check_steps(transformers: Sequence[Any], policy: Any) -> None:

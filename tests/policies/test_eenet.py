@@ -15,7 +15,7 @@ from sklearn.base import clone
 import skexit._nn._mini_batches
 from skexit import EENetPolicy, ThresholdPolicy, stack_exits
 from skexit._nn._mini_batches import Training
-from skexit.policies._outcomes import correct_exits
+from skexit.data._walk import correct_exits
 from skexit.policies._quotas import exits_from_scores, quota_thresholds
 from skexit.policies.eenet import _network as eenet_network
 from skexit.policies.eenet._network import (

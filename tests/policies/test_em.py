@@ -11,8 +11,8 @@ from instances import make_exits
 from sklearn.base import clone
 
 from skexit import EMExitAssigner, ExitArray, ThresholdPolicy, stack_exits
+from skexit.data._walk import correct_exits
 from skexit.exceptions import RoutersUnusedWarning
-from skexit.policies._outcomes import correct_exits
 from skexit.policies.em._assignment import expectation, fit_exit_prior, group_patterns
 
 FAST = {"max_epochs": 2, "router_hidden_layer_sizes": (), "random_state": 0}

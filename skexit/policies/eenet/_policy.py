@@ -12,10 +12,9 @@ from sklearn.utils import check_random_state
 from skexit._nn._dense import DenseNetwork
 from skexit._nn._mini_batches import Training, number_of_epochs
 from skexit.data import ExitArray, ExitLayout
-from skexit.data._walk import RowReader, no_features, walk
+from skexit.data._walk import RowReader, correct_exits, no_features, walk
 from skexit.policies._blending import blend, sigmoid
 from skexit.policies._budgeted import BudgetedPolicy
-from skexit.policies._outcomes import correct_exits
 from skexit.policies._quotas import quota_thresholds
 from skexit.policies.eenet._network import SMALLEST_SHARE, SchedulerLoss, exit_inputs, train_scheduler
 from skexit.uncertainty import max_probability, softmax

@@ -18,11 +18,10 @@ from skexit._nn._dense import DenseNetwork
 from skexit._nn._mini_batches import Training, number_of_epochs, train
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._validation import cross_validation_splits, encode_labels, read_features, read_logits
-from skexit.data._walk import no_features, own_logits, walk_batches
+from skexit.data._walk import correct_exits, no_features, own_logits, walk_batches
 from skexit.exceptions import RoutersUnusedWarning
 from skexit.policies._blending import blend, sigmoid
 from skexit.policies._budgeted import BudgetedPolicy
-from skexit.policies._outcomes import correct_exits
 from skexit.policies._quotas import equal_thresholds, exits_from_scores, quota_thresholds
 from skexit.policies.em._assignment import expectation, fit_exit_prior, group_patterns
 from skexit.policies.em._fit_state import AssignerFitState

@@ -1,4 +1,4 @@
-"""What the answers of exits are worth: whether they are right, and how likely they are to be."""
+"""How likely the answers of exits are to be right."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from skexit.data import ExitArray
 from skexit.data._arrays import enough_rows
-from skexit.data._walk import no_features, own_logits, walk_batches
 from skexit.heads._ensemble import log_probabilities
 from skexit.uncertainty import fit_mixture, mix, softmax
 
@@ -40,26 +39,3 @@ def expected_rewards(X: ExitArray, labels: NDArray[np.int64], weight: Floats) ->
         probabilities = softmax(mix(seen, *mixture))
         rewards[batch] = np.take_along_axis(probabilities, np.argmax(seen, axis=2), axis=1)
     return rewards
-
-
-def correct_exits(X: ExitArray, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which exits are right for which samples.
-
-    Parameters
-    ----------
-    X : ExitArray of shape (n_samples, n_columns)
-        With logits at every exit.
-    labels : ndarray of shape (n_samples,)
-        Index of the true class.
-
-    Returns
-    -------
-    ndarray of shape (n_samples, n_exits) of bool
-    """
-    for k in range(X.layout.n_exits):
-        if not X.layout.has_logits(k):
-            raise ValueError(f"exit {k} has no logits; add them with ExitHeads().fit_transform(X, y).")
-    correct = np.empty((len(X), X.layout.n_exits), dtype=bool)
-    for k, rows, logits in walk_batches(own_logits, X, uses_features=no_features):
-        correct[rows, k] = np.argmax(logits, axis=1) == labels[rows]
-    return correct
