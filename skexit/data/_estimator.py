@@ -15,6 +15,7 @@ from skexit._version import __version__
 from skexit.data._arrays import ExitArray
 from skexit.data._layout import ExitLayout
 from skexit.exceptions import InconsistentVersionWarning
+from skexit.utils._docstring import fill_docstring
 from skexit.utils._html import WithTable
 from skexit.utils._sklearn import _VisualBlock
 
@@ -41,6 +42,10 @@ class ExitEstimator(BaseEstimator):
         """Fingerprint of the layout of the X that was fitted: that of ``X.layout``."""
         check_is_fitted(self)
         return self._layout_in.fingerprint
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.__doc__ = fill_docstring(cls.__doc__)
 
     def without_fit_state(self) -> Self:
         """A fitted copy that answers alike, and holds nothing of single rows: what to ship.

@@ -45,9 +45,7 @@ class ExitEnsemble(LogitsTransformer):
     heads : ExitHeads, default=None
         Heads to fit where exits have no logits; by default ``ExitHeads(random_state=0)``. Those in
         a FrozenEstimator are used as they are.
-    layout : ExitLayout or int, default=None
-        Layout of X, or the number of exits into which its columns split evenly. By default found
-        in X: from an ExitArray, or from column names; else X is one exit of features.
+    %(layout)s
 
     Attributes
     ----------
@@ -64,10 +62,7 @@ class ExitEnsemble(LogitsTransformer):
     layout_out_ : ExitLayout
         Layout of the X that ``transform`` gives. Where costs are in FLOPs or MACs, each exit's
         include the heads and mixtures up to it.
-    n_features_in_ : int
-        Number of columns of X.
-    feature_names_in_ : ndarray of shape (n_columns,)
-        Names of the columns, when X was a DataFrame.
+    %(columns)s
 
     References
     ----------

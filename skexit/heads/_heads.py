@@ -89,9 +89,7 @@ class ExitHeads(LogitsTransformer):
         Rows in a step of ``"adam"``; fewer where there would be less than 20 steps in an epoch.
     cv : int, cross-validation generator or iterable, default=5
         How ``fit_transform`` splits the rows.
-    layout : ExitLayout or int, default=None
-        Layout of X, or the number of exits into which its columns split evenly. By default found
-        in X: from an ExitArray, or from column names; else X is one exit of features.
+    %(layout)s
     random_state : int, RandomState instance or None, default=None
         Seeds the splits, and the initial weights and batches of ``"adam"``.
     verbose : bool, default=False
@@ -108,10 +106,7 @@ class ExitHeads(LogitsTransformer):
     layout_out_ : ExitLayout
         Layout of the X that ``transform`` gives. Where costs are in FLOPs or MACs, each exit's
         include the heads up to it.
-    n_features_in_ : int
-        Number of columns of X.
-    feature_names_in_ : ndarray of shape (n_columns,)
-        Names of the columns, when X was a DataFrame.
+    %(columns)s
 
     References
     ----------

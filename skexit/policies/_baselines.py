@@ -30,33 +30,14 @@ class StaticExit(ExitPolicy):
     ----------
     exit : int, default=-1
         The exit; negative numbers count from the last.
-    heads : ExitHeads, default=None
-        Heads to fit where exits have no logits; by default
-        ``ExitHeads(random_state=0)``.
-    layout : ExitLayout or int, default=None
-        Layout of X, or the number of exits into which its columns split evenly. By default found
-        in X: from an ExitArray, or from column names; else X is one exit of features.
+    %(heads)s
+    %(layout)s
 
     Attributes
     ----------
     thresholds_ : ndarray of shape (n_exits,)
         ``inf`` before the exit, ``-inf`` from there on.
-    exit_distribution_ : ndarray of shape (n_exits,)
-        1 at the exit.
-    temperatures_ : ndarray of shape (n_exits,)
-        Temperatures of the answers; 1 before ``calibrate``.
-    costs_ : ndarray of shape (n_exits,)
-        Cumulative costs as fractions of the last exit's.
-    classes_ : ndarray of shape (n_classes,)
-        Class labels.
-    layout_ : ExitLayout
-        Layout of X, with the logits and costs of the heads.
-    heads_ : ExitHeads or None
-        The heads that were fitted.
-    n_features_in_ : int
-        Number of columns of X.
-    feature_names_in_ : ndarray of shape (n_columns,)
-        Names of the columns, when X was a DataFrame.
+    %(policy_attributes)s
 
     Examples
     --------
@@ -107,12 +88,8 @@ class RandomExit(BudgetedPolicy):
         Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's
         cost; exits are then drawn from the geometric distribution that meets it. None draws every
         exit with the same probability.
-    heads : ExitHeads, default=None
-        Heads to fit where exits have no logits; by default ``ExitHeads()`` with this
-        `random_state`.
-    layout : ExitLayout or int, default=None
-        Layout of X, or the number of exits into which its columns split evenly. By default found
-        in X: from an ExitArray, or from column names; else X is one exit of features.
+    %(heads)s
+    %(layout)s
     random_state : int, RandomState instance or None, default=None
         Seeds the draws.
 
@@ -120,22 +97,7 @@ class RandomExit(BudgetedPolicy):
     ----------
     thresholds_ : ndarray of shape (n_exits,)
         A sample stops where its draw from [0, 1] is at least the threshold.
-    exit_distribution_ : ndarray of shape (n_exits,)
-        Share of the fitting samples that stop at each exit.
-    temperatures_ : ndarray of shape (n_exits,)
-        Temperatures of the answers; 1 before ``calibrate``.
-    costs_ : ndarray of shape (n_exits,)
-        Cumulative costs as fractions of the last exit's.
-    classes_ : ndarray of shape (n_classes,)
-        Class labels.
-    layout_ : ExitLayout
-        Layout of X, with the logits and costs of the heads.
-    heads_ : ExitHeads or None
-        The heads that were fitted.
-    n_features_in_ : int
-        Number of columns of X.
-    feature_names_in_ : ndarray of shape (n_columns,)
-        Names of the columns, when X was a DataFrame.
+    %(policy_attributes)s
 
     Examples
     --------

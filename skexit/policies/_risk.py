@@ -59,9 +59,7 @@ class RiskControlledPolicy(ExitPolicy):
         of the first exit, in even steps.
     calibration_size : float, default=0.5
         Share of the rows that test, between 0 and 1, both excluded; not used with a frozen policy.
-    layout : ExitLayout or int, default=None
-        Layout of X, or the number of exits into which its columns split evenly. By default found
-        in X: from an ExitArray, or from column names; else X is one exit of features.
+    %(layout)s
     random_state : int, RandomState instance or None, default=None
         Seeds the division of the rows and the order in which they are tested.
 
@@ -80,25 +78,8 @@ class RiskControlledPolicy(ExitPolicy):
         Mean loss of the calibration rows; nan where not tested.
     n_calibration_ : int
         Number of calibration rows.
-    thresholds_ : ndarray of shape (n_exits,)
-        A sample stops where its score is at least the threshold; ``inf`` where nobody stops,
-        ``-inf`` at the last exit.
-    exit_distribution_ : ndarray of shape (n_exits,)
-        Share of the calibration rows that stop at each exit.
-    temperatures_ : ndarray of shape (n_exits,)
-        Temperatures of the answers; 1 before ``calibrate``.
-    costs_ : ndarray of shape (n_exits,)
-        Cumulative costs as fractions of the last exit's.
-    classes_ : ndarray of shape (n_classes,)
-        Class labels.
-    layout_ : ExitLayout
-        Layout of X, with the logits and costs of the heads.
-    heads_ : ExitHeads or None
-        The heads that were fitted.
-    n_features_in_ : int
-        Number of columns of X.
-    feature_names_in_ : ndarray of shape (n_columns,)
-        Names of the columns, when X was a DataFrame.
+    %(thresholds)s
+    %(policy_attributes)s
 
     References
     ----------

@@ -93,14 +93,9 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         sample counts by how likely either is.
     cv : int, cross-validation generator or iterable, default=5
         How rows are split for the prices that decide where a row stops later.
-    use_most_confident : bool, default=False
-        Answer with the most confident exit so far, rather than with the last that ran.
-    heads : ExitHeads, default=None
-        Heads to fit where exits have no logits; by default ``ExitHeads()`` with this
-        `random_state`.
-    layout : ExitLayout or int, default=None
-        Layout of X, or the number of exits into which its columns split evenly. By default found
-        in X: from an ExitArray, or from column names; else X is one exit of features.
+    %(use_most_confident)s
+    %(heads)s
+    %(layout)s
     random_state : int, RandomState instance or None, default=None
         Seeds the splits, and the heads.
 
@@ -113,22 +108,7 @@ class OptimalStoppingPolicy(BudgetedPolicy):
     thresholds_ : ndarray of shape (n_exits,)
         The same at every exit, ``-inf`` at the last: scores fall as prices rise. Where prices are
         equal, as those of a tree are, scores follow the largest probability.
-    exit_distribution_ : ndarray of shape (n_exits,)
-        Share of the fitting samples that stop at each exit.
-    temperatures_ : ndarray of shape (n_exits,)
-        Temperatures of the answers; 1 before ``calibrate``.
-    costs_ : ndarray of shape (n_exits,)
-        Cumulative costs as fractions of the last exit's.
-    classes_ : ndarray of shape (n_classes,)
-        Class labels.
-    layout_ : ExitLayout
-        Layout of X, with the logits and costs of the heads.
-    heads_ : ExitHeads or None
-        The heads that were fitted.
-    n_features_in_ : int
-        Number of columns of X.
-    feature_names_in_ : ndarray of shape (n_columns,)
-        Names of the columns, when X was a DataFrame.
+    %(policy_attributes)s
 
     References
     ----------

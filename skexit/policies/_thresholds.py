@@ -45,38 +45,16 @@ class ThresholdPolicy(BudgetedPolicy):
     budget : float, default=0.5
         Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's
         cost.
-    use_most_confident : bool, default=False
-        Answer with the most confident exit so far, rather than with the last that ran.
-    heads : ExitHeads, default=None
-        Heads to fit where exits have no logits; by default
-        ``ExitHeads(random_state=0)``.
-    layout : ExitLayout or int, default=None
-        Layout of X, or the number of exits into which its columns split evenly. By default found
-        in X: from an ExitArray, or from column names; else X is one exit of features.
+    %(use_most_confident)s
+    %(heads)s
+    %(layout)s
 
     Attributes
     ----------
-    thresholds_ : ndarray of shape (n_exits,)
-        A sample stops where its score is at least the threshold; ``inf`` where nobody stops,
-        ``-inf`` at the last exit.
+    %(thresholds)s
     policy_ : policy or None
         The policy that gives the scores, where `criterion` is one.
-    exit_distribution_ : ndarray of shape (n_exits,)
-        Share of the fitting samples that stop at each exit.
-    temperatures_ : ndarray of shape (n_exits,)
-        Temperatures of the answers; 1 before ``calibrate``.
-    costs_ : ndarray of shape (n_exits,)
-        Cumulative costs as fractions of the last exit's.
-    classes_ : ndarray of shape (n_classes,)
-        Class labels.
-    layout_ : ExitLayout
-        Layout of X, with the logits and costs of the heads.
-    heads_ : ExitHeads or None
-        The heads that were fitted.
-    n_features_in_ : int
-        Number of columns of X.
-    feature_names_in_ : ndarray of shape (n_columns,)
-        Names of the columns, when X was a DataFrame.
+    %(policy_attributes)s
 
     References
     ----------

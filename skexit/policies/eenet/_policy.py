@@ -73,14 +73,9 @@ class EENetPolicy(BudgetedPolicy):
     patience : int, default=None
         Stop after so many epochs without a lower loss on the held-out rows. By default never; the
         paper's is 50.
-    use_most_confident : bool, default=False
-        Answer with the most confident exit so far, rather than with the last that ran.
-    heads : ExitHeads, default=None
-        Heads to fit where exits have no logits; by default ``ExitHeads()`` with this
-        `random_state`.
-    layout : ExitLayout or int, default=None
-        Layout of X, or the number of exits into which its columns split evenly. By default found
-        in X: from an ExitArray, or from column names; else X is one exit of features.
+    %(use_most_confident)s
+    %(heads)s
+    %(layout)s
     random_state : int, RandomState instance or None, default=None
         Seeds the training of heads and networks.
     verbose : bool, default=False
@@ -99,25 +94,8 @@ class EENetPolicy(BudgetedPolicy):
         ``"assignment"`` (eq. 15). Empty where there are no networks.
     n_epochs_ : int
         Epochs after which the networks were at their best; 0 where the start was.
-    thresholds_ : ndarray of shape (n_exits,)
-        A sample stops where its score is at least the threshold; ``inf`` where nobody stops,
-        ``-inf`` at the last exit.
-    exit_distribution_ : ndarray of shape (n_exits,)
-        Share of the fitting samples that stop at each exit.
-    temperatures_ : ndarray of shape (n_exits,)
-        Temperatures of the answers; 1 before ``calibrate``.
-    costs_ : ndarray of shape (n_exits,)
-        Cumulative costs as fractions of the last exit's.
-    classes_ : ndarray of shape (n_classes,)
-        Class labels.
-    layout_ : ExitLayout
-        Layout of X, with the logits and costs of the heads.
-    heads_ : ExitHeads or None
-        The heads that were fitted.
-    n_features_in_ : int
-        Number of columns of X.
-    feature_names_in_ : ndarray of shape (n_columns,)
-        Names of the columns, when X was a DataFrame.
+    %(thresholds)s
+    %(policy_attributes)s
 
     See Also
     --------

@@ -99,14 +99,9 @@ class EMExitAssigner(BudgetedPolicy):
         epoch.
     cv : int, cross-validation generator or iterable, default=3
         How rows are split in choosing the weights of the confidence and of the assignments.
-    use_most_confident : bool, default=False
-        Answer with the most confident exit so far, rather than with the last that ran.
-    heads : ExitHeads, default=None
-        Heads to fit where exits have no logits; by default ``ExitHeads()`` with this
-        `random_state`.
-    layout : ExitLayout or int, default=None
-        Layout of X, or the number of exits into which its columns split evenly. By default found
-        in X: from an ExitArray, or from column names; else X is one exit of features.
+    %(use_most_confident)s
+    %(heads)s
+    %(layout)s
     random_state : int, RandomState instance or None, default=None
         Seeds the training of heads and routers.
     verbose : bool, default=False
@@ -136,25 +131,8 @@ class EMExitAssigner(BudgetedPolicy):
     uses_routers_ : bool
         Whether scores depend on routers. False where `confidence_weight_` is infinite, and with a
         single exit; then no router runs, and no features are read for them.
-    thresholds_ : ndarray of shape (n_exits,)
-        A sample stops where its score is at least the threshold; ``inf`` where nobody stops,
-        ``-inf`` at the last exit.
-    exit_distribution_ : ndarray of shape (n_exits,)
-        Share of the fitting samples that stop at each exit.
-    temperatures_ : ndarray of shape (n_exits,)
-        Temperatures of the answers; 1 before ``calibrate``.
-    costs_ : ndarray of shape (n_exits,)
-        Cumulative costs as fractions of the last exit's.
-    classes_ : ndarray of shape (n_classes,)
-        Class labels.
-    layout_ : ExitLayout
-        Layout of X, with the logits and costs of the heads.
-    heads_ : ExitHeads or None
-        The heads that were fitted.
-    n_features_in_ : int
-        Number of columns of X.
-    feature_names_in_ : ndarray of shape (n_columns,)
-        Names of the columns, when X was a DataFrame.
+    %(thresholds)s
+    %(policy_attributes)s
 
     See Also
     --------

@@ -118,9 +118,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
     heads : ExitHeads, default=None
         With ``joint=False``, heads to fit where exits have no logits; by default ``ExitHeads()`` with
         this `random_state`.
-    layout : ExitLayout or int, default=None
-        Layout of X, or the number of exits into which its columns split evenly. By default found
-        in X: from an ExitArray, or from column names; else X is one exit of features.
+    %(layout)s
     random_state : int, RandomState instance or None, default=None
         Seeds splits, batches, draws and heads.
     verbose : bool, default=False
@@ -152,10 +150,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
         Layout of X, with the logits and costs of the modules.
     heads_ : ExitHeads or None
         The inference modules.
-    n_features_in_ : int
-        Number of columns of X.
-    feature_names_in_ : ndarray of shape (n_columns,)
-        Names of the columns, when X was a DataFrame.
+    %(columns)s
 
     See Also
     --------
