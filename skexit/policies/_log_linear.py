@@ -16,8 +16,6 @@ from skexit.utils._module_names import set_module
 
 Floats = NDArray[np.float64]
 
-#: Weight of the squared penalty on the coefficients of standardised inputs, counted in rows: more rows overrule it.
-_PENALTY = 3.0
 #: Prediction where the outcomes are not positive on average.
 _NOTHING = 1e-12
 _LARGEST_EXPONENT = 30.0
@@ -60,7 +58,7 @@ class LogLinearModel:
         return xp.exp(xp.clip(exponent, -_LARGEST_EXPONENT, _LARGEST_EXPONENT))
 
 
-def fit_log_linear(inputs: Floats, outcomes: Floats, sample_weight: Floats) -> LogLinearModel:
+def fit_log_linear(inputs: Floats, outcomes: Floats, sample_weight: Floats, l2: float) -> LogLinearModel:
     """Fit by the quasi-likelihood of Poisson regression, which needs the mean of an outcome alone.
 
     Outcomes may be negative, if they are not so on average: the loss ``exp(z) - outcome * z`` stays
@@ -71,6 +69,8 @@ def fit_log_linear(inputs: Floats, outcomes: Floats, sample_weight: Floats) -> L
     inputs : ndarray of shape (n_samples, n_inputs)
     outcomes : ndarray of shape (n_samples,)
     sample_weight : ndarray of shape (n_samples,)
+    l2 : float
+        Strength of the squared penalty on the coefficients of standardised inputs, in the unit of the weights.
 
     Returns
     -------
@@ -85,7 +85,7 @@ def fit_log_linear(inputs: Floats, outcomes: Floats, sample_weight: Floats) -> L
     relative = outcomes / mean_outcome
 
     inputs_and_one = np.column_stack([scaled, np.ones(len(scaled))])
-    penalty = np.append(np.full(inputs.shape[1], _PENALTY / sample_weight.sum()), 0.0)
+    penalty = np.append(np.full(inputs.shape[1], l2 / sample_weight.sum()), 0.0)
 
     def predict(parameters: Floats) -> tuple[Floats, Floats]:
         exponent = np.minimum(inputs_and_one @ parameters, _LARGEST_EXPONENT)

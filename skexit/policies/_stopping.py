@@ -91,6 +91,9 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         probability that all exits together, mixed as in Zero Time Waste [2]_, give to the answers,
         which has less variance: where exits agree there is no gain, and where they do not a
         sample counts by how likely either is.
+    l2 : float, default=3.0
+        Strength of the squared penalty on the weights of the default estimator, counted in rows of the
+        last exit's cost: more rows overrule it. Not used with `estimator`.
     cv : int, cross-validation generator or iterable, default=5
         How rows are split for the prices that decide where a row stops later.
     %(use_most_confident)s
@@ -134,6 +137,7 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         "estimator": [HasMethods(["fit", "predict"]), None],
         "use_features": ["boolean"],
         "outcome": [StrOptions({"expected", "realised"})],
+        "l2": [Interval(Real, 0, None, closed="left")],
         "cv": ["cv_object"],
         "use_most_confident": ["boolean"],
         "heads": [HasMethods(["fit", "transform", "exit_logits"]), None],
@@ -148,6 +152,7 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         estimator: Any = None,
         use_features: bool = False,
         outcome: str = "expected",
+        l2: float = 3.0,
         cv: Any = 5,
         use_most_confident: bool = False,
         heads: Any = None,
@@ -158,6 +163,7 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         self.estimator = estimator
         self.use_features = use_features
         self.outcome = outcome
+        self.l2 = l2
         self.cv = cv
         self.use_most_confident = use_most_confident
         self.heads = heads
@@ -189,7 +195,8 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         rewards = self._rewards(X, labels, weight)
         splits = cross_validation_splits(self.cv, labels, self.random_state) if X.layout.n_exits > 1 else []
         evidence = collect(self._evidence, X, range(X.layout.n_exits - 1), uses_features=self.uses_features)
-        self._fit_prices(evidence, rewards, weight, splits)
+        # The penalty is in rows, so that weights must count as rows do.
+        self._fit_prices(evidence, rewards, weight / weight.mean(), splits)
         scores = np.zeros(rewards.shape)
         for k in range(X.layout.n_exits - 1):
             scores[:, k] = self._score_evidence(k, evidence[k])
@@ -221,7 +228,7 @@ class OptimalStoppingPolicy(BudgetedPolicy):
 
     def _fit_estimator(self, evidence: Floats, gain: Floats, weight: Floats) -> Any:
         if self.estimator is None:
-            return fit_log_linear(evidence, gain, weight)
+            return fit_log_linear(evidence, gain, weight, self.l2)
         return clone(self.estimator).fit(evidence, gain, sample_weight=weight)
 
     def _evidence(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:

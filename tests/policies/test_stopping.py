@@ -176,7 +176,7 @@ def test_log_linear_recovers_its_own_coefficients():
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(20_000, 2))
     mean = np.exp(inputs @ [0.5, -0.3] - 1)
-    model = fit_log_linear(inputs, mean + rng.normal(size=len(mean)), np.ones(len(mean)))
+    model = fit_log_linear(inputs, mean + rng.normal(size=len(mean)), np.ones(len(mean)), 3.0)
     np.testing.assert_allclose([*model.coefficients, model.intercept], [0.5, -0.3, -1], atol=0.05)
 
 
@@ -184,13 +184,13 @@ def test_log_linear_equals_poisson_regression():
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(500, 3))
     outcomes, weight = rng.poisson(np.exp(inputs[:, 0])), rng.uniform(0.5, 2, size=500)
-    ours = fit_log_linear(inputs, outcomes, weight)
+    ours = fit_log_linear(inputs, outcomes, weight, 3.0)
     theirs = PoissonRegressor(alpha=0, max_iter=1000, tol=1e-8).fit(inputs, outcomes, sample_weight=weight)
     np.testing.assert_allclose(ours.predict(inputs), theirs.predict(inputs), rtol=0.03)
 
 
 def test_log_linear_where_nothing_is_gained():
-    assert (fit_log_linear(np.ones((4, 2)), np.full(4, -1.0), np.ones(4)).predict(np.ones((3, 2))) < 1e-11).all()
+    assert (fit_log_linear(np.ones((4, 2)), np.full(4, -1.0), np.ones(4), 3.0).predict(np.ones((3, 2))) < 1e-11).all()
 
 
 @settings(deadline=None, max_examples=25)
@@ -235,3 +235,12 @@ def test_bad_estimator():
     X, y = make_exits(50, 2, 2, 0)
     with pytest.raises(ValueError, match="The 'estimator' parameter of OptimalStoppingPolicy must be"):
         OptimalStoppingPolicy(estimator="ridge").fit(X, y)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1 / 400, 7.0])
+def test_multiplying_all_weights_changes_nothing(factor):
+    X, y = make_exits(400, 3, 3, random_state=0)
+    weight = np.random.default_rng(0).uniform(0.5, 2, size=400)
+    policy, scaled = (OptimalStoppingPolicy(0.6, random_state=0).fit(X, y, w) for w in (weight, factor * weight))
+    np.testing.assert_allclose(scaled.exit_scores(X), policy.exit_scores(X), rtol=1e-6)
+    np.testing.assert_array_equal(scaled.predict_exit(X), policy.predict_exit(X))

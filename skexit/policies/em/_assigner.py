@@ -84,8 +84,8 @@ class EMExitAssigner(BudgetedPolicy):
     confidence_weight : "auto" or float, default="auto"
         A sample's score is the weighted geometric mean of its router's probability, with weight 1,
         and the largest class probability, with this weight. 0 is the paper's router. ``"auto"``
-        is 0 without a budget; with one, it is the weight that is most accurate within the budget
-        for routers trained on other rows, and infinite, the confidence alone, unless another gains
+        is 0 without a budget; with one, it is that of 0, 1, 3, 10, 30 and infinity that is most accurate
+        within the budget for routers trained on other rows, and infinite, the confidence alone, unless another gains
         more than one standard error; where it is infinite, ``fit`` warns.
     learning_rate : float, default=5e-3
         Highest learning rate of the routers; the paper's is 1e-3.
