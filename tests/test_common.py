@@ -288,10 +288,10 @@ def test_calibrated_probabilities_are_those_of_the_temperatures(calibrated, data
 
 def test_conformal_scores_are_those_of_the_calibration_rows(calibrated, calibration_data):
     X, y = calibration_data
-    np.testing.assert_array_equal(calibrated._conformal_scores.exits, calibrated.predict_exit(X))
+    np.testing.assert_array_equal(calibrated.conformal_scores_.exits, calibrated.predict_exit(X))
     for k in range(4):
         expected = 1 - softmax(X.logits(k) / calibrated.temperatures_[k])[np.arange(len(X)), y]
-        np.testing.assert_allclose(calibrated._conformal_scores.scores[:, k], expected, atol=1e-12)
+        np.testing.assert_allclose(calibrated.conformal_scores_.scores[:, k], expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("method", SET_METHODS)
@@ -303,7 +303,7 @@ def test_sets(calibrated, data, method):
         sets = calibrated.predict_set(X, alpha, method)
         assert sets.shape == (len(X), 3)
         assert sets.dtype == bool
-        thresholds = calibrated._conformal_scores.thresholds(alpha, method)
+        thresholds = calibrated.conformal_scores_.thresholds(alpha, method)
         np.testing.assert_array_equal(sets, 1 - probabilities <= thresholds[exits][:, None])
         predicted = probabilities.argmax(axis=1)
         np.testing.assert_array_equal(sets[np.arange(len(X)), predicted], sets.any(axis=1))
@@ -331,7 +331,7 @@ def test_calibration_survives_persistence(calibrated, data, tmp_path):
     loaded = joblib.load(tmp_path / "policy.joblib")
     np.testing.assert_array_equal(loaded.predict_proba(X), calibrated.predict_proba(X))
     np.testing.assert_array_equal(loaded.predict_set(X, 0.1), calibrated.predict_set(X, 0.1))
-    assert isinstance(loaded._conformal_scores, ConformalScores)
+    assert isinstance(loaded.conformal_scores_, ConformalScores)
 
 
 def test_errors_of_calibration(fitted, calibrated, data):
@@ -373,5 +373,5 @@ def test_calibration_with_heads_of_its_own(fitted, data):
     logits = np.stack([policy.heads_.transform(features).logits(k) for k in range(4)], axis=1)
     expected = softmax(logits[np.arange(300), exits] / policy.temperatures_[exits][:, None])
     np.testing.assert_allclose(policy.predict_proba(features), expected)
-    np.testing.assert_array_equal(policy._conformal_scores.exits, exits[200:])
+    np.testing.assert_array_equal(policy.conformal_scores_.exits, exits[200:])
     assert policy.predict_set(np.asarray(features), 0.2).shape == (300, 3)

@@ -156,7 +156,7 @@ def test_temperatures_of_an_earlier_call_are_kept(policy):
     temperatures = first.temperatures_
     first.calibrate(X[200:], y[200:], temperature=False)
     np.testing.assert_array_equal(first.temperatures_, temperatures)
-    assert len(first._conformal_scores.exits) == 100
+    assert len(first.conformal_scores_.exits) == 100
     assert policy.with_budget(0.6).calibrate(X, y, temperature=False).temperatures_.tolist() == [1, 1, 1]
 
 
@@ -227,10 +227,10 @@ def test_calibrates_in_batches_on_heads_of_its_own(monkeypatch):
     monkeypatch.setattr(skexit.data._arrays, "BATCH_ROWS", 17)
     parts = policy.with_budget(0.7).calibrate(features, y)
     np.testing.assert_allclose(parts.temperatures_, whole.temperatures_)
-    np.testing.assert_allclose(parts._conformal_scores.scores, whole._conformal_scores.scores)
+    np.testing.assert_allclose(parts.conformal_scores_.scores, whole.conformal_scores_.scores)
     logits = np.stack([policy.heads_.transform(features).logits(k) for k in range(3)])
     expected = 1 - softmax(logits / parts.temperatures_[:, None, None])[:, np.arange(200), y].T
-    np.testing.assert_allclose(parts._conformal_scores.scores, expected)
+    np.testing.assert_allclose(parts.conformal_scores_.scores, expected)
 
 
 # Coverage, over many small calibration sets.
@@ -256,7 +256,7 @@ def simulate_coverage(policy, method, strengths, n_calibration=N_CALIBRATION):
     policy = clone(policy).fit(*simulate_exits(1000, rng, strengths))
     for _ in range(N_SETS):
         X, y = simulate_exits(n_calibration, rng, strengths)
-        counts = np.bincount(policy.calibrate(X, y, temperature=False)._conformal_scores.exits, minlength=3)
+        counts = np.bincount(policy.calibrate(X, y, temperature=False).conformal_scores_.exits, minlength=3)
         X, y = simulate_exits(N_TEST, rng, strengths)
         covered = policy.predict_set(X, ALPHA, method)[np.arange(N_TEST), y]
         yield counts, policy.predict_exit(X), covered
@@ -318,7 +318,7 @@ def test_ims_coverage_of_all_rows_at_each_exit():
     coverage = []
     for _ in range(N_SETS):
         X, y = simulate_exits(N_CALIBRATION, rng, (1, 2, 3))
-        thresholds = policy.calibrate(X, y, temperature=False)._conformal_scores.thresholds(ALPHA, "ims")
+        thresholds = policy.calibrate(X, y, temperature=False).conformal_scores_.thresholds(ALPHA, "ims")
         X, y = simulate_exits(N_TEST, rng, (1, 2, 3))
         scores = np.stack([1 - softmax(X.logits(k))[np.arange(N_TEST), y] for k in range(3)], axis=1)
         coverage.append((scores <= thresholds).mean(axis=0))
