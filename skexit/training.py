@@ -7,10 +7,14 @@ from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
-from torch import nn
-from torch.nn import functional
+
+from skexit.utils._optional import optional_import
+
+with optional_import("skexit.training trains networks with", "torch"):
+    import torch
+    from torch import nn
+    from torch.nn import functional
 
 from skexit.backbone._costs import check_forward_order
 from skexit.backbone._exit_points import exit_points

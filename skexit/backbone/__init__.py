@@ -3,7 +3,10 @@
 Extraction, the live network and training share it; it knows neither caches nor policies.
 """
 
-from skexit.backbone._costs import ExitCosts, exit_costs
-from skexit.backbone._exit_points import exit_points
+from skexit.utils._optional import optional_import
+
+with optional_import("skexit.backbone looks into networks of", "torch"):
+    from skexit.backbone._costs import ExitCosts, exit_costs
+    from skexit.backbone._exit_points import exit_points
 
 __all__ = ["ExitCosts", "exit_costs", "exit_points"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from skexit.cache._json_files import MAX_JSON_BYTES
+from skexit.utils._optional import optional_import
 
 _CHUNK_BYTES = 2**20
 
@@ -70,13 +71,8 @@ class RemoteFolder:
     """
 
     def __init__(self, url: str) -> None:
-        try:
+        with optional_import(f"reading {url!r} needs", "remote"):
             from fsspec.core import url_to_fs
-        except ImportError as error:
-            raise ImportError(
-                f"reading {url!r} needs fsspec: pip install 'skexit[remote]', and what it names for this kind of URL "
-                "(s3fs for s3://, gcsfs for gs://, adlfs for abfs://)."
-            ) from error
         self.path = url
         self._system, self._root = url_to_fs(url)
 

@@ -317,9 +317,9 @@ def _to_storage(block: NDArray[Any], dtype: np.dtype, name: str) -> NDArray[Any]
 
 
 def _convert(block: NDArray[Any], dtype: np.dtype) -> NDArray[Any]:
-    if dtype == np.float16 and block.dtype == np.float32 and block.flags.c_contiguous and block.flags.writeable:
-        import torch
-
+    torch = sys.modules.get("torch")
+    is_to_half = dtype == np.float16 and block.dtype == np.float32
+    if torch and is_to_half and block.flags.c_contiguous and block.flags.writeable:
         # The same numbers in a fraction of the time: torch uses the processor's own instructions for this.
         return torch.from_numpy(block).half().numpy()
     return block.astype(dtype)

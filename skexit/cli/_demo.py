@@ -34,6 +34,7 @@ from skexit.policies import (
     oracle,
 )
 from skexit.uncertainty import coverage_score, expected_calibration_error, inefficiency_score
+from skexit.utils._optional import check_torch, optional_import
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +61,15 @@ def run_demo(out: str | Path, *, seed: int = 0, report: Callable[[str], None] = 
     -------
     pandas.DataFrame
         One row for each method and budget.
+
+    Raises
+    ------
+    ImportError
+        If torch or matplotlib is not installed.
     """
+    check_torch("skexit demo trains a network with", extra="demo")
+    with optional_import("skexit demo draws with", "demo"):
+        import matplotlib  # noqa: F401
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     network_data, fit_data, test_data = _split_digits(seed)

@@ -32,7 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from skexit.cli._demo import run_demo
 
-    run_demo(options.out, seed=options.seed, report=_ignore if options.quiet else print)
+    try:
+        run_demo(options.out, seed=options.seed, report=_ignore if options.quiet else print)
+    except ImportError as error:
+        print(f"skexit demo: error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

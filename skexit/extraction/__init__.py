@@ -1,6 +1,9 @@
 """Runs a network once and stores each exit's logits and features in a cache; by one process or several."""
 
-from skexit.extraction._dask import extract_on_dask
-from skexit.extraction._extractor import ExitExtractor
+from skexit.utils._optional import optional_import
+
+with optional_import("skexit.extraction runs networks with", "torch"):
+    from skexit.extraction._dask import extract_on_dask
+    from skexit.extraction._extractor import ExitExtractor
 
 __all__ = ["ExitExtractor", "extract_on_dask"]

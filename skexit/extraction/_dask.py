@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from skexit.cache import FeatureCache
 from skexit.extraction._extractor import ExitExtractor
 from skexit.extraction._parts import count_parts, extract_part, is_complete, join_parts, loader_of_part
+from skexit.utils._optional import optional_import
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -70,11 +71,9 @@ def extract_on_dask(
     >>> client = Client("tcp://scheduler:8786")  # doctest: +SKIP
     >>> cache = extract_on_dask(client, extractor, loader, "/shared/cache")  # doctest: +SKIP
     """
-    try:
+    with optional_import("extract_on_dask needs", "distributed"):
         import cloudpickle
         from distributed import as_completed
-    except ImportError as error:
-        raise ImportError("dask.distributed is needed: pip install 'skexit[distributed]'") from error
     folder = Path(path).absolute()
     if is_complete(folder):
         return extractor.extract(loader, folder, **options)

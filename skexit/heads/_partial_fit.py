@@ -15,6 +15,7 @@ from skexit.data import ExitArray
 from skexit.data._validation import read_features
 from skexit.heads._cascade import Cascade
 from skexit.utils._module_names import set_module
+from skexit.utils._optional import optional_import
 
 if TYPE_CHECKING:
     import torch
@@ -283,8 +284,9 @@ def train_further(
     state : PartialFit
     networks : list of DenseNetwork or None, one an exit
     """
-    import torch
-    from torch.nn import functional
+    with optional_import("ExitHeads.partial_fit trains with", "torch"):
+        import torch
+        from torch.nn import functional
 
     networks: list[DenseNetwork | None] = [None] * X.layout.n_exits
     trained = [k for k in range(X.layout.n_exits) if not X.layout.has_logits(k)]

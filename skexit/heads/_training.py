@@ -18,6 +18,7 @@ from skexit.heads._boosting import PREDICTION_REWEIGHTING
 from skexit.heads._cascade import train_cascade
 from skexit.heads._linear import solve_linear
 from skexit.heads._weighting import train_weighted
+from skexit.utils._optional import check_torch
 
 #: Up to this many bytes of features and logits, a linear head is solved for in memory, which takes a few times as many.
 _IN_MEMORY_BYTES = 2**28
@@ -66,7 +67,8 @@ class HeadTraining:
         return cast(float, self.alpha)
 
     def by_mini_batches(self, n_rows: int) -> Training:
-        """How mini-batches train on so many rows."""
+        """How mini-batches train on so many rows; raises an ImportError where torch, which they need, is not there."""
+        check_torch("ExitHeads trains by mini-batches with")
         n_epochs = number_of_epochs(self.max_epochs, n_rows, _FEWEST_EPOCHS, _MOST_EPOCHS)
         return Training(self.learning_rate, self.penalty(n_rows), n_epochs, self.batch_size)
 

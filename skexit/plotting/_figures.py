@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skexit.utils._optional import optional_import
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -25,10 +27,8 @@ def import_pyplot() -> Any:
     ImportError
         If matplotlib is not installed.
     """
-    try:
+    with optional_import("plots need", "plot"):
         import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'skexit[plot]'") from error
     return plt
 
 

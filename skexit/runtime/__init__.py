@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from skexit.utils._optional import optional_import
+
 if TYPE_CHECKING:
     from skexit.runtime._deployment import Activations, FirstPart, PartialOutput, SecondPart, join_outputs
     from skexit.runtime._early_exit import EarlyExitModel
@@ -58,7 +60,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    with optional_import(f"{__name__}.{name} needs", "onnx-export" if name == "export_onnx" else "torch"):
+        module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -21,6 +21,7 @@ from skexit.runtime._early_exit import EarlyExitModel
 from skexit.runtime._onnx_loop import DESCRIPTION_FILE, FEATURES, LOGITS, OnnxStage
 from skexit.runtime._policy_json import policy_to_json
 from skexit.runtime._runner import StageRunner
+from skexit.utils._optional import optional_import
 
 #: Files of ONNX hold less than 2 GiB; the weights of larger stages are in a file beside.
 _LARGEST_FILE = 2**31 - 2**24
@@ -118,9 +119,9 @@ def export_onnx(live: EarlyExitModel, folder: str | Path) -> Path:
 
 
 def _check_installed() -> None:
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        if importlib.util.find_spec(name) is None:
-            raise ImportError(f"an export to ONNX needs {name}: pip install 'skexit[onnx]'")
+    with optional_import("an export to ONNX needs", "onnx-export"):
+        for name in ("onnx", "onnxscript", "onnxruntime"):
+            importlib.import_module(name)
 
 
 class _ExitStage(nn.Module):

@@ -15,6 +15,7 @@ from skexit.runtime._decisions import Decisions
 from skexit.runtime._output import ExitOutput
 from skexit.runtime._policy_json import policy_from_json
 from skexit.uncertainty import softmax
+from skexit.utils._optional import optional_import
 
 #: The file of the policy, of the inputs, and of the names of the other files.
 DESCRIPTION_FILE = "policy.json"
@@ -168,10 +169,8 @@ class OnnxStage:
     """
 
     def __init__(self, path: Path, providers: Sequence[str] = _PROVIDERS) -> None:
-        try:
+        with optional_import("networks in ONNX need", "onnx"):
             import onnxruntime
-        except ImportError as error:
-            raise ImportError("networks in ONNX need onnxruntime: pip install 'skexit[onnx]'") from error
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing; export the network again with skexit.runtime.export_onnx.")
         self._session = onnxruntime.InferenceSession(path, providers=list(providers))

@@ -1,1 +1,1 @@
-"""What every room needs and no user does: scikit-learn's private names, the array API, HTML for notebooks."""
+"""What every room needs and no user does: scikit-learn's private names, the array API, optional packages, HTML."""

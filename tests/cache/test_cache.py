@@ -1,10 +1,12 @@
 """A cache gives back what was written, or says what is damaged: never anything else."""
 
 import contextlib
+import importlib
 import json
 import os
 import pickle
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -61,8 +63,10 @@ class TestRoundTrip:
         assert np.load(tmp_path / "shard-00000" / "exit0.features.npy").dtype == np.float16
 
     @pytest.mark.parametrize("arranged", [np.ascontiguousarray, np.asfortranarray, read_only])
-    def test_float16_of_any_number_is_the_nearest(self, tmp_path, arranged):
+    @pytest.mark.parametrize("has_torch", [True, False])
+    def test_float16_of_any_number_is_the_nearest(self, tmp_path, arranged, has_torch, monkeypatch):
         """Every number of half precision, what is halfway to the next, and what is just beside either."""
+        monkeypatch.setitem(sys.modules, "torch", importlib.import_module("torch") if has_torch else None)
         halves = np.arange(2**15, dtype=np.uint16).view(np.float16)
         halves = halves[np.isfinite(halves)].astype(np.float32)
         middles = (halves[1:] + halves[:-1]) / 2

@@ -254,7 +254,8 @@ def test_without_fsspec(path):
         "FeatureCache('s3://bucket/cache')"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert "ImportError: reading 's3://bucket/cache' needs fsspec: pip install 'skexit[remote]'" in ended.stderr
+    message = "reading 's3://bucket/cache' needs fsspec, which is not installed: pip install 'skexit[remote]'"
+    assert f"ImportError: {message}\n" in ended.stderr
 
 
 def test_an_unknown_kind_of_url():

@@ -51,6 +51,15 @@ def test_quiet_prints_nothing(capsys, tmp_path, monkeypatch):
     assert capsys.readouterr().out == "folder 3\n"
 
 
+def test_demo_without_the_extra(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["demo"]) == 1
+    message = "skexit demo draws with matplotlib, which is not installed: pip install 'skexit[demo]'"
+    assert capsys.readouterr().err == f"skexit demo: error: {message}\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])

@@ -333,7 +333,9 @@ def test_bad_input(data, policy, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*absent"):
         write_report(X, y, {"a": policy}, tmp_path / "absent" / "r.html")
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    with pytest.raises(ImportError, match=r"pip install 'skexit\[plot\]'"):
+    with pytest.raises(
+        ImportError, match=r"^plots need matplotlib, which is not installed: pip install 'skexit\[plot\]'$"
+    ):
         write_report(X, y, {"a": policy}, out)
     assert not out.exists()
 

@@ -322,12 +322,18 @@ def test_an_export_that_fails_leaves_nothing_to_load(cnn_live, cnn_folder, tmp_p
 
 
 def test_without_the_extra(cnn_live, cnn_folder, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ImportError, match=r"pip install 'skexit\[onnx\]'"):
-        OnnxEarlyExit(cnn_folder)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"an export to ONNX needs onnx: pip install 'skexit\[onnx\]'"):
-        export_onnx(cnn_live, tmp_path)
+    missing = "{}, which is not installed: pip install 'skexit[{}]'"
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "onnxruntime", None)
+        with pytest.raises(ImportError) as raised:
+            OnnxEarlyExit(cnn_folder)
+    assert str(raised.value) == "networks in ONNX need " + missing.format("onnxruntime", "onnx")
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, name, None)
+            with pytest.raises(ImportError) as raised:
+                export_onnx(cnn_live, tmp_path)
+        assert str(raised.value) == "an export to ONNX needs " + missing.format(name, "onnx-export")
 
 
 def test_names_of_the_package():

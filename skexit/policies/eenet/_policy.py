@@ -21,6 +21,7 @@ from skexit.uncertainty import max_probability, softmax
 from skexit.uncertainty._scores import count_votes
 from skexit.utils._array_api import array_namespace
 from skexit.utils._module_names import set_module
+from skexit.utils._optional import check_torch
 from skexit.utils._sklearn import HasMethods, Interval, StrOptions
 
 #: The most passes of ``max_epochs="auto"``.
@@ -201,6 +202,7 @@ class EENetPolicy(BudgetedPolicy):
         self.fit_thresholds(X, weight)
 
     def _train(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
+        check_torch("EENetPolicy trains its networks with")
         trained = train_scheduler(
             lambda rows: _read_inputs(X, rows),
             correct_exits(X, labels),

@@ -28,6 +28,7 @@ from skexit.policies.em._fit_state import AssignerFitState
 from skexit.uncertainty import margin, max_probability, normalized_entropy, softmax
 from skexit.utils._array_api import array_namespace
 from skexit.utils._module_names import set_module
+from skexit.utils._optional import check_torch
 from skexit.utils._sklearn import HasMethods, Interval, StrOptions
 
 Floats = NDArray[np.float64]
@@ -250,6 +251,8 @@ class EMExitAssigner(BudgetedPolicy):
 
     def fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
         self._check_hidden_layer_sizes()
+        if X.layout.n_exits > 1:
+            check_torch("EMExitAssigner trains its routers with")
         correct, confidence = _correct_and_confident(X, labels)
         patterns, pattern_weight, pattern_of_row = group_patterns(correct, weight)
         state = AssignerFitState(correct, confidence, weight, patterns, pattern_weight)

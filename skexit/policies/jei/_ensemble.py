@@ -39,6 +39,7 @@ from skexit.policies.jei._training import JointTrainer, JointTraining
 from skexit.uncertainty import fit_temperature, softmax
 from skexit.utils._array_api import array_namespace
 from skexit.utils._module_names import set_module
+from skexit.utils._optional import check_torch
 from skexit.utils._sklearn import HasMethods, Interval, StrOptions
 
 Floats = NDArray[np.float64]
@@ -314,6 +315,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
             raise ValueError("heads are not trained further: pass joint=False with them, or leave heads=None.")
         if len(self.classes_) == 1:
             raise ValueError(f"y has 1 class, {self.classes_.tolist()[0]!r}; a classifier needs two or more.")
+        check_torch("JEIGatedEnsemble trains classifiers and gates jointly with")
         random_state = check_random_state(self.random_state)
         folds = np.empty(len(labels), dtype=np.int64)
         for fold, (_, held_out) in enumerate(cross_validation_splits(self.cv, labels, random_state)):

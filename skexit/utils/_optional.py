@@ -1,0 +1,57 @@
+"""Packages that extras of skexit install."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def optional_import(purpose: str, extra: str) -> Iterator[None]:
+    """Import packages that an extra installs; where one is missing, the error names the extra.
+
+    Parameters
+    ----------
+    purpose : str
+        Start of the sentence whose next word is the missing package, as in "plots need".
+    extra : str
+        Name of the extra.
+
+    Raises
+    ------
+    ImportError
+        If a module that is imported in the block is not installed.
+
+    Examples
+    --------
+    >>> with optional_import("an example needs", "example"):
+    ...     import package_that_nobody_has
+    Traceback (most recent call last):
+    ...
+    ImportError: an example needs package_that_nobody_has, which is not installed: pip install 'skexit[example]'
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "a package").partition(".")[0]
+        raise ImportError(f"{purpose} {package}, which is not installed: pip install 'skexit[{extra}]'") from error
+
+
+def check_torch(purpose: str, extra: str = "torch") -> None:
+    """Raise where torch is not installed.
+
+    Parameters
+    ----------
+    purpose : str
+        As in :func:`optional_import`.
+    extra : str, default="torch"
+        Name of the extra.
+
+    Raises
+    ------
+    ImportError
+        If torch is not installed.
+    """
+    with optional_import(purpose, extra):
+        importlib.import_module("torch")
