@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import column_or_1d
 
-from skexit.plotting._figures import import_pyplot, line_styles
+from skexit.plotting._figures import line_styles
 from skexit.policies._access import policy_and_data
 from skexit.uncertainty import coverage_score, inefficiency_score
+from skexit.utils._optional import import_pyplot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_array, check_consistent_length, column_or_1d
 
-from skexit.plotting._figures import COLORS, axes_of_exits, import_pyplot
+from skexit.plotting._figures import COLORS, axes_of_exits
 from skexit.policies._access import policy_and_data
 from skexit.utils._checks import right_answers
+from skexit.utils._optional import import_pyplot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

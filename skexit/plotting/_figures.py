@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skexit.utils._optional import optional_import
+from skexit.utils._optional import import_pyplot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,19 +17,6 @@ if TYPE_CHECKING:
 #: Okabe and Ito's colours, which the colour-blind can tell apart; without the yellow, which is too light for lines.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
-
-
-def import_pyplot() -> Any:
-    """matplotlib.pyplot.
-
-    Raises
-    ------
-    ImportError
-        If matplotlib is not installed.
-    """
-    with optional_import("plots need", "plot"):
-        import matplotlib.pyplot as plt
-    return plt
 
 
 def line_styles() -> Iterator[tuple[str, str]]:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from skexit.plotting._figures import import_pyplot
 from skexit.report._calibration import measure_calibration
 from skexit.report._measures import best_within, measure_exits, measure_policies
 from skexit.report._page import Request, render
+from skexit.utils._optional import import_pyplot
 
 __all__ = ["write_report"]
 

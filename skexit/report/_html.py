@@ -10,7 +10,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from skexit.plotting._figures import import_pyplot
+from skexit.utils._optional import import_pyplot
 
 #: Dots an inch of the pictures: sharp also on screens with two dots a pixel.
 _DPI = 160

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
@@ -55,3 +56,16 @@ def check_torch(purpose: str, extra: str = "torch") -> None:
     """
     with optional_import(purpose, extra):
         importlib.import_module("torch")
+
+
+def import_pyplot() -> Any:
+    """matplotlib.pyplot.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    """
+    with optional_import("plots need", "plot"):
+        import matplotlib.pyplot as plt
+    return plt
