@@ -20,7 +20,8 @@ def recommended_pipeline(
 
     Heads with a hidden layer that is handed on from exit to exit, exits that answer with those
     before them, and :class:`OptimalStoppingPolicy`. All are set as by default, so that what is
-    known of your data can go into their parameters: ``pipeline.set_params(ensemble__heads__hidden=64)``.
+    known of your data can go into their parameters:
+    ``pipeline.set_params(ensemble__heads__hidden_layer_sizes=(64,))``.
 
     Parameters
     ----------
@@ -29,7 +30,7 @@ def recommended_pipeline(
         cost, heads included.
     heads : ExitHeads, default=None
         Fitted heads, used as they are: best trained on many rows, such as those that the network
-        was trained on, which may not serve to fit the policy. By default, ``ExitHeads(256,
+        was trained on, which may not serve to fit the policy. By default, ``ExitHeads((256,),
         cascade=True, dropout=0.5, learning_rate=0.005, batch_size=512)`` are trained on the same rows
         as the policy, and cross-fitted. From some ten thousand rows on, less dropout is better.
     random_state : int, RandomState instance or None, default=None
@@ -51,7 +52,9 @@ def recommended_pipeline(
     True
     """
     if heads is None:
-        used = ExitHeads(256, cascade=True, dropout=0.5, learning_rate=0.005, batch_size=512, random_state=random_state)
+        used = ExitHeads(
+            (256,), cascade=True, dropout=0.5, learning_rate=0.005, batch_size=512, random_state=random_state
+        )
     else:
         used = FrozenEstimator(heads)
     return Pipeline(

@@ -101,7 +101,7 @@ def make_token_live(policy, device="cpu"):
 def policies():
     """Policies that differ in what they keep of a sample from exit to exit, by name."""
     ensemble = recommended_pipeline(0.6, random_state=0)
-    ensemble.set_params(ensemble__heads__max_epochs=3, ensemble__heads__hidden=8)
+    ensemble.set_params(ensemble__heads__max_epochs=3, ensemble__heads__hidden_layer_sizes=(8,))
     return {
         "threshold": ThresholdPolicy(budget=0.6),
         "eenet": EENetPolicy(0.6, max_epochs=3, random_state=0),

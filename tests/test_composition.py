@@ -82,10 +82,10 @@ class TestPipeline:
         np.testing.assert_array_equal(pipeline.predict(X), alone.predict(X))
 
     def test_clone_and_parameters(self):
-        pipeline = make_pipeline().set_params(policy__lam=3.0, heads__hidden=5, policy__budget=0.5)
+        pipeline = make_pipeline().set_params(policy__lam=3.0, heads__hidden_layer_sizes=(5,), policy__budget=0.5)
         copied = clone(pipeline)
         assert copied["policy"].get_params() == pipeline["policy"].get_params()
-        assert (copied["policy"].lam, copied["policy"].budget, copied["heads"].hidden) == (3.0, 0.5, 5)
+        assert (copied["policy"].lam, copied["policy"].budget, copied["heads"].hidden_layer_sizes) == (3.0, 0.5, (5,))
 
     @pytest.mark.parametrize("grid", [{"policy__lam": [0.5, 3.0]}, {"policy__budget": [0.4, 0.9]}], ids=str)
     def test_grid_search(self, data, grid):

@@ -98,7 +98,7 @@ def test_policies_answer_as_before(template, save, load, data):
 @pytest.mark.parametrize(("save", "load"), FORMATS)
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"hidden": 3, "cascade": True}, {"training": "boosted"}, {"training": "weighted"}],
+    [{}, {"hidden_layer_sizes": (3,), "cascade": True}, {"training": "boosted"}, {"training": "weighted"}],
     ids=repr,
 )
 def test_heads_answer_as_before(settings, save, load, data):
@@ -413,7 +413,7 @@ def test_the_table_of_a_policy(policy, data):
 
 def test_the_table_of_heads_and_of_a_pipeline(data):
     X, y = data
-    pipeline = make_pipeline(ExitHeads(5, max_epochs=1), ThresholdPolicy())
+    pipeline = make_pipeline(ExitHeads((5,), max_epochs=1), ThresholdPolicy())
     assert "<summary>Exits</summary>" not in pipeline._repr_html_()
     html = pipeline.fit(X, y)._repr_html_()
     assert html.count("<summary>Exits</summary>") == 2

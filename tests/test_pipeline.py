@@ -21,7 +21,7 @@ def data():
 def test_is_heads_ensemble_and_stopping(data):
     X, y = data
     pipeline = recommended_pipeline(0.7, random_state=0).fit(X[:400], y[:400])
-    heads = ExitHeads(256, cascade=True, dropout=0.5, learning_rate=0.005, batch_size=512, random_state=0)
+    heads = ExitHeads((256,), cascade=True, dropout=0.5, learning_rate=0.005, batch_size=512, random_state=0)
     ensemble = ExitEnsemble(heads)
     policy = OptimalStoppingPolicy(0.7, random_state=0).fit(ensemble.fit_transform(X[:400], y[:400]), y[:400])
     np.testing.assert_array_equal(pipeline.predict(X), policy.predict(ensemble.transform(X)))
@@ -30,7 +30,7 @@ def test_is_heads_ensemble_and_stopping(data):
 
 def test_fitted_heads_are_used_as_they_are(data):
     X, y = data
-    heads = ExitHeads(8, cascade=True, max_epochs=2, random_state=0).fit(X[:300], y[:300])
+    heads = ExitHeads((8,), cascade=True, max_epochs=2, random_state=0).fit(X[:300], y[:300])
     pipeline = recommended_pipeline(heads=heads, random_state=0).fit(X[300:], y[300:])
     assert pipeline["ensemble"].heads_.estimator is heads
     with pytest.raises(NotFittedError):
@@ -50,7 +50,7 @@ def test_clone_search_and_joblib(data, tmp_path):
     pipeline = clone(recommended_pipeline(random_state=0)).set_params(ensemble__heads__max_epochs=2)
     search = GridSearchCV(
         pipeline,
-        {"ensemble__heads__hidden": [0, 8], "policy__budget": [0.5, 0.6]},
+        {"ensemble__heads__hidden_layer_sizes": [(), (8,)], "policy__budget": [0.5, 0.6]},
         scoring=accuracy_and_cost(),
         refit=best_within(0.7),
         cv=2,

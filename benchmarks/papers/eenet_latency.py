@@ -89,7 +89,7 @@ def random_rows(backbone: Backbone, n_classes: int) -> tuple[ExitArray, np.ndarr
         X = ExitArray.from_array(np.asarray(cache.X), cache.layout)
     if isinstance(backbone.head, list):
         return X, y, None
-    heads = ExitHeads(256, max_epochs=2, batch_size=50, random_state=0).fit(X, y)
+    heads = ExitHeads((256,), max_epochs=2, batch_size=50, random_state=0).fit(X, y)
     return heads.transform(X), y, heads
 
 

@@ -195,7 +195,7 @@ def median_row(texts: list[str]) -> int:
 
 def train_heads(X: ExitArray, y: np.ndarray) -> ExitHeads:
     """Heads with a hidden layer, at the exits that have no logits."""
-    return ExitHeads(256, dropout=0.2, learning_rate=0.005, batch_size=512, random_state=0).fit(X, y)
+    return ExitHeads((256,), dropout=0.2, learning_rate=0.005, batch_size=512, random_state=0).fit(X, y)
 
 
 def kept(path: Path, train: Callable[[], ExitHeads]) -> ExitHeads:

@@ -63,7 +63,7 @@ ESTIMATORS: dict[str, Callable[[], Any]] = {
     "random": lambda: RandomExit(random_state=0),
     "ensemble": lambda: ExitEnsemble(),
     "heads": lambda: ExitHeads(solver="adam", random_state=0),
-    "heads, cascade": lambda: ExitHeads(64, cascade=True, random_state=0),
+    "heads, cascade": lambda: ExitHeads((64,), cascade=True, random_state=0),
 }
 
 

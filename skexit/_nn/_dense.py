@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -164,6 +165,31 @@ def weighted_scaling(
     return moments.scaling()
 
 
+def check_hidden_layer_sizes(sizes: Sequence[int], name: str) -> tuple[int, ...]:
+    """Widths of hidden layers that a user has given.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+    name : str
+        Of the parameter.
+
+    Returns
+    -------
+    tuple of int
+
+    Raises
+    ------
+    ValueError
+        If a width is not a positive integer.
+    """
+    if not all(isinstance(width, Integral) and width >= 1 for width in sizes):
+        raise ValueError(
+            f"{name}={sizes!r} must hold one positive integer for each hidden layer; () makes the networks linear."
+        )
+    return tuple(int(width) for width in sizes)
+
+
 def torch_generator(random_state: np.random.RandomState) -> torch.Generator:
     """A generator of its own, so that torch's global one neither matters nor changes."""
     import torch
@@ -183,6 +209,30 @@ def build(sizes: Sequence[int], generator: torch.Generator, negative_slope: floa
         nn.init.zeros_(layer.bias)
         layers += [layer, nn.LeakyReLU(negative_slope)]
     return nn.Sequential(*layers[:-1])
+
+
+def hidden_units(
+    network: torch.nn.Sequential, inputs: torch.Tensor, dropout: float, generator: torch.Generator
+) -> torch.Tensor:
+    """Units of the last hidden layer, where some of each hidden layer are left out.
+
+    Parameters
+    ----------
+    network : torch.nn.Sequential
+        Of `build`.
+    inputs : Tensor of shape (n_samples, n_inputs)
+    dropout : float
+        Share of the units that are left out.
+    generator : torch.Generator
+
+    Returns
+    -------
+    Tensor of shape (n_samples, n_hidden)
+        The inputs, where no layer is hidden.
+    """
+    for linear, rectifier in zip(network[:-1:2], network[1::2], strict=True):
+        inputs = drop_units(rectifier(linear(inputs)), dropout, generator)
+    return inputs
 
 
 def drop_units(hidden: torch.Tensor, dropout: float, generator: torch.Generator) -> torch.Tensor:

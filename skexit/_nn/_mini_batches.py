@@ -72,7 +72,7 @@ def train(
     targets: NDArray[Any],
     sample_weight: NDArray[np.float64],
     *,
-    hidden: Sequence[int],
+    hidden_layer_sizes: Sequence[int],
     n_outputs: int,
     training: Training,
     random_state: np.random.RandomState,
@@ -89,7 +89,7 @@ def train(
         Class indices, for the cross-entropy, or when `n_outputs` is 1 probabilities, for the
         binary cross-entropy.
     sample_weight : ndarray of shape (n_samples,)
-    hidden : sequence of int
+    hidden_layer_sizes : sequence of int
         Width of each hidden layer; none gives a linear network.
     n_outputs : int
     training : Training
@@ -109,7 +109,7 @@ def train(
     n_samples = len(targets)
     rows, held_out = split_rows(n_samples, training, random_state)
     mean, scale = scaling(read, rows, training.batch_size)
-    model = build([len(mean), *hidden, n_outputs], torch_generator(random_state))
+    model = build([len(mean), *hidden_layer_sizes, n_outputs], torch_generator(random_state))
     target_type = torch.float32 if n_outputs == 1 else torch.int64
 
     def read_scaled(batch: NDArray[np.int64]) -> torch.Tensor:

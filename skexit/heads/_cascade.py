@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from skexit._nn._dense import DenseNetwork, build, drop_units, to_dense, torch_generator
+from skexit._nn._dense import DenseNetwork, build, hidden_units, to_dense, torch_generator
 from skexit._nn._mini_batches import ReadRows, Training, add_offset, keep_in_memory, minimize, scaling
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def train_cascade(
     sample_weight: NDArray[np.float64],
     *,
     widths: Sequence[int],
-    hidden: int,
+    hidden_layer_sizes: Sequence[int],
     n_classes: int,
     dropout: float,
     training: Training,
@@ -32,7 +32,7 @@ def train_cascade(
     offset: ReadRows | None = None,
     description: str | None = None,
 ) -> list[DenseNetwork]:
-    """Train heads whose hidden layers see the features of their exit and the hidden layer before.
+    """Train heads whose hidden layers see the features of their exit and the last hidden layer before.
 
     The loss is the sum of the cross-entropies of all heads, so that an early layer also learns
     what later heads make use of.
@@ -47,8 +47,8 @@ def train_cascade(
     sample_weight : ndarray of shape (n_samples,)
     widths : sequence of int
         Features of each head.
-    hidden : int
-        Width of each hidden layer.
+    hidden_layer_sizes : sequence of int
+        Width of each hidden layer of a head; one or more.
     n_classes : int
     dropout : float
         Share of the hidden units that are left out at random in a step.
@@ -63,14 +63,14 @@ def train_cascade(
     Returns
     -------
     list of DenseNetwork, one a head
-        Of two layers. After the first, the inputs are the features and the hidden layer before.
+        After the first, the inputs are the features and the last hidden layer of the head before.
     """
     import torch
     from torch.nn import functional
 
     rows = np.arange(len(targets))
     mean, scale = scaling(read, rows, training.batch_size)
-    model = Cascade(widths, hidden, n_classes, dropout, torch_generator(random_state))
+    model = Cascade(widths, hidden_layer_sizes, n_classes, dropout, torch_generator(random_state))
 
     def read_scaled(batch: NDArray[np.int64]) -> torch.Tensor:
         return torch.as_tensor(np.clip((read(batch) - mean) / scale, -_LARGEST, _LARGEST), dtype=torch.float32)
@@ -101,11 +101,16 @@ class Cascade:
     """The network of all heads, in torch."""
 
     def __init__(
-        self, widths: Sequence[int], hidden: int, n_classes: int, dropout: float, generator: torch.Generator
+        self,
+        widths: Sequence[int],
+        hidden_layer_sizes: Sequence[int],
+        n_classes: int,
+        dropout: float,
+        generator: torch.Generator,
     ) -> None:
         self.widths = list(widths)
-        self.n_seen = [width + hidden * (k > 0) for k, width in enumerate(widths)]
-        self.heads = [build([n_seen, hidden, n_classes], generator) for n_seen in self.n_seen]
+        self.n_seen = [width + hidden_layer_sizes[-1] * (k > 0) for k, width in enumerate(widths)]
+        self.heads = [build([n_seen, *hidden_layer_sizes, n_classes], generator) for n_seen in self.n_seen]
         self.dropout = dropout
         self.generator = generator
 
@@ -115,7 +120,7 @@ class Cascade:
 
         hidden = features[:, :0].float()
         for head, own in zip(self.heads, features.split(self.widths, dim=1), strict=True):
-            hidden = drop_units(head[:-1](torch.cat([own.float(), hidden], dim=1)), self.dropout, self.generator)
+            hidden = hidden_units(head, torch.cat([own.float(), hidden], dim=1), self.dropout, self.generator)
             yield head[-1](hidden)
 
     def parameters(self) -> list[torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any, ClassVar, cast
@@ -13,7 +14,7 @@ from sklearn.base import clone
 from sklearn.utils import check_random_state
 from sklearn.utils.metaestimators import available_if
 
-from skexit._nn._dense import DenseNetwork
+from skexit._nn._dense import DenseNetwork, check_hidden_layer_sizes
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._arrays import enough_rows
 from skexit.data._estimator import cost_column
@@ -52,12 +53,13 @@ class ExitHeads(LogitsTransformer):
 
     Parameters
     ----------
-    hidden : int, default=0
-        Units in a hidden layer; 0 makes the heads linear.
+    hidden_layer_sizes : tuple of int, default=()
+        Width of each hidden layer of a head; ``()`` makes the heads linear, and ``(256,)`` gives them
+        one hidden layer.
     cascade : bool, default=False
-        Let the head at exit k see what the heads before it saw. With a hidden layer, that is the
-        hidden layer of the head before, and all heads are trained together; linear heads see the
-        features of all exits up to k.
+        Let the head at exit k see what the heads before it saw. With hidden layers, that is the
+        last hidden layer of the head before, and all heads are trained together; linear heads see
+        the features of all exits up to k.
     training : {"separate", "boosted", "weighted"}, default="separate"
         What the heads are trained for. ``"separate"``: each to be right on all samples.
         ``"boosted"``: each to add to half of what the heads before it say in sum, so that it learns
@@ -132,7 +134,7 @@ class ExitHeads(LogitsTransformer):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "hidden": [Interval(Integral, 0, None, closed="left")],
+        "hidden_layer_sizes": ["array-like"],
         "cascade": ["boolean"],
         "training": [StrOptions({"separate", "boosted", "weighted"})],
         "dropout": [Interval(Real, 0, 1, closed="left")],
@@ -150,7 +152,7 @@ class ExitHeads(LogitsTransformer):
 
     def __init__(
         self,
-        hidden: int = 0,
+        hidden_layer_sizes: Sequence[int] = (),
         *,
         cascade: bool = False,
         training: str = "separate",
@@ -166,7 +168,7 @@ class ExitHeads(LogitsTransformer):
         random_state: int | np.random.RandomState | None = None,
         verbose: bool = False,
     ) -> None:
-        self.hidden = hidden
+        self.hidden_layer_sizes = hidden_layer_sizes
         self.cascade = cascade
         self.training = training
         self.dropout = dropout
@@ -265,6 +267,7 @@ class ExitHeads(LogitsTransformer):
         is_first = self.fit_state_ is None
         used, known, labels, weight = validate_partial_data(self, X, y, classes, sample_weight, is_first=is_first)
         _check_two_classes(known)
+        settings = self._head_training()
         state = self.fit_state_ or PartialFit.start(check_random_state(self.random_state))
         state = state.next_call(weight)
         state, networks = train_further(
@@ -272,12 +275,12 @@ class ExitHeads(LogitsTransformer):
             labels,
             weight,
             state,
-            hidden=self.hidden,
+            hidden_layer_sizes=settings.hidden_layer_sizes,
             cascade=self.cascade,
             dropout=self.dropout,
             n_classes=len(known),
             learning_rate=self.learning_rate,
-            alpha=self._head_training().penalty(state.n_rows),
+            alpha=settings.penalty(state.n_rows),
             batch_size=self.batch_size,
         )
         self._keep(used, known, networks)
@@ -344,11 +347,11 @@ class ExitHeads(LogitsTransformer):
             Of the namespace and on the device of `features`.
         """
         network = self.networks_[k]
-        if self.cascade and not self.hidden:
+        if self.cascade and not len(self.hidden_layer_sizes):
             features = memory["seen"] = _side_by_side(memory.get("seen"), features)
         if network is None:
             return logits
-        if self.cascade and self.hidden:
+        if self.cascade and len(self.hidden_layer_sizes):
             hidden = memory["hidden"] = network.last_hidden(_side_by_side(features, memory.get("hidden")))
             return network.last_layer(hidden)
         if self.training == "boosted":
@@ -389,7 +392,9 @@ class ExitHeads(LogitsTransformer):
         return HeadTrainer(X, labels, weight, len(self.classes_), self._head_training(), random_state).train()
 
     def _head_training(self) -> HeadTraining:
-        return HeadTraining(**{field.name: getattr(self, field.name) for field in fields(HeadTraining)})
+        parameters = {field.name: getattr(self, field.name) for field in fields(HeadTraining)}
+        sizes = check_hidden_layer_sizes(self.hidden_layer_sizes, "hidden_layer_sizes")
+        return HeadTraining(**parameters | {"hidden_layer_sizes": sizes})
 
     def new_logits(self) -> list[int]:
         return [k for k, network in enumerate(self.networks_) if network is not None]

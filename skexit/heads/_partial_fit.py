@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skexit._nn._dense import DenseNetwork, Moments, build, drop_units, to_dense, torch_generator
+from skexit._nn._dense import DenseNetwork, Moments, build, hidden_units, to_dense, torch_generator
 from skexit._nn._mini_batches import batches, one_thread
 from skexit.data import ExitArray
 from skexit.data._validation import read_features
@@ -224,7 +224,7 @@ class SeparateNetworks:
         Width of each layer after the inputs.
     generator : torch.Generator
     dropout : float, default=0
-        Share of the units of the last hidden layer that are left out.
+        Share of the hidden units that are left out.
     """
 
     def __init__(
@@ -235,10 +235,7 @@ class SeparateNetworks:
 
     def __call__(self, inputs: torch.Tensor) -> Iterator[torch.Tensor]:
         for network, own in zip(self.networks, self.columns, strict=True):
-            seen = inputs[:, own]
-            if len(network) > 1:
-                seen = drop_units(network[:-1](seen), self.dropout, self.generator)
-            yield network[-1](seen)
+            yield network[-1](hidden_units(network, inputs[:, own], self.dropout, self.generator))
 
     def parameters(self) -> list[torch.Tensor]:
         """Weights and biases of all networks."""
@@ -258,7 +255,7 @@ def train_further(
     weight: NDArray[np.float64],
     state: PartialFit,
     *,
-    hidden: int,
+    hidden_layer_sizes: Sequence[int],
     cascade: bool,
     dropout: float,
     n_classes: int,
@@ -275,7 +272,7 @@ def train_further(
         Class indices.
     weight : ndarray of shape (n_samples,)
     state : PartialFit
-    hidden, cascade, dropout, learning_rate, alpha, batch_size
+    hidden_layer_sizes, cascade, dropout, learning_rate, alpha, batch_size
         As in :class:`skexit.ExitHeads`.
     n_classes : int
 
@@ -292,20 +289,19 @@ def train_further(
     trained = [k for k in range(X.layout.n_exits) if not X.layout.has_logits(k)]
     if not trained:
         return state, networks
-    read = list(range(trained[-1] + 1)) if cascade and not hidden else trained
+    read = list(range(trained[-1] + 1)) if cascade and not hidden_layer_sizes else trained
     features = np.concatenate([read_features(X, k) for k in read], axis=1)
     moments, inputs = state.standardise(features)
     random_state = state.random_state()
     generator = torch_generator(random_state)
     widths = [X.layout.n_features[k] for k in read]
     model: Cascade | SeparateNetworks
-    if cascade and hidden:
-        model = Cascade(widths, hidden, n_classes, dropout, generator)
+    if cascade and hidden_layer_sizes:
+        model = Cascade(widths, hidden_layer_sizes, n_classes, dropout, generator)
     else:
         ends = np.cumsum([0, *widths]).tolist()
         columns = [slice(0 if cascade else ends[read.index(k)], ends[read.index(k) + 1]) for k in trained]
-        layers = [hidden, n_classes] if hidden else [n_classes]
-        model = SeparateNetworks(columns, layers, generator, dropout)
+        model = SeparateNetworks(columns, [*hidden_layer_sizes, n_classes], generator, dropout)
     targets = torch.as_tensor(labels)
     relative_weight = state.relative(weight)
 

@@ -33,7 +33,7 @@ _FEWEST_EPOCHS, _MOST_EPOCHS = 10, 30
 class HeadTraining:
     """The parameters of ExitHeads that say how heads are trained, as they are described there."""
 
-    hidden: int
+    hidden_layer_sizes: tuple[int, ...]
     cascade: bool
     training: str
     dropout: float
@@ -46,12 +46,16 @@ class HeadTraining:
 
     def check(self) -> None:
         """Raise a ValueError where parameters contradict each other."""
-        if self.hidden and self.solver == "lbfgs":
-            raise ValueError(f"solver='lbfgs' fits linear heads only, but hidden={self.hidden}; use solver='adam'.")
-        if self.training == "boosted" and self.cascade and self.hidden:
+        if self.hidden_layer_sizes and self.solver == "lbfgs":
             raise ValueError(
-                f"training='boosted' trains one head after another, but cascade=True with hidden={self.hidden} trains "
-                "all together; use cascade=False, or hidden=0."
+                f"solver='lbfgs' fits linear heads only, but hidden_layer_sizes={self.hidden_layer_sizes}; use "
+                "solver='adam'."
+            )
+        if self.training == "boosted" and self.cascade and self.hidden_layer_sizes:
+            raise ValueError(
+                "training='boosted' trains one head after another, but cascade=True with "
+                f"hidden_layer_sizes={self.hidden_layer_sizes} trains all together; use cascade=False, or "
+                "hidden_layer_sizes=()."
             )
         if self.training == "weighted" and self.cascade:
             raise ValueError("training='weighted' trains heads that see their own exit only; use cascade=False.")
@@ -109,8 +113,8 @@ class HeadTrainer:
         offset: ReadRows | None = None
         groups = self._trained_together()
         for exits in tqdm(groups, desc="heads", unit="exit", disable=not self.settings.verbose, leave=False):
-            if self.settings.hidden:
-                trained = self._train_hidden(exits, offset)
+            if self.settings.hidden_layer_sizes:
+                trained = self._train_with_hidden_layers(exits, offset)
             else:
                 trained = [self._train_linear(exits[0], offset)]
             for k, network in zip(exits, trained, strict=True):
@@ -123,7 +127,7 @@ class HeadTrainer:
         """Exits without logits, those together whose heads are trained together."""
         without_logits = [k for k in range(self.X.layout.n_exits) if not self.X.layout.has_logits(k)]
         # A hidden layer that goes on to the next exit is trained with the exits that see it.
-        if self.settings.hidden and self.settings.cascade and without_logits:
+        if self.settings.hidden_layer_sizes and self.settings.cascade and without_logits:
             return [without_logits]
         return [[k] for k in without_logits]
 
@@ -153,7 +157,7 @@ class HeadTrainer:
             lambda rows: self._inputs(k, rows),
             self.labels,
             self.weight,
-            hidden=[],
+            hidden_layer_sizes=(),
             n_outputs=self.n_classes,
             training=self.settings.by_mini_batches(len(self.X)),
             random_state=self.random_state,
@@ -175,13 +179,13 @@ class HeadTrainer:
         """Exits whose features the head at exit `k` sees."""
         return range(0 if self.settings.cascade else k, k + 1)
 
-    def _train_hidden(self, exits: list[int], offset: ReadRows | None) -> list[DenseNetwork]:
+    def _train_with_hidden_layers(self, exits: list[int], offset: ReadRows | None) -> list[DenseNetwork]:
         return train_cascade(
             lambda rows: np.concatenate([read_features(self.X, k, rows) for k in exits], axis=1),
             self.labels,
             self.weight,
             widths=[self.X.layout.n_features[k] for k in exits],
-            hidden=self.settings.hidden,
+            hidden_layer_sizes=self.settings.hidden_layer_sizes,
             n_classes=self.n_classes,
             dropout=self.settings.dropout,
             training=self.settings.by_mini_batches(len(self.X)),
@@ -195,7 +199,7 @@ class HeadTrainer:
             self.X,
             self.labels,
             self.weight,
-            hidden=self.settings.hidden,
+            hidden_layer_sizes=self.settings.hidden_layer_sizes,
             n_classes=self.n_classes,
             dropout=self.settings.dropout,
             training=self.settings.by_mini_batches(len(self.X)),

@@ -31,7 +31,7 @@ def train_weighted(
     labels: NDArray[np.int64],
     sample_weight: NDArray[np.float64],
     *,
-    hidden: int,
+    hidden_layer_sizes: Sequence[int],
     n_classes: int,
     dropout: float,
     training: Training,
@@ -47,8 +47,8 @@ def train_weighted(
     labels : ndarray of shape (n_samples,)
         Class indices.
     sample_weight : ndarray of shape (n_samples,)
-    hidden : int
-        Units in a hidden layer of each head; 0 makes the heads linear.
+    hidden_layer_sizes : sequence of int
+        Width of each hidden layer of a head; none makes the heads linear.
     n_classes : int
     dropout : float
         Share of the hidden units that are left out at random in a step.
@@ -62,7 +62,7 @@ def train_weighted(
     list of DenseNetwork or None, one an exit
         None where an exit keeps its own logits.
     """
-    trainer = _WeightedTrainer(X, labels, sample_weight, hidden, n_classes, dropout, training, random_state)
+    trainer = _WeightedTrainer(X, labels, sample_weight, hidden_layer_sizes, n_classes, dropout, training, random_state)
     if trainer.trained:
         with one_thread():
             trainer.fit(description)
@@ -77,7 +77,7 @@ class _WeightedTrainer:
         X: ExitArray,
         labels: NDArray[np.int64],
         sample_weight: NDArray[np.float64],
-        hidden: int,
+        hidden_layer_sizes: Sequence[int],
         n_classes: int,
         dropout: float,
         training: Training,
@@ -96,8 +96,8 @@ class _WeightedTrainer:
         self.widths = [n_features[k] if k in self.scaling else X.layout.n_logits[k] for k in range(n_exits)]
         self.inputs = keep_in_memory(self._read, len(X), sum(self.widths))
         self.generator = torch_generator(random_state)
-        layers = [hidden] if hidden else []
-        self.heads = {k: build([n_features[k], *layers, n_classes], self.generator) for k in self.trained}
+        layers = [*hidden_layer_sizes, n_classes]
+        self.heads = {k: build([n_features[k], *layers], self.generator) for k in self.trained}
         self.weighting = build([n_exits, _HIDDEN, n_exits], self.generator)
 
     def fit(self, description: str | None) -> None:
@@ -201,10 +201,10 @@ class _WeightedTrainer:
     def _head_logits(self, parameters: list[torch.Tensor], inputs: torch.Tensor, dropout: float) -> torch.Tensor:
         from torch.nn import functional
 
-        *hidden, weight, bias = parameters
-        if hidden:
-            inputs = drop_units(functional.relu(functional.linear(inputs, *hidden)), dropout, self.generator)
-        return functional.linear(inputs, weight, bias)
+        *hidden, last = zip(parameters[::2], parameters[1::2], strict=True)
+        for weight, bias in hidden:
+            inputs = drop_units(functional.relu(functional.linear(inputs, weight, bias)), dropout, self.generator)
+        return functional.linear(inputs, *last)
 
     def _find_scaling(self, k: int) -> tuple[NDArray[Any], NDArray[Any]]:
         return scaling(lambda rows: read_features(self.X, k, rows), np.arange(len(self.X)), self.training.batch_size)

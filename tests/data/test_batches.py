@@ -116,7 +116,9 @@ def test_few_rows_are_read_at_a_time(template, data, monkeypatch):
     assert 0 < source.most <= 10
 
 
-@pytest.mark.parametrize("options", [{}, {"cascade": True}, {"hidden": 3, "cascade": True}, {"calibrated": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"cascade": True}, {"hidden_layer_sizes": (3,), "cascade": True}, {"calibrated": True}]
+)
 def test_cross_fitted_logits_are_the_same_when_they_are_read_later(options, data, monkeypatch):
     X, y = features_only(data[0]), data[1]
     weight = np.where(np.arange(N_ROWS) % 7 == 0, 0.0, 1.0)

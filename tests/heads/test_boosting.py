@@ -14,11 +14,11 @@ from skexit import ExitHeads, stack_exits
 from skexit.heads._boosting import PREDICTION_REWEIGHTING, fit_addition
 from skexit.uncertainty import fit_temperature
 
-HIDDEN = pytest.mark.parametrize("hidden", [0, 5])
+HIDDEN = pytest.mark.parametrize("sizes", [(), (5,), (5, 4)], ids=str)
 
 
-def boosted(hidden=0, **parameters):
-    return ExitHeads(hidden, training="boosted", max_epochs=2, random_state=0, **parameters)
+def boosted(hidden_layer_sizes=(), **parameters):
+    return ExitHeads(hidden_layer_sizes, training="boosted", max_epochs=2, random_state=0, **parameters)
 
 
 def complementary(n_samples=900, seed=0):
@@ -75,11 +75,11 @@ class TestAddition:
 class TestSum:
     @HIDDEN
     @pytest.mark.parametrize("own", [(), (1,), (0, 2)], ids=str)
-    def test_is_half_the_sum_before_and_the_head(self, hidden, own):
+    def test_is_half_the_sum_before_and_the_head(self, sizes, own):
         """An exit that has logits keeps them, and does not enter the sum."""
         X, y = make_features(150)
         X = stack_exits([X.logits(2) if k in own else None for k in range(3)], [X.features(k) for k in range(3)])
-        heads = boosted(hidden).fit(X, y)
+        heads = boosted(sizes).fit(X, y)
         added = heads.transform(X)
         total = np.zeros((len(y), 3))
         for k, network in enumerate(heads.networks_):
@@ -106,14 +106,16 @@ class TestSum:
         assert abs(one.transform(X).logits(1) - other.transform(X).logits(1)).max() > 0.1
 
     @HIDDEN
-    def test_each_head_is_trained_on_the_sum_of_all_rows(self, hidden, monkeypatch):
+    def test_each_head_is_trained_on_the_sum_of_all_rows(self, sizes, monkeypatch):
         """Row numbers of batches are those of the offset."""
         X, y = make_features(own_logits=False)
-        expected = np.asarray(boosted(hidden).fit(X, y).transform(X))
+        expected = np.asarray(boosted(sizes).fit(X, y).transform(X))
         monkeypatch.setattr(skexit.data._arrays, "BATCH_ROWS", 17)
-        np.testing.assert_allclose(np.asarray(boosted(hidden).fit(X, y).transform(X)), expected, rtol=1e-6)
+        np.testing.assert_allclose(np.asarray(boosted(sizes).fit(X, y).transform(X)), expected, rtol=1e-6)
 
-    @pytest.mark.parametrize("options", [{}, {"solver": "adam", "max_epochs": 2}, {"hidden": 8, "max_epochs": 2}])
+    @pytest.mark.parametrize(
+        "options", [{}, {"solver": "adam", "max_epochs": 2}, {"hidden_layer_sizes": (8,), "max_epochs": 2}]
+    )
     def test_what_heads_say_need_not_be_kept(self, options, monkeypatch):
         X, y = make_features(own_logits=False)
         heads = ExitHeads(training="boosted", random_state=0, **options)
@@ -122,10 +124,10 @@ class TestSum:
         np.testing.assert_allclose(np.asarray(heads.fit(X, y).transform(X)), expected, rtol=1e-6)
 
     @HIDDEN
-    def test_samples_may_leave(self, hidden):
+    def test_samples_may_leave(self, sizes):
         """What is remembered of the samples that are left gives the logits of ``transform``."""
         X, y = make_features(own_logits=False)
-        heads = boosted(hidden).fit(X, y)
+        heads = boosted(sizes).fit(X, y)
         rows, memory = np.arange(len(y)), {}
         for k in range(3):
             found = heads.exit_logits(k, None, X.features(k, rows), memory)
@@ -134,7 +136,9 @@ class TestSum:
 
 
 class TestAccuracy:
-    @pytest.mark.parametrize("options", [{}, {"solver": "adam", "max_epochs": 20}, {"hidden": 8, "max_epochs": 20}])
+    @pytest.mark.parametrize(
+        "options", [{}, {"solver": "adam", "max_epochs": 20}, {"hidden_layer_sizes": (8,), "max_epochs": 20}]
+    )
     def test_later_exits_know_what_earlier_saw(self, options):
         (X, y), (new, new_y) = complementary(), complementary(seed=1)
         accuracy = {
@@ -148,7 +152,7 @@ class TestAccuracy:
         assert accuracy["boosted"][1] > accuracy["separate"][1] + 0.06
         assert accuracy["boosted"][2] > accuracy["separate"][2] + 0.1
 
-    @pytest.mark.parametrize("options", [{}, {"solver": "adam"}, {"hidden": 8}], ids=str)
+    @pytest.mark.parametrize("options", [{}, {"solver": "adam"}, {"hidden_layer_sizes": (8,)}], ids=str)
     def test_a_head_that_sees_nothing_new_adds_what_halving_took(self, options):
         X, y = make_features(600)
         same = stack_exits(features=[X.features(0)] * 3)
@@ -176,7 +180,7 @@ class TestRows:
         for k in range(3):
             np.testing.assert_allclose(*(log_softmax(Z.logits(k), axis=1) for Z in (weighted, expected)), atol=5e-3)
 
-    @pytest.mark.parametrize("options", [{}, {"solver": "adam"}, {"hidden": 5}], ids=str)
+    @pytest.mark.parametrize("options", [{}, {"solver": "adam"}, {"hidden_layer_sizes": (5,)}], ids=str)
     def test_cross_fitted_logits_are_those_of_the_folds(self, options):
         X, y = make_features()
         folds = [(np.arange(120), np.arange(120, 240)), (np.arange(120, 240), np.arange(120))]
@@ -216,12 +220,12 @@ class TestRows:
 
 class TestCalibrated:
     @HIDDEN
-    def test_divides_the_sum_at_each_exit(self, hidden):
+    def test_divides_the_sum_at_each_exit(self, sizes):
         """And not what later heads add to."""
         X, y = make_features(own_logits=False)
-        raw = boosted(hidden, cv=3)
+        raw = boosted(sizes, cv=3)
         cross_fitted = raw.fit_transform(X, y)
-        heads = boosted(hidden, cv=3, calibrated=True)
+        heads = boosted(sizes, cv=3, calibrated=True)
         found = heads.fit_transform(X, y)
         for k in range(3):
             temperature = fit_temperature(cross_fitted.logits(k), y)
@@ -232,7 +236,7 @@ class TestCalibrated:
 def test_heads_that_are_trained_together_are_refused():
     with pytest.raises(
         ValueError,
-        match=r"^training='boosted' trains one head after another, but cascade=True with hidden=5 trains all together; "
-        r"use cascade=False, or hidden=0\.$",
+        match=r"^training='boosted' trains one head after another, but cascade=True with hidden_layer_sizes=\(5,\) "
+        r"trains all together; use cascade=False, or hidden_layer_sizes=\(\)\.$",
     ):
-        boosted(5, cascade=True).fit(*make_features())
+        boosted((5,), cascade=True).fit(*make_features())

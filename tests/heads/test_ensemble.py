@@ -142,7 +142,7 @@ class TestTransformer:
 
     def test_lazy_and_at_once_are_the_same(self, data, monkeypatch):
         X, y = data
-        for transformer in (ExitEnsemble(), ExitEnsemble(ExitHeads(8, cascade=True, max_epochs=2, random_state=0))):
+        for transformer in (ExitEnsemble(), ExitEnsemble(ExitHeads((8,), cascade=True, max_epochs=2, random_state=0))):
             fitted = transformer.fit(without_logits(X), y)
             at_once = np.asarray(fitted.transform(without_logits(X)))
             monkeypatch.setattr(skexit.data._lazy, "LARGEST_BYTES", 0)

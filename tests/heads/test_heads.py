@@ -1,5 +1,7 @@
 """ExitHeads: what the heads are, what they see, and that no row's logits come from itself."""
 
+import re
+
 import joblib
 import numpy as np
 import pandas as pd
@@ -222,8 +224,22 @@ class TestCosts:
             ("MACs", {}, (3 * 4, 3 * 4 + 5 * 4, 3 * 4 + 5 * 4)),
             ("FLOPs", {}, (2 * 12, 2 * 32, 2 * 32)),
             ("MACs", {"cascade": True}, (12, 12 + (3 + 5) * 4, 12 + 8 * 4)),
-            ("MACs", {"hidden": 7, "max_epochs": 1}, (3 * 7 + 7 * 4, 49 + 5 * 7 + 7 * 4, 49 + 63)),
-            ("FLOPs", {"hidden": 7, "cascade": True, "max_epochs": 1}, (98, 98 + 2 * ((5 + 7) * 7 + 7 * 4), 98 + 224)),
+            ("MACs", {"hidden_layer_sizes": (7,), "max_epochs": 1}, (3 * 7 + 7 * 4, 49 + 5 * 7 + 7 * 4, 49 + 63)),
+            (
+                "FLOPs",
+                {"hidden_layer_sizes": (7,), "cascade": True, "max_epochs": 1},
+                (98, 98 + 2 * ((5 + 7) * 7 + 7 * 4), 98 + 224),
+            ),
+            (
+                "MACs",
+                {"hidden_layer_sizes": (7, 6), "max_epochs": 1},
+                (3 * 7 + 7 * 6 + 6 * 4, 87 + 5 * 7 + 7 * 6 + 6 * 4, 87 + 101),
+            ),
+            (
+                "MACs",
+                {"hidden_layer_sizes": (7, 6), "cascade": True, "max_epochs": 1},
+                (87, 87 + (5 + 6) * 7 + 7 * 6 + 6 * 4, 87 + 143),
+            ),
             ("ms", {}, (0, 0, 0)),
             ("joules", {}, (0, 0, 0)),
         ],
@@ -261,25 +277,29 @@ class TestAdam:
         y = (features.prod(axis=1) > 0).astype(int)
         X = stack_exits(features=[features, features])
         accuracy = {
-            hidden: (ExitHeads(hidden, random_state=0, cv=3).fit_transform(X, y).logits(0).argmax(axis=1) == y).mean()
-            for hidden in (0, 16)
+            sizes: (ExitHeads(sizes, random_state=0, cv=3).fit_transform(X, y).logits(0).argmax(axis=1) == y).mean()
+            for sizes in ((), (16,))
         }
-        assert accuracy[0] < 0.65
-        assert accuracy[16] > 0.9
+        assert accuracy[()] < 0.65
+        assert accuracy[16,] > 0.9
 
     def test_same_seed_same_logits(self):
         X, y = make_features()
-        outputs = [np.asarray(ExitHeads(4, max_epochs=2, random_state=seed).fit_transform(X, y)) for seed in (0, 0, 1)]
+        outputs = [
+            np.asarray(ExitHeads((4,), max_epochs=2, random_state=seed).fit_transform(X, y)) for seed in (0, 0, 1)
+        ]
         np.testing.assert_array_equal(outputs[0], outputs[1])
         assert not np.array_equal(outputs[0], outputs[2])
 
     def test_lbfgs_has_no_hidden_layer(self):
-        with pytest.raises(ValueError, match=r"solver='lbfgs' fits linear heads only, but hidden=3; use solver='adam'"):
-            ExitHeads(3, solver="lbfgs").fit(*make_features())
+        with pytest.raises(
+            ValueError, match=r"solver='lbfgs' fits linear heads only, but hidden_layer_sizes=\(3,\); use solver='adam'"
+        ):
+            ExitHeads((3,), solver="lbfgs").fit(*make_features())
 
 
 class TestCascade:
-    """Heads with a hidden layer that goes on to the next exit."""
+    """Heads whose last hidden layer goes on to the next exit."""
 
     @staticmethod
     def slow_logits(heads, X):
@@ -291,17 +311,23 @@ class TestCascade:
                 if network is None:
                     logits.append(X.logits(k, [row])[0])
                     continue
-                inputs = np.concatenate([X.features(k, [row])[0], hidden])
-                hidden = np.maximum(inputs @ network.weights[0] + network.biases[0], 0)
-                logits.append(hidden @ network.weights[1] + network.biases[1])
+                hidden = np.concatenate([X.features(k, [row])[0], hidden])
+                *layers, last = zip(network.weights, network.biases, strict=True)
+                for weights, biases in layers:
+                    hidden = np.maximum(hidden @ weights + biases, 0)
+                logits.append(hidden @ last[0] + last[1])
             rows.append(logits)
         return np.array(rows)
 
     @pytest.mark.parametrize("own", [(2,), (1,), ()], ids=str)
-    def test_is_the_recurrence(self, own):
+    @pytest.mark.parametrize("sizes", [(6,), (6, 4), (4, 5, 3)], ids=str)
+    def test_is_the_recurrence(self, own, sizes):
         X, y = make_features()
         X = stack_exits([X.logits(2) if k in own else None for k in range(3)], [X.features(k) for k in range(3)])
-        heads = ExitHeads(6, cascade=True, max_epochs=2, random_state=0).fit(X, y)
+        heads = ExitHeads(sizes, cascade=True, max_epochs=2, random_state=0).fit(X, y)
+        assert [[len(bias) for bias in network.biases] for network in heads.networks_ if network is not None] == [
+            [*sizes, 3]
+        ] * (3 - len(own))
         found = heads.transform(X)
         expected = self.slow_logits(heads, X)
         for k in range(3):
@@ -315,7 +341,7 @@ class TestCascade:
         X = stack_exits(features=[features[:, :1], features[:, 1:]])
         accuracy = {
             cascade: (
-                ExitHeads(32, cascade=cascade, random_state=0).fit(X[:1000], y[:1000]).transform(X[1000:]).logits(1)
+                ExitHeads((32,), cascade=cascade, random_state=0).fit(X[:1000], y[:1000]).transform(X[1000:]).logits(1)
             ).argmax(axis=1)
             == y[1000:]
             for cascade in (False, True)
@@ -325,7 +351,7 @@ class TestCascade:
 
     def test_later_features_do_not_matter_once_trained(self):
         X, y = make_features()
-        heads = ExitHeads(6, cascade=True, max_epochs=2, random_state=0).fit(X, y)
+        heads = ExitHeads((6,), cascade=True, max_epochs=2, random_state=0).fit(X, y)
         changed = stack_exits([None, None, X.logits(2)], [X.features(0), 0 * X.features(1), X.features(2)])
         one, other = heads.transform(X), heads.transform(changed)
         np.testing.assert_array_equal(one.logits(0), other.logits(0))
@@ -333,7 +359,7 @@ class TestCascade:
 
     def test_half_precision_where_features_are_too_large_for_single(self, monkeypatch):
         X, y = make_features()
-        heads = ExitHeads(6, cascade=True, max_epochs=5, random_state=0)
+        heads = ExitHeads((6,), cascade=True, max_epochs=5, random_state=0)
         single = heads.fit(X, y).transform(X).logits(1)
         n_trained = sum(X.layout.n_features[k] for k in range(2))
         monkeypatch.setattr(skexit._nn._mini_batches, "_IN_MEMORY_BYTES", 2 * len(y) * n_trained)
@@ -347,7 +373,7 @@ class TestCascade:
         values = np.asarray(X).astype(np.float32)
         values[:, 0] = np.r_[6e4, np.zeros(1999)]
         monkeypatch.setattr(skexit._nn._mini_batches, "_IN_MEMORY_BYTES", 2 * values.size)
-        heads = ExitHeads(4, cascade=True, max_epochs=1, random_state=0)
+        heads = ExitHeads((4,), cascade=True, max_epochs=1, random_state=0)
         far = ExitArray.from_array(values, X.layout)
         assert np.isfinite(np.asarray(heads.fit_transform(far, y))).all()
 
@@ -359,7 +385,7 @@ class TestDropout:
         losses = {
             dropout: np.mean([
                 log_loss(new_y, as_softmax(
-                    ExitHeads(64, dropout=dropout, alpha=0, max_epochs=60, random_state=seed)
+                    ExitHeads((64,), dropout=dropout, alpha=0, max_epochs=60, random_state=seed)
                     .fit(X, y).transform(new).logits(0)
                 ))
                 for seed in range(3)
@@ -373,7 +399,7 @@ class TestDropout:
         X, y = make_features()
         state = torch.get_rng_state()
         outputs = [
-            np.asarray(ExitHeads(4, cascade=True, dropout=0.5, max_epochs=2, random_state=0).fit(X, y).transform(X))
+            np.asarray(ExitHeads((4,), cascade=True, dropout=0.5, max_epochs=2, random_state=0).fit(X, y).transform(X))
             for _ in range(2)
         ]
         np.testing.assert_array_equal(*outputs)
@@ -381,11 +407,13 @@ class TestDropout:
 
     def test_is_a_share(self):
         with pytest.raises(ValueError, match="The 'dropout' parameter of ExitHeads must be"):
-            ExitHeads(4, dropout=1.0).fit(*make_features())
+            ExitHeads((4,), dropout=1.0).fit(*make_features())
 
 
 class TestCalibrate:
-    @pytest.mark.parametrize("options", [{}, {"hidden": 32, "cascade": True, "max_epochs": 60, "alpha": 0}], ids=str)
+    @pytest.mark.parametrize(
+        "options", [{}, {"hidden_layer_sizes": (32,), "cascade": True, "max_epochs": 60, "alpha": 0}], ids=str
+    )
     def test_divides_by_the_temperature_of_cross_fitted_logits(self, options):
         X, y = make_features(own_logits=False)
         raw = ExitHeads(random_state=0, cv=3, **options)
@@ -405,7 +433,7 @@ class TestCalibrate:
             calibrated: log_loss(
                 new_y,
                 as_softmax(
-                    ExitHeads(64, alpha=0, max_epochs=60, calibrated=calibrated, random_state=0)
+                    ExitHeads((64,), alpha=0, max_epochs=60, calibrated=calibrated, random_state=0)
                     .fit(X, y)
                     .transform(new)
                     .logits(0)
@@ -427,19 +455,19 @@ class TestAuto:
         given = ExitHeads(alpha=0.5, max_epochs=2)._head_training().by_mini_batches(n_rows)
         assert (given.alpha, given.max_epochs) == (0.5, 2)
 
-    @pytest.mark.parametrize("hidden", [0, 3])
-    def test_is_what_few_rows_had(self, hidden):
+    @pytest.mark.parametrize("sizes", [(), (3,)], ids=str)
+    def test_is_what_few_rows_had(self, sizes):
         X, y = make_features()
-        given = ExitHeads(hidden, alpha=3e-3, max_epochs=30, random_state=0).fit(X, y).transform(X)
-        np.testing.assert_array_equal(ExitHeads(hidden, random_state=0).fit(X, y).transform(X), given)
+        given = ExitHeads(sizes, alpha=3e-3, max_epochs=30, random_state=0).fit(X, y).transform(X)
+        np.testing.assert_array_equal(ExitHeads(sizes, random_state=0).fit(X, y).transform(X), given)
 
 
 class TestLargeData:
-    @pytest.mark.parametrize("hidden", [0, 4])
+    @pytest.mark.parametrize("sizes", [(), (4,)], ids=str)
     @pytest.mark.parametrize("cascade", [False, True])
-    def test_reading_batches_gives_the_same_as_memory(self, monkeypatch, hidden, cascade):
+    def test_reading_batches_gives_the_same_as_memory(self, monkeypatch, sizes, cascade):
         X, y = make_features()
-        heads = ExitHeads(hidden, cascade=cascade, solver="adam", max_epochs=2, cv=2, random_state=0)
+        heads = ExitHeads(sizes, cascade=cascade, solver="adam", max_epochs=2, cv=2, random_state=0)
         expected = np.asarray(heads.fit_transform(X, y))
         monkeypatch.setattr(skexit._nn._mini_batches, "_IN_MEMORY_BYTES", 0)
         monkeypatch.setattr(skexit.data._arrays, "BATCH_ROWS", 17)
@@ -572,7 +600,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         "parameters",
         [
-            {"hidden": -1},
+            {"hidden_layer_sizes": 8},
             {"solver": "sgd"},
             {"training": "both"},
             {"alpha": -1},
@@ -586,13 +614,28 @@ class TestErrors:
         with pytest.raises(ValueError, match=rf"The '{next(iter(parameters))}' parameter of ExitHeads must be"):
             ExitHeads(**parameters).fit(*make_features())
 
+    @pytest.mark.parametrize("sizes", [(0,), (8.5,), ("8",)], ids=str)
+    @pytest.mark.parametrize("method", ["fit", "partial_fit"])
+    def test_hidden_layer_sizes(self, sizes, method):
+        message = f"hidden_layer_sizes={sizes!r} must hold one positive integer for each hidden layer; () makes"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            getattr(ExitHeads(sizes), method)(*make_features())
 
-@pytest.mark.parametrize("hidden", [0, 4])
-def test_verbose_shows_progress(hidden, capsys):
+    def test_hidden_layer_sizes_may_be_an_array(self):
+        X, y = make_features()
+        found, expected = (
+            np.asarray(ExitHeads(sizes, cascade=True, max_epochs=1, random_state=0).fit(X, y).transform(X))
+            for sizes in (np.array([4, 3]), (4, 3))
+        )
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("sizes", [(), (4,)], ids=str)
+def test_verbose_shows_progress(sizes, capsys):
     X, y = make_features()
-    ExitHeads(hidden, max_epochs=1).fit(X, y)
+    ExitHeads(sizes, max_epochs=1).fit(X, y)
     assert capsys.readouterr().err == ""
-    ExitHeads(hidden, max_epochs=1, verbose=True).fit(X, y)
+    ExitHeads(sizes, max_epochs=1, verbose=True).fit(X, y)
     assert "heads:" in capsys.readouterr().err
 
 

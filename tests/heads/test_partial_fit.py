@@ -15,8 +15,9 @@ from skexit import ExitHeads, stack_exits
 CLASSES = [0, 1, 2]
 HEADS = [
     ExitHeads(random_state=0),
-    ExitHeads(8, dropout=0.1, random_state=0),
-    ExitHeads(8, cascade=True, random_state=0),
+    ExitHeads((8,), dropout=0.1, random_state=0),
+    ExitHeads((8, 5), cascade=True, dropout=0.1, random_state=0),
+    ExitHeads((8,), cascade=True, random_state=0),
 ]
 
 

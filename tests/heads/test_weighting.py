@@ -13,15 +13,15 @@ from skexit.heads._weighting import _WeightedTrainer, confident_exits
 
 torch = pytest.importorskip("torch")
 
-HIDDEN = pytest.mark.parametrize("hidden", [0, 3])
+HIDDEN = pytest.mark.parametrize("sizes", [(), (3,), (4, 3)], ids=str)
 
 
-def make_trainer(hidden=0, n_samples=12, weight=None, own=(2,), seed=0):
+def make_trainer(sizes=(), n_samples=12, weight=None, own=(2,), seed=0):
     """In double precision, so that it can be differentiated numerically."""
     X, y = make_features(n_samples)
     X = stack_exits([X.logits(2) if k in own else None for k in range(3)], [X.features(k) for k in range(3)])
     weight = np.random.default_rng(seed).uniform(0.5, 2, size=n_samples) if weight is None else weight
-    trainer = _WeightedTrainer(X, y, weight, hidden, 3, 0.0, Training(0.5, 0.0, 1, 4), np.random.RandomState(seed))
+    trainer = _WeightedTrainer(X, y, weight, sizes, 3, 0.0, Training(0.5, 0.0, 1, 4), np.random.RandomState(seed))
     read = trainer.inputs
     trainer.inputs = lambda rows: read(rows).double()
     trainer.sample_weight = trainer.sample_weight.double()
@@ -86,7 +86,7 @@ class TestLeaving:
 class TestWeights:
     @pytest.mark.parametrize("scale", [1e-2, 1.0, 1e3])
     def test_are_bounded_and_one_on_average(self, scale):
-        trainer, _, _ = make_trainer(40)
+        trainer, _, _ = make_trainer((40,))
         rows, generator = np.arange(9), torch.Generator().manual_seed(0)
         losses = scale * torch.rand(9, 3, generator=generator, dtype=torch.float64)
         for parameter in trainer.weighting.parameters():
@@ -99,8 +99,8 @@ class TestWeights:
         assert weights.std() > 0
 
     @HIDDEN
-    def test_weigh_the_losses(self, hidden):
-        trainer, X, y = make_trainer(hidden)
+    def test_weigh_the_losses(self, sizes):
+        trainer, X, y = make_trainer(sizes)
         rows = np.array([3, 0, 7, 11, 5])
         weights, loss = slow_weighted_loss(trainer, X, y, rows, trainer.networks())
         assert trainer.weighted_loss(rows).item() == pytest.approx(loss, rel=1e-5)
@@ -126,8 +126,8 @@ class TestMetaLoss:
 
     @HIDDEN
     @pytest.mark.parametrize("own", [(2,), (0,), ()], ids=str)
-    def test_is_that_of_the_samples_that_leave_after_a_step(self, hidden, own):
-        trainer, X, y = make_trainer(hidden, own=own)
+    def test_is_that_of_the_samples_that_leave_after_a_step(self, sizes, own):
+        trainer, X, y = make_trainer(sizes, own=own)
         gradients = torch.autograd.grad(trainer.weighted_loss(self.TRAIN), trainer.parameters())
         found = trainer.meta_loss(self.TRAIN, self.META).item()
         for parameter, gradient in zip(trainer.parameters(), gradients, strict=True):
@@ -145,8 +145,8 @@ class TestMetaLoss:
         assert found == pytest.approx(expected, rel=1e-5)
 
     @HIDDEN
-    def test_gradient_is_that_of_finite_differences(self, hidden):
-        trainer, _, _ = make_trainer(hidden)
+    def test_gradient_is_that_of_finite_differences(self, sizes):
+        trainer, _, _ = make_trainer(sizes)
         parameters = list(trainer.weighting.parameters())
         gradients = torch.autograd.grad(trainer.meta_loss(self.TRAIN, self.META), parameters)
         generator, step = torch.Generator().manual_seed(1), 1e-5
@@ -183,12 +183,12 @@ class TestMetaLoss:
 
 class TestHeads:
     @HIDDEN
-    def test_are_nearly_as_good_as_separate_ones(self, hidden):
+    def test_are_nearly_as_good_as_separate_ones(self, sizes):
         """Weights are between 0.2 and 1.8, so that no head learns something else altogether."""
         (X, y), (new, new_y) = make_features(900), make_features(900, seed=1)
         losses = {}
         for training in ("separate", "weighted"):
-            added = ExitHeads(hidden, training=training, random_state=0).fit(X, y).transform(new)
+            added = ExitHeads(sizes, training=training, random_state=0).fit(X, y).transform(new)
             losses[training] = [-log_softmax(added.logits(k), axis=1)[np.arange(900), new_y].mean() for k in (0, 1)]
         np.testing.assert_allclose(losses["weighted"], losses["separate"], atol=0.1)
         assert losses["weighted"] != losses["separate"]
@@ -203,11 +203,11 @@ class TestHeads:
             assert loss == pytest.approx(least, abs=0.02)
 
     @HIDDEN
-    def test_sample_weights_count(self, hidden):
+    def test_sample_weights_count(self, sizes):
         """The mean probability of a class is its share of the weight."""
         X, y = make_features(600, n_classes=2)
         weight = np.where(y == 0, 8.0, 1.0)
-        added = ExitHeads(hidden, training="weighted", random_state=0, alpha=0).fit(X, y, weight).transform(X)
+        added = ExitHeads(sizes, training="weighted", random_state=0, alpha=0).fit(X, y, weight).transform(X)
         for k in (0, 1):
             probability = np.exp(log_softmax(added.logits(k), axis=1))[:, 0]
             assert np.average(probability, weights=weight) == pytest.approx(
@@ -222,8 +222,8 @@ class TestHeads:
         expected = heads.fit_transform(X[used], y[used])
         np.testing.assert_allclose(np.asarray(found)[used], np.asarray(expected))
 
-    @pytest.mark.parametrize("hidden", [0, 4])
-    def test_neither_torchs_seed_nor_its_threads_matter(self, hidden):
+    @pytest.mark.parametrize("sizes", [(), (4,)], ids=str)
+    def test_neither_torchs_seed_nor_its_threads_matter(self, sizes):
         X, y = make_features()
         n_threads, outputs = torch.get_num_threads(), []
         try:
@@ -231,14 +231,14 @@ class TestHeads:
                 torch.manual_seed(seed)
                 torch.set_num_threads(threads)
                 state = torch.get_rng_state()
-                heads = ExitHeads(hidden, training="weighted", dropout=0.3, max_epochs=2, random_state=0)
+                heads = ExitHeads(sizes, training="weighted", dropout=0.3, max_epochs=2, random_state=0)
                 outputs.append(np.asarray(heads.fit(X, y).transform(X)))
                 assert torch.equal(state, torch.get_rng_state())
                 assert torch.get_num_threads() == threads
         finally:
             torch.set_num_threads(n_threads)
         np.testing.assert_array_equal(*outputs)
-        other = ExitHeads(hidden, training="weighted", dropout=0.3, max_epochs=2, random_state=1).fit(X, y)
+        other = ExitHeads(sizes, training="weighted", dropout=0.3, max_epochs=2, random_state=1).fit(X, y)
         assert not np.array_equal(np.asarray(other.transform(X)), outputs[0])
 
     def test_features_larger_than_memory(self, monkeypatch):

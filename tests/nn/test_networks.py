@@ -96,12 +96,12 @@ def problem(n_samples=400, n_outputs=3, seed=0):
     return inputs, targets
 
 
-def fit(inputs, targets, n_outputs=3, weight=None, hidden=(16,), training=TRAINING, seed=0, **options):
+def fit(inputs, targets, n_outputs=3, weight=None, hidden_layer_sizes=(16,), training=TRAINING, seed=0, **options):
     return train(
         lambda rows: inputs[rows],
         targets,
         np.ones(len(targets)) if weight is None else weight,
-        hidden=hidden,
+        hidden_layer_sizes=hidden_layer_sizes,
         n_outputs=n_outputs,
         training=training,
         random_state=np.random.RandomState(seed),
@@ -132,7 +132,7 @@ class TestTrain:
         """With nothing to see, a network says the mean of its targets."""
         inputs = np.random.default_rng(0).normal(size=(600, 1))
         targets = np.where(np.arange(600) % 2, 0.9, 0.3)
-        network = fit(inputs, targets, n_outputs=1, hidden=())
+        network = fit(inputs, targets, n_outputs=1, hidden_layer_sizes=())
         probability = 1 / (1 + np.exp(-network(inputs)))
         assert probability.mean() == pytest.approx(0.6, abs=0.03)
 
@@ -141,7 +141,7 @@ class TestTrain:
         targets = np.tile([0, 1], 10)
         weight = np.where(targets == 1, 9.0, 1.0)
         training = Training(learning_rate=0.02, alpha=0.0, max_epochs=100, batch_size=32)
-        network = fit(np.zeros((20, 1)), targets, n_outputs=2, weight=weight, hidden=(), training=training)
+        network = fit(np.zeros((20, 1)), targets, n_outputs=2, weight=weight, hidden_layer_sizes=(), training=training)
         odds = np.diff(network(np.zeros((1, 1)))[0])
         np.testing.assert_allclose(1 / (1 + np.exp(-odds)), 0.9, atol=0.02)
 
@@ -159,7 +159,7 @@ class TestTrain:
         rng = np.random.default_rng(0)
         inputs = rng.normal(size=(500, 4))
         targets = (inputs @ rng.normal(size=(4, 3)) + rng.gumbel(size=(500, 3))).argmax(axis=1)
-        network = fit(inputs, targets, hidden=(), training=Training(0.05, 0, 60, 32))
+        network = fit(inputs, targets, hidden_layer_sizes=(), training=Training(0.05, 0, 60, 32))
         outputs = network(inputs)
         probabilities = np.exp(outputs) / np.exp(outputs).sum(axis=1, keepdims=True)
         best = log_loss(targets, LogisticRegression(C=np.inf).fit(inputs, targets).predict_proba(inputs))
@@ -219,7 +219,7 @@ class TestTrain:
                     inputs[:150],
                     targets[:150],
                     n_outputs=1,
-                    hidden=(64,),
+                    hidden_layer_sizes=(64,),
                     training=Training(0.05, 0, 60, 32, early_stopping),
                     seed=seed,
                 )

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
-from skexit._nn._dense import DenseNetwork
+from skexit._nn._dense import DenseNetwork, check_hidden_layer_sizes
 from skexit._nn._mini_batches import Training, number_of_epochs, train
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._validation import cross_validation_splits, encode_labels, read_features, read_logits
@@ -250,7 +250,7 @@ class EMExitAssigner(BudgetedPolicy):
         return expectation(correct_exits(exits, labels), self.exit_prior_, self.lam_, self.costs_, self.noise)[0]
 
     def fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
-        self._check_hidden_layer_sizes()
+        check_hidden_layer_sizes(self.router_hidden_layer_sizes, "router_hidden_layer_sizes")
         if X.layout.n_exits > 1:
             check_torch("EMExitAssigner trains its routers with")
         correct, confidence = _correct_and_confident(X, labels)
@@ -285,13 +285,6 @@ class EMExitAssigner(BudgetedPolicy):
     def _targets(self, state: AssignerFitState) -> Floats:
         """What routers learn: for each pattern, the probability that its exit is each or an earlier one."""
         return np.minimum(np.cumsum(self._assigned(state, self.lam_, self.exit_prior_), axis=1), 1)
-
-    def _check_hidden_layer_sizes(self) -> None:
-        if not all(isinstance(width, Integral) and width >= 1 for width in self.router_hidden_layer_sizes):
-            raise ValueError(
-                f"router_hidden_layer_sizes={self.router_hidden_layer_sizes!r} must hold one positive integer for each "
-                "hidden layer; () makes the routers linear."
-            )
 
     def _find_assignments(self, state: AssignerFitState) -> None:
         finds_lam = self.budget is not None and len(self.costs_) > 1
@@ -333,7 +326,7 @@ class EMExitAssigner(BudgetedPolicy):
                 lambda rows: self._read_router_inputs(X, k, rows),
                 targets[:, k],
                 weight,
-                hidden=self.router_hidden_layer_sizes,
+                hidden_layer_sizes=self.router_hidden_layer_sizes,
                 n_outputs=1,
                 training=training,
                 random_state=random_state,
