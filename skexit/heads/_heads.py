@@ -69,7 +69,7 @@ class ExitHeads(LogitsTransformer):
         confidence.
     dropout : float, default=0.0
         Share of the hidden units that are left out at random in a step of training.
-    calibrated : bool, default=False
+    temperature_scaling : bool, default=False
         Divide the logits of each head by the temperature that fits its cross-fitted logits best.
         ``fit`` then trains the heads `cv` times more, as ``fit_transform`` does anyhow.
     solver : {"auto", "lbfgs", "adam"}, default="auto"
@@ -138,7 +138,7 @@ class ExitHeads(LogitsTransformer):
         "cascade": ["boolean"],
         "training": [StrOptions({"separate", "boosted", "weighted"})],
         "dropout": [Interval(Real, 0, 1, closed="left")],
-        "calibrated": ["boolean"],
+        "temperature_scaling": ["boolean"],
         "solver": [StrOptions({"auto", "lbfgs", "adam"})],
         "alpha": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
@@ -157,7 +157,7 @@ class ExitHeads(LogitsTransformer):
         cascade: bool = False,
         training: str = "separate",
         dropout: float = 0.0,
-        calibrated: bool = False,
+        temperature_scaling: bool = False,
         solver: str = "auto",
         alpha: float | str = "auto",
         learning_rate: float = 0.01,
@@ -172,7 +172,7 @@ class ExitHeads(LogitsTransformer):
         self.cascade = cascade
         self.training = training
         self.dropout = dropout
-        self.calibrated = calibrated
+        self.temperature_scaling = temperature_scaling
         self.solver = solver
         self.alpha = alpha
         self.learning_rate = learning_rate
@@ -210,14 +210,18 @@ class ExitHeads(LogitsTransformer):
         """
         used, classes, labels, weight = validate_training_data(self, X, y, sample_weight)
         self._fit(used, classes, labels, weight)
-        if self.calibrated:
+        if self.temperature_scaling:
             folds, fold_of_row = self._cross_fit(used, labels, weight)
             self._calibrate(folds, fold_of_row, used, labels, weight)
         return self
 
     def _check_learns_in_calls(self) -> bool:
         """Raise where the parameters need all rows at once; then there is no ``partial_fit``."""
-        for name, allowed in (("training", ["separate"]), ("solver", ["auto", "adam"]), ("calibrated", [False])):
+        for name, allowed in (
+            ("training", ["separate"]),
+            ("solver", ["auto", "adam"]),
+            ("temperature_scaling", [False]),
+        ):
             if getattr(self, name) not in allowed:
                 raise AttributeError(
                     f"partial_fit is not available with {name}={getattr(self, name)!r}, which needs all rows at once."
@@ -239,7 +243,7 @@ class ExitHeads(LogitsTransformer):
 
         ``fit`` forgets what was learned in calls, and a call after ``fit`` begins anew, for ``fit`` keeps
         nothing to go on from. Heads that need all rows at once have no ``partial_fit``: those with
-        ``solver="lbfgs"``, ``calibrated=True``, or `training` other than ``"separate"``.
+        ``solver="lbfgs"``, ``temperature_scaling=True``, or `training` other than ``"separate"``.
 
         Parameters
         ----------
@@ -310,7 +314,7 @@ class ExitHeads(LogitsTransformer):
             return self.fit(X, y, sample_weight).transform(X)
         self._fit(used, classes, labels, weight)
         folds, fold_of_row = self._cross_fit(used, labels, weight)
-        if self.calibrated:
+        if self.temperature_scaling:
             self._calibrate(folds, fold_of_row, used, labels, weight)
         new = validate_new_data(self, X)
         # Rows of zero weight are in no fold: they get the logits of the heads that are kept.

@@ -117,7 +117,7 @@ def test_few_rows_are_read_at_a_time(template, data, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"cascade": True}, {"hidden_layer_sizes": (3,), "cascade": True}, {"calibrated": True}]
+    "options", [{}, {"cascade": True}, {"hidden_layer_sizes": (3,), "cascade": True}, {"temperature_scaling": True}]
 )
 def test_cross_fitted_logits_are_the_same_when_they_are_read_later(options, data, monkeypatch):
     X, y = features_only(data[0]), data[1]

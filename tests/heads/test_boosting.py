@@ -225,7 +225,7 @@ class TestCalibrated:
         X, y = make_features(own_logits=False)
         raw = boosted(sizes, cv=3)
         cross_fitted = raw.fit_transform(X, y)
-        heads = boosted(sizes, cv=3, calibrated=True)
+        heads = boosted(sizes, cv=3, temperature_scaling=True)
         found = heads.fit_transform(X, y)
         for k in range(3):
             temperature = fit_temperature(cross_fitted.logits(k), y)

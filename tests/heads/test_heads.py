@@ -418,7 +418,7 @@ class TestCalibrate:
         X, y = make_features(own_logits=False)
         raw = ExitHeads(random_state=0, cv=3, **options)
         cross_fitted = raw.fit_transform(X, y)
-        heads = ExitHeads(random_state=0, cv=3, calibrated=True, **options)
+        heads = ExitHeads(random_state=0, cv=3, temperature_scaling=True, **options)
         found, fitted = heads.fit_transform(X, y), clone(heads).fit(X, y).transform(X)
         for k in range(3):
             temperature = fit_temperature(cross_fitted.logits(k), y)
@@ -430,16 +430,16 @@ class TestCalibrate:
         X, y = make_features(150)
         new, new_y = make_features(600, seed=1)
         losses = {
-            calibrated: log_loss(
+            scaled: log_loss(
                 new_y,
                 as_softmax(
-                    ExitHeads((64,), alpha=0, max_epochs=60, calibrated=calibrated, random_state=0)
+                    ExitHeads((64,), alpha=0, max_epochs=60, temperature_scaling=scaled, random_state=0)
                     .fit(X, y)
                     .transform(new)
                     .logits(0)
                 ),
             )
-            for calibrated in (False, True)
+            for scaled in (False, True)
         }
         assert losses[True] < 0.9 * losses[False]
 

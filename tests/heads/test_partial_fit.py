@@ -164,7 +164,9 @@ class TestHeads:
         heads = learn(ExitHeads(random_state=0), X, y, sample_weight=weight, epochs=3)
         assert (heads.transform(X).logits(2).argmax(axis=1) != 0).mean() > 0.95
 
-    @pytest.mark.parametrize("options", [{"training": "boosted"}, {"solver": "lbfgs"}, {"calibrated": True}], ids=str)
+    @pytest.mark.parametrize(
+        "options", [{"training": "boosted"}, {"solver": "lbfgs"}, {"temperature_scaling": True}], ids=str
+    )
     def test_what_needs_all_rows_is_refused(self, options, data):
         heads = ExitHeads(**options)
         assert not hasattr(heads, "partial_fit")
