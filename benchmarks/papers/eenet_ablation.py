@@ -22,7 +22,7 @@ from skexit import EENetPolicy, ExitArray, ThresholdPolicy
 from skexit.data._walk import correct_exits
 from skexit.policies import ExitPolicy
 
-AS_PUBLISHED = {"init": "random", "confidence_weight": 0, "weight_decay": 0.01, "patience": 50}
+AS_PUBLISHED = {"init": "random", "confidence_weight": 0, "l2": 0.01, "patience": 50}
 FIGURE_BUDGET = 0.7
 
 seconds: dict[str, list[float]] = {}

@@ -214,7 +214,7 @@ def keep_exits(X: ExitArray, y: np.ndarray, exits: Iterable[int]) -> tuple[ExitA
 
 def policies(setting: str, seed: int) -> dict[str, BudgetedPolicy]:
     """What is compared, by name, not fitted."""
-    published = {"init": "random", "confidence_weight": 0, "weight_decay": 0.01, "patience": 50}
+    published = {"init": "random", "confidence_weight": 0, "l2": 0.01, "patience": 50}
     return {
         "BranchyNet": ThresholdPolicy("entropy"),
         "MSDNet": ThresholdPolicy("max_prob"),

@@ -42,8 +42,8 @@ class Training:
     ----------
     learning_rate : float
         Highest learning rate of Adam; it rises over a tenth of the steps and falls to zero.
-    alpha : float
-        The loss is the mean loss of the rows plus ``alpha / 2`` times the squared norm of the
+    l2 : float
+        The loss is the mean loss of the rows plus ``l2 / 2`` times the squared norm of the
         weights.
     max_epochs : int
         Passes over the training rows.
@@ -56,7 +56,7 @@ class Training:
     """
 
     learning_rate: float
-    alpha: float
+    l2: float
     max_epochs: int
     batch_size: int
     early_stopping: bool = False
@@ -306,7 +306,7 @@ def adam(
     import torch
 
     groups = [
-        {"params": [p for p in parameters if p.ndim == 2], "weight_decay": training.alpha},
+        {"params": [p for p in parameters if p.ndim == 2], "weight_decay": training.l2},
         {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.Adam(groups, lr=training.learning_rate, fused=True)

@@ -17,7 +17,7 @@ def fit_addition(
     labels: NDArray[np.int64],
     weight: NDArray[np.float64],
     offset: NDArray[np.float64],
-    alpha: float,
+    l2: float,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The linear classifier whose logits, added to the given ones, have the least cross-entropy.
 
@@ -30,8 +30,8 @@ def fit_addition(
     weight : ndarray of shape (n_samples,)
     offset : ndarray of shape (n_samples, n_classes)
         Logits to add to.
-    alpha : float
-        Strength of the penalty: ``alpha / 2`` times the squared norm of the weights.
+    l2 : float
+        Strength of the penalty: ``l2 / 2`` times the squared norm of the weights.
 
     Returns
     -------
@@ -44,11 +44,11 @@ def fit_addition(
     def loss_and_gradient(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         weights, biases = np.split(parameters.reshape(-1, n_classes), [n_inputs])
         log_probabilities = log_softmax(offset + inputs @ weights + biases, axis=1)
-        loss = -share @ log_probabilities[rows, labels] + alpha / 2 * np.sum(weights**2)
+        loss = -share @ log_probabilities[rows, labels] + l2 / 2 * np.sum(weights**2)
         errors = np.exp(log_probabilities)
         errors[rows, labels] -= 1
         errors *= share[:, None]
-        gradient = np.concatenate([inputs.T @ errors + alpha * weights, errors.sum(axis=0, keepdims=True)])
+        gradient = np.concatenate([inputs.T @ errors + l2 * weights, errors.sum(axis=0, keepdims=True)])
         return loss, gradient.ravel()
 
     start = np.zeros((n_inputs + 1) * n_classes)

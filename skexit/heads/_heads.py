@@ -77,9 +77,9 @@ class ExitHeads(LogitsTransformer):
         trains by mini-batches that are read when they are needed, so that the features may be
         larger than memory. ``"auto"`` takes ``"lbfgs"`` for linear heads whose features and
         logits take at most 256 MiB.
-    alpha : float or "auto", default="auto"
+    l2 : float or "auto", default="auto"
         Strength of the squared penalty on the weights, for standardised features: the loss is the
-        mean cross-entropy plus ``alpha / 2`` times their squared norm. ``"auto"`` is 3e-3 up to 5,000
+        mean cross-entropy plus ``l2 / 2`` times their squared norm. ``"auto"`` is 3e-3 up to 5,000
         rows, and beyond falls as 15 / n_samples: what is known of the weights beforehand does not
         grow with the rows.
     learning_rate : float, default=0.01
@@ -140,7 +140,7 @@ class ExitHeads(LogitsTransformer):
         "dropout": [Interval(Real, 0, 1, closed="left")],
         "temperature_scaling": ["boolean"],
         "solver": [StrOptions({"auto", "lbfgs", "adam"})],
-        "alpha": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
+        "l2": [Interval(Real, 0, None, closed="left"), StrOptions({"auto"})],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "max_epochs": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
@@ -159,7 +159,7 @@ class ExitHeads(LogitsTransformer):
         dropout: float = 0.0,
         temperature_scaling: bool = False,
         solver: str = "auto",
-        alpha: float | str = "auto",
+        l2: float | str = "auto",
         learning_rate: float = 0.01,
         max_epochs: int | str = "auto",
         batch_size: int = 128,
@@ -174,7 +174,7 @@ class ExitHeads(LogitsTransformer):
         self.dropout = dropout
         self.temperature_scaling = temperature_scaling
         self.solver = solver
-        self.alpha = alpha
+        self.l2 = l2
         self.learning_rate = learning_rate
         self.max_epochs = max_epochs
         self.batch_size = batch_size
@@ -239,7 +239,7 @@ class ExitHeads(LogitsTransformer):
         at a learning rate that falls as one over the square root of the steps; heads are the average of
         their weights over the steps, in which late ones count more. `max_epochs` is not used: call again
         with the same rows for a second pass. Features are standardised by all rows so far, and
-        ``alpha="auto"`` follows the number of rows so far, each time counted.
+        ``l2="auto"`` follows the number of rows so far, each time counted.
 
         ``fit`` forgets what was learned in calls, and a call after ``fit`` begins anew, for ``fit`` keeps
         nothing to go on from. Heads that need all rows at once have no ``partial_fit``: those with
@@ -284,7 +284,7 @@ class ExitHeads(LogitsTransformer):
             dropout=self.dropout,
             n_classes=len(known),
             learning_rate=self.learning_rate,
-            alpha=settings.penalty(state.n_rows),
+            l2=settings.penalty(state.n_rows),
             batch_size=self.batch_size,
         )
         self._keep(used, known, networks)

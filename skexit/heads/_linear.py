@@ -22,7 +22,7 @@ def solve_linear(
     weight: NDArray[np.float64],
     *,
     n_classes: int,
-    alpha: float,
+    l2: float,
     offset: NDArray[np.float64] | None = None,
 ) -> DenseNetwork:
     """The linear classifier of least cross-entropy, penalised on standardised inputs.
@@ -35,8 +35,8 @@ def solve_linear(
     weight : ndarray of shape (n_samples,)
     n_classes : int
         Classes that no label is of get a logit that makes them improbable.
-    alpha : float
-        Strength of the penalty: ``alpha / 2`` times the squared norm of the weights.
+    l2 : float
+        Strength of the penalty: ``l2 / 2`` times the squared norm of the weights.
     offset : ndarray of shape (n_samples, n_classes), default=None
         Logits to which those of the classifier are added.
 
@@ -55,20 +55,20 @@ def solve_linear(
     n_threads = 1 if inputs.size < _WORTH_THREADS else None
     with threadpool_limits(n_threads, user_api="blas"):
         if offset is None:
-            present, coefficients, intercepts = _fit_logistic_regression(inputs, labels, weight, alpha)
+            present, coefficients, intercepts = _fit_logistic_regression(inputs, labels, weight, l2)
         else:
             present, index = np.unique(labels, return_inverse=True)
-            coefficients, intercepts = fit_addition(inputs, index, weight, offset[:, present], alpha)
+            coefficients, intercepts = fit_addition(inputs, index, weight, offset[:, present], l2)
     weights[:, present] = coefficients
     biases[present] = intercepts
     return DenseNetwork((weights,), (biases,)).after_scaling(mean, scale)
 
 
 def _fit_logistic_regression(
-    inputs: NDArray[np.float64], labels: NDArray[np.int64], weight: NDArray[np.float64], alpha: float
+    inputs: NDArray[np.float64], labels: NDArray[np.int64], weight: NDArray[np.float64], l2: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
     """Classes, and weights and biases of each."""
-    strength = np.inf if alpha == 0 else 1 / (alpha * weight.sum())
+    strength = np.inf if l2 == 0 else 1 / (l2 * weight.sum())
     model = LogisticRegression(C=strength, max_iter=1000).fit(inputs, labels, sample_weight=weight)
     coefficients, intercepts = model.coef_, model.intercept_
     if len(model.classes_) == 2:

@@ -56,7 +56,7 @@ def take_steps(
     rows: NDArray[np.int64],
     *,
     learning_rate: float,
-    alpha: float,
+    l2: float,
     batch_size: int,
     random_state: np.random.RandomState,
 ) -> OptimizerState:
@@ -74,7 +74,7 @@ def take_steps(
     rows : ndarray of shape (n_rows,) of int
     learning_rate : float
         Of the first step; it falls as one over the square root of the steps.
-    alpha : float
+    l2 : float
         Strength of the squared penalty.
     batch_size : int
         Fewer rows are taken where there would be less than ten steps.
@@ -87,7 +87,7 @@ def take_steps(
     import torch
 
     groups = [
-        {"params": [p for p in parameters if p.ndim == 2], "weight_decay": alpha},
+        {"params": [p for p in parameters if p.ndim == 2], "weight_decay": l2},
         {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.Adam(groups, lr=learning_rate, fused=True)
@@ -260,7 +260,7 @@ def train_further(
     dropout: float,
     n_classes: int,
     learning_rate: float,
-    alpha: float,
+    l2: float,
     batch_size: int,
 ) -> tuple[PartialFit, list[DenseNetwork | None]]:
     """Train the heads of all exits that lack logits once on these rows, on from where the last call ended.
@@ -272,7 +272,7 @@ def train_further(
         Class indices.
     weight : ndarray of shape (n_samples,)
     state : PartialFit
-    hidden_layer_sizes, cascade, dropout, learning_rate, alpha, batch_size
+    hidden_layer_sizes, cascade, dropout, learning_rate, l2, batch_size
         As in :class:`skexit.ExitHeads`.
     n_classes : int
 
@@ -315,7 +315,7 @@ def train_further(
         state.optimizer,
         np.arange(len(labels)),
         learning_rate=learning_rate,
-        alpha=alpha,
+        l2=l2,
         batch_size=batch_size,
         random_state=random_state,
     )

@@ -23,7 +23,7 @@ from skexit.utils._optional import check_torch
 #: Up to this many bytes of features and logits, a linear head is solved for in memory, which takes a few times as many.
 _IN_MEMORY_BYTES = 2**28
 
-#: ``alpha="auto"``: the penalty, and what it is in all for many rows.
+#: ``l2="auto"``: the penalty, and what it is in all for many rows.
 _LARGEST_PENALTY, _PENALTY_OF_ALL_ROWS = 3e-3, 15.0
 #: ``max_epochs="auto"``: bounds of the passes over the rows.
 _FEWEST_EPOCHS, _MOST_EPOCHS = 10, 30
@@ -38,7 +38,7 @@ class HeadTraining:
     training: str
     dropout: float
     solver: str
-    alpha: float | str
+    l2: float | str
     learning_rate: float
     max_epochs: int | str
     batch_size: int
@@ -66,9 +66,9 @@ class HeadTraining:
 
     def penalty(self, n_rows: int) -> float:
         """Strength of the penalty for so many rows."""
-        if self.alpha == "auto":
+        if self.l2 == "auto":
             return min(_LARGEST_PENALTY, _PENALTY_OF_ALL_ROWS / n_rows)
-        return cast(float, self.alpha)
+        return cast(float, self.l2)
 
     def by_mini_batches(self, n_rows: int) -> Training:
         """How mini-batches train on so many rows; raises an ImportError where torch, which they need, is not there."""
@@ -150,7 +150,7 @@ class HeadTrainer:
                 self.labels,
                 self.weight,
                 n_classes=self.n_classes,
-                alpha=self.settings.penalty(len(self.X)),
+                l2=self.settings.penalty(len(self.X)),
                 offset=None if offset is None else offset(np.arange(len(self.X))),
             )
         return train(

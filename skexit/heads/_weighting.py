@@ -23,7 +23,7 @@ _LARGEST_DEVIATION = 0.8
 #: Shares of the samples at the exits fall by this factor from exit to exit (the published script's).
 _SHARE_RATIO = 0.75
 #: Hidden units, learning rate and penalty of the network that weighs (the published script's).
-_HIDDEN, _LEARNING_RATE, _ALPHA = 500, 1e-4, 1e-4
+_HIDDEN, _LEARNING_RATE, _L2 = 500, 1e-4, 1e-4
 
 
 def train_weighted(
@@ -108,7 +108,7 @@ class _WeightedTrainer:
         n_steps = 2 * n_batches * self.training.max_epochs
         heads, heads_schedule = adam(parameters, self.training, n_steps)
         weights, weights_schedule = adam(
-            weighting, replace(self.training, learning_rate=_LEARNING_RATE, alpha=_ALPHA), n_steps
+            weighting, replace(self.training, learning_rate=_LEARNING_RATE, l2=_L2), n_steps
         )
         epochs = tqdm(
             range(self.training.max_epochs), desc=description, unit="epoch", disable=description is None, leave=False

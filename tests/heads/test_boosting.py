@@ -29,23 +29,23 @@ def complementary(n_samples=900, seed=0):
     return stack_exits(features=features), y
 
 
-def slow_loss(parameters, inputs, labels, weight, offset, alpha):
+def slow_loss(parameters, inputs, labels, weight, offset, l2):
     """Penalised cross-entropy of an addition, one row at a time."""
     weights, biases = parameters.reshape(-1, offset.shape[1])[:-1], parameters.reshape(-1, offset.shape[1])[-1]
     total = 0.0
     for row, label, share, start in zip(inputs, labels, weight / weight.sum(), offset, strict=True):
         total -= share * log_softmax(start + row @ weights + biases)[label]
-    return total + alpha / 2 * (weights**2).sum()
+    return total + l2 / 2 * (weights**2).sum()
 
 
 class TestAddition:
     @pytest.mark.parametrize("n_classes", [2, 4])
-    @pytest.mark.parametrize("alpha", [3e-3, 0.5])
-    def test_reaches_the_least_loss(self, n_classes, alpha):
+    @pytest.mark.parametrize("l2", [3e-3, 0.5])
+    def test_reaches_the_least_loss(self, n_classes, l2):
         rng = np.random.default_rng(0)
         inputs, labels = rng.normal(size=(60, 2)), np.arange(60) % n_classes
         weight, offset = rng.exponential(size=60), rng.normal(scale=2, size=(60, n_classes))
-        arguments = (inputs, labels, weight, offset, alpha)
+        arguments = (inputs, labels, weight, offset, l2)
         found = np.concatenate([part.reshape(-1, n_classes) for part in fit_addition(*arguments)]).ravel()
         best = minimize(slow_loss, np.zeros(3 * n_classes), args=arguments, method="BFGS", options={"gtol": 1e-7})
         assert slow_loss(found, *arguments) == pytest.approx(best.fun, abs=1e-7)
@@ -55,7 +55,7 @@ class TestAddition:
         """The heads that are kept are those that scipy finds for the sum of the heads before."""
         X, y = make_features(150, own_logits=False)
         weight = np.random.default_rng(1).exponential(size=len(y))
-        heads = boosted(alpha=0.02).fit(X, y, sample_weight=weight)
+        heads = boosted(l2=0.02).fit(X, y, sample_weight=weight)
         offset = np.zeros((len(y), 3))
         for k, network in enumerate(heads.networks_):
             features = X.features(k)
@@ -156,7 +156,7 @@ class TestAccuracy:
     def test_a_head_that_sees_nothing_new_adds_what_halving_took(self, options):
         X, y = make_features(600)
         same = stack_exits(features=[X.features(0)] * 3)
-        added = ExitHeads(training="boosted", alpha=1e-4, random_state=0, **options).fit(same, y).transform(same)
+        added = ExitHeads(training="boosted", l2=1e-4, random_state=0, **options).fit(same, y).transform(same)
         first, last = (log_softmax(added.logits(k), axis=1) for k in (0, 2))
         assert abs(last - first).mean() < 0.3  # three heads alike in sum: 1
 

@@ -43,24 +43,24 @@ def as_softmax(logits):
     return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
-def slow_head(features, y, weight=None, alpha=3e-3):
+def slow_head(features, y, weight=None, l2=3e-3):
     """What a linear head is said to be: scikit-learn's logistic regression on standardised features."""
     weight = np.ones(len(y)) if weight is None else weight
     scaler = StandardScaler().fit(features, sample_weight=weight)
-    model = LogisticRegression(C=1 / (alpha * weight.sum()), max_iter=1000, tol=1e-8)
+    model = LogisticRegression(C=1 / (l2 * weight.sum()), max_iter=1000, tol=1e-8)
     model.fit(scaler.transform(features), y, sample_weight=weight)
     return lambda new: model.predict_proba(scaler.transform(new))
 
 
 class TestLinearHeads:
     @pytest.mark.parametrize("n_classes", [2, 3, 5])
-    @pytest.mark.parametrize("alpha", [1e-3, 1.0])
-    def test_are_logistic_regressions_on_standardised_features(self, n_classes, alpha):
+    @pytest.mark.parametrize("l2", [1e-3, 1.0])
+    def test_are_logistic_regressions_on_standardised_features(self, n_classes, l2):
         X, y = make_features(n_classes=n_classes)
         new, _ = make_features(n_classes=n_classes, seed=1)
-        added = ExitHeads(alpha=alpha).fit(X, y).transform(new)
+        added = ExitHeads(l2=l2).fit(X, y).transform(new)
         for k in (0, 1):
-            expected = slow_head(X.features(k), y, alpha=alpha)(new.features(k))
+            expected = slow_head(X.features(k), y, l2=l2)(new.features(k))
             np.testing.assert_allclose(as_softmax(added.logits(k)), expected, atol=2e-3)
 
     def test_weights(self):
@@ -75,7 +75,7 @@ class TestLinearHeads:
         X, y = make_features()
         model = LogisticRegression(C=np.inf, max_iter=1000).fit(X.features(0), y)
         np.testing.assert_allclose(
-            as_softmax(ExitHeads(alpha=0).fit(X, y).transform(X).logits(0)),
+            as_softmax(ExitHeads(l2=0).fit(X, y).transform(X).logits(0)),
             model.predict_proba(X.features(0)),
             atol=2e-3,
         )
@@ -385,7 +385,7 @@ class TestDropout:
         losses = {
             dropout: np.mean([
                 log_loss(new_y, as_softmax(
-                    ExitHeads((64,), dropout=dropout, alpha=0, max_epochs=60, random_state=seed)
+                    ExitHeads((64,), dropout=dropout, l2=0, max_epochs=60, random_state=seed)
                     .fit(X, y).transform(new).logits(0)
                 ))
                 for seed in range(3)
@@ -412,7 +412,7 @@ class TestDropout:
 
 class TestCalibrate:
     @pytest.mark.parametrize(
-        "options", [{}, {"hidden_layer_sizes": (32,), "cascade": True, "max_epochs": 60, "alpha": 0}], ids=str
+        "options", [{}, {"hidden_layer_sizes": (32,), "cascade": True, "max_epochs": 60, "l2": 0}], ids=str
     )
     def test_divides_by_the_temperature_of_cross_fitted_logits(self, options):
         X, y = make_features(own_logits=False)
@@ -433,7 +433,7 @@ class TestCalibrate:
             scaled: log_loss(
                 new_y,
                 as_softmax(
-                    ExitHeads((64,), alpha=0, max_epochs=60, temperature_scaling=scaled, random_state=0)
+                    ExitHeads((64,), l2=0, max_epochs=60, temperature_scaling=scaled, random_state=0)
                     .fit(X, y)
                     .transform(new)
                     .logits(0)
@@ -446,19 +446,19 @@ class TestCalibrate:
 
 class TestAuto:
     @pytest.mark.parametrize(
-        ("n_rows", "alpha", "max_epochs"),
+        ("n_rows", "l2", "max_epochs"),
         [(1, 3e-3, 30), (5_000, 3e-3, 30), (50_000, 3e-4, 30), (150_000, 1e-4, 10), (10**6, 1.5e-5, 10)],
     )
-    def test_follows_the_number_of_rows(self, n_rows, alpha, max_epochs):
+    def test_follows_the_number_of_rows(self, n_rows, l2, max_epochs):
         training = ExitHeads()._head_training().by_mini_batches(n_rows)
-        assert (training.alpha, training.max_epochs) == (pytest.approx(alpha), max_epochs)
-        given = ExitHeads(alpha=0.5, max_epochs=2)._head_training().by_mini_batches(n_rows)
-        assert (given.alpha, given.max_epochs) == (0.5, 2)
+        assert (training.l2, training.max_epochs) == (pytest.approx(l2), max_epochs)
+        given = ExitHeads(l2=0.5, max_epochs=2)._head_training().by_mini_batches(n_rows)
+        assert (given.l2, given.max_epochs) == (0.5, 2)
 
     @pytest.mark.parametrize("sizes", [(), (3,)], ids=str)
     def test_is_what_few_rows_had(self, sizes):
         X, y = make_features()
-        given = ExitHeads(sizes, alpha=3e-3, max_epochs=30, random_state=0).fit(X, y).transform(X)
+        given = ExitHeads(sizes, l2=3e-3, max_epochs=30, random_state=0).fit(X, y).transform(X)
         np.testing.assert_array_equal(ExitHeads(sizes, random_state=0).fit(X, y).transform(X), given)
 
 
@@ -603,7 +603,7 @@ class TestErrors:
             {"hidden_layer_sizes": 8},
             {"solver": "sgd"},
             {"training": "both"},
-            {"alpha": -1},
+            {"l2": -1},
             {"max_epochs": 0},
             {"batch_size": 0},
             {"layout": 0},

@@ -207,7 +207,7 @@ class TestHeads:
         """The mean probability of a class is its share of the weight."""
         X, y = make_features(600, n_classes=2)
         weight = np.where(y == 0, 8.0, 1.0)
-        added = ExitHeads(sizes, training="weighted", random_state=0, alpha=0).fit(X, y, weight).transform(X)
+        added = ExitHeads(sizes, training="weighted", random_state=0, l2=0).fit(X, y, weight).transform(X)
         for k in (0, 1):
             probability = np.exp(log_softmax(added.logits(k), axis=1))[:, 0]
             assert np.average(probability, weights=weight) == pytest.approx(

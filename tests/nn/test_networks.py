@@ -13,7 +13,7 @@ from skexit._nn._mini_batches import Training, train
 
 torch = pytest.importorskip("torch")
 
-TRAINING = Training(learning_rate=0.05, alpha=1e-3, max_epochs=30, batch_size=32)
+TRAINING = Training(learning_rate=0.05, l2=1e-3, max_epochs=30, batch_size=32)
 
 
 def random_network(sizes, seed=0):
@@ -140,7 +140,7 @@ class TestTrain:
         """With 20 rows there are 20 steps in an epoch; the mean probability is the weighted share."""
         targets = np.tile([0, 1], 10)
         weight = np.where(targets == 1, 9.0, 1.0)
-        training = Training(learning_rate=0.02, alpha=0.0, max_epochs=100, batch_size=32)
+        training = Training(learning_rate=0.02, l2=0.0, max_epochs=100, batch_size=32)
         network = fit(np.zeros((20, 1)), targets, n_outputs=2, weight=weight, hidden_layer_sizes=(), training=training)
         odds = np.diff(network(np.zeros((1, 1)))[0])
         np.testing.assert_allclose(1 / (1 + np.exp(-odds)), 0.9, atol=0.02)

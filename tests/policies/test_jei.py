@@ -375,8 +375,8 @@ class TestAlternation:
         for k in range(4):
             np.testing.assert_array_equal(policy.heads_.transform(X).logits(k), heads.transform(X).logits(k))
         assert policy.n_epochs_ == 0
-        own = JEIGatedEnsemble(joint=False, random_state=0, heads=ExitHeads(alpha=0.5)).fit(X, y)
-        assert own.heads_.alpha == 0.5
+        own = JEIGatedEnsemble(joint=False, random_state=0, heads=ExitHeads(l2=0.5)).fit(X, y)
+        assert own.heads_.l2 == 0.5
 
     @pytest.mark.parametrize("kept", [0, 2, 3])
     def test_exits_with_logits_keep_them(self, data, kept):

@@ -63,7 +63,7 @@ class EENetPolicy(BudgetedPolicy):
         paper.
     learning_rate : float, default=1e-2
         Highest learning rate of the networks; the paper's is 3e-5 for images and 1e-4 for text.
-    weight_decay : float, default=1e-4
+    l2 : float, default=1e-4
         Strength of the squared penalty on the networks' weights; the paper's is 0.01.
     max_epochs : int or "auto", default="auto"
         Passes over the rows; the epoch that does best on a held-out tenth of the rows is kept. With
@@ -112,7 +112,7 @@ class EENetPolicy(BudgetedPolicy):
     probabilities sum to one, a bias of a hidden unit says nothing that its weights could not.
 
     The paper's settings for images are ``init="random"``, ``confidence_weight=0``,
-    ``learning_rate=3e-5``, ``weight_decay=0.01``, ``patience=50`` and some thousand `max_epochs`.
+    ``learning_rate=3e-5``, ``l2=0.01``, ``patience=50`` and some thousand `max_epochs`.
 
     References
     ----------
@@ -140,7 +140,7 @@ class EENetPolicy(BudgetedPolicy):
         "confidence_weight": [Interval(Real, 0, None, closed="both")],
         "init": [StrOptions({"confidence", "random"})],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
-        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "l2": [Interval(Real, 0, None, closed="left")],
         "max_epochs": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "patience": [Interval(Integral, 1, None, closed="left"), None],
@@ -163,7 +163,7 @@ class EENetPolicy(BudgetedPolicy):
         confidence_weight: float = 1.0,
         init: str = "confidence",
         learning_rate: float = 1e-2,
-        weight_decay: float = 1e-4,
+        l2: float = 1e-4,
         max_epochs: int | str = "auto",
         batch_size: int = 512,
         patience: int | None = None,
@@ -182,7 +182,7 @@ class EENetPolicy(BudgetedPolicy):
         self.confidence_weight = confidence_weight
         self.init = init
         self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
+        self.l2 = l2
         self.max_epochs = max_epochs
         self.batch_size = batch_size
         self.patience = patience
@@ -213,7 +213,7 @@ class EENetPolicy(BudgetedPolicy):
             from_confidence=self.init == "confidence",
             training=Training(
                 self.learning_rate,
-                self.weight_decay,
+                self.l2,
                 number_of_epochs(self.max_epochs, len(X), 1, _MOST_EPOCHS),
                 self.batch_size,
                 early_stopping=True,
