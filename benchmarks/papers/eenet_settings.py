@@ -229,7 +229,7 @@ def policies(setting: str, seed: int) -> dict[str, BudgetedPolicy]:
 def eenet(setting: str, seed: int, **parameters: Any) -> EENetPolicy:
     """With the paper's loss weights and hidden sizes, which differ between images and texts."""
     if setting in ("SST-2", "AG News"):
-        parameters = {"hidden_ratio": 2.0, "alpha": 1e-2, "beta": 1e-4} | parameters
+        parameters = {"hidden_ratio": 2.0, "budget_loss_weight": 1e-2, "assignment_loss_weight": 1e-4} | parameters
     return EENetPolicy(random_state=seed, **parameters)
 
 

@@ -420,7 +420,7 @@ class TestPolicy:
     def test_quotas_are_the_learned_distribution_tilted_to_the_budget(self, data):
         X, y = data
         X = X.with_layout(X.layout.replace(costs=[1, 2, 6, 7]))
-        policy = EENetPolicy(0.5, beta=1, **FAST).fit(X, y)
+        policy = EENetPolicy(0.5, assignment_loss_weight=1, **FAST).fit(X, y)
         for budget in (0.35, 0.5, 0.8):
             # Quotas are p exp(-μ c); the mean cost falls as μ rises.
             low, high = -50.0, 50.0
@@ -443,15 +443,17 @@ class TestPolicy:
 
     def test_without_learned_scores(self, data):
         X, y = data
-        policy = EENetPolicy(beta=1, learn_scores=False, **FAST).fit(X, y)
-        confident, learned = ThresholdPolicy().fit(X, y), EENetPolicy(beta=1, **FAST).fit(X, y)
+        policy = EENetPolicy(assignment_loss_weight=1, learn_scores=False, **FAST).fit(X, y)
+        confident, learned = ThresholdPolicy().fit(X, y), EENetPolicy(assignment_loss_weight=1, **FAST).fit(X, y)
         np.testing.assert_array_equal(policy.exit_scores(X), confident.exit_scores(X))
         np.testing.assert_array_equal(policy.learned_distribution_, learned.learned_distribution_)
         assert not np.array_equal(policy.thresholds_, confident.thresholds_)
 
     def test_without_learned_distribution(self, data):
         X, y = data
-        policy, learned = (EENetPolicy(beta=1, learn_distribution=value, **FAST).fit(X, y) for value in (False, True))
+        policy, learned = (
+            EENetPolicy(assignment_loss_weight=1, learn_distribution=value, **FAST).fit(X, y) for value in (False, True)
+        )
         np.testing.assert_array_equal(policy.exit_scores(X), learned.exit_scores(X))
         np.testing.assert_array_equal(
             policy.thresholds_, quota_thresholds(policy.exit_scores(X), policy.costs_, policy.budget)
@@ -574,7 +576,10 @@ class TestPolicy:
                 {"hidden_ratio": 0},
                 "The 'hidden_ratio' parameter of EENetPolicy must be a float in the range (0.0, inf).",
             ),
-            ({"alpha": -1}, "The 'alpha' parameter of EENetPolicy must be a float in the range [0.0, inf)."),
+            (
+                {"budget_loss_weight": -1},
+                "The 'budget_loss_weight' parameter of EENetPolicy must be a float in the range [0.0, inf).",
+            ),
             ({"init": "zero"}, "The 'init' parameter of EENetPolicy must be a str among {"),
             (
                 {"confidence_weight": -1},

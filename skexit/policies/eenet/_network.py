@@ -183,16 +183,16 @@ class SchedulerLoss:
         Cumulative costs as fractions of the last exit's.
     budget : float
         A fraction of the last exit's cost.
-    alpha : float
-        Weight of the budget loss.
-    beta : float
-        Weight of the assignment loss.
+    budget_loss_weight : float
+        The paper's α.
+    assignment_loss_weight : float
+        The paper's β.
     """
 
     costs: Floats
     budget: float
-    alpha: float
-    beta: float
+    budget_loss_weight: float
+    assignment_loss_weight: float
 
     def parts(
         self,
@@ -219,7 +219,11 @@ class SchedulerLoss:
 
     def total(self, parts: dict[str, torch.Tensor]) -> torch.Tensor:
         """The loss that is minimised."""
-        return parts["utility"] + self.alpha * parts["budget"] + self.beta * parts["assignment"]
+        return (
+            parts["utility"]
+            + self.budget_loss_weight * parts["budget"]
+            + self.assignment_loss_weight * parts["assignment"]
+        )
 
 
 def build_scheduler(

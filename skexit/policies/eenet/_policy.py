@@ -46,10 +46,10 @@ class EENetPolicy(BudgetedPolicy):
         cost.
     hidden_ratio : float, default=0.5
         Hidden units for each input of a network; the paper's is 0.5 for images and 2 for text.
-    alpha : float, default=0.1
-        Weight of the budget loss; the paper's is 0.1 for images and 0.01 for text.
-    beta : float, default=1e-3
-        Weight of the assignment loss; the paper's is 1e-3 for images and 1e-4 for text.
+    budget_loss_weight : float, default=0.1
+        Weight of the budget loss, the paper's α: 0.1 for images and 0.01 for text.
+    assignment_loss_weight : float, default=1e-3
+        Weight of the assignment loss, the paper's β: 1e-3 for images and 1e-4 for text.
     learn_scores : bool, default=True
         Whether samples leave by their utility, or by their largest probability.
     learn_distribution : bool, default=True
@@ -133,8 +133,8 @@ class EENetPolicy(BudgetedPolicy):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "budget": [Real],
         "hidden_ratio": [Interval(Real, 0, None, closed="neither")],
-        "alpha": [Interval(Real, 0, None, closed="left")],
-        "beta": [Interval(Real, 0, None, closed="left")],
+        "budget_loss_weight": [Interval(Real, 0, None, closed="left")],
+        "assignment_loss_weight": [Interval(Real, 0, None, closed="left")],
         "learn_scores": ["boolean"],
         "learn_distribution": ["boolean"],
         "confidence_weight": [Interval(Real, 0, None, closed="both")],
@@ -156,8 +156,8 @@ class EENetPolicy(BudgetedPolicy):
         budget: float = 0.5,
         *,
         hidden_ratio: float = 0.5,
-        alpha: float = 0.1,
-        beta: float = 1e-3,
+        budget_loss_weight: float = 0.1,
+        assignment_loss_weight: float = 1e-3,
         learn_scores: bool = True,
         learn_distribution: bool = True,
         confidence_weight: float = 1.0,
@@ -175,8 +175,8 @@ class EENetPolicy(BudgetedPolicy):
     ) -> None:
         self.budget = budget
         self.hidden_ratio = hidden_ratio
-        self.alpha = alpha
-        self.beta = beta
+        self.budget_loss_weight = budget_loss_weight
+        self.assignment_loss_weight = assignment_loss_weight
         self.learn_scores = learn_scores
         self.learn_distribution = learn_distribution
         self.confidence_weight = confidence_weight
@@ -207,7 +207,7 @@ class EENetPolicy(BudgetedPolicy):
             lambda rows: _read_inputs(X, rows),
             correct_exits(X, labels),
             weight,
-            SchedulerLoss(self.costs_, self.budget, self.alpha, self.beta),
+            SchedulerLoss(self.costs_, self.budget, self.budget_loss_weight, self.assignment_loss_weight),
             n_classes=len(self.classes_),
             hidden_ratio=self.hidden_ratio,
             from_confidence=self.init == "confidence",
