@@ -12,7 +12,7 @@ from sklearn.utils import check_consistent_length, column_or_1d
 
 from skexit.metrics import AccuracyCostCurve, bootstrap_interval
 from skexit.plotting._figures import line_styles, new_axes
-from skexit.policies import ExitPolicy, Oracle
+from skexit.policies import ExitPolicy, OracleResult
 from skexit.policies._access import policy_and_data
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class AccuracyCostDisplay:
         Lowest and highest accuracy that are plausible at each point, drawn as a band.
     deviations : dict of str to (array-like of shape (n_points,), array-like of shape (n_points,)), default=None
         Standard deviations of cost and accuracy at each point, drawn as error bars.
-    oracle : Oracle, default=None
+    oracle : OracleResult, default=None
         The bound for every policy, drawn as a star; of :func:`skexit.oracle`.
 
     Attributes
@@ -69,7 +69,7 @@ class AccuracyCostDisplay:
         *,
         intervals: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
         deviations: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
-        oracle: Oracle | None = None,
+        oracle: OracleResult | None = None,
     ) -> None:
         if not curves:
             raise ValueError("curves is empty; give the costs and accuracies of at least one method.")
@@ -89,7 +89,7 @@ class AccuracyCostDisplay:
         n_resamples: int = 0,
         confidence_level: float = 0.95,
         random_state: int | np.random.RandomState | None = None,
-        oracle: Oracle | None = None,
+        oracle: OracleResult | None = None,
         **plot_parameters: Any,
     ) -> AccuracyCostDisplay:
         """Measure fitted policies on data, and draw.
@@ -108,7 +108,7 @@ class AccuracyCostDisplay:
             Share of the resamples inside an interval.
         random_state : int, RandomState instance or None, default=None
             Seeds the bootstrap.
-        oracle : Oracle, default=None
+        oracle : OracleResult, default=None
             The bound for every policy; of :func:`skexit.oracle`.
         **plot_parameters
             Passed to :meth:`plot`.
@@ -145,7 +145,7 @@ class AccuracyCostDisplay:
         n_resamples: int = 0,
         confidence_level: float = 0.95,
         random_state: int | np.random.RandomState | None = None,
-        oracle: Oracle | None = None,
+        oracle: OracleResult | None = None,
         **plot_parameters: Any,
     ) -> AccuracyCostDisplay:
         """Measure answers, and draw.
@@ -163,7 +163,7 @@ class AccuracyCostDisplay:
             Share of the resamples inside an interval.
         random_state : int, RandomState instance or None, default=None
             Seeds the bootstrap.
-        oracle : Oracle, default=None
+        oracle : OracleResult, default=None
             The bound for every policy; of :func:`skexit.oracle`.
         **plot_parameters
             Passed to :meth:`plot`.

@@ -1,7 +1,7 @@
 """Exit policies: estimators that decide at which exit a sample may stop."""
 
 from skexit.policies._base import ExitPolicy
-from skexit.policies._baselines import Oracle, RandomExit, StaticExit, oracle
+from skexit.policies._baselines import OracleResult, RandomExit, StaticExit, oracle
 from skexit.policies._budgeted import BudgetedPolicy
 from skexit.policies._quotas import quota_thresholds, shared_threshold
 from skexit.policies._risk import RiskControlledPolicy
@@ -19,7 +19,7 @@ __all__ = [
     "JEIGatedEnsemble",
     "LambdaPath",
     "OptimalStoppingPolicy",
-    "Oracle",
+    "OracleResult",
     "RandomExit",
     "RiskControlledPolicy",
     "StaticExit",

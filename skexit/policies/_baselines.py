@@ -148,7 +148,7 @@ class RandomExit(BudgetedPolicy):
 
 
 @dataclass(frozen=True)
-class Oracle:
+class OracleResult:
     """What perfect knowledge of the labels would reach.
 
     Parameters
@@ -166,13 +166,13 @@ class Oracle:
     mean_cost: float
 
     @classmethod
-    def _from_correct(cls, correct: NDArray[np.bool_], costs: NDArray[np.float64]) -> Oracle:
+    def _from_correct(cls, correct: NDArray[np.bool_], costs: NDArray[np.float64]) -> OracleResult:
         """The oracle of exits that are right or wrong, at costs as fractions of the last exit's."""
         exits = np.argmax(correct, axis=1)
         return cls(exits, float(correct.any(axis=1).mean()), float(costs[exits].mean()))
 
 
-def oracle(X: Any, y: ArrayLike, *, layout: ExitLayout | int | None = None) -> Oracle:
+def oracle(X: Any, y: ArrayLike, *, layout: ExitLayout | int | None = None) -> OracleResult:
     """Stop each sample at the first exit that is right: a bound for every policy.
 
     It needs the labels, and so is no estimator.
@@ -188,7 +188,7 @@ def oracle(X: Any, y: ArrayLike, *, layout: ExitLayout | int | None = None) -> O
 
     Returns
     -------
-    Oracle
+    OracleResult
         Its exits, accuracy and mean cost.
 
     Raises
@@ -202,9 +202,9 @@ def oracle(X: Any, y: ArrayLike, *, layout: ExitLayout | int | None = None) -> O
     >>> from skexit import oracle, stack_exits
     >>> logits = np.array([[[2.0, 0], [3, 0]], [[1, 0], [0, 4]]])  # two samples, two exits
     >>> oracle(stack_exits(logits), [0, 1])
-    Oracle(exits=array([0, 1]), accuracy=1.0, mean_cost=0.75)
+    OracleResult(exits=array([0, 1]), accuracy=1.0, mean_cost=0.75)
     """
     X = sort_classes(ExitArray.from_array(X, layout))
     check_consistent_length(X, y)
     _, labels = encode_labels(y, X.layout)
-    return Oracle._from_correct(correct_exits(X, labels), X.layout.cost_fractions)
+    return OracleResult._from_correct(correct_exits(X, labels), X.layout.cost_fractions)

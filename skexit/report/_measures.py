@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skexit.metrics import OracleRegret, bootstrap_interval, oracle_regret
-from skexit.policies import ExitPolicy, Oracle
+from skexit.policies import ExitPolicy, OracleResult
 from skexit.policies._access import check_fits, policy_and_data
 
 
@@ -65,9 +65,9 @@ class Candidate:
     answers: NDArray[Any]
     measured: Measured
 
-    def oracle(self, y: NDArray[Any]) -> Oracle:
+    def oracle(self, y: NDArray[Any]) -> OracleResult:
         """What perfect knowledge of the labels would reach at these exits."""
-        return Oracle._from_correct(self.answers == y[:, None], self.policy.costs_)
+        return OracleResult._from_correct(self.answers == y[:, None], self.policy.costs_)
 
 
 def measure_policies(
