@@ -305,12 +305,32 @@ def adam(
     """
     import torch
 
-    groups = [
-        {"params": [p for p in parameters if p.ndim == 2], "weight_decay": training.l2},
-        {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
-    ]
+    groups = adam_groups(*weights_and_biases(parameters), training.l2)
     optimizer = torch.optim.Adam(groups, lr=training.learning_rate, fused=True)
     return optimizer, one_cycle(optimizer, training.learning_rate, n_steps)
+
+
+def adam_groups(
+    weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor], l2: float
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Groups of parameters for Adam: weights, which are penalised, and biases, which are not.
+
+    Parameters
+    ----------
+    weights, biases : sequence of torch.Tensor
+    l2 : float
+        Strength of the squared penalty.
+
+    Returns
+    -------
+    tuple of two dicts
+    """
+    return {"params": list(weights), "weight_decay": l2}, {"params": list(biases), "weight_decay": 0.0}
+
+
+def weights_and_biases(parameters: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Parameters of dense layers: those with two dimensions, and those with one."""
+    return [p for p in parameters if p.ndim == 2], [p for p in parameters if p.ndim == 1]
 
 
 def one_cycle(optimizer: torch.optim.Optimizer, learning_rate: float | list[float], n_steps: int) -> Any:

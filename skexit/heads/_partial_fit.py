@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skexit._nn._dense import DenseNetwork, Moments, build, hidden_units, to_dense, torch_generator
-from skexit._nn._mini_batches import batches, one_thread
+from skexit._nn._mini_batches import adam_groups, batches, one_thread, weights_and_biases
 from skexit.data import ExitArray
 from skexit.data._validation import read_features
 from skexit.heads._cascade import Cascade
@@ -86,10 +86,7 @@ def take_steps(
     """
     import torch
 
-    groups = [
-        {"params": [p for p in parameters if p.ndim == 2], "weight_decay": l2},
-        {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
-    ]
+    groups = adam_groups(*weights_and_biases(parameters), l2)
     optimizer = torch.optim.Adam(groups, lr=learning_rate, fused=True)
     average = [parameter.detach().clone() for parameter in parameters]
     if state.n_steps:

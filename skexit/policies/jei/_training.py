@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from skexit._nn._dense import DenseNetwork, weighted_scaling
-from skexit._nn._mini_batches import keep_in_memory, one_cycle, one_thread
+from skexit._nn._mini_batches import adam_groups, keep_in_memory, one_cycle, one_thread
 from skexit.data import ExitArray
 from skexit.data._validation import read_features, read_logits
 from skexit.policies.jei._gates import (
@@ -370,12 +370,11 @@ class JointTrainer:
 
     def _module_groups(self, rates: list[float]) -> list[dict[str, Any]]:
         """Weights of each module, which are penalised, then biases, which are not."""
-        modules = [self.modules[k] for k in self.trained]
-        penalties = [self.settings.l2, 0.0]
+        groups = [adam_groups([weights], [biases], self.settings.l2) for weights, biases in self.modules.values()]
         return [
-            {"params": [module[part]], "lr": rate, "weight_decay": penalty}
-            for part, penalty in enumerate(penalties)
-            for module, rate in zip(modules, rates, strict=True)
+            {**group, "lr": rate}
+            for groups_of_kind in zip(*groups, strict=True)
+            for group, rate in zip(groups_of_kind, rates, strict=True)
         ]
 
     def _n_batches(self) -> int:
