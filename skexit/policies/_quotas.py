@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import softmax
 
+from skexit.policies._gain import exceeds_error
+
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
@@ -190,9 +192,7 @@ def rewarding_threshold(scores: Floats, rewards: Floats, sample_weight: Floats |
     threshold = threshold_between(departures.levels, int(n_leaving[best]))
     stops = exits_from_scores(scores, equal_thresholds(threshold, scores.shape[1]))
     harm = rewards[np.arange(len(scores)), stops] - rewards[:, -1]
-    mean = np.average(harm, weights=weight)
-    standard_error = np.sqrt(weight**2 @ (harm - mean) ** 2) / weight.sum()
-    return threshold if mean > 2 * standard_error else np.inf
+    return threshold if exceeds_error(harm, weight, n_errors=2) else np.inf
 
 
 def equal_thresholds(value: float, n_exits: int) -> Floats:

@@ -22,6 +22,7 @@ from skexit.data._walk import correct_exits, no_features, own_logits, walk_batch
 from skexit.exceptions import RoutersUnusedWarning
 from skexit.policies._blending import blend, sigmoid
 from skexit.policies._budgeted import BudgetedPolicy
+from skexit.policies._gain import exceeds_error
 from skexit.policies._quotas import equal_thresholds, exits_from_scores, quota_thresholds
 from skexit.policies.em._assignment import expectation, fit_exit_prior, group_patterns
 from skexit.policies.em._fit_state import AssignerFitState
@@ -447,7 +448,7 @@ class EMExitAssigner(BudgetedPolicy):
         weight = self.fit_state_.weight
         best = int(np.argmax(np.average(right, axis=1, weights=weight)))
         gain = right[best].astype(np.float64) - right[candidates.index(_CONFIDENCE_ALONE)]
-        return candidates[best] if _exceeds_its_error(gain, weight) else _CONFIDENCE_ALONE
+        return candidates[best] if exceeds_error(gain, weight) else _CONFIDENCE_ALONE
 
     def _held_out_right(self, confidence_weight: float, assignment_weight: float) -> NDArray[np.bool_]:
         """Whether each row is answered right, by routers that were trained on other rows."""
@@ -466,10 +467,3 @@ def _correct_and_confident(X: ExitArray, labels: NDArray[np.int64]) -> tuple[NDA
         correct[rows, k] = np.argmax(logits, axis=1) == labels[rows]
         confidence[rows, k] = max_probability(softmax(logits))
     return correct, confidence
-
-
-def _exceeds_its_error(gain: Floats, weight: Floats) -> bool:
-    """Whether a mean gain is more than one standard error above zero."""
-    mean = np.average(gain, weights=weight)
-    share = weight / weight.sum()
-    return bool(mean > np.sqrt(np.sum(share**2 * (gain - mean) ** 2)))
