@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_consistent_length, validate_data
 from skexit.data._arrays import ExitArray
 from skexit.data._layout import ExitLayout, resolve_layout
 from skexit.data._overlays import OverlaidSource
+from skexit.utils._labels import index_of_labels
 from skexit.utils._sklearn import _check_sample_weight
 
 
@@ -200,8 +201,7 @@ def encode_labels(y: Any, layout: ExitLayout) -> tuple[NDArray[Any], NDArray[np.
             f"y has the class {unknown.tolist()[0]!r}, which the layout does not know: its classes are "
             f"{classes.tolist()}. Correct y, or the classes of the layout."
         )
-    order = np.argsort(classes)
-    return classes, order[np.searchsorted(classes, y, sorter=order)]
+    return classes, index_of_labels(y, classes)
 
 
 def cross_validation_splits(

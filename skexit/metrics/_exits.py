@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_consistent_length, column_or_1d
 
-from skexit.uncertainty._labels import index_of_labels
+from skexit.uncertainty._labels import index_of_true_labels
 from skexit.utils._checks import check_cost_fractions, check_exits, check_labels, right_answers
 
 _COLUMNS = ("share", "cost", "accuracy_leaving", "accuracy_all", "samples")
@@ -162,7 +162,7 @@ def exit_distribution_by_class(
     true_labels, stops = check_labels(y_true), check_exits(exits, int(n_exits))
     check_consistent_length(true_labels, stops)
     classes = np.unique(true_labels) if labels is None else column_or_1d(labels)
-    index = index_of_labels(true_labels, classes)
+    index = index_of_true_labels(true_labels, classes)
     shares = np.full((len(classes), int(n_exits)), np.nan)
     for row in range(len(classes)):
         own = stops[index == row]

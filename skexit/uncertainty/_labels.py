@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_consistent_length, column_or_1d
 
+from skexit.utils._labels import index_of_labels
+
 
 def column_of_labels(y_true: ArrayLike, labels: ArrayLike | None, table: NDArray[Any], name: str) -> NDArray[np.intp]:
     """Column of each row's true class.
@@ -39,10 +41,10 @@ def column_of_labels(y_true: ArrayLike, labels: ArrayLike | None, table: NDArray
             f"{source} has {len(classes)} classes, and {name} {table.shape[1]} columns. Give the class of each column: "
             "labels=policy.classes_."
         )
-    return index_of_labels(true_labels, classes)
+    return index_of_true_labels(true_labels, classes)
 
 
-def index_of_labels(y_true: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.intp]:
+def index_of_true_labels(y_true: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.intp]:
     """Index of each row's true class among the classes.
 
     Parameters
@@ -59,10 +61,10 @@ def index_of_labels(y_true: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.i
     ValueError
         If y_true has a class that classes lacks, or classes has one twice.
     """
-    order = np.argsort(classes)
-    if (classes[order][1:] == classes[order][:-1]).any():
+    in_order = np.sort(classes)
+    if (in_order[1:] == in_order[:-1]).any():
         raise ValueError(f"labels={classes.tolist()} names a class twice.")
     unknown = np.setdiff1d(y_true, classes)
     if len(unknown):
         raise ValueError(f"y_true has the class {unknown.tolist()[0]!r}, which labels={classes.tolist()} lacks.")
-    return order[np.searchsorted(classes, y_true, sorter=order)]
+    return index_of_labels(y_true, classes)
