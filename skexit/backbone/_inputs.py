@@ -11,10 +11,7 @@ import torch
 def as_inputs(inputs: tuple[Any, ...], named_inputs: Mapping[str, Any]) -> Inputs:
     """What was passed to ``forward``, as one input of a network.
 
-    Raises
-    ------
-    ValueError
-        If there is nothing, tensors come by position and by name, or there is no tensor.
+    A ValueError says if there is no tensor, or some come by position and others by name.
     """
     if len(inputs) == 1 and isinstance(inputs[0], torch.Tensor) and not named_inputs and inputs[0].ndim:
         return inputs[0]

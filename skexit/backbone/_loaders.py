@@ -14,26 +14,10 @@ _LABEL_NAMES = ("labels", "label")
 
 
 def read_item(number: int, item: Any) -> tuple[Inputs, Any]:
-    """The inputs and the labels in an item of a loader.
+    """The inputs and the labels (or None) in an item of a loader; the item's number is for messages.
 
-    Parameters
-    ----------
-    number : int
-        Of the item, for messages.
-    item : tensor, (x, y), (x,) or dict
-        x is a tensor or a dict of tensors; of a dict, ``"labels"`` or ``"label"`` are the labels.
-
-    Returns
-    -------
-    inputs : tensor or dict of tensors
-        Each with one row a sample.
-    labels : object
-        None where there are none.
-
-    Raises
-    ------
-    ValueError
-        If the item has another form.
+    An item is ``x``, ``(x,)``, ``(x, y)`` or a dict. ``x`` is a tensor or a dict of tensors with one row per sample;
+    the ``"labels"`` or ``"label"`` of a dict are its labels. A ValueError says if the item has another form.
     """
     inputs, labels = item, None
     if isinstance(item, list | tuple):

@@ -20,13 +20,7 @@ NETWORK_OUTPUT = "output"
 
 
 def find_modules(model: nn.Module, names: Sequence[str], parameter: str) -> list[nn.Module]:
-    """Find submodules by name.
-
-    Raises
-    ------
-    ValueError
-        If there are no names, a name is repeated, or the network has no such module.
-    """
+    """Find submodules by name; a ValueError says if there are no names, one is repeated, or the network lacks it."""
     if isinstance(names, str) or not names:
         raise ValueError(f"{parameter}={names!r} must be a list of at least one module name.")
     repeated = [name for name, count in Counter(names).items() if count > 1]
@@ -47,10 +41,7 @@ def find_modules(model: nn.Module, names: Sequence[str], parameter: str) -> list
 def resolve_heads(model: nn.Module, head: Head, n_exits: int) -> list[str | None]:
     """One head for each exit: a module name, ``"output"``, or None.
 
-    Raises
-    ------
-    ValueError
-        If `head` has not one entry for each exit or names an unknown module.
+    A ValueError says if `head` has not one entry for each exit, or names an unknown module.
     """
     if head is None or head == NETWORK_OUTPUT:
         return [None] * (n_exits - 1) + [head]

@@ -28,13 +28,7 @@ def as_logits(output: Any, source: str, advice: str) -> torch.Tensor:
 
 
 def first_tensor(output: Any) -> torch.Tensor:
-    """The output itself, or the first tensor in it.
-
-    Raises
-    ------
-    ValueError
-        If there is none.
-    """
+    """The output itself, or the first tensor in it; a ValueError if there is none."""
     if isinstance(output, torch.Tensor):
         return output
     values = output.values() if isinstance(output, Mapping) else output

@@ -19,34 +19,19 @@ DEFAULT_POOLS = {4: ("avg", "max", "grid2"), 3: ("first", "mean")}
 
 
 def pool_output(output: Any, pool: Pool = "auto", mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Pool the output of a module to one row of features a sample.
+    """Pool the output of a module to features of shape (n_samples, n_features).
 
-    Parameters
-    ----------
-    output : tensor, or tuple, list or mapping whose first tensor is meant
-        Feature maps of shape (n_samples, n_channels, height, width), token sequences of shape
-        (n_samples, n_tokens, n_channels), or features of shape (n_samples, n_features), which are
-        kept as they are.
-    pool : str, sequence of str or callable, default="auto"
-        Of feature maps ``"avg"``, ``"max"``, ``"grid2"`` (averages on a 2 x 2 grid) or ``"grid4"``;
-        of token sequences ``"first"``, ``"mean"`` or ``"max"``. Several are joined in the order
-        given. ``"auto"`` is ``("avg", "max", "grid2")`` for maps and ``("first", "mean")`` for
-        tokens. A callable gets the tensor and gives one of shape (n_samples, n_features).
-    mask : tensor of shape (n_samples, n_tokens), default=None
-        Nonzero where a token counts in ``"mean"`` and ``"max"``.
+    The first tensor of the output is meant: feature maps of shape (n_samples, n_channels, height, width), token
+    sequences of shape (n_samples, n_tokens, n_channels), or features, which are kept as they are. The result does not
+    keep the output alive.
 
-    Returns
-    -------
-    features : tensor of shape (n_samples, n_features)
-        A tensor of its own, which does not keep the output alive.
+    Of feature maps, `pool` can be ``"avg"``, ``"max"``, ``"grid2"`` (averages on a 2 x 2 grid) or ``"grid4"``; of token
+    sequences ``"first"``, ``"mean"`` or ``"max"``. Several are joined in the order given. ``"auto"`` is ``("avg",
+    "max", "grid2")`` for maps and ``("first", "mean")`` for tokens. A callable takes the tensor and gives the features.
+    `mask`, of shape (n_samples, n_tokens), is nonzero where a token counts in ``"mean"`` and ``"max"``.
 
-    Raises
-    ------
-    ValueError
-        If the output has no tensor, `pool` does not fit its dimensions, or the mask its tokens.
+    A ValueError says if the output has no tensor, `pool` does not fit its dimensions, or the mask its tokens.
 
-    Examples
-    --------
     >>> import torch
     >>> from skexit.backbone._pooling import pool_output
     >>> maps = torch.arange(8.0).reshape(1, 2, 2, 2)
@@ -69,18 +54,7 @@ def pool_output(output: Any, pool: Pool = "auto", mask: torch.Tensor | None = No
 def prepared_pool(pool: Pool, n_dimensions: int) -> Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]:
     """What `pool_output` does to tensors that are known to fit, without checks and without a copy.
 
-    Parameters
-    ----------
-    pool : str, sequence of str or callable
-        As in :func:`pool_output`.
-    n_dimensions : int
-        Of the tensors.
-
-    Returns
-    -------
-    callable
-        Takes a tensor and the attention mask or None, and gives features of shape
-        (n_samples, n_features).
+    The callable takes a tensor of that many dimensions, and the attention mask or None.
     """
     # Functions with names rather than lambdas, which cannot be pickled.
     if callable(pool):
@@ -94,17 +68,8 @@ def prepared_pool(pool: Pool, n_dimensions: int) -> Callable[[torch.Tensor, torc
 
 
 def pooled_width(shape: Sequence[int], pool: Pool = "auto") -> int:
-    """Number of features that pooling an output of this shape gives.
+    """Number of features that pooling an output of this shape gives; its first dimension is that of the samples.
 
-    Parameters
-    ----------
-    shape : sequence of int
-        Shape of the output, with its first dimension for the samples.
-    pool : str, sequence of str or callable, default="auto"
-        As in :func:`pool_output`.
-
-    Examples
-    --------
     >>> from skexit.backbone._pooling import pooled_width
     >>> pooled_width((1, 64, 16, 16)), pooled_width((1, 64, 16, 16), "grid4")
     (384, 1024)

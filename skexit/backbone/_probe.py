@@ -25,13 +25,7 @@ def check_against_plain_network(
 ) -> None:
     """Raise a ValueError unless stages that lose samples on the way give what the network gives.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-    exits : sequence of str
-    stages : sequence of Stage, one an exit
-    example_input : tensor, tuple of tensors or dict of tensors
-        What random inputs are to look like.
+    The inputs are random ones that look like the example.
     """
     inputs = random_inputs(example_input)
     expected, logits = _run_plain(model, exits, inputs)

@@ -30,20 +30,11 @@ _N_ROWS = 3
 
 @dataclass(frozen=True)
 class Recording:
-    """A network as a graph whose nodes call its modules.
+    """A network as a graph whose ``call_module`` and ``get_attr`` nodes have names of the network.
 
-    Parameters
-    ----------
-    graph : fx.Graph
-        Its ``call_module`` and ``get_attr`` nodes have names of the network.
-    inputs : list of fx.Node
-        One an input tensor.
-    exits : list of list of fx.Node
-        The tensors that each exit's module gives.
-    logits : list of fx.Node or None
-        The logits that the network itself has for each exit.
-    constants : dict of str to tensor
-        What the network makes of no input and no parameter, by name.
+    It has one node per input tensor, for each exit the nodes of the tensors that its module gives, and the node of the
+    logits that the network itself has for it, or None. Constants are what the network makes of no input and no
+    parameter, by name.
     """
 
     graph: fx.Graph
@@ -54,30 +45,14 @@ class Recording:
 
 
 def record(model: nn.Module, exits: Sequence[str], heads: Sequence[str | None], inputs: Inputs) -> Recording:
-    """Run a network on shapes only, and record which module is called on what.
+    """Run a network in evaluation mode on shapes only, and record which module is called on what.
 
-    Modules that contain no exit are recorded as one call each; of those that do, every operation.
+    Modules that contain no exit are recorded as one call each; of those that do, every operation. The exits are in
+    forward order, the heads as `resolve_heads` gives them. The number of rows is left open; so is the length of
+    sequences of integers.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        In evaluation mode.
-    exits : sequence of str
-        Names of modules, in forward order.
-    heads : sequence of str or None, one an exit
-        As `resolve_heads` gives them.
-    inputs : tensor, tuple of tensors or dict of tensors
-        An example. The number of rows is left open; so is the length of sequences of integers.
-
-    Returns
-    -------
-    Recording
-
-    Raises
-    ------
-    ValueError
-        If the network does not call an exit or head exactly once, calls exits in another order, or
-        decides by the values of its inputs what to do.
+    A ValueError says if the network does not call an exit or head exactly once, calls exits in another order, or
+    decides by the values of its inputs what to do.
     """
     args, kwargs = as_arguments(inputs)
     tensors = [_with_rows(tensor, _N_ROWS) for tensor in (*args, *kwargs.values())]

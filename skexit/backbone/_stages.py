@@ -18,14 +18,9 @@ from skexit.backbone._recording import Recording, record
 class Stage:
     """The part of a network that leads from one exit to the next.
 
-    Parameters
-    ----------
-    network : GraphModule, or one that is compiled
-        Takes what the exit before gave, of the first stage the first input, and the other inputs. Gives
-        the tensors that the exit's module gives and later stages read.
-    logits : GraphModule, one that is compiled, or None
-        Takes what `network` gave, and the other inputs. Gives the logits that the network itself has
-        for this exit.
+    `network` takes what the exit before gave, or the first input, and the other inputs. It gives the tensors that the
+    exit's module gives and later stages read. `logits` takes these and the other inputs, and gives the logits that the
+    network itself has for this exit. Both are GraphModules, or compiled ones.
     """
 
     network: nn.Module
@@ -33,42 +28,16 @@ class Stage:
 
 
 def cut(model: nn.Module, exits: Sequence[str], example_input: Inputs, head: Head = "output") -> list[Stage]:
-    """Cut a network at its exits.
+    """Cut a network in evaluation mode at its exits, which are in forward order.
 
-    The stages call the modules of the network itself, which keep their parameters and their hooks.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        In evaluation mode.
-    exits : sequence of str
-        Names of the modules after which the network can stop, in forward order.
-    example_input : tensor, tuple of tensors or dict of tensors
-    head : "output", None or list of n_exits str or None, default="output"
-        As in :class:`ExitExtractor`.
-
-    Returns
-    -------
-    list of Stage, one an exit
-
-    Raises
-    ------
-    ValueError
-        If the network is not cut by its exits.
+    The stages call the modules of the network itself, which keep their parameters and their hooks. A ValueError says if
+    the network is not cut by its exits.
     """
     return list(RecordedNetwork(model, exits, example_input, head).cut(range(len(exits))).values())
 
 
 class RecordedNetwork:
-    """A network that can be cut at some of its exits or at all; see :func:`cut`.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-    exits : sequence of str
-    example_input : tensor, tuple of tensors or dict of tensors
-    head : "output", None or list of n_exits str or None
-    """
+    """A network that can be cut at some of its exits or at all; see :func:`cut`."""
 
     def __init__(self, model: nn.Module, exits: Sequence[str], example_input: Inputs, head: Head) -> None:
         find_modules(model, exits, "exits")
@@ -76,21 +45,9 @@ class RecordedNetwork:
         self._recording = record(model, exits, resolve_heads(model, head, len(exits)), example_input)
 
     def cut(self, ends: Iterable[int]) -> dict[int, Stage]:
-        """The stages that end at some of the exits, by exit.
+        """The stages that end at some of the exits, by exit; what lies between two of them is one stage.
 
-        Parameters
-        ----------
-        ends : iterable of int
-            Indices of exits, rising. What lies between two of them is one stage.
-
-        Returns
-        -------
-        dict of int to Stage
-
-        Raises
-        ------
-        ValueError
-            If the network is not cut by these exits.
+        The exits are in rising order. A ValueError says if the network is not cut by them.
         """
         stages, roots, before = {}, self._recording.inputs[:1], "the first input"
         for k in ends:
