@@ -19,17 +19,7 @@ MAX_HEADER_BYTES = 10_000
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """What a shard says about one of its files.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        Shape of the array.
-    dtype : numpy.dtype
-        Its type: numbers, bools or strings.
-    crc32 : int
-        Checksum of its bytes in C order.
-    """
+    """What a shard says about one of its files; the checksum is that of its bytes in C order."""
 
     shape: tuple[int, ...]
     dtype: np.dtype

@@ -10,20 +10,10 @@ LOCK = "writing.lock"
 
 
 class FolderLock:
-    """The right to write into a folder, until it is released or the process ends in any way.
+    """The right to write into an existing folder, until it is released or the process ends in any way.
 
-    Parameters
-    ----------
-    folder : Path
-        An existing folder.
-    name : str, default="writing.lock"
-        File that stands for the right. Processes that write different things into one folder take locks of
-        different names.
-
-    Raises
-    ------
-    RuntimeError
-        If another writer has the lock.
+    The file `name` stands for the right: processes that write different things into one folder take locks of different
+    names. A RuntimeError says if another writer has the lock.
     """
 
     def __init__(self, folder: Path, name: str = LOCK) -> None:

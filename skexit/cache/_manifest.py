@@ -23,25 +23,11 @@ _MAX_CLASS_CHARACTERS = 2**26
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a manifest says.
+    """What a manifest says; `n_rows` and `shards` are those of a complete cache.
 
-    Parameters
-    ----------
-    layout : ExitLayout
-        Columns, classes and costs of the exits.
-    dtype : numpy.dtype
-        Type in which logits and features are stored.
-    origin : dict of str to str
-        What identifies the model, the settings of the extraction and the data.
-    complete : bool
-        Whether the cache has all its rows.
-    n_rows : int
-        Number of rows of a complete cache.
-    fingerprint : str or None
-        What the shards of this cache name as the cache they belong to; None in caches of the first version, whose
-        shards name none.
-    shards : tuple of int or None
-        Checksums of the descriptions of all shards of a complete cache; None where the manifest does not have them.
+    `origin` identifies the model, the settings of the extraction and the data. The shards name `fingerprint` as the
+    cache that they belong to; it is None in caches of the first version, whose shards name none. `shards` are the
+    checksums of the shards' descriptions, None where the manifest does not have them.
     """
 
     layout: ExitLayout

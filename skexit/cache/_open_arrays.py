@@ -19,17 +19,9 @@ class OpenArrays:
     """Mapped arrays by key; the ones not used for longest are let go when there are too many.
 
     A mapped array holds a file open, of which the system allows a process about a thousand. Where the files were
-    fetched from elsewhere, it also holds a place on this machine's disk. Pages that were read of it are in the memory
-    of the process until they are given back: after so many bytes, all are. The system keeps them, and gives them again.
-
-    Parameters
-    ----------
-    max_arrays : int
-        How many are kept.
-    max_bytes : int
-        How many bytes they have together at most; the one used last is kept in any case.
-    max_resident : int, default=2**28
-        About how many bytes of them are in the memory of the process at most.
+    fetched from elsewhere, it also holds a place on this machine's disk: together they have at most `max_bytes`, but
+    the one used last is always kept. Pages that were read of it are in the memory of the process until they are given
+    back: after about `max_resident` bytes, all are. The system keeps them, and gives them again.
     """
 
     def __init__(self, max_arrays: int, max_bytes: int, max_resident: int = 2**28) -> None:

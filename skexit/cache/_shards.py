@@ -37,31 +37,10 @@ _SYNCED_BYTES = 2**21
 
 
 class Shard:
-    """A complete shard, opened for reading.
+    """A complete shard of the cache in a folder, opened for reading.
 
-    Parameters
-    ----------
-    folder : Folder
-        Folder of the cache.
-    name : str
-        Name of the shard in it.
-    number : int
-        Which shard of the cache it should be.
-    manifest : Manifest
-        Manifest of the cache.
-    size : int
-        Bytes of its files.
-    open_arrays : OpenArrays
-        Where its files are kept open.
-
-    Attributes
-    ----------
-    n_rows : int
-        Number of rows.
-    files : dict of str to ArrayFile
-        Its array files.
-    checksum : int
-        Checksum of its description, and so of the checksums of all files.
+    `number` says which shard it should be, and `size` how many bytes its files have. `open_arrays` keeps its files
+    open. Its `checksum` is that of its description, and so of the checksums of all files.
     """
 
     def __init__(
@@ -178,16 +157,7 @@ class Shard:
 class ShardWriter:
     """A shard being written: one growing .npy file for each block.
 
-    Parameters
-    ----------
-    path : Path
-        Folder of the cache.
-    number : int
-        Which shard of the cache it is.
-    dtype : numpy.dtype
-        Type in which logits and features are stored.
-    cache : str, default=None
-        Fingerprint of the cache, which it names as the one it belongs to.
+    `path` is the folder of the cache, and `cache` its fingerprint, which the shard names.
     """
 
     def __init__(self, path: Path, number: int, dtype: np.dtype, cache: str | None = None) -> None:
