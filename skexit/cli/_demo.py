@@ -48,24 +48,8 @@ _JOINT = "JEI gates"
 def run_demo(out: str | Path, *, seed: int = 0, report: Callable[[str], None] = print) -> pd.DataFrame:
     """Train a network, cache its exits, fit policies, and write a table and a plot.
 
-    Parameters
-    ----------
-    out : str or path-like
-        Folder for the caches, ``results.csv``, ``accuracy_cost.png`` and ``policy.joblib``.
-    seed : int, default=0
-        Seeds the split of the data, the network and the policies.
-    report : callable, default=print
-        Takes each line that tells what happens.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row for each method and budget.
-
-    Raises
-    ------
-    ImportError
-        If torch or matplotlib is not installed.
+    The caches, ``results.csv``, ``accuracy_cost.png`` and ``policy.joblib`` go to the folder `out`. `report` takes each
+    line that tells what happens. The table has one row for each method and budget.
     """
     check_torch("skexit demo trains a network with", extra="demo")
     with optional_import("skexit demo draws with", "demo"):

@@ -13,18 +13,7 @@ from skexit.cli._cache import add_cache_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
-
-    Parameters
-    ----------
-    arguments : list of str, default=None
-        Arguments after the command's name; those of the process by default.
-
-    Returns
-    -------
-    int
-        Exit status.
-    """
+    """Run the command line, by default with the arguments of the process, and give the exit status."""
     options = _parser().parse_args(arguments)
     return options.run(options)
 
