@@ -270,18 +270,9 @@ class ExitArray:
 
 
 def enough_rows(n_rows: int, n_numbers: int) -> NDArray[np.intp]:
-    """Rows that are enough to learn a few parameters from, evenly spaced.
+    """Rows with `n_numbers` numbers each that are enough to learn a few parameters from, evenly spaced.
 
-    Parameters
-    ----------
-    n_rows : int
-    n_numbers : int
-        What is read of each row.
-
-    Returns
-    -------
-    ndarray of shape (n_enough,) of int
-        All rows, where these have no more than ten million numbers.
+    These are all rows, where they have no more than ten million numbers.
     """
     most = max(_ENOUGH_NUMBERS // n_numbers, 1)
     return np.arange(n_rows) if n_rows <= most else np.linspace(0, n_rows - 1, most).astype(np.intp)

@@ -93,14 +93,8 @@ class ExitEstimator(BaseEstimator):
 def warn_of_other_costs(estimator: ExitEstimator, X: ExitArray) -> None:
     """Warn where counted costs are not those of the X that was fitted.
 
-    The same network on inputs of the same size has exactly the same. Costs that the user chose by
-    `layout` are not those of X, and measured ones vary; both are left alone.
-
-    Parameters
-    ----------
-    estimator : ExitEstimator
-        A fitted estimator.
-    X : ExitArray
+    The same network on inputs of the same size has exactly the same. Costs that the user chose by `layout` are not
+    those of X, and measured ones vary; both are left alone.
     """
     fitted = estimator._layout_in
     if estimator.layout is not None or fitted.cost_unit not in _COUNTED_UNITS or X.layout.cost_unit != fitted.cost_unit:
@@ -130,16 +124,6 @@ def _without_fit_state(value: Any) -> Any:
 def cost_column(layout: ExitLayout) -> dict[str, list[str]]:
     """Costs of the exits as percentages of the last one's, under a name that says how much that is.
 
-    Parameters
-    ----------
-    layout : ExitLayout
-
-    Returns
-    -------
-    dict of str to list of str, one an exit
-
-    Examples
-    --------
     >>> cost_column(ExitLayout([0, 0], [2, 2], costs=[1e6, 4e6], cost_unit="MACs"))
     {'Cost, % of 4e+06 MACs': ['25%', '100%']}
     """

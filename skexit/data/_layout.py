@@ -329,20 +329,8 @@ class ExitLayout:
 def resolve_layout(layout: ExitLayout | int | None, X: Any, n_columns: int) -> ExitLayout:
     """Find the layout of `X`: `layout`, else ``X.layout``, else column names, else one exit.
 
-    Parameters
-    ----------
-    layout : ExitLayout, int or None
-        The `layout` parameter of an estimator; an int splits the columns evenly into that many
-        exits.
-    X : object
-        What the user passed, before it became an array.
-    n_columns : int
-        Number of columns of `X`.
-
-    Raises
-    ------
-    ValueError
-        If the layout does not have `n_columns` columns.
+    `X` is what the user passed, before it became an array. An int splits the columns evenly into that many exits. A
+    ValueError says if the layout does not have `n_columns` columns.
     """
     if layout is None and hasattr(X, "columns"):
         layout = _layout_of_frame(X)

@@ -56,14 +56,7 @@ class TransformedLogits(OverlaidSource):
 class MergedLogits(OverlaidSource):
     """The columns of an ExitArray, with the logits of each row from one of several sources.
 
-    Parameters
-    ----------
-    base : ExitArray of shape (n_samples, n_columns)
-    sources : sequence of OverlaidSource
-    source_of_row : ndarray of shape (n_samples,) of int
-        Which source has the logits of each row.
-    position : ndarray of shape (n_samples,) of int
-        Where the row is in that source.
+    `source_of_row` says which source has the logits of each row, and `position` where the row is in that source.
     """
 
     def __init__(
@@ -111,18 +104,8 @@ def answer_from_exits(
 ) -> LogitsSource | TransformedLogits:
     """Logits that follow from those of the exits up to each: computed now, if few, or when they are read.
 
-    Parameters
-    ----------
-    X : ExitArray of shape (n_samples, n_columns)
-        With logits at every exit.
-    n_classes : int
-    answer : callable
-        Takes an exit, its logits and the notes of earlier exits, which it may change in place; gives
-        the new logits of the exit.
-
-    Returns
-    -------
-    OverlaidSource
+    `X` has logits at every exit. `answer` takes an exit, its logits and the notes of earlier exits, which it may change
+    in place; it gives the new logits of the exit.
     """
     answers = _AnswersOfAllExits(answer, X.layout.n_exits)
     if not fit_in_memory(len(X), X.layout.n_exits, n_classes):

@@ -25,16 +25,8 @@ def validate_training_data(
 ) -> tuple[ExitArray, NDArray[Any], NDArray[np.int64], NDArray[np.float64]]:
     """Check what was passed to ``fit``, and keep its layout as ``_layout_in`` of the estimator.
 
-    Returns
-    -------
-    X : ExitArray of shape (n_samples, n_columns)
-        Without the rows of zero weight; its logits are in the order of `classes`.
-    classes : ndarray of shape (n_classes,)
-        Sorted, as scikit-learn expects.
-    labels : ndarray of shape (n_samples,)
-        Index into `classes` of each row's label.
-    sample_weight : ndarray of shape (n_samples,)
-        All positive.
+    Gives X without the rows of zero weight, its logits in the order of the classes; the sorted classes; the index of
+    each row's label among them; and the sample weights, all positive.
     """
     checked, y = _validate_first(estimator, X, y)
     classes, labels = encode_labels(y, checked.layout)
@@ -46,18 +38,7 @@ def validate_partial_data(
 ) -> tuple[ExitArray, NDArray[Any], NDArray[np.int64], NDArray[np.float64]]:
     """Check what was passed to ``partial_fit``, and in the first call keep its layout.
 
-    Parameters
-    ----------
-    estimator : estimator
-        After the first call, with ``classes_``.
-    X, y, classes, sample_weight
-        What was passed.
-    is_first : bool
-
-    Returns
-    -------
-    X, classes, labels, sample_weight
-        As `validate_training_data` gives them.
+    After the first call, the estimator has ``classes_``. Gives what `validate_training_data` gives.
     """
     if is_first:
         checked, y = _validate_first(estimator, X, y)

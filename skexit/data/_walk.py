@@ -49,15 +49,7 @@ class ExitReader(Protocol):
 
 
 class RowReader:
-    """Reads some rows of an ExitArray.
-
-    Parameters
-    ----------
-    X : ExitArray of shape (n_samples, n_columns)
-    rows : slice or ndarray of int
-    uses_features : callable, default=None
-        Takes an exit; gives whether to read its features. By default they are read at every exit.
-    """
+    """Reads some rows of an ExitArray; `uses_features` takes an exit and says whether to read its features."""
 
     def __init__(self, X: ExitArray, rows: Any, uses_features: Callable[[int], bool] | None = None) -> None:
         self.X, self.rows, self._uses_features = X, rows, uses_features
@@ -88,32 +80,11 @@ def walk(
     leaves: Step | None = None,
     memory: Memory | Memories | None = None,
 ) -> Iterator[tuple[int, Any, Any, Any]]:
-    """Go from exit to exit with the samples that are still running.
+    """Go from exit to exit, in forward order, with the samples that are still running.
 
-    Parameters
-    ----------
-    answer : callable
-        Takes an exit, its logits, its features and the notes of earlier exits; gives what the exit answers.
-    reader : ExitReader
-        Gives logits and features.
-    exits : iterable of int
-        Exits to look at, in forward order.
-    leaves : callable, default=None
-        Takes the exit, the answer, the features and the notes; gives which samples leave, or None where nobody
-        can. By default nobody leaves.
-    memory : Memory or Memories, default=None
-        Notes from before the first exit; by default none.
-
-    Yields
-    ------
-    k : int
-        The exit.
-    rows : slice or ndarray of int
-        Rows of the samples that have reached it.
-    answer : object
-        What `answer` gave.
-    leaves : array of bool or None
-        What `leaves` gave.
+    Yields each exit, the rows of the samples that have reached it, what `answer` gave, and what `leaves` gave. Both are
+    steps; `leaves` takes the answer in place of the logits, and gives which samples leave, or None where nobody can. By
+    default nobody leaves. `memory` holds notes from before the first exit.
     """
     memory = Memory() if memory is None else memory
     for k in exits:
@@ -138,25 +109,10 @@ def walk_batches(
     uses_features: Callable[[int], bool] | None = None,
     start: Callable[[], Memory | Memories] = Memory,
 ) -> Iterator[tuple[int, slice, Any]]:
-    """Go from exit to exit with every row of X, in batches; nobody leaves.
+    """Go from exit to exit with every row of X, in batches, and yield exit, rows and answer; nobody leaves.
 
-    Parameters
-    ----------
-    answer : callable
-        As in `walk`.
-    X : ExitArray of shape (n_samples, n_columns)
-    exits : iterable of int, default=None
-        Exits to look at, in forward order; by default all.
-    uses_features : callable, default=None
-        As in `RowReader`.
-    start : callable, default=Memory
-        Gives the notes before the first exit.
-
-    Yields
-    ------
-    k : int
-    rows : slice
-    answer : object
+    `exits` are by default all, and `start` gives the notes before the first one; the rest is as in `walk` and
+    `RowReader`.
     """
     looked_at = list(range(X.layout.n_exits) if exits is None else exits)
     for batch in X.batches():
@@ -172,16 +128,9 @@ def collect(
     uses_features: Callable[[int], bool] | None = None,
     start: Callable[[], Memory | Memories] = Memory,
 ) -> dict[int, NDArray[Any]]:
-    """What a step answers at each exit, for all rows of X.
+    """What a step answers at each exit, by exit, for all rows of X; the answers are arrays with one row per sample.
 
-    Parameters
-    ----------
-    answer, X, exits, uses_features, start
-        As in `walk_batches`; the answer is an array with a row for each sample.
-
-    Returns
-    -------
-    dict of int to ndarray of shape (n_samples, ...)
+    The parameters are those of `walk_batches`.
     """
     collected: dict[int, NDArray[Any]] = {}
     for k, rows, answered in walk_batches(answer, X, exits, uses_features=uses_features, start=start):
@@ -192,51 +141,17 @@ def collect(
 
 
 def no_features(k: int) -> bool:
-    """Tells a reader to read no features.
-
-    Parameters
-    ----------
-    k : int
-
-    Returns
-    -------
-    bool
-        False.
-    """
+    """Tells a reader to read no features."""
     return False
 
 
 def own_logits(k: int, logits: Any, features: Any, memory: Memory) -> Any:
-    """A step that answers with the exit's own logits.
-
-    Parameters
-    ----------
-    k : int
-    logits : array of shape (n_samples, n_classes)
-    features : array of shape (n_samples, n_features) or None
-    memory : Memory
-
-    Returns
-    -------
-    array of shape (n_samples, n_classes)
-    """
+    """A step that answers with the exit's own logits."""
     return logits
 
 
 def correct_exits(X: ExitArray, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which exits are right for which samples.
-
-    Parameters
-    ----------
-    X : ExitArray of shape (n_samples, n_columns)
-        With logits at every exit.
-    labels : ndarray of shape (n_samples,)
-        Index of the true class.
-
-    Returns
-    -------
-    ndarray of shape (n_samples, n_exits) of bool
-    """
+    """Which exits are right for which samples, of shape (n_samples, n_exits); `labels` are indices of classes."""
     for k in range(X.layout.n_exits):
         if not X.layout.has_logits(k):
             raise ValueError(f"exit {k} has no logits; add them with ExitHeads().fit_transform(X, y).")
