@@ -31,16 +31,8 @@ Worker = str | tuple[int, int] | None
 def rank_and_size(worker: Worker) -> tuple[int, int]:
     """Number of this process and how many there are.
 
-    Parameters
-    ----------
-    worker : None, "torchrun" or (int, int)
-        None is the only one; ``"torchrun"`` are ``RANK`` and ``WORLD_SIZE`` of the environment, and the only one
-        where these are not set.
-
-    Raises
-    ------
-    ValueError
-        If there is no such worker.
+    None is the only one; ``"torchrun"`` reads ``RANK`` and ``WORLD_SIZE`` of the environment, and is the only one where
+    these are not set. A ValueError says if there is no such worker.
     """
     if worker is None:
         return 0, 1
@@ -65,10 +57,8 @@ def found_parts(path: Path) -> int:
 def count_parts(path: Path, n_parts: int) -> int:
     """Into how many parts the rows are divided: as when the extraction into a folder began, or else `n_parts`.
 
-    Raises
-    ------
-    ValueError
-        If the folder has rows that are not in parts: the parts could be extracted, but not be joined with them.
+    A ValueError says if the folder has rows that are not in parts: the parts could be extracted, but not joined with
+    them.
     """
     found = found_parts(path)
     if not found and (path / MANIFEST).exists():
@@ -86,23 +76,10 @@ def part_folder(path: Path, part: int, n_parts: int) -> Path:
 
 
 def extract_part(extract: Extract, loader: Iterable[Any], path: Path, part: int, n_parts: int) -> None:
-    """Run the network over one part of the rows and write them to a cache inside the folder.
+    """Run the network over one of the parts, of about as many batches each, and write it to a cache inside the folder.
 
-    Parameters
-    ----------
-    extract : callable
-        Takes a loader and a folder, and writes a complete cache of what the loader gives into the folder.
-    loader : torch.utils.data.DataLoader
-        Of all rows.
-    path : Path
-        Folder of the whole cache.
-    part, n_parts : int
-        Which of how many parts, which have about the same number of batches, in order.
-
-    Raises
-    ------
-    ValueError
-        If the loader has no fixed order of rows that can be read from the middle.
+    `extract` takes a loader and a folder, and writes a complete cache of what the loader gives into the folder.
+    `loader` gives all rows; a ValueError says if it has no fixed order of rows that can be read from the middle.
     """
     extract(loader_of_part(loader, part, n_parts), part_folder(path, part, n_parts))
 
