@@ -25,13 +25,7 @@ def line_styles() -> Iterator[tuple[str, str]]:
 
 
 def exit_colors(n_exits: int) -> NDArray[np.float64]:
-    """A colour an exit, from light for the first to dark for the last.
-
-    Returns
-    -------
-    ndarray of shape (n_exits, 4)
-        Red, green, blue and opacity.
-    """
+    """One colour (red, green, blue, opacity) per exit, from light for the first to dark for the last."""
     positions = np.linspace(0.95, 0.1, n_exits) if n_exits > 1 else np.array([0.5])
     return np.asarray(import_pyplot().get_cmap("cividis")(positions))
 
@@ -45,25 +39,10 @@ def new_axes(ax: Axes | None, width: float, height: float) -> Axes:
 def axes_of_exits(
     axes: Sequence[Axes] | None, n_exits: int, *, n_columns: int, width: float, height: float
 ) -> NDArray[Any]:
-    """The given axes, checked to be one an exit, or those of a new figure.
+    """The given axes, checked to be one per exit, or those of a new figure.
 
-    Parameters
-    ----------
-    axes : sequence of n_exits Axes, or None
-    n_exits : int
-    n_columns : int
-        Small pictures beside each other in a new figure.
-    width, height : float
-        Of the new figure, and of a row of it, in inches.
-
-    Returns
-    -------
-    ndarray of shape (n_exits,) of Axes
-
-    Raises
-    ------
-    ValueError
-        If there are more axes than exits, or fewer.
+    A new figure has `n_columns` small pictures beside each other. `width` is that of the figure and `height` that of a
+    row of it, in inches.
     """
     if axes is not None:
         given = np.asarray(axes, dtype=object).ravel()

@@ -59,13 +59,7 @@ def check_torch(purpose: str, extra: str = "torch") -> None:
 
 
 def import_pyplot() -> Any:
-    """matplotlib.pyplot.
-
-    Raises
-    ------
-    ImportError
-        If matplotlib is not installed.
-    """
+    """matplotlib.pyplot; an ImportError says how to install it."""
     with optional_import("plots need", "plot"):
         import matplotlib.pyplot as plt
     return plt
