@@ -22,18 +22,9 @@ _ALPHAS = (0.1, 0.05, 0.01)
 class Calibration:
     """A calibrated policy, and what it says on rows that it was measured on.
 
-    Parameters
-    ----------
-    policy : ExitPolicy
-        Calibrated.
-    X : array of shape (n_rows, n_columns)
-    y : ndarray of shape (n_rows,)
-    n_calibration_rows : int or None
-        Rows that were split off for calibration; None where the policy came calibrated.
-    errors : dict of str to float
-        Expected calibration error, by what it is of.
-    sets : list of (float, float, float)
-        Coverage asked for, coverage and mean number of classes in a set.
+    `n_calibration_rows` were split off for calibration; it is None where the policy came calibrated. `errors` are
+    expected calibration errors, by what they are of. `sets` has the coverage asked for, the coverage, and the mean
+    number of classes in a set.
     """
 
     policy: ExitPolicy
@@ -47,10 +38,7 @@ class Calibration:
 def measure_calibration(best: Candidate, y: NDArray[Any], random_state: int) -> Calibration | None:
     """Measure a calibrated policy; one that is not is calibrated on one half of the rows for the other.
 
-    Returns
-    -------
-    Calibration or None
-        None where there are too few rows to split.
+    Gives None where there are too few rows to split.
     """
     policy = best.policy
     if _is_calibrated(policy, best.X):

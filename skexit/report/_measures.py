@@ -18,18 +18,8 @@ from skexit.policies._access import check_fits, policy_and_data
 class Measured:
     """Answers at certain exits, and how good they are.
 
-    Parameters
-    ----------
-    name : str
-    budget : float or None
-        The budget that was set, None where there is none.
-    exits : ndarray of shape (n_samples,) of int
-    correct : ndarray of shape (n_samples,) of bool
-    accuracy, cost : float
-        The cost is a fraction of the last exit's.
-    accuracy_interval, cost_interval : tuple of float
-        95 % bootstrap intervals.
-    regret : OracleRegret
+    `budget` is the one that was set, if any. `exits` and `correct` have one entry per sample. The cost is a fraction of
+    the last exit's; the intervals are 95 % bootstrap intervals.
     """
 
     name: str
@@ -45,18 +35,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A policy at a budget.
+    """A policy at a budget, with X as the policy sees it and the answers of every exit, of shape (n_samples, n_exits).
 
-    Parameters
-    ----------
-    policy : ExitPolicy
-    source : str
-        Name of the policy that was given.
-    X : array of shape (n_samples, n_columns)
-        As the policy sees it.
-    answers : ndarray of shape (n_samples, n_exits)
-        Of every exit.
-    measured : Measured
+    `source` is the name of the policy that was given.
     """
 
     policy: ExitPolicy

@@ -37,18 +37,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked.
-
-    Parameters
-    ----------
-    policies : dict of str to str
-        Names of the policies, with their parameters.
-    budgets : tuple of float
-    source : str or None
-        Where the rows come from.
-    n_resamples, random_state : int
-        Of the bootstrap.
-    """
+    """What was asked: the policies' parameters by name, the budgets, where the rows come from, and the bootstrap."""
 
     policies: dict[str, str]
     budgets: tuple[float, ...]
@@ -68,23 +57,8 @@ def render(
 ) -> str:
     """The page.
 
-    Parameters
-    ----------
-    request : Request
-    y : ndarray of shape (n_samples,)
-    candidates : sequence of Candidate
-    chosen : sequence of Candidate or None
-        The best within each budget, or of all where there is no budget.
-    best : Candidate
-        The one whose details are shown.
-    static : sequence of Measured
-        Each exit of the best, as if all samples stopped there.
-    calibration : Calibration or None
-        Of the best.
-
-    Returns
-    -------
-    str
+    `chosen` are the best candidates within each budget, or of all where there is no budget. The details of `best` are
+    shown; `static` is each exit of it, as if all samples stopped there, and `calibration` is that of it.
     """
     return page(
         "Early exits: accuracy and cost",
