@@ -18,18 +18,9 @@ from skexit.runtime._output import ExitOutput
 class Batch:
     """Samples that go on to the next stage.
 
-    Parameters
-    ----------
-    tensors : list of tensor
-        What the exit before gave.
-    side : list of tensor
-        The inputs beside the first, as attention masks.
-    rows : tensor of shape (n_samples,) of int64
-        Where the samples belong in the output.
-    notes : Memories
-        What the policy knows of them.
-    gone : tensor of shape (n_samples,) of bool or None
-        Which samples were answered and are taken along only, None for none.
+    `tensors` are what the exit before gave, and `side` the inputs beside the first, as attention masks. `rows` say
+    where the samples belong in the output, and `notes` what the policy knows of them. `gone` says which samples were
+    answered and are taken along only, None for none.
     """
 
     tensors: list[torch.Tensor]
@@ -69,11 +60,7 @@ class Batch:
 class Answers:
     """Collects the answers of the samples that left.
 
-    Parameters
-    ----------
-    classes : tensor of shape (n_classes,), or ndarray where they are names
-    temperatures : tensor of shape (n_exits,) or None
-        By which an exit's logits are divided; None for 1.
+    The classes are an ndarray where they are names. An exit's logits are divided by its temperature; None means 1.
     """
 
     def __init__(self, classes: torch.Tensor | NDArray[Any], temperatures: torch.Tensor | None) -> None:

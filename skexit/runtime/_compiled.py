@@ -14,19 +14,10 @@ from skexit.backbone._stages import Stage
 
 
 class PaddedNetwork(nn.Module):
-    """A compiled network that sees batches of a few sizes only.
+    """A compiled network that sees batches of a few sizes only, which rise.
 
-    A batch is filled up to the next size by repeating its last row; one that is larger than the largest
-    is divided.
-
-    Parameters
-    ----------
-    network : GraphModule
-        Each row of what it gives is a function of the same row of what it takes.
-    sizes : sequence of int
-        Rising.
-    options : dict
-        Further parameters of ``torch.compile``.
+    A batch is filled up to the next size by repeating its last row; one that is larger than the largest is divided. So
+    each row of what the network gives must be a function of the same row of what it takes.
     """
 
     def __init__(self, network: nn.Module, sizes: Sequence[int], options: dict[str, Any]) -> None:
@@ -55,20 +46,7 @@ class PaddedNetwork(nn.Module):
 
 
 def compile_stage(stage: Stage, sizes: Sequence[int], options: dict[str, Any]) -> Stage:
-    """A stage whose networks are compiled.
-
-    Parameters
-    ----------
-    stage : Stage
-    sizes : sequence of int
-        Numbers of rows, rising.
-    options : dict
-        Further parameters of ``torch.compile``.
-
-    Returns
-    -------
-    Stage
-    """
+    """A stage whose networks are compiled, for rising numbers of rows, with options of ``torch.compile``."""
     head = None if stage.logits is None else PaddedNetwork(plain_network(stage.logits), sizes, options)
     return Stage(PaddedNetwork(plain_network(stage.network), sizes, options), head)
 
@@ -79,13 +57,7 @@ def plain_network(network: Any) -> Any:
 
 
 def check_sizes(pad_to: Sequence[int]) -> list[int]:
-    """The sizes of batches, rising.
-
-    Raises
-    ------
-    ValueError
-        If there is none, or one is no positive integer.
-    """
+    """The sizes of batches, rising; a ValueError says if there is none, or one is no positive integer."""
     sizes = sorted(set(pad_to))
     if not sizes or not all(isinstance(size, int) and size >= 1 for size in sizes):
         raise ValueError(f"pad_to={pad_to!r} must be one or more numbers of rows, each at least 1.")

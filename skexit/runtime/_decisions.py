@@ -22,24 +22,12 @@ if TYPE_CHECKING:
 class Decisions(ExitDecision):
     """Which samples leave at an exit of a live network, and with which logits.
 
-    Parameters
-    ----------
-    policy : fitted ExitPolicy or Pipeline
-        A pipeline ends with the policy; its other steps give logits, as ExitHeads and ExitEnsemble do.
-    heads : fitted transformer with `exit_logits`, default=None
-        Gives logits before the pipeline's steps do.
+    A pipeline ends with the policy; its other steps give logits, as ExitHeads and ExitEnsemble do. `heads` has
+    `exit_logits`, and gives logits before the pipeline's steps do.
 
-    Attributes
-    ----------
-    steps : list
-        What gives logits, one after the other, and the policy; as they were passed.
-    policy : ExitPolicy
-    layout : ExitLayout
-        What the first step was fitted on.
-    classes : array of shape (n_classes,)
-        Class labels; on a device where they are numbers.
-    temperatures : array of shape (n_exits,) or None
-        By which an exit's logits are divided; None where all are 1.
+    `steps` are what gives logits, one after the other, and the policy, as they were passed. `layout` is what the first
+    of them was fitted on. `classes` are on a device where they are numbers. An exit's logits are divided by its
+    temperature; `temperatures` is None where all are 1.
     """
 
     def __init__(self, policy: Any, heads: Any = None) -> None:

@@ -305,13 +305,7 @@ class SecondPart(_Part):
 
 
 def check_at_exit(at_exit: int, n_exits: int) -> None:
-    """Raise a ValueError unless a network can be divided at an exit.
-
-    Parameters
-    ----------
-    at_exit : int
-    n_exits : int
-    """
+    """Raise a ValueError unless a network can be divided at an exit."""
     if not isinstance(at_exit, Integral) or not 0 <= at_exit <= n_exits - 2:
         raise ValueError(
             f"at_exit={at_exit!r} must be the index of an exit that another follows: an integer from 0 to "

@@ -123,14 +123,7 @@ class OnnxEarlyExit:
 
 
 class _StageReader:
-    """Runs stage after stage for the samples that are still running.
-
-    Parameters
-    ----------
-    stages : sequence of OnnxStage
-    tensors, side : list of ndarray of shape (n_samples, ...)
-        The first input, and the others.
-    """
+    """Runs stage after stage for the samples that are still running, from the first input and the others."""
 
     def __init__(self, stages: Sequence[OnnxStage], tensors: list[NDArray[Any]], side: list[NDArray[Any]]) -> None:
         self.rows = np.arange(len(tensors[0]))
@@ -153,20 +146,7 @@ class _StageReader:
 
 
 class OnnxStage:
-    """One stage, run by onnxruntime.
-
-    Parameters
-    ----------
-    path : Path
-    providers : sequence of str, default=("CPUExecutionProvider",)
-
-    Raises
-    ------
-    ImportError
-        If onnxruntime is not installed.
-    FileNotFoundError
-        If there is no such file.
-    """
+    """One stage, run by onnxruntime; an ImportError says if that is not installed."""
 
     def __init__(self, path: Path, providers: Sequence[str] = _PROVIDERS) -> None:
         with optional_import("networks in ONNX need", "onnx"):
@@ -178,17 +158,9 @@ class OnnxStage:
         self._outputs = [value.name for value in self._session.get_outputs()]
 
     def run(self, inputs: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """What the stage gives, by name.
+        """Run the stage on what the exit before gave, and the inputs beside the first.
 
-        Parameters
-        ----------
-        inputs : sequence of ndarray of shape (n_samples, ...)
-            What the exit before gave, and the inputs beside the first.
-
-        Returns
-        -------
-        dict of str to ndarray of shape (n_samples, ...)
-            Logits and features, where the policy looks at them, and what the next stage takes.
+        Gives, by name, logits and features, where the policy looks at them, and what the next stage takes.
         """
         values = self._session.run(self._outputs, dict(zip(self._inputs, inputs, strict=True)))
         return dict(zip(self._outputs, values, strict=True))

@@ -157,17 +157,7 @@ class PreparedNetwork:
 
 
 def first_batch(runner: StageRunner, inputs: Inputs) -> Batch:
-    """The samples before the first stage of a runner.
-
-    Parameters
-    ----------
-    runner : StageRunner
-    inputs : tensor, tuple of tensors or dict of tensors
-
-    Returns
-    -------
-    Batch
-    """
+    """The samples before the first stage of a runner."""
     first, *side = tensors_of(inputs)
     return runner.start(first, side, torch.arange(len(first), device=first.device))
 

@@ -10,15 +10,9 @@ from skexit.runtime._batch import Batch
 
 
 class SampleQueue:
-    """Samples of one shape that wait for a stage, in the order in which they came.
+    """Samples of one shape that wait for a stage, run in batches of one size, in the order in which they came.
 
-    They are copied into memory that the queue keeps: to ask for fresh memory again and again takes
-    longer than to copy.
-
-    Parameters
-    ----------
-    batch_size : int
-        With which the stage is run.
+    They are copied into memory that the queue keeps: to ask for fresh memory again and again takes longer than to copy.
     """
 
     def __init__(self, batch_size: int) -> None:

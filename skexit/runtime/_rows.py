@@ -38,36 +38,15 @@ def split_rows(
 def size_to_run(n_rows: int, device: torch.device) -> int:
     """With how many rows to run a stage for so many: as many, or on a GPU a few more.
 
-    There, for each number of rows that a convolution has not had before, it is planned anew, which takes longer than
-    to run it. So numbers of more than four binary digits are rounded up to four, of which there are eight from one
-    power of two to the next.
-
-    Parameters
-    ----------
-    n_rows : int
-    device : torch.device
-
-    Returns
-    -------
-    int
+    There, for each number of rows that a convolution has not had before, it is planned anew, which takes longer than to
+    run it. So numbers of more than four binary digits are rounded up to four, of which there are eight from one power
+    of two to the next.
     """
     step = 2 ** max(n_rows.bit_length() - 4, 0) if device.type == "cuda" else 1
     return -(-n_rows // step) * step
 
 
 def fill_up(rows: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows, the last again and again until there are enough, and which of them were added.
-
-    Parameters
-    ----------
-    rows : tensor of shape (n_rows,) of int64
-    size : int
-        At least n_rows.
-
-    Returns
-    -------
-    rows : tensor of shape (size,) of int64
-    added : tensor of shape (size,) of bool
-    """
+    """Rows, the last again and again until there are `size`, and which of them were added."""
     position = torch.arange(size, device=rows.device)
     return rows[position.clamp(max=len(rows) - 1)], position >= len(rows)

@@ -22,20 +22,10 @@ Rows = torch.Tensor | slice | None
 
 @dataclass
 class StageRunner:
-    """Stages with the decisions after them.
+    """Stages, by exit, with the decisions after them.
 
-    Parameters
-    ----------
-    stages : mapping of int to Stage
-        By exit.
-    exits : sequence of str
-        Names of the exits.
-    decisions : Decisions
-    pool : str, sequence of str or callable
-    mask : int or None
-        Which of the side inputs is the attention mask.
-    latency : ExitLatency or None
-        Says where it pays to take samples that leave out of the batch; None for everywhere.
+    `mask` says which of the side inputs is the attention mask. `latency` says where it pays to take samples that leave
+    out of the batch; None means everywhere.
     """
 
     stages: Mapping[int, Stage]
@@ -57,19 +47,9 @@ class StageRunner:
         return Answers(self.decisions.classes, self.decisions.temperatures)
 
     def run(self, k: int, batch: Batch, answers: Answers) -> Batch | None:
-        """Run the network to exit `k` and record who leaves there.
+        """Run the network to exit `k`, record who leaves there, and give the samples that go on, if any.
 
-        Parameters
-        ----------
-        k : int
-        batch : Batch
-            Its lists are emptied, so that the network may free what they hold.
-        answers : Answers
-
-        Returns
-        -------
-        Batch or None
-            The samples that go on; None where there are none.
+        The lists of the batch are emptied, so that the network may free what they hold.
         """
         batch = self.compute(k, batch)
         if not self.decisions.is_observed[k]:
@@ -85,16 +65,8 @@ class StageRunner:
     def split(self, k: int, batch: Batch, leaves: Any) -> tuple[Rows, Rows]:
         """Rows of the batch that leave at exit `k`, and that stay. Waits once for the device.
 
-        Parameters
-        ----------
-        k : int
-        batch : Batch
-        leaves : tensor of shape (n_samples,) of bool, or None
-            As `decide` gives it.
-
-        Returns
-        -------
-        leaving, staying : tensor of int64, slice of all rows, or None where there are none
+        `leaves` is what `decide` gives. Either result is an array of rows, a slice of all, or None where there are
+        none.
         """
         everyone, nobody = slice(None), None
         if k == self.decisions.n_exits - 1:
@@ -144,12 +116,8 @@ class StageRunner:
     def prepare(self, batch: Batch) -> None:
         """Find how to pool each exit that is looked at, and which stages work in place.
 
-        Raises a ValueError if one gives other logits or features than the policy was fitted on.
-
-        Parameters
-        ----------
-        batch : Batch
-            Of one sample, with tensors that count their versions.
+        The batch has one sample, with tensors that count their versions. A ValueError says if an exit gives other
+        logits or features than the policy was fitted on.
         """
         layout = self.decisions.layout
         for k in range(self.decisions.n_exits):

@@ -28,15 +28,7 @@ class TensorNetwork(DenseNetwork):
 def with_tensors(value: Any, device: torch.device) -> Any:
     """A copy of an estimator, or of what it consists of, whose networks and arrays are on the device.
 
-    Parameters
-    ----------
-    value : estimator, list, tuple, dict or anything else
-        Anything else is given back as it is.
-    device : torch.device
-
-    Returns
-    -------
-    value : of the same type
+    What is no estimator, list, tuple or dict is given back as it is.
     """
     if isinstance(value, DenseNetwork):
         weights, biases = (

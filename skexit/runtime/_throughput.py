@@ -66,18 +66,7 @@ def predict_loader(
 ) -> LoaderOutput:
     """Answer what a loader gives; see :meth:`EarlyExitModel.predict_loader`.
 
-    Parameters
-    ----------
-    prepared : callable
-        Takes the inputs of a batch and returns the PreparedNetwork that takes them.
-    device : torch.device
-        Of the network.
-    loader, batch_size, max_wait, progress
-        As in :meth:`EarlyExitModel.predict_loader`.
-
-    Returns
-    -------
-    LoaderOutput
+    `prepared` takes the inputs of a batch and returns the PreparedNetwork that takes them; `device` is the network's.
     """
     _check_limits(batch_size, max_wait)
     queues: _StageQueues | None = None
