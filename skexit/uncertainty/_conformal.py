@@ -66,12 +66,8 @@ def conformal_threshold(scores: ArrayLike, alpha: float) -> float:
 class ConformalScores:
     """Conformal scores of calibration rows, from which the thresholds of the exits follow.
 
-    Parameters
-    ----------
-    scores : ndarray of shape (n_samples, n_exits)
-        One minus the probability of the true class, at every exit.
-    exits : ndarray of shape (n_samples,) of int
-        Exit where each row leaves.
+    `scores`, of shape (n_samples, n_exits), are one minus the probability of the true class. `exits` are those where
+    each row leaves.
     """
 
     scores: NDArray[np.float64]
@@ -80,22 +76,9 @@ class ConformalScores:
     def thresholds(self, alpha: float, method: str) -> NDArray[np.float64]:
         """Largest score of a class that is in the set, at each exit (JEI-DNN, 9.3).
 
-        Parameters
-        ----------
-        alpha : float
-            Share of sets that may miss the true class.
-        method : {"general", "ims", "strict", "gated"}
-            Which scores make the threshold of an exit; see :meth:`ExitPolicy.predict_set`.
-
-        Returns
-        -------
-        ndarray of shape (n_exits,)
-            ``inf`` where every class is in the set, ``-inf`` where none is.
-
-        Raises
-        ------
-        ValueError
-            If alpha is not between 0 and 1, or there is no such method.
+        `alpha` is the share of sets that may miss the true class, and `method` says which scores make the threshold of
+        an exit; see :meth:`ExitPolicy.predict_set`. A threshold is ``inf`` where every class is in the set, ``-inf``
+        where none is. A ValueError says if alpha is not between 0 and 1, or there is no such method.
         """
         if method not in _METHODS:
             raise ValueError(f"method={method!r} must be 'general', 'ims', 'strict' or 'gated'.")

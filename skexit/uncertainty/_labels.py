@@ -12,25 +12,10 @@ from skexit.utils._labels import index_of_labels
 
 
 def column_of_labels(y_true: ArrayLike, labels: ArrayLike | None, table: NDArray[Any], name: str) -> NDArray[np.intp]:
-    """Column of each row's true class.
+    """Column of each row's true class in a table of shape (n_samples, n_classes), which errors call `name`.
 
-    Parameters
-    ----------
-    y_true : array-like of shape (n_samples,)
-    labels : array-like of shape (n_classes,) or None
-        Class of each column; None means the sorted classes of y_true.
-    table : ndarray of shape (n_samples, n_classes)
-    name : str
-        What the table is called in errors.
-
-    Returns
-    -------
-    ndarray of shape (n_samples,)
-
-    Raises
-    ------
-    ValueError
-        If the shapes do not agree, y_true has a class that labels lacks, or labels has one twice.
+    `labels` are the classes of the columns; None means the sorted classes of y_true. A ValueError says if the shapes do
+    not agree, y_true has a class that labels lacks, or labels has one twice.
     """
     true_labels = column_or_1d(y_true)
     check_consistent_length(true_labels, table)
@@ -47,19 +32,7 @@ def column_of_labels(y_true: ArrayLike, labels: ArrayLike | None, table: NDArray
 def index_of_true_labels(y_true: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.intp]:
     """Index of each row's true class among the classes.
 
-    Parameters
-    ----------
-    y_true : ndarray of shape (n_samples,)
-    classes : ndarray of shape (n_classes,)
-
-    Returns
-    -------
-    ndarray of shape (n_samples,)
-
-    Raises
-    ------
-    ValueError
-        If y_true has a class that classes lacks, or classes has one twice.
+    A ValueError says if y_true has a class that classes lacks, or classes has one twice.
     """
     in_order = np.sort(classes)
     if (in_order[1:] == in_order[:-1]).any():

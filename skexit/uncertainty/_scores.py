@@ -129,19 +129,9 @@ def vote(counts: Array) -> Array:
 
 
 def count_votes(probabilities: Array, counts: Array | None) -> Array:
-    """Add the predicted class of each row to the votes of earlier exits.
+    """Add the predicted class of each row to the votes of earlier exits, None at the first.
 
-    Parameters
-    ----------
-    probabilities : array of shape (n_samples, n_classes)
-        Probabilities of this exit.
-    counts : array of shape (n_samples, n_classes) or None
-        Votes of earlier exits, None at the first.
-
-    Returns
-    -------
-    array of shape (n_samples, n_classes)
-        Votes of each class, this exit's included.
+    Probabilities and votes have the shape (n_samples, n_classes).
     """
     xp = array_namespace(probabilities)
     classes = xp.arange(probabilities.shape[-1], device=device(probabilities))
