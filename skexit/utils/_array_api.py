@@ -16,17 +16,7 @@ import numpy as np
 
 
 def array_namespace(*arrays: Any) -> Any:
-    """The namespace of the arrays.
-
-    Parameters
-    ----------
-    *arrays : array
-        Of one namespace.
-
-    Returns
-    -------
-    module
-    """
+    """The namespace of the arrays, which must have the same."""
     return _namespace_of(cast(Any, type(arrays[0]))) or array_api_compat.array_namespace(*arrays)
 
 
@@ -40,17 +30,7 @@ def _namespace_of(kind: Any) -> Any:
 
 
 def as_like(values: Any, like: Any) -> Any:
-    """Values as an array of the namespace, dtype and device of another.
-
-    Parameters
-    ----------
-    values : array-like
-    like : array
-
-    Returns
-    -------
-    array
-    """
+    """Values as an array of the namespace, dtype and device of another."""
     if type(like) is np.ndarray:
         return np.asarray(values, dtype=like.dtype)
     return array_namespace(like).asarray(values, dtype=like.dtype, device=array_api_compat.device(like))

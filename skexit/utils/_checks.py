@@ -15,17 +15,7 @@ def check_labels(y_true: ArrayLike) -> NDArray[Any]:
 
 
 def right_answers(y_true: ArrayLike, y_pred: ArrayLike) -> NDArray[np.bool_]:
-    """Which answers are right.
-
-    Parameters
-    ----------
-    y_true : array-like of shape (n_samples,)
-    y_pred : array-like of shape (n_samples, n_columns)
-
-    Returns
-    -------
-    ndarray of shape (n_samples, n_columns) of bool
-    """
+    """Which answers, of shape (n_samples, n_columns), are right."""
     labels = check_labels(y_true)
     answers = check_array(y_pred, dtype=None, input_name="y_pred")
     check_consistent_length(labels, answers)

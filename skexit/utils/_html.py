@@ -14,15 +14,7 @@ _BAR = (
 
 
 class WithTable:
-    """What scikit-learn's diagram shows of an estimator's parameters, with a table below it.
-
-    Parameters
-    ----------
-    parameters : object
-        What ``BaseEstimator._get_params_html`` gave.
-    table : str
-        HTML.
-    """
+    """What ``BaseEstimator._get_params_html`` shows of an estimator, with an HTML table below it."""
 
     def __init__(self, parameters: Any, table: str) -> None:
         self.parameters = parameters
@@ -33,22 +25,11 @@ class WithTable:
 
 
 def exit_table(columns: Mapping[str, Sequence[str]], shares: Sequence[float] | None = None) -> str:
-    """One row an exit, in the style of scikit-learn's tables.
+    """HTML with one row per exit, in the style of scikit-learn's tables.
 
-    Parameters
-    ----------
-    columns : mapping of str to sequence of str, one an exit
-        Text of the cells, by the name of their column; it is escaped here.
-    shares : sequence of float, one an exit, default=None
-        Shares between 0 and 1, shown as a last column with bars.
+    `columns` gives the text of the cells by the name of their column; it is escaped here. `shares`, between 0 and 1,
+    are shown as a last column with bars.
 
-    Returns
-    -------
-    str
-        HTML.
-
-    Examples
-    --------
     >>> "<td>&lt;1%</td>" in exit_table({"Cost": ["<1%", "100%"]})
     True
     """
@@ -70,16 +51,6 @@ def exit_table(columns: Mapping[str, Sequence[str]], shares: Sequence[float] | N
 def threshold_text(threshold: float) -> str:
     """A threshold as a reader understands it.
 
-    Parameters
-    ----------
-    threshold : float
-
-    Returns
-    -------
-    str
-
-    Examples
-    --------
     >>> [threshold_text(threshold) for threshold in (0.91234, np.inf, -np.inf)]
     ['0.9123', 'none leaves', 'all leave']
     """

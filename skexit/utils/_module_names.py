@@ -11,15 +11,7 @@ Kind = TypeVar("Kind", bound=type)
 def set_module(module: str) -> Callable[[Kind], Kind]:
     """Decorate a class that is saved under the name of another module, so that its own can move.
 
-    Parameters
-    ----------
-    module : {"skexit", "skexit.persistence"}
-        ``"skexit"`` for public types, ``"skexit.persistence"`` for the others, which are listed there.
-
-    Returns
-    -------
-    callable
-        Takes the class and returns it.
+    That is ``"skexit"`` for public types, and ``"skexit.persistence"`` for the others, which are listed there.
     """
 
     def rename(kind: Kind) -> Kind:
