@@ -4,6 +4,7 @@ import numpy as np
 
 from skexit import ExitLayout, FeatureCache
 from skexit.cache import CacheWriter
+from skexit.cache._json_files import parse_json
 
 LAYOUT = ExitLayout([0, 2], [3, 1], costs=[10, 30], cost_unit="MACs", classes=["no", "yes"])
 ORIGIN = {"model": "a", "data": "b"}
@@ -21,6 +22,11 @@ def values(n_rows=N_ROWS, seed=0):
 def as_array(logits, features):
     """What the X of a cache with these values is."""
     return np.hstack([features[0], logits[1], features[1]])
+
+
+def read_json(file):
+    """What a JSON file of a cache says, compared with its checksum."""
+    return parse_json(file.read_bytes())
 
 
 def take(blocks, rows):

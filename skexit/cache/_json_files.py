@@ -16,12 +16,6 @@ FORMAT_VERSION = 1
 MAX_JSON_BYTES = 16 * 2**20
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read what `write_json` wrote, and compare it with its checksum."""
-    with path.open("rb") as file:
-        return parse_json(file.read(MAX_JSON_BYTES + 1))
-
-
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Replace a file in one step, and add a checksum."""
     temporary = path.with_name(temporary_name(path.name))

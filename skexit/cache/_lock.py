@@ -12,14 +12,13 @@ LOCK = "writing.lock"
 class FolderLock:
     """The right to write into an existing folder, until it is released or the process ends in any way.
 
-    The file `name` stands for the right: processes that write different things into one folder take locks of different
-    names. A RuntimeError says if another writer has the lock.
+    A RuntimeError says if another writer has it.
     """
 
-    def __init__(self, folder: Path, name: str = LOCK) -> None:
+    def __init__(self, folder: Path) -> None:
         from filelock import FileLock, Timeout
 
-        self._file = folder / name
+        self._file = folder / LOCK
         self._lock = FileLock(self._file, thread_local=False)
         try:
             self._lock.acquire(blocking=False)

@@ -309,8 +309,8 @@ def open_shards(folder: Folder, manifest: Manifest, local_bytes: int = 0) -> lis
     sizes = folder.sizes()
     # What is mapped from a disk of this machine takes no place on it.
     open_arrays = OpenArrays(_MAX_OPEN_ARRAYS, sys.maxsize if isinstance(folder, LocalFolder) else local_bytes)
-    shards = []
-    for number, name in enumerate(sorted(sizes, key=lambda name: (len(name), name))):
-        shard = Shard(folder, name, number, manifest, sum(sizes[name].values()), open_arrays)
-        shards.append(shard)
-    return shards
+    names = sorted(sizes, key=lambda name: (len(name), name))
+    return [
+        Shard(folder, name, number, manifest, sum(sizes[name].values()), open_arrays)
+        for number, name in enumerate(names)
+    ]

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from caches import EXPECTED, LAYOUT, N_ROWS, ORIGIN, as_array, values
+from caches import EXPECTED, LAYOUT, N_ROWS, ORIGIN, as_array, read_json, values
 from caches import take as part
 from caches import write_cache as write
 
@@ -18,7 +18,7 @@ import skexit.cache._cache
 import skexit.cache._shards
 from skexit import ExitLayout, FeatureCache
 from skexit.cache import CacheWriter
-from skexit.cache._json_files import FORMAT_VERSION, read_json, write_json
+from skexit.cache._json_files import FORMAT_VERSION, write_json
 
 
 def read_only(array):

@@ -11,12 +11,12 @@ import warnings
 
 import numpy as np
 import pytest
-from caches import EXPECTED, LAYOUT, N_ROWS, ORIGIN, write_cache
+from caches import EXPECTED, LAYOUT, N_ROWS, ORIGIN, read_json, write_cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skexit import FeatureCache
-from skexit.cache._json_files import read_json, write_json
+from skexit.cache._json_files import write_json
 
 N_EXAMPLES = int(os.environ.get("SKEXIT_FUZZ_EXAMPLES", "100"))
 LABELS = np.array(["no", "yes"] * (N_ROWS // 2))

@@ -7,12 +7,12 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from caches import EXPECTED, LAYOUT, N_ROWS, ORIGIN, append_rows, write_cache
+from caches import EXPECTED, LAYOUT, N_ROWS, ORIGIN, append_rows, read_json, write_cache
 
 from skexit import FeatureCache
 from skexit.cache import CacheWriter
 from skexit.cache._array_files import ArrayFile, checksum
-from skexit.cache._json_files import read_json, write_json
+from skexit.cache._json_files import write_json
 
 HUGE = 2**62
 JSON_VALUES = [None, True, -1, 1.5, HUGE, 10**4000, "", "x", "../x", [], [None], [-1], ["x", 1], {}, {"x": {}}, [[[]]]]

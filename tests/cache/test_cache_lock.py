@@ -104,14 +104,12 @@ def test_a_writer_that_looked_before_another_wrote_is_refused(tmp_path):
     assert FeatureCache(tmp_path).n_rows == N_ROWS, "the cache of the other must stay complete"
 
 
-def test_locks_of_different_names_exclude_each_other_not(tmp_path):
-    first = FolderLock(tmp_path, "worker-0.lock")
-    second = FolderLock(tmp_path, "worker-1.lock")
+def test_one_lock_excludes_another_until_it_is_released(tmp_path):
+    first = FolderLock(tmp_path)
     with pytest.raises(RuntimeError, match="is writing into"):
-        FolderLock(tmp_path, "worker-0.lock")
+        FolderLock(tmp_path)
     first.release()
-    FolderLock(tmp_path, "worker-0.lock").release()
-    second.release()
+    FolderLock(tmp_path).release()
     assert os.listdir(tmp_path) == []
 
 

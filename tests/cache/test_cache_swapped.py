@@ -4,11 +4,11 @@ import shutil
 
 import numpy as np
 import pytest
-from caches import EXPECTED, LAYOUT, N_ROWS, ORIGIN, append_rows, as_array, values, write_cache
+from caches import EXPECTED, LAYOUT, N_ROWS, ORIGIN, append_rows, as_array, read_json, values, write_cache
 
 from skexit import FeatureCache
 from skexit.cache import CacheWriter
-from skexit.cache._json_files import read_json, write_json
+from skexit.cache._json_files import write_json
 
 
 def swap(first, second):
