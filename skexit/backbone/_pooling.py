@@ -32,8 +32,6 @@ def pool_output(output: Any, pool: Pool = "auto", mask: torch.Tensor | None = No
 
     A ValueError says if the output has no tensor, `pool` does not fit its dimensions, or the mask its tokens.
 
-    >>> import torch
-    >>> from skexit.backbone._pooling import pool_output
     >>> maps = torch.arange(8.0).reshape(1, 2, 2, 2)
     >>> pool_output(maps, ("avg", "max"))
     tensor([[1.5000, 5.5000, 3.0000, 7.0000]])
@@ -65,16 +63,6 @@ def prepared_pool(pool: Pool, n_dimensions: int) -> Callable[[torch.Tensor, torc
     if n_dimensions == 4 and names == ("avg",):
         return _mean_of_maps
     return partial(_join_pooled_maps if n_dimensions == 4 else _join_pooled_tokens, names)
-
-
-def pooled_width(shape: Sequence[int], pool: Pool = "auto") -> int:
-    """Number of features that pooling an output of this shape gives; its first dimension is that of the samples.
-
-    >>> from skexit.backbone._pooling import pooled_width
-    >>> pooled_width((1, 64, 16, 16)), pooled_width((1, 64, 16, 16), "grid4")
-    (384, 1024)
-    """
-    return pool_output(torch.empty(tuple(shape), device="meta"), pool).shape[1]
 
 
 def pool_name(pool: Pool) -> str:

@@ -63,9 +63,10 @@ def record(model: nn.Module, exits: Sequence[str], heads: Sequence[str | None], 
         with recorder.in_place_of_modules():
             exported = _export(network, tensors)
     except Exception as error:
+        first_line = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"{type(model).__name__} cannot be divided at its exits, because what it does between modules depends on "
-            f"the values of its inputs, or takes what is no tensor: {_first_line(error)}"
+            f"the values of its inputs, or takes what is no tensor: {first_line}"
         ) from error
     _explain_wrong_calls(recorder, exits, heads)
     return _Reader(exported, recorder).read(exits, heads)
@@ -90,10 +91,6 @@ def _export(network: nn.Module, tensors: list[torch.Tensor]) -> Any:
         # Some networks take sequences of one length only.
         shapes = [{0: dynamic} for _ in tensors]
         return torch.export.export(network, (tensors,), dynamic_shapes={"tensors": shapes}, strict=False)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 class _WithFlatInputs(nn.Module):

@@ -27,17 +27,11 @@ class Stage:
     logits: nn.Module | None
 
 
-def cut(model: nn.Module, exits: Sequence[str], example_input: Inputs, head: Head = "output") -> list[Stage]:
-    """Cut a network in evaluation mode at its exits, which are in forward order.
-
-    The stages call the modules of the network itself, which keep their parameters and their hooks. A ValueError says if
-    the network is not cut by its exits.
-    """
-    return list(RecordedNetwork(model, exits, example_input, head).cut(range(len(exits))).values())
-
-
 class RecordedNetwork:
-    """A network that can be cut at some of its exits or at all; see :func:`cut`."""
+    """A network in evaluation mode that can be cut at all of its exits, which are in forward order, or at some.
+
+    The stages call the modules of the network itself, which keep their parameters and their hooks.
+    """
 
     def __init__(self, model: nn.Module, exits: Sequence[str], example_input: Inputs, head: Head) -> None:
         find_modules(model, exits, "exits")

@@ -6,7 +6,12 @@ from torch import nn
 
 from skexit.backbone._exit_points import exit_points
 from skexit.backbone._probe import check_against_plain_network
-from skexit.backbone._stages import cut
+from skexit.backbone._stages import RecordedNetwork
+
+
+def cut(model, exits, example_input, head="output"):
+    """The stages between all of the exits."""
+    return list(RecordedNetwork(model, exits, example_input, head).cut(range(len(exits))).values())
 
 
 def run_stages(stages, *inputs):
