@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -15,6 +16,7 @@ from sklearn.model_selection import check_cv, cross_validate
 from sklearn.pipeline import Pipeline
 
 from skexit.policies._access import policy_and_data
+from skexit.utils._checks import check_budget_is_fraction
 
 __all__ = [
     "BudgetCurve",
@@ -68,7 +70,7 @@ def accuracy_and_cost(lam: float = 0.0) -> Callable[[Any, Any, ArrayLike], dict[
     >>> results["test_mean_cost"].mean().round(1), results["test_accuracy"].mean().round(1)
     (np.float64(0.6), np.float64(0.8))
     """
-    return _AccuracyAndCost(_check_price(lam))
+    return partial(_accuracy_and_cost, lam=_check_price(lam))
 
 
 def utility_scorer(lam: float) -> Callable[[Any, Any, ArrayLike], float]:
@@ -101,7 +103,7 @@ def utility_scorer(lam: float) -> Callable[[Any, Any, ArrayLike], float]:
     >>> bool(utility_scorer(lam=0.2)(policy, X, y) == policy.score(X, y) - 0.2 * 0.5)
     True
     """
-    return _Utility(_check_price(lam))
+    return partial(_utility, lam=_check_price(lam))
 
 
 def neg_mean_cost_scorer(estimator: Any, X: Any, y: ArrayLike | None = None) -> float:
@@ -139,25 +141,13 @@ def neg_mean_cost_scorer(estimator: Any, X: Any, y: ArrayLike | None = None) -> 
     return -float(policy.mean_cost(X))
 
 
-@dataclass(frozen=True)
-class _AccuracyAndCost:
-    """See `accuracy_and_cost`; a class, so that it can be pickled."""
-
-    lam: float
-
-    def __call__(self, estimator: Any, X: Any, y: ArrayLike) -> dict[str, float]:
-        accuracy, mean_cost = _measure(*policy_and_data(estimator, X), y)
-        return {"accuracy": accuracy, "mean_cost": mean_cost, "utility": accuracy - self.lam * mean_cost}
+def _accuracy_and_cost(estimator: Any, X: Any, y: ArrayLike, *, lam: float) -> dict[str, float]:
+    accuracy, mean_cost = _measure(*policy_and_data(estimator, X), y)
+    return {"accuracy": accuracy, "mean_cost": mean_cost, "utility": accuracy - lam * mean_cost}
 
 
-@dataclass(frozen=True)
-class _Utility:
-    """See `utility_scorer`; a class, so that it can be pickled."""
-
-    lam: float
-
-    def __call__(self, estimator: Any, X: Any, y: ArrayLike) -> float:
-        return _AccuracyAndCost(self.lam)(estimator, X, y)["utility"]
+def _utility(estimator: Any, X: Any, y: ArrayLike, *, lam: float) -> float:
+    return _accuracy_and_cost(estimator, X, y, lam=lam)["utility"]
 
 
 def _check_price(lam: float) -> float:
@@ -214,34 +204,25 @@ def best_within(budget: float, *, one_standard_error: bool = False) -> Callable[
     >>> search.best_params_
     {'budget': 0.7}
     """
-    if not isinstance(budget, Real) or not 0 < budget <= 1:
-        raise ValueError(f"budget={budget!r} must be in (0, 1]: it is a fraction of the last exit's cost.")
-    return _BestWithin(float(budget), bool(one_standard_error))
+    return partial(_best_within, budget=check_budget_is_fraction(budget), one_standard_error=bool(one_standard_error))
 
 
-@dataclass(frozen=True)
-class _BestWithin:
-    """See `best_within`; a class, so that it can be pickled."""
-
-    budget: float
-    one_standard_error: bool
-
-    def __call__(self, cv_results: Mapping[str, Any]) -> int:
-        accuracies, costs = (_mean_scores(cv_results, name) for name in ("accuracy", "mean_cost"))
-        scored = np.isfinite(accuracies) & np.isfinite(costs)
-        if not scored.any():
-            raise ValueError("no setting could be scored: all are nan. Search with error_score='raise' to see why.")
-        allowed = np.flatnonzero(scored & (costs <= self.budget + _TOLERANCE))
-        if len(allowed) == 0:
-            raise ValueError(
-                f"budget={self.budget!r} is met by no setting: the cheapest costs {costs[scored].min():.4g} of the "
-                "last exit's cost. Raise the budget, or search over cheaper settings."
-            )
-        best = allowed[np.lexsort((costs[allowed], -accuracies[allowed]))[0]]
-        if not self.one_standard_error:
-            return int(best)
-        near = allowed[accuracies[allowed] >= accuracies[best] - _standard_error(cv_results, best)]
-        return int(near[np.lexsort((-accuracies[near], costs[near]))[0]])
+def _best_within(cv_results: Mapping[str, Any], *, budget: float, one_standard_error: bool) -> int:
+    accuracies, costs = (_mean_scores(cv_results, name) for name in ("accuracy", "mean_cost"))
+    scored = np.isfinite(accuracies) & np.isfinite(costs)
+    if not scored.any():
+        raise ValueError("no setting could be scored: all are nan. Search with error_score='raise' to see why.")
+    allowed = np.flatnonzero(scored & (costs <= budget + _TOLERANCE))
+    if len(allowed) == 0:
+        raise ValueError(
+            f"budget={budget!r} is met by no setting: the cheapest costs {costs[scored].min():.4g} of the "
+            "last exit's cost. Raise the budget, or search over cheaper settings."
+        )
+    best = allowed[np.lexsort((costs[allowed], -accuracies[allowed]))[0]]
+    if not one_standard_error:
+        return int(best)
+    near = allowed[accuracies[allowed] >= accuracies[best] - _standard_error(cv_results, best)]
+    return int(near[np.lexsort((-accuracies[near], costs[near]))[0]])
 
 
 def _mean_scores(cv_results: Mapping[str, Any], name: str) -> NDArray[np.float64]:
@@ -337,7 +318,8 @@ def budget_curve(
     folds = list(check_cv(cv, y, classifier=True).split(X, y))
     if hasattr(policy, "with_budget"):
         middle = float(np.sort(checked)[len(checked) // 2])
-        scores = _cross_validate(estimator, parameter, middle, X, y, folds, n_jobs, _AtBudgets(tuple(checked.tolist())))
+        scoring = partial(_score_at_budgets, budgets=checked.tolist())
+        scores = _cross_validate(estimator, parameter, middle, X, y, folds, n_jobs, scoring)
         accuracies, costs = (
             np.array([scores[f"test_{name}_{index}"] for index in range(len(checked))]) for name in ("accuracy", "cost")
         )
@@ -385,16 +367,11 @@ def _cross_validate(
     return results
 
 
-@dataclass(frozen=True)
-class _AtBudgets:
-    """Scores a fitted policy at each of the budgets, without fitting it again."""
-
-    budgets: tuple[float, ...]
-
-    def __call__(self, estimator: Any, X: Any, y: ArrayLike) -> dict[str, float]:
-        policy, X = policy_and_data(estimator, X)
-        scores = {}
-        for index, budget in enumerate(self.budgets):
-            accuracy, cost = _measure(policy.with_budget(budget), X, y)
-            scores.update({f"accuracy_{index}": accuracy, f"cost_{index}": cost})
-        return scores
+def _score_at_budgets(estimator: Any, X: Any, y: ArrayLike, *, budgets: list[float]) -> dict[str, float]:
+    """Scores of a fitted policy at each of the budgets, without fitting it again."""
+    policy, X = policy_and_data(estimator, X)
+    scores = {}
+    for index, budget in enumerate(budgets):
+        accuracy, cost = _measure(policy.with_budget(budget), X, y)
+        scores.update({f"accuracy_{index}": accuracy, f"cost_{index}": cost})
+    return scores

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,8 @@ from sklearn.utils.validation import check_consistent_length, validate_data
 from skexit.data._arrays import ExitArray
 from skexit.data._layout import ExitLayout, resolve_layout
 from skexit.data._overlays import OverlaidSource
+from skexit.utils._checks import check_budget_is_fraction, check_sample_weight
 from skexit.utils._labels import index_of_labels
-from skexit.utils._sklearn import _check_sample_weight
 
 
 def validate_training_data(
@@ -79,10 +79,8 @@ def _drop_weightless(
     checked: ExitArray, classes: NDArray[Any], labels: NDArray[np.int64], sample_weight: Any
 ) -> tuple[ExitArray, NDArray[Any], NDArray[np.int64], NDArray[np.float64]]:
     """X, classes, labels and weights, of the rows of positive weight."""
-    weight = _check_sample_weight(sample_weight, labels, dtype=np.float64, ensure_non_negative=True)
+    weight = check_sample_weight(sample_weight, labels)
     used = weight > 0
-    if not used.any():  # scikit-learn says so itself from 1.9 on
-        raise ValueError("sample_weight is zero for every row; at least one row needs a positive weight.")
     if not used.all():
         checked, labels, weight = checked[used], labels[used], weight[used]
     return checked, classes, labels, weight
@@ -228,9 +226,7 @@ def _finite(block: NDArray[Any], k: int, part: str) -> NDArray[np.float64]:
 
 def check_budget(budget: float, cost_fractions: NDArray[np.float64]) -> None:
     """Raise unless the budget is in (0, 1] and pays for the first exit."""
-    if not isinstance(budget, Real) or not 0 < budget <= 1:
-        raise ValueError(f"budget={budget!r} must be in (0, 1]: it is a fraction of the last exit's cost.")
-    if budget < cost_fractions[0] * (1 - 1e-12):
+    if check_budget_is_fraction(budget) < cost_fractions[0] * (1 - 1e-12):
         raise ValueError(
             f"budget={budget!r} is below the cost of the first exit, {cost_fractions[0]:.4g} of the last exit's. "
             "Raise the budget, or add an earlier exit."

@@ -111,8 +111,7 @@ def walk_batches(
 ) -> Iterator[tuple[int, slice, Any]]:
     """Go from exit to exit with every row of X, in batches, and yield exit, rows and answer; nobody leaves.
 
-    `exits` are by default all, and `start` gives the notes before the first one; the rest is as in `walk` and
-    `RowReader`.
+    `exits` are by default all, and `start` gives the notes before the first one; for the rest see `walk`.
     """
     looked_at = list(range(X.layout.n_exits) if exits is None else exits)
     for batch in X.batches():

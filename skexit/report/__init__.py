@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from numpy.typing import ArrayLike
 from skexit.report._calibration import measure_calibration
 from skexit.report._measures import best_within, measure_exits, measure_policies
 from skexit.report._page import Request, render
+from skexit.utils._checks import check_budget_is_fraction
 from skexit.utils._optional import import_pyplot
 
 __all__ = ["write_report"]
@@ -94,7 +94,7 @@ def write_report(
         raise ValueError("y is None: a report needs the labels of the rows.")
     if not policies:
         raise ValueError("policies is empty; give at least one fitted policy.")
-    asked = [_check_budget(budget) for budget in dict.fromkeys(budgets)]
+    asked = [check_budget_is_fraction(budget) for budget in dict.fromkeys(budgets)]
     labels = np.asarray(y)
     resampling = {"n_resamples": n_resamples, "random_state": random_state}
     candidates = measure_policies(policies, X, labels, asked, **resampling)
@@ -110,9 +110,3 @@ def write_report(
     )
     path.write_text(render(request, labels, candidates, chosen, best, static, calibration), encoding="utf-8")
     return path
-
-
-def _check_budget(budget: Any) -> float:
-    if not isinstance(budget, Real) or not 0 < float(budget) <= 1:
-        raise ValueError(f"budget={budget!r} must be in (0, 1]: it is a fraction of the last exit's cost.")
-    return float(budget)

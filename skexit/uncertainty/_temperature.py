@@ -10,7 +10,7 @@ from scipy.optimize import brentq
 from sklearn.utils import check_array, check_consistent_length, column_or_1d
 
 from skexit.uncertainty._scores import softmax
-from skexit.utils._sklearn import _check_sample_weight
+from skexit.utils._checks import check_sample_weight
 
 #: Range in which a temperature is sought. Where every row is right, the loss falls for ever as the
 #: temperature falls; where nearly every row is wrong, as it rises.
@@ -85,7 +85,4 @@ def _check_rows(
     check_consistent_length(checked, true_columns)
     if true_columns.dtype.kind not in "iu" or true_columns.min() < 0 or true_columns.max() >= checked.shape[1]:
         raise ValueError(f"labels must be the indices of classes: integers from 0 to {checked.shape[1] - 1}.")
-    weight = _check_sample_weight(sample_weight, checked, dtype=np.float64, ensure_non_negative=True)
-    if not weight.any():  # scikit-learn says so itself from 1.9 on
-        raise ValueError("sample_weight is zero for every row; at least one row needs a positive weight.")
-    return checked - checked.max(axis=1, keepdims=True), true_columns, weight
+    return checked - checked.max(axis=1, keepdims=True), true_columns, check_sample_weight(sample_weight, checked)

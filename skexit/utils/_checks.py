@@ -1,17 +1,35 @@
-"""Checks of what the metrics are given."""
+"""Checks of what metrics and estimators are given."""
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_array, check_consistent_length, column_or_1d
 
+from skexit.utils._sklearn import _check_sample_weight
+
 
 def check_labels(y_true: ArrayLike) -> NDArray[Any]:
     """Class labels as an array of shape (n_samples,), without NaN."""
     return check_array(column_or_1d(y_true), ensure_2d=False, dtype=None, input_name="y_true")
+
+
+def check_sample_weight(sample_weight: Any, X: Any) -> NDArray[np.float64]:
+    """Weights of the rows of X, by default 1; none may be negative, and not all zero."""
+    weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    if not weight.any():  # scikit-learn says so itself from 1.9 on
+        raise ValueError("sample_weight is zero for every row; at least one row needs a positive weight.")
+    return np.asarray(weight)
+
+
+def check_budget_is_fraction(budget: Any) -> float:
+    """The budget, checked to be in (0, 1]."""
+    if not isinstance(budget, Real) or not 0 < float(budget) <= 1:
+        raise ValueError(f"budget={budget!r} must be in (0, 1]: it is a fraction of the last exit's cost.")
+    return float(budget)
 
 
 def right_answers(y_true: ArrayLike, y_pred: ArrayLike) -> NDArray[np.bool_]:
