@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_array, check_consistent_length, column_or_1d
 
-from skexit.plotting._figures import COLORS, axes_of_exits
+from skexit.plotting._figures import COLORS, axes_of_exits, label_exits
 from skexit.policies._access import policy_and_data
 from skexit.utils._checks import right_answers
 from skexit.utils._optional import import_pyplot
@@ -163,6 +163,7 @@ class ExitScoreDisplay:
         n_samples, n_exits = self.scores.shape
         import_pyplot()
         from matplotlib.colors import to_rgb
+        from matplotlib.lines import Line2D
 
         self.axes_ = axes_of_exits(axes, n_exits, n_columns=n_columns, width=7, height=2.5)
         self.figure_: Any = self.axes_[0].figure
@@ -189,23 +190,11 @@ class ExitScoreDisplay:
             ax.set_title(f"exit {k}: {100 * np.mean(self.exits == k):.1f} % leave", fontsize="medium")
             ax.set_xticks(named, [str(label) for label in classes[named]], fontsize="small")
             ax.grid(axis="y", alpha=0.3)
-        self._label(axes is None)
-        return self
-
-    def _label(self, own_figure: bool) -> None:
-        from matplotlib.lines import Line2D
-
         handles = [
             Line2D([], [], color=COLORS[0], marker="o", markersize=4, linestyle="", label="right"),
             Line2D([], [], color=COLORS[1], marker="x", markersize=4, linestyle="", label="wrong"),
             Line2D([], [], color=COLORS[0], alpha=0.25, marker="o", markersize=4, linestyle="", label="left before"),
             Line2D([], [], color="black", linestyle="--", label="threshold"),
         ]
-        if own_figure:
-            self.figure_.supxlabel("Class", fontsize="medium")
-            self.figure_.supylabel("Exit score", fontsize="medium")
-            self.figure_.legend(handles=handles, loc="outside upper center", ncols=4, fontsize="small", frameon=False)
-        else:
-            self.axes_[0].legend(handles=handles, fontsize="small")
-            for ax in self.axes_:
-                ax.set(xlabel="Class", ylabel="Exit score")
+        label_exits(self.axes_, "Class", "Exit score", handles, own_figure=axes is None)
+        return self

@@ -39,10 +39,9 @@ def new_axes(ax: Axes | None, width: float, height: float) -> Axes:
 def axes_of_exits(
     axes: Sequence[Axes] | None, n_exits: int, *, n_columns: int, width: float, height: float
 ) -> NDArray[Any]:
-    """The given axes, checked to be one per exit, or those of a new figure.
+    """The given axes, checked to be one per exit, or those of a new figure with `n_columns` small pictures in a row.
 
-    A new figure has `n_columns` small pictures beside each other. `width` is that of the figure and `height` that of a
-    row of it, in inches.
+    `width` is that of the figure, and `height` that of a row, in inches.
     """
     if axes is not None:
         given = np.asarray(axes, dtype=object).ravel()
@@ -67,3 +66,16 @@ def axes_of_exits(
     for ax in grid.ravel()[max(n_exits - n_columns, 0) : n_exits]:
         ax.tick_params(labelbottom=True)
     return grid.ravel()[:n_exits]
+
+
+def label_exits(axes: NDArray[Any], xlabel: str, ylabel: str, handles: Sequence[Any], *, own_figure: bool) -> None:
+    """Name the axes and show a legend: once in a figure of their own, else at each of them."""
+    if own_figure:
+        figure = axes[0].figure
+        figure.supxlabel(xlabel, fontsize="medium")
+        figure.supylabel(ylabel, fontsize="medium")
+        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), fontsize="small", frameon=False)
+    else:
+        for ax in axes:
+            ax.set(xlabel=xlabel, ylabel=ylabel)
+        axes[0].legend(handles=handles, fontsize="small")

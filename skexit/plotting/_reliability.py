@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_array, check_consistent_length, column_or_1d
 
-from skexit.plotting._figures import COLORS, axes_of_exits
+from skexit.plotting._figures import COLORS, axes_of_exits, label_exits
 from skexit.policies._access import policy_and_data
 from skexit.uncertainty import expected_calibration_error
 from skexit.uncertainty._labels import column_of_labels
@@ -203,15 +203,8 @@ class ReliabilityDisplay:
             error = f"ECE {100 * self.errors[k]:.1f} %" if filled.any() else "nobody leaves"
             ax.set_title(f"exit {k}, n = {self.counts[k].sum()}\n{error}", fontsize="small")
             ax.set(xlim=(0, 100), ylim=(0, 100), xticks=[0, 50, 100], yticks=[0, 50, 100])
-        if axes is None:
-            self.figure_.supxlabel("Confidence (%)", fontsize="medium")
-            self.figure_.supylabel("Accuracy (%)", fontsize="medium")
-            handles, names = self.axes_[0].get_legend_handles_labels()
-            self.figure_.legend(handles, names, loc="outside upper center", ncols=3, fontsize="small", frameon=False)
-        else:
-            for ax in self.axes_:
-                ax.set(xlabel="Confidence (%)", ylabel="Accuracy (%)")
-            self.axes_[0].legend(fontsize="small")
+        handles, _ = self.axes_[0].get_legend_handles_labels()
+        label_exits(self.axes_, "Confidence (%)", "Accuracy (%)", handles, own_figure=axes is None)
         return self
 
 
