@@ -22,9 +22,8 @@ _ALPHAS = (0.1, 0.05, 0.01)
 class Calibration:
     """A calibrated policy, and what it says on rows that it was measured on.
 
-    `n_calibration_rows` were split off for calibration; it is None where the policy came calibrated. `errors` are
-    expected calibration errors, by what they are of. `sets` has the coverage asked for, the coverage, and the mean
-    number of classes in a set.
+    `n_calibration_rows` were split off for calibration, None where the policy came calibrated. `errors` are expected
+    calibration errors, by what they are of. `sets` has coverage asked for, coverage, and mean number of classes.
     """
 
     policy: ExitPolicy

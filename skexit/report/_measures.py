@@ -52,15 +52,12 @@ class Candidate:
 
 
 def measure_policies(
-    policies: Mapping[str, Any],
-    X: Any,
-    y: NDArray[Any],
-    budgets: Sequence[float],
-    *,
-    n_resamples: int,
-    random_state: int,
+    policies: Mapping[str, Any], X: Any, y: NDArray[Any], budgets: Sequence[float], **resampling: Any
 ) -> list[Candidate]:
-    """Every policy at every budget, or as it is where its budget cannot be changed."""
+    """Every policy at every budget, or as it is where its budget cannot be changed.
+
+    `resampling` are parameters of `bootstrap_interval`.
+    """
     candidates = []
     for name, estimator in policies.items():
         try:
@@ -72,33 +69,15 @@ def measure_policies(
             budget = getattr(policy, "budget", None)
             label = name if budget is None or not budgets else f"{name} at {100 * budget:.4g} %"
             answers = policy.predict_at_exits(data)
-            measured = _measure(
-                label,
-                budget,
-                y,
-                answers,
-                policy.predict_exit(data),
-                policy.costs_,
-                n_resamples=n_resamples,
-                random_state=random_state,
-            )
+            measured = _measure(label, budget, y, answers, policy.predict_exit(data), policy.costs_, **resampling)
             candidates.append(Candidate(policy, name, data, answers, measured))
     return candidates
 
 
-def measure_exits(best: Candidate, y: NDArray[Any], *, n_resamples: int, random_state: int) -> list[Measured]:
+def measure_exits(best: Candidate, y: NDArray[Any], **resampling: Any) -> list[Measured]:
     """Every exit of a candidate, as if all samples stopped there."""
     return [
-        _measure(
-            f"all at exit {k}",
-            None,
-            y,
-            best.answers,
-            np.full(len(y), k),
-            best.policy.costs_,
-            n_resamples=n_resamples,
-            random_state=random_state,
-        )
+        _measure(f"all at exit {k}", None, y, best.answers, np.full(len(y), k), best.policy.costs_, **resampling)
         for k in range(best.answers.shape[1])
     ]
 
@@ -119,13 +98,9 @@ def is_within(measured: Measured, budget: float) -> bool:
     return measured.cost <= limit or (was_set and measured.cost_interval[0] <= limit)
 
 
-def difference_interval(
-    first: Measured, second: Measured, *, n_resamples: int, random_state: int
-) -> tuple[float, float]:
+def difference_interval(first: Measured, second: Measured, **resampling: Any) -> tuple[float, float]:
     """95 % interval of how much more accurate the first is than the second, on the same rows."""
-    return bootstrap_interval(
-        _difference, first.correct, second.correct, n_resamples=n_resamples, random_state=random_state
-    )
+    return bootstrap_interval(lambda a, b: float(a.mean() - b.mean()), first.correct, second.correct, **resampling)
 
 
 def _at_budgets(policy: ExitPolicy, budgets: Sequence[float]) -> list[Any]:
@@ -155,7 +130,3 @@ def _measure(
 
 def _accuracy_and_cost(correct: NDArray[np.bool_], sample_costs: NDArray[np.float64]) -> tuple[float, float]:
     return float(correct.mean()), float(sample_costs.mean())
-
-
-def _difference(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
-    return float(first.mean() - second.mean())
