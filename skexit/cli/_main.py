@@ -22,7 +22,7 @@ def _demo(options: argparse.Namespace) -> int:
     from skexit.cli._demo import run_demo
 
     try:
-        run_demo(options.out, seed=options.seed, report=_ignore if options.quiet else print)
+        run_demo(options.out, seed=options.seed, report=(lambda line: None) if options.quiet else print)
     except ImportError as error:
         print(f"skexit demo: error: {error}", file=sys.stderr)
         return 1
@@ -120,7 +120,3 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(run=_report)
     add_cache_command(commands)
     return parser
-
-
-def _ignore(line: str) -> None:
-    """Report nothing."""

@@ -29,10 +29,10 @@ Worker = str | tuple[int, int] | None
 
 
 def rank_and_size(worker: Worker) -> tuple[int, int]:
-    """Number of this process and how many there are.
+    """Number of this process and how many there are; a ValueError says if there is no such worker.
 
-    None is the only one; ``"torchrun"`` reads ``RANK`` and ``WORLD_SIZE`` of the environment, and is the only one where
-    these are not set. A ValueError says if there is no such worker.
+    None is the only one; ``"torchrun"`` is ``RANK`` and ``WORLD_SIZE`` of the environment, or the only one without
+    these.
     """
     if worker is None:
         return 0, 1
@@ -57,8 +57,7 @@ def found_parts(path: Path) -> int:
 def count_parts(path: Path, n_parts: int) -> int:
     """Into how many parts the rows are divided: as when the extraction into a folder began, or else `n_parts`.
 
-    A ValueError says if the folder has rows that are not in parts: the parts could be extracted, but not joined with
-    them.
+    A ValueError says if the folder has rows that are not in parts: with these, the parts could not be joined.
     """
     found = found_parts(path)
     if not found and (path / MANIFEST).exists():
@@ -152,11 +151,6 @@ def join_parts(path: Path) -> FeatureCache:
     n_parts = found_parts(path)
     folders = [part_folder(path, part, n_parts) for part in range(n_parts)]
     cache = merge_caches(folders, path)
-    remove_parts(path)
-    return cache
-
-
-def remove_parts(path: Path) -> None:
-    """Delete the caches of single parts, which are of no use beside the whole one."""
     for folder in path.glob(f"{PART}*-of-*"):
         shutil.rmtree(folder, ignore_errors=True)
+    return cache

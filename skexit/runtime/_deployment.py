@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from skexit.backbone._inputs import as_inputs, check_like, check_rows, map_tensors, tensors_of
+from skexit.backbone._inputs import as_inputs, check_like, check_rows, map_tensors
 from skexit.data._walk import Memories, Memory
 from skexit.runtime._batch import Batch
 from skexit.runtime._evaluation import EvaluationModule
 from skexit.runtime._output import ExitOutput
-from skexit.runtime._prepared import PreparedNetwork
+from skexit.runtime._prepared import PreparedNetwork, first_batch
 from skexit.runtime._rows import in_double
 
 
@@ -241,8 +241,7 @@ class FirstPart(_Part):
         given = as_inputs(inputs, named_inputs)
         check_rows(given, self._device)
         check_like(given, self._example)
-        first, *side = tensors_of(given)
-        output, staying = self._answer(self._runner.start(first, side, torch.arange(len(first), device=self._device)))
+        output, staying = self._answer(first_batch(self._runner, given))
         if staying is None:
             return output
         staying = staying.without_gone()

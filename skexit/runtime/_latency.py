@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from skexit.backbone._costs import millisecond_clock
-from skexit.backbone._inputs import Inputs, map_tensors, tensors_of
+from skexit.backbone._inputs import Inputs, map_tensors
 from skexit.backbone._modules import Head
 from skexit.backbone._pooling import Pool
 from skexit.runtime._early_exit import EarlyExitModel
 from skexit.runtime._exit_latency import ExitLatency
+from skexit.runtime._prepared import first_batch
 from skexit.runtime._runner import StageRunner
 
 _N_WARM_UP_RUNS = 2
@@ -101,10 +102,8 @@ def _measure(runner: StageRunner, inputs: Inputs, n_repeats: int) -> tuple[NDArr
 
 
 def _time_stages(runner: StageRunner, inputs: Inputs) -> list[list[float]]:
-    first, *side = tensors_of(inputs)
-    clock = millisecond_clock(first.device)
-    rows = torch.arange(len(first), device=first.device)
-    batch = runner.start(first, side, rows)
+    batch = first_batch(runner, inputs)
+    rows, clock = batch.rows, millisecond_clock(batch.rows.device)
     times: list[list[float]] = [[], [], []]
     for k in range(runner.decisions.n_exits):
         readings = [clock()]

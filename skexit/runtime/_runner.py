@@ -65,8 +65,7 @@ class StageRunner:
     def split(self, k: int, batch: Batch, leaves: Any) -> tuple[Rows, Rows]:
         """Rows of the batch that leave at exit `k`, and that stay. Waits once for the device.
 
-        `leaves` is what `decide` gives. Either result is an array of rows, a slice of all, or None where there are
-        none.
+        `leaves` is what `decide` gives. Either result is an array of rows, a slice of all, or None where there is none.
         """
         everyone, nobody = slice(None), None
         if k == self.decisions.n_exits - 1:

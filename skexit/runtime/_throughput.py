@@ -145,8 +145,8 @@ def _read(number: int, item: Any, device: torch.device) -> Inputs | None:
 class _StageQueues:
     """Samples on their way through a network.
 
-    The way has legs: the stages from one exit at which samples may leave to the next. Before each leg
-    there is a queue for every shape that samples have there.
+    The way has legs: the stages from one exit at which samples may leave to the next. Before each leg there is a queue
+    for every shape that samples have there.
     """
 
     def __init__(
@@ -252,7 +252,8 @@ class _StageQueues:
             batch = self._runner.compute(k, batch)
             if self._runner.decisions.is_observed[k]:
                 logits, leaves = self._runner.decide(k, batch)
-                _check_finite(logits, self._runner.exits[k])
+                if not bool(torch.isfinite(logits).all()):
+                    raise ValueError(f"exit {self._runner.exits[k]!r} gave logits that are infinite or NaN.")
         k = self._legs[leg][-1]
         leaving, staying = self._runner.split(k, batch, leaves)
         # Copies: what the batch has may be the memory of the queue.
@@ -297,8 +298,3 @@ def _find_legs(decisions: Decisions) -> list[range]:
     """The stages from one exit at which samples may leave to the next, for all such exits."""
     ends = [k + 1 for k, is_used in enumerate(decisions.is_used) if is_used]
     return [range(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-
-
-def _check_finite(logits: torch.Tensor, name: str) -> None:
-    if not bool(torch.isfinite(logits).all()):
-        raise ValueError(f"exit {name!r} gave logits that are infinite or NaN.")
