@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import Any, Self
+from numbers import Integral
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,7 +13,7 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from skexit.data import ExitArray
+from skexit.data import ExitArray, ExitLayout
 from skexit.data._estimator import ExitEstimator, cost_column, warn_of_other_costs
 from skexit.data._validation import check_budget, validate_new_data, validate_training_data
 from skexit.data._walk import collect, walk_batches
@@ -23,19 +24,25 @@ from skexit.policies._most_confident import answer_with_most_confident
 from skexit.policies._quotas import exits_from_scores
 from skexit.uncertainty import softmax
 from skexit.utils._html import exit_table, threshold_text
-from skexit.utils._sklearn import _fit_context
+from skexit.utils._sklearn import HasMethods, Interval, _fit_context
 
 
 class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
     """A classifier that decides at each exit whether a sample stops there.
 
     A subclass writes two methods: `score_exit` scores one exit for the samples that are still
-    running, and `fit_policy` learns and sets ``thresholds_``. It may also say by `uses_features` and
-    `earlier_exits` what its scores depend on. A sample stops at the first exit whose score is at
-    least the exit's threshold.
+    running, and `fit_policy` learns and sets ``thresholds_`` and ``exit_distribution_``. It may also say
+    by `uses_features` and `earlier_exits` what its scores depend on. A sample stops at the first exit
+    whose score is at least the exit's threshold. :func:`skexit.testing.check_policy` checks that a
+    subclass keeps to this.
 
     Its ``__init__`` has the parameters `layout` and `heads`.
     """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "heads": [HasMethods(["fit", "transform", "exit_logits"]), None],
+        "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
+    }
 
     layout: Any
     heads: Any
@@ -67,9 +74,10 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
 
     @abstractmethod
     def fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
-        """Learn when to stop, and set ``thresholds_``.
+        """Learn when to stop, and set ``thresholds_`` and ``exit_distribution_``.
 
-        ``classes_``, ``layout_``, ``costs_`` and ``heads_`` are set before.
+        ``classes_``, ``layout_``, ``costs_`` and ``heads_`` are set before. `fitting_scores` gives the
+        scores of the rows, and `record_distribution` sets the distribution that follows from them.
 
         Parameters
         ----------
@@ -303,12 +311,31 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
             decision.answer, X, exits, uses_features=decision.answer_uses_features, start=decision.start
         )
 
-    def _fitting_scores(self, X: ExitArray) -> NDArray[np.float64]:
-        """Scores of every exit, from an X that has the logits of the answers."""
+    def fitting_scores(self, X: ExitArray) -> NDArray[np.float64]:
+        """Scores of every exit, from the X of `fit_policy`.
+
+        Parameters
+        ----------
+        X : ExitArray of shape (n_samples, n_columns)
+            With logits at every exit.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_exits)
+            As if no sample stopped before the last exit.
+        """
         return _stack(collect(self.score_exit, X, uses_features=self.uses_features))
 
-    def _record_distribution(self, scores: NDArray[np.float64], weight: NDArray[np.float64]) -> None:
-        """Set ``exit_distribution_`` to the shares of the fitting rows."""
+    def record_distribution(self, scores: NDArray[np.float64], weight: NDArray[np.float64]) -> None:
+        """Set ``exit_distribution_`` to the shares of the fitting rows that stop at each exit.
+
+        Parameters
+        ----------
+        scores : ndarray of shape (n_samples, n_exits)
+            As from `fitting_scores`.
+        weight : ndarray of shape (n_samples,)
+            Weights of these rows.
+        """
         stops = exits_from_scores(scores, self.thresholds_)
         self.exit_distribution_ = np.bincount(stops, weights=weight, minlength=scores.shape[1]) / weight.sum()
 

@@ -70,7 +70,7 @@ class StaticExit(ExitPolicy):
         if not -n_exits <= self.exit < n_exits:
             raise ValueError(f"exit={self.exit} does not exist: X has {n_exits} exits, counted from 0.")
         chosen = self.exit % n_exits
-        self._fitting_scores(X)  # reads the logits, and so refuses those that are not finite
+        self.fitting_scores(X)  # reads the logits, and so refuses those that are not finite
         self.thresholds_ = np.where(np.arange(n_exits) < chosen, np.inf, -np.inf)
         self.exit_distribution_ = np.eye(n_exits)[chosen]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, Self
+from numbers import Real
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,11 @@ class BudgetedPolicy(ExitPolicy):
 
     What ``with_budget`` needs of the fitting data is in ``fit_state_``.
     """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **ExitPolicy._parameter_constraints,
+        "budget": [Real, None],
+    }
 
     budget: Any
     fit_state_: Any
@@ -87,7 +93,7 @@ class BudgetedPolicy(ExitPolicy):
         weight : ndarray of shape (n_samples,)
             Weights of these rows.
         """
-        self.fit_state_ = FitState(self._fitting_scores(X), weight)
+        self.fit_state_ = FitState(self.fitting_scores(X), weight)
         self.apply_budget()
 
     def apply_budget(self) -> None:
@@ -105,7 +111,7 @@ class BudgetedPolicy(ExitPolicy):
             Weights of these rows.
         """
         self.thresholds_ = self.choose_thresholds(scores, weight)
-        self._record_distribution(scores, weight)
+        self.record_distribution(scores, weight)
 
     def with_budget(self, budget: float) -> Self:
         """A fitted copy for another budget; nothing is trained again.
