@@ -28,8 +28,6 @@ from skexit import (
     ExitArray,
     ExitHeads,
     FeatureCache,
-    RandomExit,
-    StaticExit,
     ThresholdPolicy,
     stack_exits,
 )
@@ -241,23 +239,6 @@ class TestSampleWeight:
         costs = policy.costs_[policy.predict_exit(X)]
         assert np.average(costs, weights=weight) == pytest.approx(0.6, abs=weight.max() / weight.sum())
         assert costs.mean() > 0.63
-
-    @pytest.mark.parametrize(
-        "policy",
-        [
-            ThresholdPolicy(),
-            ThresholdPolicy("entropy", schedule="shared"),
-            RandomExit(0.6, random_state=0),
-            StaticExit(1),
-        ],
-        ids=repr,
-    )
-    def test_rows_of_zero_weight_are_as_absent(self, policy, weight):
-        X, y = make_exits(240, 3, 3, 0)
-        weighted = clone(policy).fit(X, y, sample_weight=(weight > 0).astype(float))
-        absent = clone(policy).fit(X[weight > 0], y[weight > 0])
-        np.testing.assert_array_equal(weighted.thresholds_, absent.thresholds_)
-        np.testing.assert_array_equal(weighted.exit_distribution_, absent.exit_distribution_)
 
 
 class TestImport:

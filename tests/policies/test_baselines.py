@@ -114,13 +114,6 @@ class TestRandomExit:
         expected = np.outer(table.sum(axis=1), table.sum(axis=0)) / len(y)
         assert ((table - expected) ** 2 / expected).sum() < 30
 
-    def test_deterministic_in_the_row(self, data):
-        X, y = data
-        policy = RandomExit(random_state=3).fit(X, y)
-        exits = policy.predict_exit(X)
-        rows = np.random.default_rng(0).integers(len(X), size=500)
-        np.testing.assert_array_equal(policy.predict_exit(X[rows]), exits[rows])
-
     def test_seeds_differ(self, data):
         X, y = data
         exits = [RandomExit(random_state=seed).fit(X, y).predict_exit(X) for seed in (0, 1)]
