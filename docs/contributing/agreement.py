@@ -1,8 +1,5 @@
 """A policy that stops where an exit is sure and agrees with the exit before it."""
 
-from numbers import Real
-from typing import ClassVar
-
 from skexit.policies import BudgetedPolicy
 from skexit.uncertainty import max_probability, softmax
 
@@ -20,8 +17,6 @@ class AgreementPolicy(BudgetedPolicy):
     layout : ExitLayout or int, default=None
         Layout of X, where X does not know it.
     """
-
-    _parameter_constraints: ClassVar = {"budget": [Real]}
 
     def __init__(self, budget=0.5, *, heads=None, layout=None):
         self.budget = budget

@@ -26,9 +26,6 @@ saving come with the base class.
 # Written against the array API, the same code runs on torch tensors in a live
 # network.
 
-from numbers import Real
-from typing import ClassVar
-
 import numpy as np
 from array_api_compat import array_namespace, device
 
@@ -39,8 +36,6 @@ from skexit.uncertainty import max_probability, softmax
 class PrecisionPolicy(BudgetedPolicy):
     """Stop where an exit is sure of a class that it tends to be right about."""
 
-    _parameter_constraints: ClassVar = {"budget": [Real], "strength": [Real]}
-
     def __init__(self, budget=0.5, strength=20, *, heads=None, layout=None):
         self.budget = budget
         self.strength = strength
@@ -48,6 +43,7 @@ class PrecisionPolicy(BudgetedPolicy):
         self.layout = layout
 
     def fit_policy(self, X, labels, weight):
+        weight = weight / weight.mean()  # strength is a number of rows
         shape = X.layout.n_exits, len(self.classes_)
         self.precisions_ = np.empty(shape)
         for k in range(X.layout.n_exits):
@@ -67,6 +63,19 @@ class PrecisionPolicy(BudgetedPolicy):
         )
         return max_probability(softmax(logits) * precisions)
 
+
+# %%
+# Does it keep the rules?
+# -----------------------
+# ``check_policy`` fits it to small data and checks what holds for every policy:
+# later exits change no earlier decision, a batch of another size or order has
+# the same exits, only the ratios of weights matter, and so on. A check that
+# fails says what to do. Under pytest, ``parametrize_policy_checks`` runs the
+# same checks one by one.
+
+from skexit.testing import check_policy
+
+check_policy(PrecisionPolicy())
 
 # %%
 # Is it any good?

@@ -2,7 +2,6 @@
 
 import joblib
 import numpy as np
-import pytest
 import torch
 from agreement import AgreementPolicy
 from instances import make_exits
@@ -12,6 +11,7 @@ from torch import nn
 
 from skexit.extraction import ExitExtractor
 from skexit.runtime import EarlyExitModel
+from skexit.testing import parametrize_policy_checks
 
 
 @parametrize_with_checks([AgreementPolicy()])
@@ -19,25 +19,18 @@ def test_scikit_learn_checks(estimator, check):
     check(estimator)
 
 
-@pytest.fixture(scope="module")
-def data():
-    return make_exits(n_samples=300, n_exits=4, n_classes=3, random_state=0)
+@parametrize_policy_checks([AgreementPolicy(), AgreementPolicy(0.7)])
+def test_policy_checks(policy, check):
+    check(policy)
 
 
-def test_it_meets_budgets_and_calibrates(data):
-    X, y = data
-    policy = AgreementPolicy(0.6).fit(X, y)
-    assert policy.mean_cost(X) == pytest.approx(0.6, abs=1 / len(y))
-    assert policy.with_budget(0.8).mean_cost(X) == pytest.approx(0.8, abs=1 / len(y))
-    assert policy.calibrate(X, y).predict_set(X).shape == (300, 3)
-
-
-def test_it_is_searched_and_saved(data, tmp_path):
-    X, y = data
+def test_it_is_searched_calibrated_and_saved(tmp_path):
+    X, y = make_exits(n_samples=300, n_exits=4, n_classes=3, random_state=0)
     search = GridSearchCV(AgreementPolicy(), {"budget": [0.4, 0.8]}, cv=2).fit(X, y)
     assert search.best_params_ == {"budget": 0.8}
     joblib.dump(search, tmp_path / "search.joblib")
     np.testing.assert_array_equal(joblib.load(tmp_path / "search.joblib").predict(X), search.predict(X))
+    assert search.best_estimator_.calibrate(X, y).predict_set(X).shape == (300, 3)
 
 
 def test_the_live_network_answers_as_the_cache(tmp_path):
