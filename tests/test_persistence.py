@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import types
 import warnings
 import zipfile
 from pathlib import Path
@@ -22,8 +23,18 @@ from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 
 import skexit
-from skexit import ExitHeads, ExitLayout, JEIGatedEnsemble, ThresholdPolicy, stack_exits
+from skexit import (
+    EMExitAssigner,
+    ExitHeads,
+    ExitLayout,
+    JEIGatedEnsemble,
+    OptimalStoppingPolicy,
+    ThresholdPolicy,
+    persistence,
+    stack_exits,
+)
 from skexit.exceptions import InconsistentVersionWarning
+from skexit.runtime import policy_from_json, policy_to_json
 
 skops_io = pytest.importorskip("skops.io")
 from skops.io.exceptions import UntrustedTypesFoundException  # noqa: E402
@@ -148,6 +159,40 @@ def test_every_trusted_type_is_needed_and_exists(data):
 def make_calibrated(template, X, y):
     fitted = clone(template).fit(X, y)
     return fitted.calibrate(X, y) if hasattr(fitted, "calibrate") else fitted
+
+
+def test_trusted_types_have_names_that_last():
+    """Not those of the modules where they are, which may move."""
+    for name in skexit.TRUSTED_TYPES:
+        assert name.rpartition(".")[0] in ("skexit", "skexit.persistence")
+        module, _, class_name = name.rpartition(".")
+        kind = getattr(importlib.import_module(module), class_name)
+        assert (kind.__module__, kind.__qualname__) == (module, class_name)
+
+
+@VOTES_ARE_TIED
+@pytest.mark.parametrize(("save", "load"), [*FORMATS, pytest.param(policy_to_json, policy_from_json, id="JSON")])
+def test_modules_may_move_and_files_still_load(save, load, data, monkeypatch):
+    X, y = data
+    templates = [
+        OptimalStoppingPolicy(0.6, random_state=0),
+        EMExitAssigner(budget=0.6, max_epochs=1, random_state=0),
+        JEIGatedEnsemble(decision="sampled", max_epochs=1, random_state=0),
+        ThresholdPolicy(),
+    ]
+    policies = [template.fit(X, y).calibrate(X, y) for template in templates]
+    files = [save(policy) for policy in policies]
+
+    moved = types.ModuleType("skexit.moved")
+    monkeypatch.setitem(sys.modules, moved.__name__, moved)
+    for name, module in list(persistence._MODULES.items()):
+        setattr(moved, name, getattr(persistence, name))
+        monkeypatch.delattr(f"{module}.{name}")
+        monkeypatch.setitem(persistence._MODULES, name, moved.__name__)
+    for policy, file in zip(policies, files, strict=True):
+        loaded = load(file)
+        for method in ("exit_scores", "predict_exit", "predict_proba"):
+            np.testing.assert_array_equal(getattr(loaded, method)(X), getattr(policy, method)(X))
 
 
 # Versions
