@@ -97,7 +97,7 @@ class MultiExitNetwork(nn.Module):
         A classifier, on the device on which it is to be trained. It is not copied.
     exits : sequence of str or None
         Names of the modules after which it can stop, in forward order, as in extraction; None for
-        :func:`skexit.backbone._exit_points`. The last one stands for the network's own output.
+        :func:`skexit.backbone.exit_points`. The last one stands for the network's own output.
     example_input : tensor, tuple of tensors or dict of tensors
         One input or more, from which the widths of the heads are found. A tuple is passed by position,
         a dict by keyword; its ``"attention_mask"`` also masks tokens when they are pooled.

@@ -55,7 +55,7 @@ class ExitExtractor:
         left as it was found.
     exits : sequence of str, default=None
         Names of the modules after which the network can stop, in forward order. By default
-        :func:`exit_points` of the model.
+        :func:`~skexit.backbone.exit_points` of the model.
     pool : str, sequence of str or callable, default="auto"
         What is kept of a module's output. Of feature maps ``"avg"``, ``"max"``, ``"grid2"``
         (averages on a 2 x 2 grid) or ``"grid4"``; of token sequences, whose shape is (n_samples,
@@ -73,7 +73,7 @@ class ExitExtractor:
     dtype : {"float32", "float16"}, default="float32"
         Type in which logits and features are stored.
     cost_unit : {"FLOPs", "MACs", "ms"}, default="FLOPs"
-        Unit of the costs in the layout of the cache, see :func:`exit_costs`.
+        Unit of the costs in the layout of the cache, see :func:`~skexit.backbone.exit_costs`.
 
     Raises
     ------
@@ -83,8 +83,8 @@ class ExitExtractor:
 
     See Also
     --------
-    exit_points : Exit points of well-known backbones.
-    exit_costs : What it costs to reach each exit.
+    skexit.backbone.exit_points : Exit points of well-known backbones.
+    skexit.backbone.exit_costs : What it costs to reach each exit.
 
     Notes
     -----
