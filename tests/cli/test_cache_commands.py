@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 from caches import LAYOUT, N_ROWS, ORIGIN, append_rows, write_cache
 
-import skexit.cache._merging
-import skexit.cli._main
 from skexit import ExitLayout, FeatureCache
 from skexit.cache import CacheWriter
 from skexit.cli import main
@@ -154,7 +152,7 @@ class TestMerge:
             error.add_note("Make room.")
             raise error
 
-        monkeypatch.setattr(skexit.cache._merging, "merge_caches", fail)
+        monkeypatch.setattr("skexit.cache.merge_caches", fail)
         assert main(["cache", "merge", str(path), str(tmp_path / "all")]) == 1
         assert "No space left on device\nMake room.\n" in capsys.readouterr().err
 

@@ -96,10 +96,9 @@ class TestTemperature:
     @given(labelled_logits())
     def test_predictions_stay_the_same(self, data):
         logits, labels = data
-        gaps = np.diff(np.sort(logits, axis=1)[:, -2:], axis=1)
-        assume((gaps > 1e-6).all())
         scaled = softmax(logits / fit_temperature(logits, labels))
-        np.testing.assert_array_equal(scaled.argmax(axis=1), logits.argmax(axis=1))
+        is_clear = np.diff(np.sort(logits, axis=1)[:, -2:], axis=1)[:, 0] > 1e-6
+        np.testing.assert_array_equal(scaled[is_clear].argmax(axis=1), logits[is_clear].argmax(axis=1))
 
     @pytest.mark.parametrize("factor", [0.2, 0.7, 3.0, 8.0])
     def test_finds_the_factor_by_which_logits_were_scaled(self, factor):
