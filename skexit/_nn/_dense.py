@@ -21,14 +21,9 @@ if TYPE_CHECKING:
 @set_module("skexit.persistence")
 @dataclass(frozen=True)
 class DenseNetwork:
-    """A fully connected network with rectified linear units between its layers.
+    """A fully connected network with rectified linear units between its layers; for each layer, weights and biases.
 
-    Parameters
-    ----------
-    weights : tuple of ndarray of shape (n_inputs, n_outputs), one a layer
-    biases : tuple of ndarray of shape (n_outputs,), one a layer
-    negative_slope : float, default=0.0
-        Slope of the units below zero; larger than zero makes them leaky.
+    The `weights` of a layer are of shape (n_inputs, n_outputs). A `negative_slope` above zero makes the units leaky.
     """
 
     weights: tuple[NDArray[np.float64], ...]
@@ -36,30 +31,11 @@ class DenseNetwork:
     negative_slope: float = 0.0
 
     def __call__(self, inputs: Any) -> Any:
-        """Outputs of the last layer, as an array of the inputs' namespace, dtype and device.
-
-        Parameters
-        ----------
-        inputs : array of shape (n_samples, n_inputs)
-
-        Returns
-        -------
-        array of shape (n_samples, n_outputs)
-        """
+        """Outputs of the last layer, as an array of the inputs' namespace, dtype and device."""
         return self._layer(-1, inputs if len(self.weights) == 1 else self.last_hidden(inputs))
 
     def last_hidden(self, inputs: Any) -> Any:
-        """What the last layer sees: the units of the last hidden layer.
-
-        Parameters
-        ----------
-        inputs : array of shape (n_samples, n_inputs)
-
-        Returns
-        -------
-        array of shape (n_samples, n_hidden)
-            The inputs, where no layer is hidden.
-        """
+        """What the last layer sees: the units of the last hidden layer, or the inputs, where no layer is hidden."""
         xp = array_namespace(inputs)
         hidden = inputs
         for layer in range(len(self.weights) - 1):
@@ -68,16 +44,7 @@ class DenseNetwork:
         return hidden
 
     def last_layer(self, hidden: Any) -> Any:
-        """Outputs for units of the last hidden layer.
-
-        Parameters
-        ----------
-        hidden : array of shape (n_samples, n_hidden)
-
-        Returns
-        -------
-        array of shape (n_samples, n_outputs)
-        """
+        """Outputs for units of the last hidden layer."""
         return self._layer(-1, hidden)
 
     def _layer(self, layer: int, inputs: Any) -> Any:
@@ -105,12 +72,8 @@ class DenseNetwork:
 class Moments:
     """Mean and spread of columns, found in one pass.
 
-    Parameters
-    ----------
-    total : float
-        Weight of the rows so far.
-    mean, squares : ndarray of shape (n_columns,)
-        Weighted mean, and weighted sum of the squared deviations from it.
+    `total` is the weight of the rows so far; `mean` and `squares`, of shape (n_columns,), are the weighted mean, and
+    the weighted sum of the squared deviations from it.
     """
 
     total: float = 0.0
@@ -118,17 +81,7 @@ class Moments:
     squares: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
     def add(self, values: NDArray[Any], weight: NDArray[np.float64]) -> Moments:
-        """Moments of the rows so far and of these.
-
-        Parameters
-        ----------
-        values : ndarray of shape (n_rows, n_columns)
-        weight : ndarray of shape (n_rows,)
-
-        Returns
-        -------
-        Moments
-        """
+        """Moments of the rows so far and of these."""
         # Chan, Golub and LeVeque's update: no cancellation, whatever the mean.
         mass = weight.sum()
         batch_mean = weight @ values / mass
@@ -148,16 +101,9 @@ class Moments:
 def weighted_scaling(
     batches: Iterator[tuple[NDArray[Any], NDArray[np.float64]]],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weighted mean and standard deviation of columns, in one pass; 1 where a column is constant.
+    """Weighted mean and standard deviation of columns, in one pass over batches of rows and their weights.
 
-    Parameters
-    ----------
-    batches : iterator of (ndarray of shape (n_rows, n_columns), ndarray of shape (n_rows,))
-        Rows and their weights.
-
-    Returns
-    -------
-    mean, scale : ndarray of shape (n_columns,)
+    The deviation of a constant column is 1.
     """
     moments = Moments()
     for values, weight in batches:
@@ -166,23 +112,7 @@ def weighted_scaling(
 
 
 def check_hidden_layer_sizes(sizes: Sequence[int], name: str) -> tuple[int, ...]:
-    """Widths of hidden layers that a user has given.
-
-    Parameters
-    ----------
-    sizes : sequence of int
-    name : str
-        Of the parameter.
-
-    Returns
-    -------
-    tuple of int
-
-    Raises
-    ------
-    ValueError
-        If a width is not a positive integer.
-    """
+    """Widths of hidden layers that a user has given as the parameter `name`; each must be a positive integer."""
     if not all(isinstance(width, Integral) and width >= 1 for width in sizes):
         raise ValueError(
             f"{name}={sizes!r} must hold one positive integer for each hidden layer; () makes the networks linear."
@@ -214,21 +144,9 @@ def build(sizes: Sequence[int], generator: torch.Generator, negative_slope: floa
 def hidden_units(
     network: torch.nn.Sequential, inputs: torch.Tensor, dropout: float, generator: torch.Generator
 ) -> torch.Tensor:
-    """Units of the last hidden layer, where some of each hidden layer are left out.
+    """Units of the last hidden layer of a network of `build`, where some of each hidden layer are left out.
 
-    Parameters
-    ----------
-    network : torch.nn.Sequential
-        Of `build`.
-    inputs : Tensor of shape (n_samples, n_inputs)
-    dropout : float
-        Share of the units that are left out.
-    generator : torch.Generator
-
-    Returns
-    -------
-    Tensor of shape (n_samples, n_hidden)
-        The inputs, where no layer is hidden.
+    `dropout` is the share that is left out. Where no layer is hidden, these are the inputs.
     """
     for linear, rectifier in zip(network[:-1:2], network[1::2], strict=True):
         inputs = drop_units(rectifier(linear(inputs)), dropout, generator)
@@ -236,19 +154,7 @@ def hidden_units(
 
 
 def drop_units(hidden: torch.Tensor, dropout: float, generator: torch.Generator) -> torch.Tensor:
-    """Dropout by a generator of its own, so that torch's global one neither matters nor changes.
-
-    Parameters
-    ----------
-    hidden : Tensor of shape (n_samples, n_hidden)
-    dropout : float
-        Share of the units that are left out.
-    generator : torch.Generator
-
-    Returns
-    -------
-    Tensor of shape (n_samples, n_hidden)
-    """
+    """Dropout by a generator of its own, so that torch's global one neither matters nor changes."""
     import torch
 
     if not dropout:

@@ -81,28 +81,10 @@ def train(
 ) -> DenseNetwork:
     """Train a network by mini-batches that are read when they are needed.
 
-    Parameters
-    ----------
-    read : callable
-        Takes row numbers and returns the inputs of these rows, of shape (n_rows, n_inputs).
-    targets : ndarray of shape (n_samples,)
-        Class indices, for the cross-entropy, or when `n_outputs` is 1 probabilities, for the
-        binary cross-entropy.
-    sample_weight : ndarray of shape (n_samples,)
-    hidden_layer_sizes : sequence of int
-        Width of each hidden layer; none gives a linear network.
-    n_outputs : int
-    training : Training
-    random_state : RandomState
-    offset : callable, default=None
-        Takes row numbers and returns what the outputs are added to before they are compared with the
-        targets, of shape (n_rows, n_outputs).
-    description : str, default=None
-        Label of a progress bar; None shows none.
-
-    Returns
-    -------
-    DenseNetwork
+    `read` takes row numbers and returns the inputs of these rows, of shape (n_rows, n_inputs). Targets are class
+    indices, for the cross-entropy, or when `n_outputs` is 1 probabilities, for the binary cross-entropy. `offset`
+    returns what the outputs of rows are added to before they are compared with the targets, of shape (n_rows,
+    n_outputs). No `hidden_layer_sizes` give a linear network; no `description` shows no progress bar.
     """
     import torch
 
@@ -141,21 +123,7 @@ def train(
 def split_rows(
     n_samples: int, training: Training, random_state: np.random.RandomState, fewest_held_out: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows to train on, and with early stopping a tenth to hold out, or none where that is too few.
-
-    Parameters
-    ----------
-    n_samples : int
-    training : Training
-    random_state : RandomState
-    fewest_held_out : int, default=0
-        Fewer are not held out.
-
-    Returns
-    -------
-    rows, held_out : ndarray of int
-        In random order.
-    """
+    """Rows to train on, and with early stopping a tenth to hold out, or none where that is too few; in random order."""
     rows = random_state.permutation(n_samples)
     n_held_out = n_samples // 10 if training.early_stopping else 0
     if n_held_out < fewest_held_out:
@@ -164,19 +132,7 @@ def split_rows(
 
 
 def add_offset(outputs: torch.Tensor, offset: ReadRows | None, rows: NDArray[np.int64]) -> torch.Tensor:
-    """Outputs of a network for some rows, added to what all rows start from.
-
-    Parameters
-    ----------
-    outputs : Tensor of shape (n_rows, n_outputs)
-    offset : callable or None
-        Takes row numbers and returns what all rows start from, of shape (n_rows, n_outputs).
-    rows : ndarray of shape (n_rows,) of int
-
-    Returns
-    -------
-    Tensor of shape (n_rows, n_outputs)
-    """
+    """Outputs of a network for some rows, added to what `offset`, which takes row numbers, returns for them."""
     import torch
 
     return outputs if offset is None else outputs + torch.as_tensor(offset(rows), dtype=outputs.dtype)
@@ -193,31 +149,11 @@ def minimize(
     random_state: np.random.RandomState,
     description: str | None = None,
 ) -> int:
-    """Minimise a loss by mini-batches, and leave the parameters at their best.
+    """Minimise a loss by mini-batches, and leave the parameters at their best; gives the number of epochs after which.
 
-    Parameters
-    ----------
-    loss : callable
-        Takes row numbers and returns the mean loss of these rows.
-    parameters : sequence of torch.Tensor
-        Changed in place. Those with two dimensions are penalised.
-    rows : ndarray of shape (n_rows,) of int
-        Rows to train on.
-    held_out : ndarray of shape (n_held_out,) of int
-        Rows whose loss says which epoch was best; where there are none, it is the last.
-    sample_weight : ndarray of shape (n_samples,)
-        Weights of the rows in the mean of the held-out loss.
-    training : Training
-        Its `batch_size` is used as it is.
-    random_state : RandomState
-        Shuffles the rows before each epoch.
-    description : str, default=None
-        Label of a progress bar; None shows none.
-
-    Returns
-    -------
-    int
-        Epochs after which the parameters were at their best; 0 where the start was.
+    The number is 0 where the start was best. `loss` takes row numbers and returns the mean loss of these rows.
+    Parameters are changed in place; those with two dimensions are penalised. The mean loss of the `held_out` rows, by
+    their weights, says which epoch was best; where there are none, it is the last. The `batch_size` is used as it is.
     """
     n_batches = -(-len(rows) // training.batch_size)
     optimizer, schedule = adam(parameters, training, n_batches * training.max_epochs)
@@ -248,15 +184,7 @@ def minimize(
 def shuffled(rows: NDArray[np.int64], random_state: np.random.RandomState) -> NDArray[np.int64]:
     """The rows in random order: at once, or many by blocks, so that they can be read from a disk.
 
-    Parameters
-    ----------
-    rows : ndarray of shape (n_rows,) of int
-    random_state : RandomState
-
-    Returns
-    -------
-    ndarray of shape (n_rows,) of int
-        Of many rows, 1,024 random blocks of 64 neighbours are mixed, then 1,024 others.
+    Of many rows, 1,024 random blocks of 64 neighbours are mixed, then 1,024 others.
     """
     if len(rows) <= _SHUFFLED_AT_ONCE:
         return random_state.permutation(rows)
@@ -271,17 +199,7 @@ def shuffled(rows: NDArray[np.int64], random_state: np.random.RandomState) -> ND
 def number_of_epochs(max_epochs: int | str, n_rows: int, fewest: int, most: int) -> int:
     """Passes over the rows: those given, or until so many rows have been seen that more would teach little.
 
-    Parameters
-    ----------
-    max_epochs : int or "auto"
-    n_rows : int
-    fewest, most : int
-        Bounds of ``"auto"``.
-
-    Returns
-    -------
-    int
-        ``"auto"`` gives 1,500,000 divided by the rows, within the bounds.
+    ``"auto"`` gives 1,500,000 divided by the rows, from `fewest` to `most`.
     """
     return int(np.clip(_ENOUGH_VISITS // n_rows, fewest, most)) if max_epochs == "auto" else int(max_epochs)
 
@@ -291,17 +209,7 @@ def adam(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Adam, and a learning rate that rises over a tenth of the steps and falls to zero.
 
-    Parameters
-    ----------
-    parameters : sequence of torch.Tensor
-        Those with two dimensions are penalised.
-    training : Training
-    n_steps : int
-
-    Returns
-    -------
-    optimizer : torch.optim.Optimizer
-    schedule : torch.optim.lr_scheduler.LRScheduler
+    Parameters with two dimensions are penalised.
     """
     import torch
 
@@ -313,18 +221,7 @@ def adam(
 def adam_groups(
     weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor], l2: float
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Groups of parameters for Adam: weights, which are penalised, and biases, which are not.
-
-    Parameters
-    ----------
-    weights, biases : sequence of torch.Tensor
-    l2 : float
-        Strength of the squared penalty.
-
-    Returns
-    -------
-    tuple of two dicts
-    """
+    """Groups of parameters for Adam: weights, which are penalised, and biases, which are not."""
     return {"params": list(weights), "weight_decay": l2}, {"params": list(biases), "weight_decay": 0.0}
 
 
@@ -334,18 +231,9 @@ def weights_and_biases(parameters: Sequence[torch.Tensor]) -> tuple[list[torch.T
 
 
 def one_cycle(optimizer: torch.optim.Optimizer, learning_rate: float | list[float], n_steps: int) -> Any:
-    """A learning rate that rises over a tenth of the steps and falls to zero.
+    """A learning rate that rises over a tenth of the steps to its highest, and falls to zero.
 
-    Parameters
-    ----------
-    optimizer : torch.optim.Optimizer
-    learning_rate : float or list of float
-        The highest; one for each group of parameters, or one for all.
-    n_steps : int
-
-    Returns
-    -------
-    torch.optim.lr_scheduler.OneCycleLR
+    The highest is one for each group of parameters, or one for all.
     """
     from torch.optim.lr_scheduler import OneCycleLR
 
