@@ -19,24 +19,9 @@ def fit_addition(
     offset: NDArray[np.float64],
     l2: float,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The linear classifier whose logits, added to the given ones, have the least cross-entropy.
+    """Weights and biases of the linear classifier whose logits, added to those given, have the least cross-entropy.
 
-    Parameters
-    ----------
-    inputs : ndarray of shape (n_samples, n_inputs)
-        Standardised.
-    labels : ndarray of shape (n_samples,)
-        Class indices; each class occurs.
-    weight : ndarray of shape (n_samples,)
-    offset : ndarray of shape (n_samples, n_classes)
-        Logits to add to.
-    l2 : float
-        Strength of the penalty: ``l2 / 2`` times the squared norm of the weights.
-
-    Returns
-    -------
-    weights : ndarray of shape (n_inputs, n_classes)
-    biases : ndarray of shape (n_classes,)
+    Inputs are standardised, and each class occurs. The penalty is ``l2 / 2`` times the squared norm of the weights.
     """
     (n_samples, n_inputs), n_classes = inputs.shape, offset.shape[1]
     rows, share = np.arange(n_samples), weight / weight.sum()

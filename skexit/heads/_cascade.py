@@ -34,36 +34,10 @@ def train_cascade(
 ) -> list[DenseNetwork]:
     """Train heads whose hidden layers see the features of their exit and the last hidden layer before.
 
-    The loss is the sum of the cross-entropies of all heads, so that an early layer also learns
-    what later heads make use of.
-
-    Parameters
-    ----------
-    read : callable
-        Takes row numbers and returns the features of all heads side by side, of shape
-        (n_rows, sum(widths)).
-    targets : ndarray of shape (n_samples,)
-        Class indices.
-    sample_weight : ndarray of shape (n_samples,)
-    widths : sequence of int
-        Features of each head.
-    hidden_layer_sizes : sequence of int
-        Width of each hidden layer of a head; one or more.
-    n_classes : int
-    dropout : float
-        Share of the hidden units that are left out at random in a step.
-    training : Training
-    random_state : RandomState
-    offset : callable, default=None
-        Takes row numbers and returns what the logits of each head are added to in the loss, of shape
-        (n_rows, n_classes).
-    description : str, default=None
-        Label of a progress bar; None shows none.
-
-    Returns
-    -------
-    list of DenseNetwork, one a head
-        After the first, the inputs are the features and the last hidden layer of the head before.
+    The loss is the sum of the cross-entropies of all heads, so that an early layer also learns what later heads make
+    use of. `read` takes row numbers and returns the features of all heads side by side, of shape (n_rows, sum(widths));
+    `offset` returns what the logits of each head are added to in the loss, of shape (n_rows, n_classes). After the
+    first network, inputs are the features and the last hidden layer of the head before.
     """
     import torch
     from torch.nn import functional

@@ -470,27 +470,10 @@ def fit_heads(
     weight: NDArray[np.float64],
     random_state: int | np.random.RandomState | None = 0,
 ) -> tuple[Any, ExitArray]:
-    """Fit what gives logits to exits.
+    """Fit what gives logits to exits: a copy of `heads`, ExitHeads where an exit has no logits, or nothing.
 
-    Parameters
-    ----------
-    heads : LogitsTransformer, one in a FrozenEstimator, or None
-        Not changed. None takes ExitHeads where an exit has no logits.
-    X : ExitArray of shape (n_samples, n_columns)
-    classes : ndarray of shape (n_classes,)
-        Sorted.
-    labels : ndarray of shape (n_samples,)
-        Index of the class.
-    weight : ndarray of shape (n_samples,)
-    random_state : int, RandomState instance or None, default=0
-        Of the ExitHeads.
-
-    Returns
-    -------
-    heads : LogitsTransformer, FrozenEstimator or None
-        Fitted; None where no logits are missing and `heads` is None.
-    X_with_logits : ExitArray of shape (n_samples, n_columns_out)
-        Logits of heads that were trained here are cross-fitted.
+    Gives the fitted heads, or None where no logits are missing and `heads` is None, and X with logits at every exit;
+    those of heads that were trained here are cross-fitted.
     """
     X = X.with_layout(X.layout.replace(classes=classes))
     if heads is None:

@@ -27,23 +27,8 @@ def solve_linear(
 ) -> DenseNetwork:
     """The linear classifier of least cross-entropy, penalised on standardised inputs.
 
-    Parameters
-    ----------
-    inputs : ndarray of shape (n_samples, n_inputs)
-    labels : ndarray of shape (n_samples,)
-        Class indices.
-    weight : ndarray of shape (n_samples,)
-    n_classes : int
-        Classes that no label is of get a logit that makes them improbable.
-    l2 : float
-        Strength of the penalty: ``l2 / 2`` times the squared norm of the weights.
-    offset : ndarray of shape (n_samples, n_classes), default=None
-        Logits to which those of the classifier are added.
-
-    Returns
-    -------
-    DenseNetwork
-        Of one layer.
+    Classes that no label is of get a logit that makes them improbable. The penalty is ``l2 / 2`` times the squared norm
+    of the weights; `offset` has logits to which those of the classifier are added.
     """
     weights, biases = np.zeros((inputs.shape[1], n_classes)), np.full(n_classes, _ABSENT_CLASS_LOGIT)
     if (labels == labels[0]).all():

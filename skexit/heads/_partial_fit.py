@@ -35,11 +35,7 @@ _AVERAGE_WEIGHT = 9.0
 class OptimizerState:
     """Adam's state, and an average of the weights that stands for a learning rate that falls to zero.
 
-    Parameters
-    ----------
-    n_steps : int
-    parameters, first, second, average : list of ndarray
-        Of each parameter: its value, Adam's two moments, and the average.
+    The lists have for each parameter its value, Adam's two moments, and the average.
     """
 
     n_steps: int = 0
@@ -62,27 +58,10 @@ def take_steps(
 ) -> OptimizerState:
     """Go once over the rows in random order, on from where the last call ended.
 
-    Parameters
-    ----------
-    loss : callable
-        Takes row numbers and returns the mean loss of these rows.
-    parameters : sequence of torch.Tensor
-        Changed in place: before, to what `state` has, and in the end to their average over all steps,
-        in which late steps count more. Those with two dimensions are penalised.
-    state : OptimizerState
-        Of the last call; that of no steps keeps the parameters as they are given.
-    rows : ndarray of shape (n_rows,) of int
-    learning_rate : float
-        Of the first step; it falls as one over the square root of the steps.
-    l2 : float
-        Strength of the squared penalty.
-    batch_size : int
-        Fewer rows are taken where there would be less than ten steps.
-    random_state : RandomState
-
-    Returns
-    -------
-    OptimizerState
+    `loss` takes row numbers and returns the mean loss of these rows. Parameters are changed in place: before, to what
+    `state` has, and in the end to their average over all steps, in which late steps count more. Those with two
+    dimensions are penalised. The state of no steps keeps the parameters as they are given. The learning rate falls as
+    one over the square root of the steps; batches are smaller where there would be less than ten steps.
     """
     import torch
 
@@ -143,16 +122,8 @@ def _arrays(tensors: Sequence[torch.Tensor]) -> list[NDArray[np.float32]]:
 class PartialFit:
     """What heads keep between calls of ``partial_fit``.
 
-    Parameters
-    ----------
-    seed : int
-    n_calls, n_rows : int
-        Rows are counted each time that they are seen.
-    total_weight : float
-        Of these rows.
-    optimizer : OptimizerState
-    moments : Moments
-        Of the inputs of the networks.
+    Rows and their weights are counted each time that they are seen. The moments are those of the inputs of the
+    networks.
     """
 
     seed: int
@@ -182,17 +153,7 @@ class PartialFit:
         return self.total_weight / self.n_rows
 
     def standardise(self, values: NDArray[Any]) -> tuple[Moments, torch.Tensor]:
-        """Moments of the inputs so far, these among them, and these inputs, standardised by them.
-
-        Parameters
-        ----------
-        values : ndarray of shape (n_samples, n_inputs)
-
-        Returns
-        -------
-        moments : Moments
-        inputs : Tensor of shape (n_samples, n_inputs)
-        """
+        """Moments of the inputs so far, these among them, and these inputs, standardised by them."""
         import torch
 
         moments = self.moments.add(values, np.ones(len(values)))
@@ -211,18 +172,7 @@ class PartialFit:
 
 
 class SeparateNetworks:
-    """Networks that share nothing, each on some of the inputs.
-
-    Parameters
-    ----------
-    columns : sequence of slice
-        Inputs of each network.
-    layers : sequence of int
-        Width of each layer after the inputs.
-    generator : torch.Generator
-    dropout : float, default=0
-        Share of the hidden units that are left out.
-    """
+    """Networks that share nothing, each on some of the inputs; `layers` are the widths after the inputs."""
 
     def __init__(
         self, columns: Sequence[slice], layers: Sequence[int], generator: torch.Generator, dropout: float = 0
@@ -260,24 +210,7 @@ def train_further(
     l2: float,
     batch_size: int,
 ) -> tuple[PartialFit, list[DenseNetwork | None]]:
-    """Train the heads of all exits that lack logits once on these rows, on from where the last call ended.
-
-    Parameters
-    ----------
-    X : ExitArray of shape (n_samples, n_columns)
-    labels : ndarray of shape (n_samples,)
-        Class indices.
-    weight : ndarray of shape (n_samples,)
-    state : PartialFit
-    hidden_layer_sizes, cascade, dropout, learning_rate, l2, batch_size
-        As in :class:`skexit.ExitHeads`.
-    n_classes : int
-
-    Returns
-    -------
-    state : PartialFit
-    networks : list of DenseNetwork or None, one an exit
-    """
+    """Train the heads of all exits that lack logits once on these rows, on from where the last call ended."""
     with optional_import("ExitHeads.partial_fit trains with", "torch"):
         import torch
         from torch.nn import functional

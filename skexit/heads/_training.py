@@ -78,18 +78,7 @@ class HeadTraining:
 
 
 class HeadTrainer:
-    """Trains the heads of the exits that have no logits.
-
-    Parameters
-    ----------
-    X : ExitArray of shape (n_samples, n_columns)
-    labels : ndarray of shape (n_samples,)
-        Class indices.
-    weight : ndarray of shape (n_samples,)
-    n_classes : int
-    settings : HeadTraining
-    random_state : RandomState
-    """
+    """Trains the heads of the exits that have no logits."""
 
     def __init__(
         self,

@@ -38,30 +38,7 @@ def train_weighted(
     random_state: np.random.RandomState,
     description: str | None = None,
 ) -> list[DenseNetwork | None]:
-    """Train heads for the samples that will leave at their exits.
-
-    Parameters
-    ----------
-    X : ExitArray of shape (n_samples, n_columns)
-        Exits that have logits keep them.
-    labels : ndarray of shape (n_samples,)
-        Class indices.
-    sample_weight : ndarray of shape (n_samples,)
-    hidden_layer_sizes : sequence of int
-        Width of each hidden layer of a head; none makes the heads linear.
-    n_classes : int
-    dropout : float
-        Share of the hidden units that are left out at random in a step.
-    training : Training
-    random_state : RandomState
-    description : str, default=None
-        Label of a progress bar; None shows none.
-
-    Returns
-    -------
-    list of DenseNetwork or None, one an exit
-        None where an exit keeps its own logits.
-    """
+    """Train heads for the samples that will leave at their exits; None where an exit keeps its own logits."""
     trainer = _WeightedTrainer(X, labels, sample_weight, hidden_layer_sizes, n_classes, dropout, training, random_state)
     if trainer.trained:
         with one_thread():
@@ -228,16 +205,7 @@ def confident_exits(
 ) -> NDArray[np.int64]:
     """Exit of each sample, where the most confident of those that are left leave until shares are full.
 
-    Parameters
-    ----------
-    confidence : ndarray of shape (n_samples, n_exits)
-    sample_weight : ndarray of shape (n_samples,)
-    shares : ndarray of shape (n_exits,)
-        Sum to one.
-
-    Returns
-    -------
-    ndarray of shape (n_samples,) of int
+    `confidence` is of shape (n_samples, n_exits), and the shares of the exits sum to one.
     """
     n_samples, n_exits = confidence.shape
     exits = np.full(n_samples, n_exits - 1)
