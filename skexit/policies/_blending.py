@@ -12,16 +12,6 @@ from skexit.utils._array_api import array_namespace
 def sigmoid(logits: Any) -> Any:
     """``1 / (1 + exp(-logits))``, without overflow, in any array namespace.
 
-    Parameters
-    ----------
-    logits : array
-
-    Returns
-    -------
-    array of the same shape
-
-    Examples
-    --------
     >>> import numpy as np
     >>> sigmoid(np.array([-1e4, 0.0, 1e4]))
     array([0. , 0.5, 1. ])
@@ -32,23 +22,10 @@ def sigmoid(logits: Any) -> Any:
 
 
 def blend(probability: Any, confidence: Any, confidence_weight: float) -> Any:
-    """Weighted geometric mean of a learned probability and the classifier's confidence.
+    """Weighted geometric mean of a learned probability, with weight 1, and the classifier's confidence.
 
-    Parameters
-    ----------
-    probability : array of shape (n_samples,)
-        Its weight is 1.
-    confidence : array of shape (n_samples,)
-        Positive.
-    confidence_weight : float
-        0 gives the probability, infinity the confidence.
+    The confidence is positive. Its weight 0 gives the probability, infinity the confidence.
 
-    Returns
-    -------
-    array of shape (n_samples,)
-
-    Examples
-    --------
     >>> import numpy as np
     >>> blend(np.array([0.9]), np.array([0.4]), 1.0).round(6)
     array([0.6])

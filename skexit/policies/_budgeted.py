@@ -20,15 +20,7 @@ from skexit.utils._module_names import set_module
 @set_module("skexit.persistence")
 @dataclass(frozen=True)
 class FitState:
-    """What `with_budget` needs of the fitting data.
-
-    Parameters
-    ----------
-    scores : ndarray of shape (n_samples, n_exits)
-        Scores of the rows that were fitted.
-    weight : ndarray of shape (n_samples,)
-        Weights of these rows.
-    """
+    """What `with_budget` needs of the fitting data: scores, of shape (n_samples, n_exits), and weights of the rows."""
 
     scores: NDArray[np.float64]
     weight: NDArray[np.float64]

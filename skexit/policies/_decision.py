@@ -18,22 +18,11 @@ from skexit.policies._most_confident import most_confident
 class ExitDecision:
     """A fitted policy and what gives its logits, applied to one exit after another.
 
-    The walk over cached rows, the live network and the ONNX loop all decide by this.
+    The walk over cached rows, the live network and the ONNX loop all decide by this. Fitted transformers with
+    `exit_logits` give logits one after the other, before the policy's own heads.
 
-    Parameters
-    ----------
-    policy : fitted ExitPolicy
-    transformers : sequence of fitted transformers with `exit_logits`, default=()
-        Give logits one after the other, before the policy's own heads.
-
-    Attributes
-    ----------
-    n_exits : int
-        Exits that samples may reach.
-    is_used : list of bool, one per exit
-        Whether samples may leave there.
-    is_observed : list of bool, one per exit
-        Whether an exit's logits or features are looked at, if only for the sake of a later one.
+    Samples may reach `n_exits` exits; `is_used` tells of each whether samples may leave there, and `is_observed`
+    whether its logits or features are looked at, if only for the sake of a later one.
     """
 
     #: Order of the network's classes in which policies have them; None where it is theirs.
@@ -55,21 +44,7 @@ class ExitDecision:
         return Memories(Memory() for _ in range(len(self._transformers) + 1))
 
     def answer(self, k: int, logits: Any, features: Any, memories: Memories) -> Any:
-        """Logits with which exit `k` answers.
-
-        Parameters
-        ----------
-        k : int
-        logits : array of shape (n_samples, n_classes) or None
-            The network's own.
-        features : array of shape (n_samples, n_features) or None
-        memories : Memories
-            Changed in place.
-
-        Returns
-        -------
-        array of shape (n_samples, n_classes)
-        """
+        """Logits with which exit `k` answers, from the network's own; changes the memories in place."""
         if logits is not None and self._class_order is not None:
             logits = logits[:, self._class_order]
         for transformer, memory in zip(self._transformers, memories, strict=False):
@@ -77,49 +52,18 @@ class ExitDecision:
         return most_confident(logits, memories[-1]) if self._uses_most_confident else logits
 
     def answer_and_score(self, k: int, logits: Any, features: Any, memories: Memories) -> Any:
-        """Scores of exit `k`.
-
-        Parameters
-        ----------
-        k, logits, features, memories
-            As in `answer`.
-
-        Returns
-        -------
-        array of shape (n_samples,)
-        """
+        """Scores of exit `k`, from the network's own logits."""
         return self._score(k, self.answer(k, logits, features, memories), features, memories)
 
     def leaves(self, k: int, logits: Any, features: Any, memories: Memories) -> Any:
-        """Which samples leave at exit `k`; None where no decision is made, as all leave or none.
-
-        Parameters
-        ----------
-        k, logits, features, memories
-            As in `answer`; `logits` are what it gave.
-
-        Returns
-        -------
-        array of shape (n_samples,) of bool, or None
-        """
+        """Which samples leave at exit `k`, from the logits of its answer; None where all leave or none."""
         if k == self.n_exits - 1:
             return None
         scores = self._score(k, logits, features, memories)
         return scores >= self._thresholds[k] if self.is_used[k] else None
 
     def departures(self, X: ExitArray) -> Iterator[tuple[int, Any, NDArray[np.float64]]]:
-        """Walk over the rows of X: which stop at exit k, with the logits of the answer.
-
-        Parameters
-        ----------
-        X : ExitArray of shape (n_samples, n_columns)
-
-        Yields
-        ------
-        k : int
-        rows : slice or ndarray of int
-        logits : ndarray of shape (n_rows, n_classes)
-        """
+        """Walk over the rows of X; yields exits, the rows that stop at each, and the logits of their answers."""
         exits = np.flatnonzero(self.is_observed).tolist()
         for batch in X.batches():
             reader = RowReader(X, batch, self.uses_features)
@@ -130,29 +74,11 @@ class ExitDecision:
                     yield k, row_numbers(rows)[leaves], logits[leaves]
 
     def uses_features(self, k: int) -> bool:
-        """Whether answer or score of exit `k`, or notes for later exits, depend on its features.
-
-        Parameters
-        ----------
-        k : int
-
-        Returns
-        -------
-        bool
-        """
+        """Whether answer or score of exit `k`, or notes for later exits, depend on its features."""
         return self.policy.uses_features(k) or self.answer_uses_features(k)
 
     def answer_uses_features(self, k: int) -> bool:
-        """Whether the answer of exit `k`, or of a later exit, depends on its features.
-
-        Parameters
-        ----------
-        k : int
-
-        Returns
-        -------
-        bool
-        """
+        """Whether the answer of exit `k`, or of a later exit, depends on its features."""
         return any(_uses_features(transformer, k) for transformer in self._transformers)
 
     def _score(self, k: int, logits: Any, features: Any, memories: Memories) -> Any:
@@ -191,14 +117,5 @@ def _earlier_exits(transformer: Any, k: int) -> range:
 
 
 def unfrozen(estimator: Any) -> Any:
-    """The estimator in a FrozenEstimator, or the estimator itself.
-
-    Parameters
-    ----------
-    estimator : estimator
-
-    Returns
-    -------
-    estimator
-    """
+    """The estimator in a FrozenEstimator, or the estimator itself."""
     return estimator.estimator if isinstance(estimator, FrozenEstimator) else estimator

@@ -26,16 +26,11 @@ _SMALLEST_DEVIATION = 1e-3
 @set_module("skexit.persistence")
 @dataclass(frozen=True)
 class SampleDraws:
-    """Draws from [0, 1] that a sample's logits at the first exit determine, one an exit.
+    """Draws from [0, 1] that a sample's logits at the first exit determine, one per exit.
 
-    The same sample gets the same draws, alone or in a batch, cached or in the live network: a draw is
-    a continuous function of the logits that amplifies their rounding a few dozen times only. So samples
-    whose logits are nearly equal get draws that are nearly equal.
-
-    Parameters
-    ----------
-    projections : ndarray of shape (n_classes, n_exits)
-    phases : ndarray of shape (n_exits,)
+    The same sample gets the same draws, alone or in a batch, cached or in the live network: a draw is a continuous
+    function of the logits that amplifies their rounding a few dozen times only. So samples whose logits are nearly
+    equal get draws that are nearly equal. Projections are of shape (n_classes, n_exits).
     """
 
     #: Arrays that meet tensors in a live network.
@@ -46,18 +41,7 @@ class SampleDraws:
 
     @classmethod
     def fit(cls, X: ExitArray, weight: Floats, random_state: np.random.RandomState) -> SampleDraws:
-        """Draws that `random_state` seeds, uniform on rows such as these.
-
-        Parameters
-        ----------
-        X : ExitArray
-        weight : ndarray of shape (n_samples,)
-        random_state : RandomState
-
-        Returns
-        -------
-        SampleDraws
-        """
+        """Draws that `random_state` seeds, uniform on rows such as these."""
         n_classes, n_exits = X.layout.n_logits[0], X.layout.n_exits
         rows = np.flatnonzero(weight > 0)
         rows = rows[enough_rows(len(rows), sum(X.layout.n_logits))]
@@ -70,17 +54,7 @@ class SampleDraws:
         return cls(directions * (slopes / deviation), random_state.uniform(0, 2, size=n_exits))
 
     def __call__(self, logits: Any) -> Any:
-        """Draws of samples.
-
-        Parameters
-        ----------
-        logits : array of shape (n_samples, n_classes)
-            Of the first exit.
-
-        Returns
-        -------
-        array of shape (n_samples, n_exits)
-        """
+        """Draws of samples, of shape (n_samples, n_exits), from their logits at the first exit."""
         positions = logits @ as_like(self.projections, logits) + as_like(self.phases, logits)
         # To and fro between 0 and 1: a fractional part would jump where it is a whole number.
         return abs(positions - 2 * array_namespace(logits).round(positions / 2))

@@ -14,22 +14,12 @@ _SMALLEST = 1e-6
 
 
 def exit_evidence(probabilities: Any, memory: dict[str, Any]) -> Any:
-    """Evidence of an exit, and a note for later exits.
+    """Evidence of an exit, of shape (n_samples, 5), or (n_samples, 9) after the first exit, and a note for later exits.
 
-    Parameters
-    ----------
-    probabilities : array of shape (n_samples, n_classes)
-        Class probabilities at the exit.
-    memory : dict of str to array of shape (n_samples, ...)
-        What earlier exits noted of the same samples; changed in place.
-
-    Returns
-    -------
-    array of shape (n_samples, 5), or (n_samples, 9) after the first exit
-        Logarithms of the chance to be wrong, of the entropy's share of its largest value and of
-        the second largest probability; the largest probability, and the margin. Then the share of
-        earlier exits that agree, the logarithms of the chance to be wrong that the exit before and
-        the mean of all before give to the present class, and the exit before to its own.
+    Logarithms of the chance to be wrong, of the entropy's share of its largest value and of the second largest
+    probability; the largest probability, and the margin. Then the share of earlier exits that agree, the logarithms of
+    the chance to be wrong that the exit before and the mean of all before give to the present class, and the exit
+    before to its own.
     """
     xp = array_namespace(probabilities)
 

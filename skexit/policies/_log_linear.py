@@ -28,13 +28,7 @@ _SMALLEST_DESCENT, _MOST_STEPS = 1e-10, 25
 @set_module("skexit.persistence")
 @dataclass(frozen=True)
 class LogLinearModel:
-    """Predicts ``exp(inputs @ coefficients + intercept)``.
-
-    Parameters
-    ----------
-    coefficients : ndarray of shape (n_inputs,)
-    intercept : float
-    """
+    """Predicts ``exp(inputs @ coefficients + intercept)``."""
 
     #: Arrays that meet tensors in a live network.
     arrays_on_device: ClassVar[tuple[str, ...]] = ("coefficients",)
@@ -43,16 +37,7 @@ class LogLinearModel:
     intercept: float
 
     def predict(self, inputs: Any) -> Any:
-        """Predictions, as an array of the inputs' namespace, dtype and device.
-
-        Parameters
-        ----------
-        inputs : array of shape (n_samples, n_inputs)
-
-        Returns
-        -------
-        array of shape (n_samples,)
-        """
+        """Predictions, as an array of the inputs' namespace, dtype and device."""
         xp = array_namespace(inputs)
         exponent = inputs @ as_like(self.coefficients, inputs) + self.intercept
         return xp.exp(xp.clip(exponent, -_LARGEST_EXPONENT, _LARGEST_EXPONENT))
@@ -61,20 +46,9 @@ class LogLinearModel:
 def fit_log_linear(inputs: Floats, outcomes: Floats, sample_weight: Floats, l2: float) -> LogLinearModel:
     """Fit by the quasi-likelihood of Poisson regression, which needs the mean of an outcome alone.
 
-    Outcomes may be negative, if they are not so on average: the loss ``exp(z) - outcome * z`` stays
-    convex in the linear function z, and its gradient is that of a mean.
-
-    Parameters
-    ----------
-    inputs : ndarray of shape (n_samples, n_inputs)
-    outcomes : ndarray of shape (n_samples,)
-    sample_weight : ndarray of shape (n_samples,)
-    l2 : float
-        Strength of the squared penalty on the coefficients of standardised inputs, in the unit of the weights.
-
-    Returns
-    -------
-    LogLinearModel
+    Outcomes may be negative, if they are not so on average: the loss ``exp(z) - outcome * z`` stays convex in the
+    linear function z, and its gradient is that of a mean. The squared penalty is on the coefficients of standardised
+    inputs, in the unit of the weights.
     """
     share = sample_weight / sample_weight.sum()
     mean_outcome = float(share @ outcomes)

@@ -13,17 +13,7 @@ from skexit.utils._array_api import array_namespace
 def most_confident(logits: Any, memory: dict[str, Any]) -> Any:
     """Logits of the exit so far whose largest probability is the largest, and a note for later exits.
 
-    Parameters
-    ----------
-    logits : array of shape (n_samples, n_classes)
-        Of the exit that the samples have reached.
-    memory : dict of str to array of shape (n_samples, ...)
-        What earlier exits noted of the same samples; changed in place.
-
-    Returns
-    -------
-    array of shape (n_samples, n_classes)
-        Where exits are equally confident, those of the earlier.
+    Where exits are equally confident, these are the logits of the earlier.
     """
     xp = array_namespace(logits)
     confidence = max_probability(softmax(logits))
@@ -36,17 +26,7 @@ def most_confident(logits: Any, memory: dict[str, Any]) -> Any:
 
 
 def answer_with_most_confident(X: ExitArray) -> ExitArray:
-    """X with the logits of the most confident exit so far at each exit.
-
-    Parameters
-    ----------
-    X : ExitArray of shape (n_samples, n_columns)
-        With logits at every exit.
-
-    Returns
-    -------
-    ExitArray of shape (n_samples, n_columns)
-    """
+    """X with the logits of the most confident exit so far at each exit."""
     return ExitArray(answer_from_exits(X, X.layout.n_logits[-1], _answer), X.layout)
 
 

@@ -22,22 +22,9 @@ _ROUNDING = 1e-12
 def tilted_distribution(log_prior: Floats, direction: Floats, costs: Floats, budget: float) -> Floats:
     """The distribution ``p_k ∝ exp(log_prior_k + t direction_k)`` whose mean cost is `budget`.
 
-    Parameters
-    ----------
-    log_prior : ndarray of shape (n_exits,)
-        ``-inf`` for an exit that must not be used.
-    direction : ndarray of shape (n_exits,)
-        Increases with the exits, so that a larger t means later exits. ``arange(n_exits)`` and a
-        flat prior give the geometric distribution of MSDNet.
-    costs : ndarray of shape (n_exits,)
-        Cumulative costs, increasing.
-    budget : float
-        Mean cost to meet, in the unit of `costs`.
-
-    Returns
-    -------
-    ndarray of shape (n_exits,)
-        Sums to one. A budget outside the costs of the usable exits gives the nearest of them.
+    An exit with a `log_prior` of ``-inf`` is not used; a budget outside the costs of the others gives the nearest of
+    them. `direction` increases with the exits, so that a larger t means later exits; ``arange(n_exits)`` and a flat
+    prior give the geometric distribution of MSDNet. The cumulative `costs` increase, and have the unit of the budget.
     """
     usable = np.flatnonzero(np.isfinite(log_prior))
     distribution = np.zeros(len(costs))
@@ -169,18 +156,9 @@ def shared_threshold(scores: Floats, costs: Floats, budget: float, sample_weight
 def rewarding_threshold(scores: Floats, rewards: Floats, sample_weight: Floats | None = None) -> float:
     """The shared threshold beyond which it only does harm to go on.
 
-    Parameters
-    ----------
-    scores : ndarray of shape (n_samples, n_exits)
-    rewards : ndarray of shape (n_samples, n_exits)
-        What the answers of the exits are worth.
-    sample_weight : ndarray of shape (n_samples,), default=None
-
-    Returns
-    -------
-    float
-        The largest mean reward on these samples, if it is above that of the last exit by more
-        than two standard errors of the difference; else ``inf``.
+    It has the largest mean reward on these samples, if that is above the last exit's by more than two standard errors
+    of the difference; else it is ``inf``. The rewards, of shape (n_samples, n_exits), are what the answers of the exits
+    are worth.
     """
     weight = np.ones(len(scores)) if sample_weight is None else sample_weight
     if scores.shape[1] == 1:
@@ -196,49 +174,19 @@ def rewarding_threshold(scores: Floats, rewards: Floats, sample_weight: Floats |
 
 
 def equal_thresholds(value: float, n_exits: int) -> Floats:
-    """The same threshold at every exit but the last, where all that are left leave.
-
-    Parameters
-    ----------
-    value : float
-    n_exits : int
-
-    Returns
-    -------
-    ndarray of shape (n_exits,)
-    """
+    """The same threshold at every exit but the last, where all that are left leave."""
     return np.append(np.full(n_exits - 1, float(value)), -np.inf)
 
 
 def exits_from_scores(scores: Floats, thresholds: Floats) -> NDArray[np.int64]:
-    """The first exit at which each sample's score is at least the threshold.
-
-    Parameters
-    ----------
-    scores : ndarray of shape (n_samples, n_exits)
-    thresholds : ndarray of shape (n_exits,)
-        The last is ``-inf``.
-
-    Returns
-    -------
-    ndarray of shape (n_samples,) of int
-    """
+    """The first exit at which each sample's score is at least the threshold, which is ``-inf`` at the last."""
     return np.argmax(scores >= thresholds, axis=1)
 
 
 def threshold_between(scores: Floats, n_passing: int) -> float:
     """The threshold halfway between the first scores, which pass it, and the others, which do not.
 
-    Parameters
-    ----------
-    scores : ndarray of shape (n_samples,)
-        Falling; that at `n_passing` is smaller than that before it.
-    n_passing : int
-
-    Returns
-    -------
-    float
-        ``inf`` where none pass, ``-inf`` where all do.
+    Scores fall; that at `n_passing` is smaller than that before it. ``inf`` where none pass, ``-inf`` where all do.
     """
     if n_passing == 0:
         return np.inf

@@ -14,22 +14,10 @@ Floats = NDArray[np.float64]
 
 
 def expected_rewards(X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> Floats:
-    """How likely the answer of each exit is to be right, by all exits together.
+    """How likely the answer of each exit is to be right, by all exits together; of shape (n_samples, n_exits).
 
-    The probability that a mixture of all exits, as in Zero Time Waste, gives to the answer. It
-    has less variance than whether the answer is right.
-
-    Parameters
-    ----------
-    X : ExitArray of shape (n_samples, n_columns)
-        With logits at every exit.
-    labels : ndarray of shape (n_samples,)
-        Index of the true class.
-    weight : ndarray of shape (n_samples,)
-
-    Returns
-    -------
-    ndarray of shape (n_samples, n_exits)
+    The probability that a mixture of all exits, as in Zero Time Waste, gives to the answer. It has less variance than
+    whether the answer is right.
     """
     rows = enough_rows(len(X), sum(X.layout.n_logits))
     mixture = fit_mixture(log_probabilities(X, rows), labels[rows], weight[rows])

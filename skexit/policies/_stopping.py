@@ -37,14 +37,9 @@ _ITERATIONS = 3
 @set_module("skexit.persistence")
 @dataclass(frozen=True)
 class StoppingFitState(FitState):
-    """What OptimalStoppingPolicy needs of the fitting data for another budget.
+    """What OptimalStoppingPolicy needs for another budget.
 
-    Parameters
-    ----------
-    scores, weight
-        As in FitState.
-    rewarding_threshold : float
-        A higher threshold would spend more and get fewer samples right.
+    A threshold above `rewarding_threshold` would spend more and get fewer samples right.
     """
 
     rewarding_threshold: float

@@ -51,19 +51,9 @@ _FEWEST_HELD_OUT = 20
 def exit_inputs(probabilities: Any, votes: Any, utilities: Any = None) -> Any:
     """What the network of an exit sees (EENet, eq. 5-8).
 
-    Parameters
-    ----------
-    probabilities : array of shape (n_samples, n_classes)
-    votes : array of shape (n_samples, n_classes)
-        How many exits up to this one predict each class.
-    utilities : array of shape (n_samples, k), default=None
-        Those of the k exits before this one.
-
-    Returns
-    -------
-    array of shape (n_samples, n_classes + 3 + k)
-        The probabilities, the largest of them, one minus their normalised entropy, the share of the
-        votes for the most frequent class, and the utilities.
+    The class probabilities, the largest of them, one minus their normalised entropy, the share of the votes for the
+    most frequent class, and the utilities of earlier exits, of shape (n_samples, k). The votes, of shape (n_samples,
+    n_classes), tell how many exits up to this one predict each class.
     """
     xp = array_namespace(probabilities)
     confidences = [max_probability(probabilities), normalized_entropy(probabilities), vote(votes)]
@@ -72,20 +62,8 @@ def exit_inputs(probabilities: Any, votes: Any, utilities: Any = None) -> Any:
 
 
 def assignment_targets(correct: NDArray[np.bool_]) -> Floats:
-    """The exits a sample should be assigned to (EENet, eq. 4).
+    """The exits a sample should be assigned to (EENet, eq. 4): those that are right, or all where none is.
 
-    Parameters
-    ----------
-    correct : ndarray of shape (n_samples, n_exits) of bool
-        Which exits are right (eq. 3).
-
-    Returns
-    -------
-    ndarray of shape (n_samples, n_exits)
-        Uniform over the exits that are right, or over all where none is.
-
-    Examples
-    --------
     >>> import numpy as np
     >>> assignment_targets(np.array([[False, True, True], [False, False, False]])).round(2)
     array([[0.  , 0.5 , 0.5 ],
@@ -98,17 +76,7 @@ def assignment_targets(correct: NDArray[np.bool_]) -> Floats:
 def survival_weights(assignment: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """How much each sample counts at each exit: the probability of getting there (EENet, eq. 13).
 
-    Parameters
-    ----------
-    assignment : tensor of shape (n_samples, n_exits)
-        Probability of each exit.
-    weight : tensor of shape (n_samples,)
-        Weights of the samples.
-
-    Returns
-    -------
-    tensor of shape (n_samples, n_exits)
-        Sums to one over the samples. Outside the graph.
+    Sums to one over the samples, and is outside the graph.
     """
     # A sum from the last exit back: one minus a sum from the first could fall below zero.
     survival = assignment.detach().flip(1).cumsum(1).flip(1) * weight[:, None]
@@ -119,17 +87,6 @@ def utility_loss(utility_logits: torch.Tensor, correct: torch.Tensor, survival: 
     """Cross-entropy of utilities and correctness, weighted by survival (EENet, eq. 11 and 12).
 
     The paper's eq. 12 lacks its minus sign.
-
-    Parameters
-    ----------
-    utility_logits : tensor of shape (n_samples, n_exits)
-    correct : tensor of shape (n_samples, n_exits)
-        1 where the exit is right, else 0.
-    survival : tensor of shape (n_samples, n_exits)
-
-    Returns
-    -------
-    tensor of shape ()
     """
     from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -138,55 +95,21 @@ def utility_loss(utility_logits: torch.Tensor, correct: torch.Tensor, survival: 
 
 
 def budget_loss(assignment: torch.Tensor, costs: torch.Tensor, budget: float, weight: torch.Tensor) -> torch.Tensor:
-    """How far the mean cost of the assignments is from the budget, as a part of it (EENet, eq. 14).
-
-    Parameters
-    ----------
-    assignment : tensor of shape (n_samples, n_exits)
-    costs : tensor of shape (n_exits,)
-    budget : float
-        In the unit of `costs`.
-    weight : tensor of shape (n_samples,)
-
-    Returns
-    -------
-    tensor of shape ()
-    """
+    """How far the mean cost of the assignments is from the budget, as a part of it (EENet, eq. 14)."""
     mean_cost = weight @ (assignment @ costs) / weight.sum()
     return (budget - mean_cost).abs() / budget
 
 
 def assignment_loss(log_assignment: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of the assignments and their targets (EENet, eq. 15).
-
-    Parameters
-    ----------
-    log_assignment : tensor of shape (n_samples, n_exits)
-        Logarithm of the probability of each exit.
-    targets : tensor of shape (n_samples, n_exits)
-    weight : tensor of shape (n_samples,)
-
-    Returns
-    -------
-    tensor of shape ()
-    """
+    """Cross-entropy of the assignments and their targets (EENet, eq. 15)."""
     return -(weight @ (log_assignment * targets).sum(1)) / (weight.sum() * targets.shape[1])
 
 
 @dataclass(frozen=True)
 class SchedulerLoss:
-    """The three losses of EENet's scheduler.
+    """The three losses of EENet's scheduler; budget and cumulative costs are fractions of the last exit's cost.
 
-    Parameters
-    ----------
-    costs : ndarray of shape (n_exits,)
-        Cumulative costs as fractions of the last exit's.
-    budget : float
-        A fraction of the last exit's cost.
-    budget_loss_weight : float
-        The paper's α.
-    assignment_loss_weight : float
-        The paper's β.
+    The weights of the budget loss and of the assignment loss are the paper's α and β.
     """
 
     costs: Floats
@@ -202,14 +125,7 @@ class SchedulerLoss:
         targets: torch.Tensor,
         weight: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        """Losses of utility, budget and assignment; of shape () each.
-
-        Parameters
-        ----------
-        utility_logits, log_assignment : tensor of shape (n_samples, n_exits)
-        correct, targets : tensor of shape (n_samples, n_exits)
-        weight : tensor of shape (n_samples,)
-        """
+        """Losses of utility, budget and assignment, from values of shape (n_samples, n_exits)."""
         assignment = log_assignment.exp()
         return {
             "utility": utility_loss(utility_logits, correct, survival_weights(assignment, weight)),
@@ -229,40 +145,19 @@ class SchedulerLoss:
 def build_scheduler(
     n_exits: int, n_inputs: int, hidden_ratio: float, fewest_hidden: int, generator: torch.Generator
 ) -> list[torch.nn.Sequential]:
-    """Networks with random weights, one an exit (EENet, eq. 8-10).
+    """Networks with random weights, one per exit, for the logits of utility and assignment (EENet, eq. 8-10).
 
-    Parameters
-    ----------
-    n_exits : int
-    n_inputs : int
-        What an exit sees of itself; the exit with the 0-based number k also sees k utilities.
-    hidden_ratio : float
-        Hidden units for each input.
-    fewest_hidden : int
-        At least so many hidden units.
-    generator : torch.Generator
-
-    Returns
-    -------
-    list of torch.nn.Sequential
-        Each gives the logits of utility and assignment.
+    An exit has `n_inputs` of its own; the exit with the 0-based number k also sees k utilities. `hidden_ratio` is the
+    number of hidden units for each input.
     """
     sizes = [(n_inputs + k, max(fewest_hidden, round(hidden_ratio * (n_inputs + k))), 2) for k in range(n_exits)]
     return [build(size, generator, _NEGATIVE_SLOPE) for size in sizes]
 
 
 def apply_scheduler(models: Sequence[torch.nn.Sequential], inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Outputs of all exits; the utilities of each are inputs of those after it.
+    """Logits of utility and logarithms of assignment; the utilities of each exit are inputs of those after it.
 
-    Parameters
-    ----------
-    models : sequence of torch.nn.Sequential
-    inputs : tensor of shape (n_samples, n_exits, n_inputs)
-        Standardised.
-
-    Returns
-    -------
-    utility_logits, log_assignment : tensor of shape (n_samples, n_exits)
+    The inputs, of shape (n_samples, n_exits, n_inputs), are standardised.
     """
     import torch
 
@@ -284,20 +179,9 @@ def start_at_confidence(
 ) -> None:
     """Make the networks rank as the largest probability does, and assign exits by given shares.
 
-    At each exit, the first hidden unit becomes the largest probability. The utility starts as the
-    logistic regression of correctness on it, and the assignment as the logarithm of the share. The
-    other hidden units keep their random weights, but start without influence.
-
-    Parameters
-    ----------
-    models : sequence of torch.nn.Sequential
-        Changed in place.
-    confidences : ndarray of shape (n_samples, n_exits)
-        Standardised largest probabilities.
-    correct : ndarray of shape (n_samples, n_exits) of bool
-    sample_weight : ndarray of shape (n_samples,)
-    shares : ndarray of shape (n_exits,)
-        Sum to one.
+    At each exit, the first hidden unit becomes the largest probability. The utility starts as the logistic regression
+    of correctness on it, and the assignment as the logarithm of the share. The other hidden units keep their random
+    weights, but start without influence. The confidences, of shape (n_samples, n_exits), are standardised.
     """
     import torch
 
@@ -328,17 +212,9 @@ def _logistic_regression(confidence: Floats, correct: NDArray[np.bool_], sample_
 class TrainedScheduler:
     """What `train_scheduler` gives.
 
-    Parameters
-    ----------
-    networks : list of DenseNetwork
-        One an exit; each takes `exit_inputs` and the utilities of earlier exits, and gives the
-        logits of utility and assignment.
-    distribution : ndarray of shape (n_exits,)
-        Mean assignment of all rows.
-    losses : dict of str to float
-        Losses of utility, budget and assignment on all rows.
-    n_epochs : int
-        Epochs after which the networks were at their best; 0 where the start was.
+    Each exit's network takes `exit_inputs` and the utilities of earlier exits, and gives the logits of utility and
+    assignment. The distribution is the mean assignment of all rows, the losses of utility, budget and assignment are
+    those of all rows, and after `n_epochs` the networks were at their best; 0 where the start was.
     """
 
     networks: list[DenseNetwork]
@@ -362,29 +238,9 @@ def train_scheduler(
 ) -> TrainedScheduler:
     """Learn utilities and assignments.
 
-    Parameters
-    ----------
-    read : callable
-        Takes row numbers and returns the `exit_inputs` of all exits side by side, of shape
-        (n_rows, n_exits * (n_classes + 3)).
-    correct : ndarray of shape (n_samples, n_exits) of bool
-        Which exits are right.
-    sample_weight : ndarray of shape (n_samples,)
-    loss : SchedulerLoss
-    n_classes : int
-    hidden_ratio : float
-        Hidden units for each input.
-    from_confidence : bool
-        Whether to start with `start_at_confidence` and geometric shares, or with random weights.
-    training : Training
-        With early stopping, no rows are held out where these would be less than 20.
-    random_state : RandomState
-    description : str, default=None
-        Label of a progress bar; None shows none.
-
-    Returns
-    -------
-    TrainedScheduler
+    `read` takes row numbers and returns the `exit_inputs` of all exits side by side, of shape (n_rows, n_exits *
+    (n_classes + 3)). With `from_confidence`, networks start by `start_at_confidence` and geometric shares, else with
+    random weights. With early stopping, no rows are held out where these would be less than 20.
     """
     import torch
 
@@ -441,18 +297,7 @@ def train_scheduler(
 
 
 def scheduler_networks(models: Sequence[torch.nn.Sequential], mean: Floats, scale: Floats) -> list[DenseNetwork]:
-    """The networks without torch, on raw inputs.
-
-    Parameters
-    ----------
-    models : sequence of torch.nn.Sequential
-    mean, scale : ndarray of shape (n_exits * n_inputs,)
-        What the inputs were standardised with.
-
-    Returns
-    -------
-    list of DenseNetwork, one an exit
-    """
+    """The networks without torch, on inputs that are not standardised."""
     n_exits = len(models)
     means, scales = mean.reshape(n_exits, -1), scale.reshape(n_exits, -1)
     # Utilities u went in as 2 u - 1.

@@ -15,19 +15,8 @@ def group_patterns(
 ) -> tuple[NDArray[np.bool_], NDArray[Any], NDArray[np.intp]]:
     """Group samples by which exits get them right.
 
-    Parameters
-    ----------
-    correct : ndarray of shape (n_samples, n_exits) of bool
-    weight : ndarray of shape (n_samples,)
-
-    Returns
-    -------
-    patterns : ndarray of shape (n_patterns, n_exits) of bool
-        Every pattern that occurs, once.
-    pattern_weight : ndarray of shape (n_patterns,)
-        Weight of the samples with each pattern.
-    pattern_of_row : ndarray of shape (n_samples,)
-        Index of each sample's pattern.
+    Gives every pattern that occurs, once, of shape (n_patterns, n_exits); the weight of the samples with each; and the
+    index of each sample's pattern.
     """
     n_exits = correct.shape[1]
     if n_exits <= 20:
@@ -46,23 +35,10 @@ def group_patterns(
 def expectation(
     correct: NDArray[np.bool_], prior: Floats, lam: float, costs: Floats, noise: float
 ) -> tuple[Floats, Floats]:
-    """E-step: probability of each exit for each sample or pattern.
+    """E-step: probability of each exit for each sample or pattern, and the log-likelihood of each.
 
-    Parameters
-    ----------
-    correct : ndarray of shape (n_samples, n_exits) of bool
-    prior : ndarray of shape (n_exits,)
-    lam : float
-    costs : ndarray of shape (n_exits,)
-        Fractions of the last exit's cost.
-    noise : float
-
-    Returns
-    -------
-    posterior : ndarray of shape (n_samples, n_exits)
-        ``prior_k * (1 if correct else noise) * exp(-lam * c_k)``, normalised.
-    log_likelihood : ndarray of shape (n_samples,)
-        Logarithm of the sum before it is normalised.
+    The probability is ``prior_k * (1 if correct else noise) * exp(-lam * c_k)``, normalised; the log-likelihood is the
+    logarithm of the sum before. Costs are fractions of the last exit's.
     """
     with np.errstate(divide="ignore"):
         joint = np.log(prior) - lam * costs + np.where(correct, 0.0, np.log(noise))
@@ -82,20 +58,7 @@ def fit_exit_prior(
 ) -> tuple[Floats, Floats]:
     """Iterate E-step and M-step from a uniform prior.
 
-    Parameters
-    ----------
-    patterns : ndarray of shape (n_patterns, n_exits) of bool
-    pattern_weight : ndarray of shape (n_patterns,)
-    lam : float
-    costs : ndarray of shape (n_exits,)
-    noise : float
-    max_iter : int
-
-    Returns
-    -------
-    prior : ndarray of shape (n_exits,)
-    log_likelihood : ndarray of shape (max_iter + 1,)
-        Weighted mean over the samples, before each iteration and after the last.
+    Gives the prior, and the weighted mean log-likelihood of the samples before each iteration and after the last.
     """
     share = pattern_weight / pattern_weight.sum()
     prior = np.full(len(costs), 1 / len(costs))

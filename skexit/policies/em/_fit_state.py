@@ -17,20 +17,9 @@ Floats = NDArray[np.float64]
 class AssignerFitState:
     """What EMExitAssigner needs of the fitting data for another budget.
 
-    Parameters
-    ----------
-    correct : ndarray of shape (n_samples, n_exits) of bool
-        Which exits are right.
-    confidence : ndarray of shape (n_samples, n_exits)
-        Largest class probability at each exit.
-    weight : ndarray of shape (n_samples,)
-    patterns : ndarray of shape (n_patterns, n_exits) of bool
-        The different rows of `correct`.
-    pattern_weight : ndarray of shape (n_patterns,)
-    router_probability : ndarray of shape (n_samples, n_exits) or None
-        What the routers say; None before they are trained.
-    held_out_probability : ndarray of shape (n_samples, n_exits) or None
-        What routers that were trained on other rows say; None where no weights are chosen.
+    Which exits are right, and the largest class probability at each, of shape (n_samples, n_exits); the different rows
+    of `correct`, as `patterns`, and their weights; what the routers say, None before they are trained, and what routers
+    that were trained on other rows say, None where no weights are chosen.
     """
 
     correct: NDArray[np.bool_]

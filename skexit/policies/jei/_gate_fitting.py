@@ -20,17 +20,8 @@ Floats = NDArray[np.float64]
 class GateFitState:
     """What JEIGatedEnsemble needs of the fitting data for another budget.
 
-    Parameters
-    ----------
-    draws : ndarray of shape (n_samples, n_exits)
-        Draws of each row.
-    statistics : ndarray of shape (n_samples, n_exits, 4)
-        What the gates see.
-    correct : ndarray of shape (n_samples, n_exits) of bool
-        Which exits are right.
-    weight : ndarray of shape (n_samples,)
-    path : list of (float, list of DenseNetwork)
-        Prices, and the gates that were fitted for each.
+    The draws, what the gates see, of shape (n_samples, n_exits, 4), which exits are right, and prices with the gates
+    that were fitted for each.
     """
 
     draws: Floats
@@ -41,21 +32,10 @@ class GateFitState:
 
 
 def fit_gate(statistics: Floats, targets: Floats, weight: Floats, l2: float) -> DenseNetwork:
-    """Fit the gate of one exit by logistic regression.
+    """Fit the gate of one exit, which gives the logit of the probability to open, by logistic regression.
 
-    Parameters
-    ----------
-    statistics : ndarray of shape (n_samples, 4)
-    targets : ndarray of shape (n_samples,)
-        1 where the gate should open, else 0.
-    weight : ndarray of shape (n_samples,)
-    l2 : float
-        Strength of the penalty on standardised statistics: ``l2 / 2`` times the squared norm of the weights.
-
-    Returns
-    -------
-    DenseNetwork
-        Gives the logit of the probability to open.
+    Targets are 1 where the gate should open, else 0. The penalty on standardised statistics is ``l2 / 2`` times the
+    squared norm of the weights.
     """
     if targets.min() == targets.max():
         # As if half a sample had been the other way: a gate that has seen one answer only is not certain.

@@ -24,14 +24,6 @@ def gate_statistics(probabilities: Array) -> Array:
     """Largest probability, entropy, entropy at temperature 0.5, and margin (JEI-DNN, section 9.9).
 
     The entropies are in nats, with the minus sign that the paper's lack.
-
-    Parameters
-    ----------
-    probabilities : array of shape (..., n_classes)
-
-    Returns
-    -------
-    array of shape (..., 4)
     """
     xp = array_namespace(probabilities)
     # At temperature 0.5 probabilities are squared; the largest is taken out, so that none vanishes.
@@ -47,21 +39,11 @@ def _entropy(probabilities: Array) -> Array:
 
 
 def exit_probabilities(gates: Array, reading: str) -> Array:
-    """Probability of leaving at each exit, P(G = l).
+    """Probability of leaving at each exit, P(G = l), from what each gate says.
 
-    Parameters
-    ----------
-    gates : array of shape (..., n_exits)
-        What each gate says, in [0, 1]; the last is not looked at, since everyone left leaves there.
-    reading : {"stop", "exit"}
-        ``"stop"``: a gate says how probable it is that a sample that got here stops here, so that
-        eq. 4 holds with P(E_l) = g_l. ``"exit"``: it says P(G = l) itself, cut where the
-        probabilities would exceed one (eq. 7 and 8).
-
-    Returns
-    -------
-    array of shape (..., n_exits)
-        Sums to one.
+    The last gate is not looked at, since everyone left leaves there. With the reading ``"stop"``, a gate says how
+    probable it is that a sample that got here stops here, so that eq. 4 holds with P(E_l) = g_l. With ``"exit"``, it
+    says P(G = l) itself, cut where the probabilities would exceed one (eq. 7 and 8).
     """
     xp = array_namespace(gates)
     remaining = xp.ones_like(gates[..., 0])
@@ -74,40 +56,18 @@ def exit_probabilities(gates: Array, reading: str) -> Array:
 
 
 def leaving_probability(gate: Array, remaining: Array, reading: str) -> Array:
-    """Probability of leaving at one exit, given that of getting there.
-
-    Parameters
-    ----------
-    gate : array of shape (...)
-    remaining : array of shape (...)
-        Probability of having left at no earlier exit.
-    reading : {"stop", "exit"}
-        As in `exit_probabilities`.
-
-    Returns
-    -------
-    array of shape (...)
-    """
+    """Probability of leaving at one exit, given that of having left at no earlier one, `remaining`."""
     if reading == "stop":
         return gate * remaining
     return array_namespace(gate).where(gate < remaining, gate, remaining)
 
 
 def gate_targets(costs: NDArray[np.float64], targets: str) -> NDArray[np.float64]:
-    """What the gates learn: 1 where a sample should leave at an exit or should have left before.
+    """What the gates learn: 1 where a sample should leave at an exit or should have left before, else 0.
 
-    Parameters
-    ----------
-    costs : ndarray of shape (n_samples, n_exits)
-        Cross-entropy plus the price of compute at each exit.
-    targets : {"exit_if_min", "exit_subsequent"}
-        ``"exit_subsequent"``: 1 from the cheapest exit on (eq. 31). ``"exit_if_min"``: 1 where no
-        later exit is cheaper (section 9.15; eq. 32 is misprinted).
-
-    Returns
-    -------
-    ndarray of shape (n_samples, n_exits - 1)
-        0 or 1. Of exits that cost the same, the first is the cheapest.
+    The cost of an exit is the cross-entropy plus the price of compute. ``"exit_subsequent"``: 1 from the cheapest exit
+    on (eq. 31); of exits that cost the same, it is the first. ``"exit_if_min"``: 1 where no later exit is cheaper
+    (section 9.15; eq. 32 is misprinted).
     """
     n_exits = costs.shape[1]
     if targets == "exit_subsequent":
@@ -120,14 +80,7 @@ def gate_targets(costs: NDArray[np.float64], targets: str) -> NDArray[np.float64
 def balanced_weight(targets: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
     """Weights that make zeros and ones of each gate's targets weigh the same.
 
-    Parameters
-    ----------
-    targets, weight : ndarray of shape (n_samples, n_exits - 1)
-
-    Returns
-    -------
-    ndarray of shape (n_samples, n_exits - 1)
-        Unchanged where a gate has zeros or ones only.
+    Unchanged where a gate has zeros or ones only.
     """
     total = weight.sum(axis=0)
     ones = (weight * targets).sum(axis=0) / total

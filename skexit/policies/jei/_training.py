@@ -53,25 +53,11 @@ class JointTraining:
 class JointTrainer:
     """Trains inference modules and gates, in as many copies as there are folds, and one more.
 
-    Copy f does not learn from the rows of fold f. What it says of these rows is what the gates
-    learn from, and what tells when to stop: gates that saw modules on their own training rows
-    would take them for better than they are. The last copy learns from all rows; it is the one
-    that is kept. All copies share the gates.
+    Copy f does not learn from the rows of fold f. What it says of these rows is what the gates learn from, and what
+    tells when to stop: gates that saw modules on their own training rows would take them for better than they are. The
+    last copy learns from all rows; it is the one that is kept. All copies share the gates.
 
-    Parameters
-    ----------
-    X : ExitArray of shape (n_samples, n_columns)
-        An exit that has logits keeps them; a linear module is trained at each of the others.
-    labels : ndarray of shape (n_samples,)
-    weight : ndarray of shape (n_samples,)
-    folds : ndarray of shape (n_samples,)
-        Fold of each row, from 0.
-    temperatures : ndarray of shape (n_exits,)
-        The logits that X has are divided by these.
-    settings : JointTraining
-    random_state : RandomState
-    verbose : bool
-        Show progress bars.
+    An exit that has logits keeps them, divided by its temperature; a linear module is trained at each of the others.
     """
 
     def __init__(
@@ -102,28 +88,15 @@ class JointTrainer:
         self._warm_up()
 
     def fit(self, prices: Floats) -> int:
-        """Train from where the warm-up or the training for other prices ended.
+        """Train from where the warm-up or the training for other prices ended; gives the number of epochs kept.
 
-        Parameters
-        ----------
-        prices : ndarray of shape (n_exits,)
-            Price of the compute of each exit, in nats: λ times its cost as a fraction of the last's.
-
-        Returns
-        -------
-        int
-            Passes over the rows, up to that whose modules and gates were kept.
+        The price of the compute of each exit is in nats: λ times its cost as a fraction of the last's.
         """
         with one_thread():
             return self._take_steps(prices)
 
     def start_gates(self, gates: list[DenseNetwork]) -> None:
-        """Go on from gates that were fitted to the modules as they are.
-
-        Parameters
-        ----------
-        gates : list of DenseNetwork, one an exit but the last
-        """
+        """Go on from gates that were fitted to the modules as they are."""
         import torch
 
         weights, biases = self.gates
@@ -133,17 +106,9 @@ class JointTrainer:
                 biases[k] = float(gate.biases[0][0])
 
     def networks(self, copy: int = -1) -> list[DenseNetwork | None]:
-        """Inference modules of one copy.
+        """Inference modules of the copy that has not learned from a fold, or of -1, which learned from all rows.
 
-        Parameters
-        ----------
-        copy : int, default=-1
-            The fold that the copy has not learned from; -1 for that which learned from all rows.
-
-        Returns
-        -------
-        list of DenseNetwork or None
-            None where an exit keeps its own logits.
+        None where an exit keeps its own logits.
         """
         networks: list[DenseNetwork | None] = [None] * self.X.layout.n_exits
         for k, (weights, biases) in self.modules.items():
@@ -347,16 +312,7 @@ class JointTrainer:
         return gate_loss(self._gate_logits(logits), targets, weight)
 
     def held_out_loss(self, prices: Floats) -> float:
-        """Mean loss of a sample where each row is seen by modules that have not learned from it.
-
-        Parameters
-        ----------
-        prices : ndarray of shape (n_exits,)
-
-        Returns
-        -------
-        float
-        """
+        """Mean loss of a sample where each row is seen by modules that have not learned from it."""
         import torch
 
         total = 0.0
@@ -398,17 +354,7 @@ class JointTrainer:
 
 
 def cross_entropies(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy at each exit.
-
-    Parameters
-    ----------
-    logits : Tensor of shape (..., n_samples, n_exits, n_classes)
-    labels : Tensor of shape (n_samples,)
-
-    Returns
-    -------
-    Tensor of shape (..., n_samples, n_exits)
-    """
+    """Cross-entropy at each exit, of shape (..., n_samples, n_exits)."""
     import torch
 
     log_probabilities = torch.log_softmax(logits, dim=-1)
@@ -417,32 +363,14 @@ def cross_entropies(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def expected_losses(losses: torch.Tensor, probabilities: torch.Tensor, prices: torch.Tensor) -> torch.Tensor:
-    """Loss of each sample that is expected of its exit (JEI-DNN, eq. 6).
-
-    Parameters
-    ----------
-    losses, probabilities : Tensor of shape (..., n_samples, n_exits)
-    prices : Tensor of shape (n_exits,)
-        λ times the cost of each exit.
-
-    Returns
-    -------
-    Tensor of shape (..., n_samples)
-    """
+    """Loss of each sample that is expected of its exit (JEI-DNN, eq. 6); the price of an exit is λ times its cost."""
     return ((losses + prices) * probabilities).sum(-1)
 
 
 def gate_loss(gate_logits: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Sum over the gates of the mean binary cross-entropy (JEI-DNN, eq. 16).
 
-    Parameters
-    ----------
-    gate_logits, targets, weight : Tensor of shape (n_samples, n_exits - 1)
-        The weights are 1 on average over all rows.
-
-    Returns
-    -------
-    Tensor
+    The weights are 1 on average over all rows.
     """
     from torch.nn import functional
 
