@@ -43,8 +43,8 @@ _ERRORS = {
     "JEIGatedEnsemble().lambda_path(features, y, [1])": (
         "JEIGatedEnsemble trains classifiers and gates jointly with torch{torch}"
     ),
-    "ExitHeads(hidden=4).fit(features, y)": "ExitHeads trains by mini-batches with torch{torch}",
-    "ExitHeads(hidden=4, cascade=True).fit(features, y)": "ExitHeads trains by mini-batches with torch{torch}",
+    "ExitHeads((4,)).fit(features, y)": "ExitHeads trains by mini-batches with torch{torch}",
+    "ExitHeads((4,), cascade=True).fit(features, y)": "ExitHeads trains by mini-batches with torch{torch}",
     "ExitHeads(solver='adam').fit(features, y)": "ExitHeads trains by mini-batches with torch{torch}",
     "ExitHeads(training='weighted').fit(features, y)": "ExitHeads trains by mini-batches with torch{torch}",
     "recommended_pipeline(budget=0.7).fit(features, y)": "ExitHeads trains by mini-batches with torch{torch}",
