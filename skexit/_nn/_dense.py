@@ -32,7 +32,7 @@ class DenseNetwork:
 
     def __call__(self, inputs: Any) -> Any:
         """Outputs of the last layer, as an array of the inputs' namespace, dtype and device."""
-        return self._layer(-1, inputs if len(self.weights) == 1 else self.last_hidden(inputs))
+        return self.last_layer(self.last_hidden(inputs))
 
     def last_hidden(self, inputs: Any) -> Any:
         """What the last layer sees: the units of the last hidden layer, or the inputs, where no layer is hidden."""

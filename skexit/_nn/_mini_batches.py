@@ -149,7 +149,7 @@ def minimize(
     random_state: np.random.RandomState,
     description: str | None = None,
 ) -> int:
-    """Minimise a loss by mini-batches, and leave the parameters at their best; gives the number of epochs after which.
+    """Minimise a loss by mini-batches, and leave the parameters at their best; gives the number of epochs until then.
 
     The number is 0 where the start was best. `loss` takes row numbers and returns the mean loss of these rows.
     Parameters are changed in place; those with two dimensions are penalised. The mean loss of the `held_out` rows, by

@@ -15,7 +15,7 @@ from skexit.data._estimator import cost_column
 from skexit.data._layout import MULTIPLY_ADD_COST
 from skexit.data._lazy import MergedLogits, TransformedLogits, answer_from_exits
 from skexit.data._validation import read_logits, validate_new_data, validate_training_data
-from skexit.heads._heads import fit_heads
+from skexit.heads._heads import check_two_classes, fit_heads
 from skexit.heads._transformer import LogitsTransformer
 from skexit.uncertainty import fit_mixture
 from skexit.utils._array_api import array_namespace, as_like
@@ -188,8 +188,7 @@ class ExitEnsemble(LogitsTransformer):
     def _fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None) -> ExitArray:
         """Fit on the rows of positive weight; gives these with logits that are not mixed yet."""
         used, self.classes_, labels, weight = validate_training_data(self, X, y, sample_weight)
-        if len(self.classes_) == 1:
-            raise ValueError(f"y has 1 class, {self.classes_.tolist()[0]!r}; a classifier needs two or more.")
+        check_two_classes(self.classes_)
         self.layout_ = used.layout
         self.heads_, with_logits = fit_heads(self.heads, used, self.classes_, labels, weight)
         n_exits = self.layout_.n_exits

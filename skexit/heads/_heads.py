@@ -32,7 +32,7 @@ from skexit.heads._partial_fit import PartialFit, train_further
 from skexit.heads._training import HeadTrainer, HeadTraining
 from skexit.heads._transformer import LogitsTransformer
 from skexit.uncertainty import fit_temperature
-from skexit.utils._array_api import array_namespace
+from skexit.utils._array_api import side_by_side
 from skexit.utils._html import exit_table
 from skexit.utils._module_names import set_module
 from skexit.utils._sklearn import Interval, StrOptions, _fit_context
@@ -270,25 +270,10 @@ class ExitHeads(LogitsTransformer):
         """
         is_first = self.fit_state_ is None
         used, known, labels, weight = validate_partial_data(self, X, y, classes, sample_weight, is_first=is_first)
-        _check_two_classes(known)
-        settings = self._head_training()
-        state = self.fit_state_ or PartialFit.start(check_random_state(self.random_state))
-        state = state.next_call(weight)
-        state, networks = train_further(
-            used,
-            labels,
-            weight,
-            state,
-            hidden_layer_sizes=settings.hidden_layer_sizes,
-            cascade=self.cascade,
-            dropout=self.dropout,
-            n_classes=len(known),
-            learning_rate=self.learning_rate,
-            l2=settings.penalty(state.n_rows),
-            batch_size=self.batch_size,
-        )
+        check_two_classes(known)
+        state = (self.fit_state_ or PartialFit.start(check_random_state(self.random_state))).next_call(weight)
+        self.fit_state_, networks = train_further(used, labels, weight, state, len(known), self._head_training())
         self._keep(used, known, networks)
-        self.fit_state_ = state
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -352,11 +337,11 @@ class ExitHeads(LogitsTransformer):
         """
         network = self.networks_[k]
         if self.cascade and not len(self.hidden_layer_sizes):
-            features = memory["seen"] = _side_by_side(memory.get("seen"), features)
+            features = memory["seen"] = side_by_side(memory.get("seen"), features)
         if network is None:
             return logits
         if self.cascade and len(self.hidden_layer_sizes):
-            hidden = memory["hidden"] = network.last_hidden(_side_by_side(features, memory.get("hidden")))
+            hidden = memory["hidden"] = network.last_hidden(side_by_side(features, memory.get("hidden")))
             return network.last_layer(hidden)
         if self.training == "boosted":
             return self._add_to_sum(network(features), memory) / float(self._temperatures[k])
@@ -381,7 +366,7 @@ class ExitHeads(LogitsTransformer):
         return heads
 
     def _fit(self, X: ExitArray, classes: NDArray[Any], labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
-        _check_two_classes(classes)
+        check_two_classes(classes)
         self.classes_ = classes
         self.fit_state_ = None
         self._keep(X, classes, self._train(X, labels, weight))
@@ -486,7 +471,8 @@ def fit_heads(
     return heads, heads.fit(X, classes[labels]).transform(X)
 
 
-def _check_two_classes(classes: NDArray[Any]) -> None:
+def check_two_classes(classes: NDArray[Any]) -> None:
+    """Raise a ValueError where there is nothing to classify."""
     if len(classes) == 1:
         raise ValueError(f"y has 1 class, {classes.tolist()[0]!r}; a classifier needs two or more.")
 
@@ -496,10 +482,3 @@ def _describe(head: DenseNetwork | None) -> str:
         return "none: the exit has logits"
     hidden = "".join(f", {weight.shape[1]} hidden units" for weight in head.weights[:-1])
     return f"{head.weights[0].shape[0]} features{hidden}"
-
-
-def _side_by_side(first: Any, second: Any) -> Any:
-    """Columns of both arrays, either of which may be absent."""
-    if first is None or second is None:
-        return second if first is None else first
-    return array_namespace(first).concat([first, second], axis=1)

@@ -14,6 +14,7 @@ from skexit._nn._mini_batches import adam_groups, batches, one_thread, weights_a
 from skexit.data import ExitArray
 from skexit.data._validation import read_features
 from skexit.heads._cascade import Cascade
+from skexit.heads._training import HeadTraining
 from skexit.utils._module_names import set_module
 from skexit.utils._optional import optional_import
 
@@ -147,11 +148,6 @@ class PartialFit:
             total_weight=self.total_weight + float(weight.sum()),
         )
 
-    @property
-    def mean_weight(self) -> float:
-        """Mean weight of the rows so far."""
-        return self.total_weight / self.n_rows
-
     def standardise(self, values: NDArray[Any]) -> tuple[Moments, torch.Tensor]:
         """Moments of the inputs so far, these among them, and these inputs, standardised by them."""
         import torch
@@ -164,7 +160,7 @@ class PartialFit:
         """Weights of the rows of the present call, over the mean of all so far."""
         import torch
 
-        return torch.as_tensor(weight / self.mean_weight, dtype=torch.float32)
+        return torch.as_tensor(weight / (self.total_weight / self.n_rows), dtype=torch.float32)
 
     def random_state(self) -> np.random.RandomState:
         """Randomness of the present call, which follows from the seed and the number of calls."""
@@ -175,7 +171,7 @@ class SeparateNetworks:
     """Networks that share nothing, each on some of the inputs; `layers` are the widths after the inputs."""
 
     def __init__(
-        self, columns: Sequence[slice], layers: Sequence[int], generator: torch.Generator, dropout: float = 0
+        self, columns: Sequence[slice], layers: Sequence[int], generator: torch.Generator, dropout: float
     ) -> None:
         self.columns, self.dropout, self.generator = columns, dropout, generator
         self.networks = [build([own.stop - own.start, *layers], generator) for own in columns]
@@ -201,14 +197,8 @@ def train_further(
     labels: NDArray[np.int64],
     weight: NDArray[np.float64],
     state: PartialFit,
-    *,
-    hidden_layer_sizes: Sequence[int],
-    cascade: bool,
-    dropout: float,
     n_classes: int,
-    learning_rate: float,
-    l2: float,
-    batch_size: int,
+    settings: HeadTraining,
 ) -> tuple[PartialFit, list[DenseNetwork | None]]:
     """Train the heads of all exits that lack logits once on these rows, on from where the last call ended."""
     with optional_import("ExitHeads.partial_fit trains with", "torch"):
@@ -219,6 +209,7 @@ def train_further(
     trained = [k for k in range(X.layout.n_exits) if not X.layout.has_logits(k)]
     if not trained:
         return state, networks
+    hidden_layer_sizes, cascade = settings.hidden_layer_sizes, settings.cascade
     read = list(range(trained[-1] + 1)) if cascade and not hidden_layer_sizes else trained
     features = np.concatenate([read_features(X, k) for k in read], axis=1)
     moments, inputs = state.standardise(features)
@@ -227,11 +218,11 @@ def train_further(
     widths = [X.layout.n_features[k] for k in read]
     model: Cascade | SeparateNetworks
     if cascade and hidden_layer_sizes:
-        model = Cascade(widths, hidden_layer_sizes, n_classes, dropout, generator)
+        model = Cascade(widths, hidden_layer_sizes, n_classes, settings.dropout, generator)
     else:
         ends = np.cumsum([0, *widths]).tolist()
         columns = [slice(0 if cascade else ends[read.index(k)], ends[read.index(k) + 1]) for k in trained]
-        model = SeparateNetworks(columns, [*hidden_layer_sizes, n_classes], generator, dropout)
+        model = SeparateNetworks(columns, [*hidden_layer_sizes, n_classes], generator, settings.dropout)
     targets = torch.as_tensor(labels)
     relative_weight = state.relative(weight)
 
@@ -244,9 +235,9 @@ def train_further(
         model.parameters(),
         state.optimizer,
         np.arange(len(labels)),
-        learning_rate=learning_rate,
-        l2=l2,
-        batch_size=batch_size,
+        learning_rate=settings.learning_rate,
+        l2=settings.penalty(state.n_rows),
+        batch_size=settings.batch_size,
         random_state=random_state,
     )
     for k, network in zip(trained, model.to_dense(*moments.scaling()), strict=True):

@@ -17,7 +17,7 @@ from skexit.data._validation import read_features
 from skexit.heads._boosting import PREDICTION_REWEIGHTING
 from skexit.heads._cascade import train_cascade
 from skexit.heads._linear import solve_linear
-from skexit.heads._weighting import train_weighted
+from skexit.heads._weighting import WeightedTrainer
 from skexit.utils._optional import check_torch
 
 #: Up to this many bytes of features and logits, a linear head is solved for in memory, which takes a few times as many.
@@ -77,24 +77,20 @@ class HeadTraining:
         return Training(self.learning_rate, self.penalty(n_rows), n_epochs, self.batch_size)
 
 
+@dataclass
 class HeadTrainer:
     """Trains the heads of the exits that have no logits."""
 
-    def __init__(
-        self,
-        X: ExitArray,
-        labels: NDArray[np.int64],
-        weight: NDArray[np.float64],
-        n_classes: int,
-        settings: HeadTraining,
-        random_state: np.random.RandomState,
-    ) -> None:
-        settings.check()
-        self.X, self.labels, self.weight, self.n_classes = X, labels, weight, n_classes
-        self.settings, self.random_state = settings, random_state
+    X: ExitArray
+    labels: NDArray[np.int64]
+    weight: NDArray[np.float64]
+    n_classes: int
+    settings: HeadTraining
+    random_state: np.random.RandomState
 
     def train(self) -> list[DenseNetwork | None]:
         """The heads, and None where an exit keeps its own logits."""
+        self.settings.check()
         if self.settings.training == "weighted":
             return self._train_weighted()
         n_exits = self.X.layout.n_exits
@@ -184,17 +180,19 @@ class HeadTrainer:
         )
 
     def _train_weighted(self) -> list[DenseNetwork | None]:
-        return train_weighted(
+        trainer = WeightedTrainer(
             self.X,
             self.labels,
             self.weight,
-            hidden_layer_sizes=self.settings.hidden_layer_sizes,
-            n_classes=self.n_classes,
-            dropout=self.settings.dropout,
-            training=self.settings.by_mini_batches(len(self.X)),
-            random_state=self.random_state,
-            description=self._describe("heads"),
+            self.settings.hidden_layer_sizes,
+            self.n_classes,
+            self.settings.dropout,
+            self.settings.by_mini_batches(len(self.X)),
+            self.random_state,
         )
+        if trainer.trained:
+            trainer.fit(self._describe("heads"))
+        return trainer.networks()
 
     def _describe(self, what: str) -> str | None:
         return what if self.settings.verbose else None

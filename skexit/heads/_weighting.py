@@ -26,28 +26,8 @@ _SHARE_RATIO = 0.75
 _HIDDEN, _LEARNING_RATE, _L2 = 500, 1e-4, 1e-4
 
 
-def train_weighted(
-    X: ExitArray,
-    labels: NDArray[np.int64],
-    sample_weight: NDArray[np.float64],
-    *,
-    hidden_layer_sizes: Sequence[int],
-    n_classes: int,
-    dropout: float,
-    training: Training,
-    random_state: np.random.RandomState,
-    description: str | None = None,
-) -> list[DenseNetwork | None]:
-    """Train heads for the samples that will leave at their exits; None where an exit keeps its own logits."""
-    trainer = _WeightedTrainer(X, labels, sample_weight, hidden_layer_sizes, n_classes, dropout, training, random_state)
-    if trainer.trained:
-        with one_thread():
-            trainer.fit(description)
-    return trainer.networks()
-
-
-class _WeightedTrainer:
-    """Trains the heads of all exits, and the network that weighs samples at them."""
+class WeightedTrainer:
+    """Trains heads for the samples that will leave at their exits, and the network that weighs samples at them."""
 
     def __init__(
         self,
@@ -71,12 +51,15 @@ class _WeightedTrainer:
         self.trained = [k for k in range(n_exits) if not X.layout.has_logits(k)]
         self.scaling = {k: self._find_scaling(k) for k in self.trained}
         self.widths = [n_features[k] if k in self.scaling else X.layout.n_logits[k] for k in range(n_exits)]
-        self.inputs = keep_in_memory(self._read, len(X), sum(self.widths))
+        self.inputs = keep_in_memory(
+            lambda rows: scaled_inputs(X, rows, self.scaling, np.ones(n_exits)), len(X), sum(self.widths)
+        )
         self.generator = torch_generator(random_state)
         layers = [*hidden_layer_sizes, n_classes]
         self.heads = {k: build([n_features[k], *layers], self.generator) for k in self.trained}
         self.weighting = build([n_exits, _HIDDEN, n_exits], self.generator)
 
+    @one_thread()
     def fit(self, description: str | None) -> None:
         """Each half of a batch in turn trains the heads, and tells how the other is to be weighted."""
         parameters, weighting = self.parameters(), list(self.weighting.parameters())
@@ -186,18 +169,21 @@ class _WeightedTrainer:
     def _find_scaling(self, k: int) -> tuple[NDArray[Any], NDArray[Any]]:
         return scaling(lambda rows: read_features(self.X, k, rows), np.arange(len(self.X)), self.training.batch_size)
 
-    def _read(self, rows: NDArray[np.int64]) -> torch.Tensor:
-        """Standardised features of the exits that are trained, and logits of the others, side by side."""
-        import torch
 
-        blocks = []
-        for k in range(self.X.layout.n_exits):
-            if k in self.scaling:
-                mean, scale = self.scaling[k]
-                blocks.append((read_features(self.X, k, rows) - mean) / scale)
-            else:
-                blocks.append(cast(Any, read_logits(self.X, k, rows)))
-        return torch.as_tensor(np.concatenate(blocks, axis=1), dtype=torch.float32)
+def scaled_inputs(
+    X: ExitArray, rows: NDArray[np.int64], scaling: dict[int, tuple[NDArray[Any], NDArray[Any]]], temperatures: Any
+) -> torch.Tensor:
+    """Features of exits, standardised by `scaling`, and of the others logits over temperatures, side by side."""
+    import torch
+
+    blocks = []
+    for k in range(X.layout.n_exits):
+        if k in scaling:
+            mean, scale = scaling[k]
+            blocks.append((read_features(X, k, rows) - mean) / scale)
+        else:
+            blocks.append(cast(Any, read_logits(X, k, rows)) / temperatures[k])
+    return torch.as_tensor(np.concatenate(blocks, axis=1), dtype=torch.float32)
 
 
 def confident_exits(

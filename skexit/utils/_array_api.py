@@ -29,6 +29,13 @@ def _namespace_of(kind: Any) -> Any:
     return None
 
 
+def side_by_side(first: Any, second: Any) -> Any:
+    """Columns of both arrays, either of which may be absent."""
+    if first is None or second is None:
+        return second if first is None else first
+    return array_namespace(first).concat([first, second], axis=1)
+
+
 def as_like(values: Any, like: Any) -> Any:
     """Values as an array of the namespace, dtype and device of another."""
     if type(like) is np.ndarray:

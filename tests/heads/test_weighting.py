@@ -9,7 +9,7 @@ import skexit._nn._mini_batches
 import skexit.heads._weighting
 from skexit import ExitHeads, stack_exits
 from skexit._nn._mini_batches import Training
-from skexit.heads._weighting import _WeightedTrainer, confident_exits
+from skexit.heads._weighting import WeightedTrainer, confident_exits
 
 torch = pytest.importorskip("torch")
 
@@ -21,7 +21,7 @@ def make_trainer(sizes=(), n_samples=12, weight=None, own=(2,), seed=0):
     X, y = make_features(n_samples)
     X = stack_exits([X.logits(2) if k in own else None for k in range(3)], [X.features(k) for k in range(3)])
     weight = np.random.default_rng(seed).uniform(0.5, 2, size=n_samples) if weight is None else weight
-    trainer = _WeightedTrainer(X, y, weight, sizes, 3, 0.0, Training(0.5, 0.0, 1, 4), np.random.RandomState(seed))
+    trainer = WeightedTrainer(X, y, weight, sizes, 3, 0.0, Training(0.5, 0.0, 1, 4), np.random.RandomState(seed))
     read = trainer.inputs
     trainer.inputs = lambda rows: read(rows).double()
     trainer.sample_weight = trainer.sample_weight.double()
@@ -168,11 +168,11 @@ class TestMetaLoss:
         trainer, _, _ = make_trainer(n_samples=200)
         seen = []
 
-        def spy(self, train_rows, meta_rows, meta_loss=_WeightedTrainer.meta_loss):
+        def spy(self, train_rows, meta_rows, meta_loss=WeightedTrainer.meta_loss):
             seen.append((train_rows.tolist(), meta_rows.tolist()))
             return meta_loss(self, train_rows, meta_rows)
 
-        monkeypatch.setattr(_WeightedTrainer, "meta_loss", spy)
+        monkeypatch.setattr(WeightedTrainer, "meta_loss", spy)
         trainer.fit(None)
         assert len(seen) == 2 * (200 // 8)
         for first, second in zip(seen[::2], seen[1::2], strict=True):
