@@ -364,7 +364,7 @@ class TestNetworks:
             )
             for learning_rate in (1e-9, 1e-2)
         ]
-        before, after = (loss.total(result.losses) for result in trained)
+        before, after = (loss.total(losses) for _, _, losses, _ in trained)
         assert after < before - 0.005
 
     @pytest.mark.parametrize(("n_samples", "held_out"), [(199, False), (200, True)])

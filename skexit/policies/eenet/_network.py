@@ -24,7 +24,7 @@ from skexit._nn._mini_batches import (
 )
 from skexit.policies._quotas import tilted_distribution
 from skexit.uncertainty import max_probability, normalized_entropy, vote
-from skexit.utils._array_api import array_namespace
+from skexit.utils._array_api import array_namespace, side_by_side
 
 if TYPE_CHECKING:
     import torch
@@ -57,8 +57,7 @@ def exit_inputs(probabilities: Any, votes: Any, utilities: Any = None) -> Any:
     """
     xp = array_namespace(probabilities)
     confidences = [max_probability(probabilities), normalized_entropy(probabilities), vote(votes)]
-    parts = [probabilities, xp.stack(confidences, axis=1)]
-    return xp.concat(parts if utilities is None else [*parts, utilities], axis=1)
+    return side_by_side(xp.concat([probabilities, xp.stack(confidences, axis=1)], axis=1), utilities)
 
 
 def assignment_targets(correct: NDArray[np.bool_]) -> Floats:
@@ -208,21 +207,6 @@ def _logistic_regression(confidence: Floats, correct: NDArray[np.bool_], sample_
     return max(float(fitted.coef_[0, 0]), _SMALLEST_SLOPE), float(fitted.intercept_[0])
 
 
-@dataclass(frozen=True)
-class TrainedScheduler:
-    """What `train_scheduler` gives.
-
-    Each exit's network takes `exit_inputs` and the utilities of earlier exits, and gives the logits of utility and
-    assignment. The distribution is the mean assignment of all rows, the losses of utility, budget and assignment are
-    those of all rows, and after `n_epochs` the networks were at their best; 0 where the start was.
-    """
-
-    networks: list[DenseNetwork]
-    distribution: Floats
-    losses: dict[str, float]
-    n_epochs: int
-
-
 def train_scheduler(
     read: ReadRows,
     correct: NDArray[np.bool_],
@@ -235,8 +219,11 @@ def train_scheduler(
     training: Training,
     random_state: np.random.RandomState,
     description: str | None = None,
-) -> TrainedScheduler:
-    """Learn utilities and assignments.
+) -> tuple[list[DenseNetwork], Floats, dict[str, float], int]:
+    """Learn utilities and assignments; gives networks, mean assignment and losses of all rows, and number of epochs.
+
+    Each exit's network takes `exit_inputs` and the utilities of earlier exits, and gives the logits of utility and
+    assignment. After the number of epochs they were at their best; 0 where the start was.
 
     `read` takes row numbers and returns the `exit_inputs` of all exits side by side, of shape (n_rows, n_exits *
     (n_classes + 3)). With `from_confidence`, networks start by `start_at_confidence` and geometric shares, else with
@@ -288,7 +275,7 @@ def train_scheduler(
         for own in gen_batches(n_samples, training.batch_size):
             utility_logits[own], log_assignment[own] = apply_scheduler(models, read_inputs(everyone[own]))
         final = parts((utility_logits, log_assignment), everyone)
-    return TrainedScheduler(
+    return (
         scheduler_networks(models, mean, scale),
         np.average(log_assignment.exp().numpy(), axis=0, weights=sample_weight),
         {name: part.item() for name, part in final.items()},

@@ -19,7 +19,7 @@ from skexit.policies._quotas import quota_thresholds
 from skexit.policies.eenet._network import SMALLEST_SHARE, SchedulerLoss, exit_inputs, train_scheduler
 from skexit.uncertainty import max_probability, softmax
 from skexit.uncertainty._scores import count_votes
-from skexit.utils._array_api import array_namespace
+from skexit.utils._array_api import side_by_side
 from skexit.utils._module_names import set_module
 from skexit.utils._optional import check_torch
 from skexit.utils._sklearn import HasMethods, Interval, StrOptions
@@ -203,7 +203,7 @@ class EENetPolicy(BudgetedPolicy):
 
     def _train(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
         check_torch("EENetPolicy trains its networks with")
-        trained = train_scheduler(
+        self.networks_, self.learned_distribution_, self.losses_, self.n_epochs_ = train_scheduler(
             lambda rows: _read_inputs(X, rows),
             correct_exits(X, labels),
             weight,
@@ -222,8 +222,6 @@ class EENetPolicy(BudgetedPolicy):
             random_state=check_random_state(self.random_state),
             description="utilities and assignments" if self.verbose else None,
         )
-        self.networks_, self.learned_distribution_ = trained.networks, trained.distribution
-        self.losses_, self.n_epochs_ = trained.losses, trained.n_epochs
 
     def earlier_exits(self, k: int) -> range:
         return range(k if self.learn_scores and self.networks_ else 0)
@@ -236,7 +234,7 @@ class EENetPolicy(BudgetedPolicy):
         memory["votes"] = count_votes(probabilities, memory.get("votes"))
         inputs = exit_inputs(probabilities, memory["votes"], memory.get("utilities"))
         utility = sigmoid(self.networks_[k](inputs)[:, 0])
-        memory["utilities"] = _append(memory.get("utilities"), utility)
+        memory["utilities"] = side_by_side(memory.get("utilities"), utility[:, None])
         return blend(utility, confidence, self.confidence_weight)
 
     def choose_thresholds(self, scores: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -250,11 +248,6 @@ class EENetPolicy(BudgetedPolicy):
             direction=self.costs_,
             sample_weight=weight,
         )
-
-
-def _append(utilities: Any, utility: Any) -> Any:
-    column = utility[:, None]
-    return column if utilities is None else array_namespace(column).concat([utilities, column], axis=1)
 
 
 def _read_inputs(X: ExitArray, rows: Any) -> NDArray[np.float64]:
