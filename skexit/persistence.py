@@ -14,7 +14,7 @@ __all__ = ["TRUSTED_TYPES"]
 
 #: Modules of the types that are saved but not public.
 _MODULES = {
-    "AssignerFitState": "skexit.policies.em._fit_state",
+    "AssignerFitState": "skexit.policies.em._assignment",
     "ConformalScores": "skexit.uncertainty._conformal",
     "DenseNetwork": "skexit._nn._dense",
     "FitState": "skexit.policies._budgeted",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -24,8 +25,7 @@ from skexit.policies._blending import blend, sigmoid
 from skexit.policies._budgeted import BudgetedPolicy
 from skexit.policies._gain import exceeds_error
 from skexit.policies._quotas import equal_thresholds, exits_from_scores, quota_thresholds
-from skexit.policies.em._assignment import expectation, fit_exit_prior, group_patterns
-from skexit.policies.em._fit_state import AssignerFitState
+from skexit.policies.em._assignment import AssignerFitState, expectation, fit_exit_prior, group_patterns
 from skexit.uncertainty import margin, max_probability, normalized_entropy, softmax
 from skexit.utils._array_api import array_namespace
 from skexit.utils._module_names import set_module
@@ -260,14 +260,13 @@ class EMExitAssigner(BudgetedPolicy):
         self._find_assignments(state)
         targets = self._targets(state)[pattern_of_row]
         random_state = check_random_state(self.random_state)
-        held_out = None
-        if self._chooses_weights():
-            held_out = self._cross_fit_routers(X, labels, targets, weight, random_state)
+        chooses = self.budget is not None and self.confidence_weight == "auto" and X.layout.n_exits > 1
+        held_out = self._cross_fit_routers(X, labels, targets, weight, random_state) if chooses else None
         self.routers_ = self._train_routers(X, targets, weight, random_state)
         probability = self._router_probabilities(X, self.routers_)
         self.fit_state_ = replace(state, router_probability=probability, held_out_probability=held_out)
         self._set_weights_and_thresholds()
-        if self._chooses_weights() and not self.uses_routers_:
+        if chooses and not self.uses_routers_:
             self._warn_of_unused_routers()
 
     def _warn_of_unused_routers(self) -> None:
@@ -322,9 +321,11 @@ class EMExitAssigner(BudgetedPolicy):
     def _train_routers(
         self, X: ExitArray, targets: Floats, weight: Floats, random_state: np.random.RandomState
     ) -> list[DenseNetwork]:
-        def train_router(k: int) -> DenseNetwork:
-            return train(
-                lambda rows: self._read_router_inputs(X, k, rows),
+        n_epochs = number_of_epochs(self.max_epochs, len(X), 1, _MOST_EPOCHS)
+        training = Training(self.learning_rate, self.l2, n_epochs, self.batch_size, early_stopping=True)
+        return [
+            train(
+                partial(self._read_router_inputs, X, k),
                 targets[:, k],
                 weight,
                 hidden_layer_sizes=self.router_hidden_layer_sizes,
@@ -333,10 +334,8 @@ class EMExitAssigner(BudgetedPolicy):
                 random_state=random_state,
                 description=f"router of exit {k}" if self.verbose else None,
             )
-
-        n_epochs = number_of_epochs(self.max_epochs, len(X), 1, _MOST_EPOCHS)
-        training = Training(self.learning_rate, self.l2, n_epochs, self.batch_size, early_stopping=True)
-        return [train_router(k) for k in range(X.layout.n_exits - 1)]
+            for k in range(X.layout.n_exits - 1)
+        ]
 
     def _cross_fit_routers(
         self,
@@ -435,9 +434,6 @@ class EMExitAssigner(BudgetedPolicy):
             sample_weight=weight,
             warn=warn,
         )
-
-    def _chooses_weights(self) -> bool:
-        return self.budget is not None and self.confidence_weight == "auto" and len(self.costs_) > 1
 
     def _find_weights(self) -> tuple[float, float]:
         """Weights of the confidence and of the assignments."""
