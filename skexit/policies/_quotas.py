@@ -34,7 +34,8 @@ def tilted_distribution(log_prior: Floats, direction: Floats, costs: Floats, bud
     elif budget >= costs[-1]:
         distribution[usable[-1]] = 1
     else:
-        bound = _tilt_bound(log_prior, direction)
+        # A tilt at which all but the outermost exits have vanished.
+        bound = float((np.ptp(log_prior) + 50.0) / np.diff(direction).min())
         tilt = brentq(lambda t: softmax(log_prior + t * direction) @ costs - budget, -bound, bound, xtol=1e-13)
         distribution[usable] = softmax(log_prior + tilt * direction)
     return distribution
@@ -195,21 +196,6 @@ def threshold_between(scores: Floats, n_passing: int) -> float:
     last, following = scores[n_passing - 1], scores[n_passing]
     threshold = (last + following) / 2
     return float(threshold if threshold > following else last)
-
-
-def warn_of_harm() -> None:
-    """Say that a budget is not spent, because that would make answers worse."""
-    warnings.warn(
-        "some of the budget is left unspent: on the fitting data, spending it makes answers worse. The mean cost is "
-        "exit_distribution_ @ costs_.",
-        UserWarning,
-        stacklevel=3,
-    )
-
-
-def _tilt_bound(log_prior: Floats, direction: Floats) -> float:
-    """A tilt at which all but the outermost exits have vanished."""
-    return float((np.ptp(log_prior) + 50.0) / np.diff(direction).min())
 
 
 def _fill_quota(scores: Floats, weight: Floats, *, quota: float, smallest: float) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from skexit.data._walk import collect, correct_exits
 from skexit.policies._budgeted import BudgetedPolicy, FitState
 from skexit.policies._evidence import exit_evidence
 from skexit.policies._log_linear import fit_log_linear
-from skexit.policies._quotas import equal_thresholds, rewarding_threshold, shared_threshold, warn_of_harm
+from skexit.policies._quotas import equal_thresholds, rewarding_threshold, shared_threshold
 from skexit.policies._rewards import expected_rewards
 from skexit.uncertainty import softmax
 from skexit.utils._array_api import array_namespace, as_like
@@ -237,7 +238,12 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         threshold = shared_threshold(scores, self.costs_, self.budget, weight)[0]
         if threshold > self.fit_state_.rewarding_threshold:
             threshold = self.fit_state_.rewarding_threshold
-            warn_of_harm()
+            warnings.warn(
+                "some of the budget is left unspent: on the fitting data, spending it makes answers worse. The mean "
+                "cost is exit_distribution_ @ costs_.",
+                UserWarning,
+                stacklevel=2,
+            )
         self.lam_ = float(_SMALLEST_PRICE * np.sinh(-threshold))
         return equal_thresholds(threshold, len(self.costs_))
 

@@ -22,6 +22,7 @@ from skexit.data._overlays import LogitsSource, OverlaidSource
 from skexit.data._validation import cross_validation_splits, read_logits, validate_training_data
 from skexit.data._walk import no_features, own_logits, walk_batches
 from skexit.heads import ExitHeads
+from skexit.heads._heads import check_two_classes
 from skexit.policies._blending import sigmoid
 from skexit.policies._budgeted import BudgetedPolicy
 from skexit.policies._draws import SampleDraws
@@ -54,8 +55,8 @@ _THRESHOLD = 0.5
 class JEIGatedEnsemble(BudgetedPolicy):
     """Classifiers at the exits and gates between them, learned together for a price of compute.
 
-    At each exit a linear inference module classifies, and a linear gate decides from how sure the
-    modules are whether to stop. Both are to minimise the cross-entropy plus `lam` times the cost
+    At each exit a linear inference module, one of ``heads_``, classifies, and a linear gate decides
+    from how sure the modules are whether to stop. Both are to minimise the cross-entropy plus `lam` times the cost
     that is expected of a sample (JEI-DNN, eq. 6): a module weighs the samples by the probability
     that they leave at its exit, a gate learns for which samples no later exit is worth its price.
 
@@ -139,19 +140,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
         warm-up, or where nothing was trained jointly.
     thresholds_ : ndarray of shape (n_exits,)
         A sample stops where its score is at least the threshold; ``-inf`` at the last exit.
-    exit_distribution_ : ndarray of shape (n_exits,)
-        Share of the fitting samples that stop at each exit.
-    temperatures_ : ndarray of shape (n_exits,)
-        Temperatures of the answers; 1 before ``calibrate``.
-    costs_ : ndarray of shape (n_exits,)
-        Cumulative costs as fractions of the last exit's.
-    classes_ : ndarray of shape (n_classes,)
-        Class labels.
-    layout_ : ExitLayout
-        Layout of X, with the logits and costs of the modules.
-    heads_ : ExitHeads or None
-        The inference modules.
-    %(columns)s
+    %(policy_attributes)s
 
     See Also
     --------
@@ -313,8 +302,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
     def _make_trainer(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> JointTrainer:
         if self.heads is not None:
             raise ValueError("heads are not trained further: pass joint=False with them, or leave heads=None.")
-        if len(self.classes_) == 1:
-            raise ValueError(f"y has 1 class, {self.classes_.tolist()[0]!r}; a classifier needs two or more.")
+        check_two_classes(self.classes_)
         check_torch("JEIGatedEnsemble trains classifiers and gates jointly with")
         random_state = check_random_state(self.random_state)
         folds = np.empty(len(labels), dtype=np.int64)

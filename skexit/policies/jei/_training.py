@@ -13,7 +13,8 @@ from tqdm.auto import tqdm
 from skexit._nn._dense import DenseNetwork, weighted_scaling
 from skexit._nn._mini_batches import adam_groups, keep_in_memory, one_cycle, one_thread
 from skexit.data import ExitArray
-from skexit.data._validation import read_features, read_logits
+from skexit.data._validation import read_features
+from skexit.heads._weighting import scaled_inputs
 from skexit.policies.jei._gates import (
     N_STATISTICS,
     balanced_weight,
@@ -83,17 +84,37 @@ class JointTrainer:
         self.trained = [k for k in range(X.layout.n_exits) if not X.layout.has_logits(k)]
         self._scaling = {k: self._find_scaling(k, weight) for k in self.trained}
         self._widths = [X.layout.n_features[k] if k in self._scaling else X.layout.n_logits[k] for k in self._exits()]
-        self._inputs = keep_in_memory(self._read, len(X), sum(self._widths))
-        self.modules, self.gates = self._initial_modules(), self._initial_gates()
+        self._inputs = keep_in_memory(
+            lambda rows: scaled_inputs(X, rows, self._scaling, temperatures), len(X), sum(self._widths)
+        )
+        self.modules = self._initial_modules()
+        n_gates = X.layout.n_exits - 1
+        #: Weights of each gate for the statistics of its exit, and biases.
+        self.gates = [torch.zeros(n_gates, N_STATISTICS, requires_grad=True), torch.zeros(n_gates, requires_grad=True)]
         self._warm_up()
 
+    @one_thread()
     def fit(self, prices: Floats) -> int:
         """Train from where the warm-up or the training for other prices ended; gives the number of epochs kept.
 
         The price of the compute of each exit is in nats: λ times its cost as a fraction of the last's.
         """
-        with one_thread():
-            return self._take_steps(prices)
+        settings = self.settings
+        step = self._bilevel_steps(prices)
+        best, best_loss, best_epoch = self._state(), self.held_out_loss(prices), 0
+        epochs = self._progress(f"price {prices[-1]:.3g}", settings.max_epochs)
+        for epoch in epochs:
+            for batch in self._batches():
+                step(batch)
+            held_out_loss = self.held_out_loss(prices)
+            epochs.set_postfix(held_out_loss=f"{held_out_loss:.4f}")
+            if held_out_loss < best_loss or not settings.early_stopping:
+                best, best_loss, best_epoch = self._state(), held_out_loss, epoch + 1
+            elif epoch + 1 - best_epoch >= settings.patience:
+                break
+        for tensor, value in zip(self._tensors(), best, strict=True):
+            tensor.data.copy_(value)
+        return best_epoch
 
     def start_gates(self, gates: list[DenseNetwork]) -> None:
         """Go on from gates that were fitted to the modules as they are."""
@@ -125,7 +146,7 @@ class JointTrainer:
         return range(self.X.layout.n_exits)
 
     def _initial_modules(self) -> dict[int, list[torch.Tensor]]:
-        """Weights and biases of each exit's module, one a copy."""
+        """Weights and biases of each exit's module, for each copy."""
         import torch
 
         n_classes, widths = cast(int, self.X.layout.n_classes), self.X.layout.n_features
@@ -136,29 +157,6 @@ class JointTrainer:
             ]
             for k in self.trained
         }
-
-    def _initial_gates(self) -> list[torch.Tensor]:
-        """Weights of each gate for the statistics of its exit, and biases."""
-        import torch
-
-        n_gates = self.X.layout.n_exits - 1
-        return [
-            torch.zeros(n_gates, N_STATISTICS, requires_grad=True),
-            torch.zeros(n_gates, requires_grad=True),
-        ]
-
-    def _read(self, rows: NDArray[np.int64]) -> torch.Tensor:
-        """Standardised features of the exits that are trained, and logits of the others, side by side."""
-        import torch
-
-        blocks = []
-        for k in self._exits():
-            if k in self._scaling:
-                mean, scale = self._scaling[k]
-                blocks.append((read_features(self.X, k, rows) - mean) / scale)
-            else:
-                blocks.append(cast(Any, read_logits(self.X, k, rows)) / self.temperatures[k])
-        return torch.as_tensor(np.concatenate(blocks, axis=1), dtype=torch.float32)
 
     def _logits(self, rows: NDArray[np.int64]) -> torch.Tensor:
         """Logits of every copy, of shape (n_copies, n_rows, n_exits, n_classes)."""
@@ -223,24 +221,6 @@ class JointTrainer:
                     optimizer.step()
                     schedule.step()
 
-    def _take_steps(self, prices: Floats) -> int:
-        """Take a step with each batch, and keep the best epoch."""
-        settings = self.settings
-        step = self._bilevel_steps(prices)
-        best, best_loss, best_epoch = self._state(), self.held_out_loss(prices), 0
-        epochs = self._progress(f"price {prices[-1]:.3g}", settings.max_epochs)
-        for epoch in epochs:
-            for batch in self._batches():
-                step(batch)
-            held_out_loss = self.held_out_loss(prices)
-            epochs.set_postfix(held_out_loss=f"{held_out_loss:.4f}")
-            if held_out_loss < best_loss or not settings.early_stopping:
-                best, best_loss, best_epoch = self._state(), held_out_loss, epoch + 1
-            elif epoch + 1 - best_epoch >= settings.patience:
-                break
-        self._set_state(best)
-        return best_epoch
-
     def _bilevel_steps(self, prices: Floats) -> Callable[[NDArray[np.int64]], None]:
         """Steps in which gates and modules take turns."""
         import torch
@@ -282,7 +262,7 @@ class JointTrainer:
         probabilities = self._exit_probabilities(seen_by_gates)
         losses = self._sample_losses(logits, probabilities, batch, prices)
         loss = (losses * self._copy_weight(batch)).mean(-1).sum()
-        return loss, self._shares(probabilities[-1], batch)
+        return loss, (probabilities[-1].detach() * self.weight[batch][:, None]).mean(0)
 
     def _sample_losses(
         self, logits: torch.Tensor, probabilities: torch.Tensor, rows: NDArray[np.int64], prices: Floats
@@ -290,10 +270,6 @@ class JointTrainer:
         """Loss of each sample, of shape (..., n_rows), for logits and exit probabilities."""
         losses = cross_entropies(logits, self.labels[rows])
         return expected_losses(losses, probabilities, logits.new_tensor(prices))
-
-    def _shares(self, probabilities: torch.Tensor, rows: NDArray[np.int64]) -> torch.Tensor:
-        """Share of the samples that leave at each exit."""
-        return (probabilities.detach() * self.weight[rows][:, None]).mean(0)
 
     def _scale_penalties(self, optimizer: torch.optim.Optimizer, shares: torch.Tensor) -> None:
         """Where few samples leave the loss is small, and the penalty must not outweigh it."""
@@ -344,10 +320,6 @@ class JointTrainer:
 
     def _state(self) -> list[torch.Tensor]:
         return [tensor.detach().clone() for tensor in self._tensors()]
-
-    def _set_state(self, state: list[torch.Tensor]) -> None:
-        for tensor, value in zip(self._tensors(), state, strict=True):
-            tensor.data.copy_(value)
 
     def _tensors(self) -> list[torch.Tensor]:
         return [*(tensor for module in self.modules.values() for tensor in module), *self.gates]
