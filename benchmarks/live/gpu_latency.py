@@ -31,7 +31,7 @@ import pandas as pd
 import torch
 
 from benchmarks.live.latency import DEVICE, Setup, build, ideal_ms, timed
-from skexit.runtime import EarlyExitModel, runner
+from skexit.runtime import EarlyExitModel, _runner
 
 N_BATCHES, N_COUNTED = 20, 8
 
@@ -73,7 +73,7 @@ def measure(setup: Setup, live: EarlyExitModel, draw: Callable[[int], torch.Tens
 
 
 def exact_sizes() -> AbstractContextManager[object]:
-    return patch.object(runner, "size_to_run", lambda n_rows, device: n_rows)
+    return patch.object(_runner, "size_to_run", lambda n_rows, device: n_rows)
 
 
 def median_ms(network: Callable[..., object], draw: Callable[[int], torch.Tensor], size: int) -> float:
