@@ -53,8 +53,8 @@ def _fit_logistic_regression(
     inputs: NDArray[np.float64], labels: NDArray[np.int64], weight: NDArray[np.float64], l2: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
     """Classes, and weights and biases of each."""
-    # Not infinite without a penalty: scikit-learn 1.8 warns.
-    strength = 1 / max(l2 * weight.sum(), np.finfo(np.float64).tiny)
+    # Without a penalty not infinite, of which scikit-learn 1.8 warns.
+    strength = 1 / max(l2 * weight.sum(), 1e-100)
     model = LogisticRegression(C=strength, max_iter=1000).fit(inputs, labels, sample_weight=weight)
     coefficients, intercepts = model.coef_, model.intercept_
     if len(model.classes_) == 2:
