@@ -1,6 +1,9 @@
 """Every public estimator keeps scikit-learn's conventions and the policy contract."""
 
 import copy
+import subprocess
+import sys
+from functools import cache
 
 import joblib
 import numpy as np
@@ -20,8 +23,14 @@ from skexit.uncertainty._conformal import ConformalScores
 pytestmark = pytest.mark.filterwarnings("ignore:the mean cost on the fitting data:UserWarning")
 
 
-@parametrize_with_checks([*estimators(), *EXACT_HEADS])
+@parametrize_with_checks(estimators())
 def test_scikit_learn_checks(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.slow
+@parametrize_with_checks(EXACT_HEADS)
+def test_scikit_learn_checks_of_boosted_heads(estimator, check):
     check(estimator)
 
 
@@ -32,14 +41,23 @@ def test_policy_checks(policy, check):
 
 @pytest.fixture(scope="module")
 def data():
-    X, y = make_exits(n_samples=300, n_exits=4, n_classes=3, random_state=0)
-    return X, y
+    return make_data()
 
 
-@pytest.fixture(scope="module", params=POLICIES, ids=repr)
-def fitted(request, data):
-    X, y = data
-    return clone(request.param).fit(X, y)
+@cache
+def make_data():
+    return make_exits(n_samples=300, n_exits=4, n_classes=3, random_state=0)
+
+
+@cache
+def fit(index):
+    """The policy of that index, fitted once for all tests."""
+    return clone(POLICIES[index]).fit(*make_data())
+
+
+@pytest.fixture(scope="module", params=range(len(POLICIES)), ids=map(repr, POLICIES))
+def fitted(request):
+    return fit(request.param)
 
 
 def test_answers_are_those_of_the_exit(fitted, data):
@@ -60,19 +78,37 @@ def test_answers_at_exits_are_those_of_all_exits(fitted, data):
     np.testing.assert_array_equal(answers[np.arange(len(X)), fitted.predict_exit(X)], fitted.predict(X))
 
 
-def test_answers_at_exits_are_class_labels_also_with_heads(fitted, data):
+@pytest.fixture(scope="module")
+def on_features(data):
+    """Features, logits at the last exit alone, and names for classes, not in the order of the alphabet."""
     X, y = data
-    names = np.array(["c", "a", "b"])  # not in the order of the alphabet
-    logits = [None, None, X.logits(2), X.logits(3)]
-    named = stack_exits(logits, [X.features(k) for k in range(4)], classes=names)
-    policy = clone(fitted).fit(named, names[y])
-    with_logits = policy.heads_.transform(named)
-    answers = policy.predict_at_exits(named)
+    names = np.array(["c", "a", "b"])
+    features = stack_exits(
+        [None, None, None, X.logits(3)],
+        [X.features(k) for k in range(4)],
+        costs=X.layout.costs * 1e4,
+        cost_unit="MACs",
+        classes=names,
+    )
+    return features, names[y]
+
+
+@pytest.fixture(scope="module")
+def with_heads(fitted, on_features):
+    """Fitted on the first 200 rows, with heads."""
+    X, y = on_features
+    return clone(fitted).fit(X[:200], y[:200])
+
+
+def test_answers_at_exits_are_class_labels_also_with_heads(with_heads, on_features):
+    X, _ = on_features
+    with_logits = with_heads.heads_.transform(X)
+    answers = with_heads.predict_at_exits(X)
     for k in range(4):
         expected = with_logits.layout.classes[with_logits.logits(k).argmax(axis=1)]
         np.testing.assert_array_equal(answers[:, k], expected)
     with pytest.raises(NotFittedError):
-        clone(fitted).predict_at_exits(X)
+        clone(with_heads).predict_at_exits(X)
 
 
 def test_mean_cost_and_score(fitted, data):
@@ -100,13 +136,10 @@ def test_an_exit_is_read_only_for_samples_that_reach_it(fitted, data):
         assert source.rows.get(k, set()) == set(np.flatnonzero(exits >= k).tolist() if is_observed else [])
 
 
-def test_fitted_state_needs_no_torch(fitted, data, tmp_path):
-    """A fitted policy is loaded and applied in a process that cannot import torch."""
-    import subprocess
-    import sys
-
+def test_fitted_states_need_no_torch(data, tmp_path):
+    """Fitted policies are loaded and applied in a process that cannot import torch."""
     X, _ = data
-    joblib.dump((fitted, np.asarray(X), X.layout), tmp_path / "policy.joblib")
+    joblib.dump(([fit(index) for index in range(len(POLICIES))], np.asarray(X), X.layout), tmp_path / "policies.joblib")
     code = (
         "import sys\n"
         "class NoTorch:\n"
@@ -114,11 +147,12 @@ def test_fitted_state_needs_no_torch(fitted, data, tmp_path):
         "        if name == 'torch': raise ImportError('torch is not here')\n"
         "sys.meta_path.insert(0, NoTorch())\n"
         "import joblib, numpy as np, skexit\n"
-        f"policy, X, layout = joblib.load({str(tmp_path / 'policy.joblib')!r})\n"
-        "print(policy.predict_exit(skexit.ExitArray.from_array(X, layout)).tolist())"
+        f"policies, X, layout = joblib.load({str(tmp_path / 'policies.joblib')!r})\n"
+        "for policy in policies:\n"
+        "    print(policy.predict_exit(skexit.ExitArray.from_array(X, layout)).tolist())"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == str(fitted.predict_exit(X).tolist())
+    assert out.stdout.splitlines() == [str(fit(index).predict_exit(X).tolist()) for index in range(len(POLICIES))]
 
 
 def test_another_layout_is_refused(fitted, data):
@@ -172,21 +206,18 @@ def test_budgets(fitted, data):
         fitted.with_budget(0.1)
 
 
-def test_heads_are_fitted_where_logits_are_missing(fitted, data):
-    X, y = data
-    features = stack_exits(
-        [None, None, None, X.logits(3)], [X.features(k) for k in range(4)], costs=X.layout.costs * 1e4, cost_unit="MACs"
-    )
-    policy = clone(fitted).fit(features, y)
-    assert isinstance(policy.heads_, ExitHeads)
-    assert policy.layout_.n_logits == (3, 3, 3, 3)
-    assert (policy.layout_.costs >= features.layout.costs).all()
-    assert policy.layout_.costs[-1] - features.layout.costs[-1] == 3 * 4 * 3  # three heads, 4 features, 3 classes
-    exits = policy.predict_exit(features)
-    np.testing.assert_array_equal(exits, policy.predict_exit(np.asarray(features)))
+def test_heads_are_fitted_where_logits_are_missing(with_heads, on_features):
+    X, _ = on_features
+    layout = with_heads.layout_
+    assert isinstance(with_heads.heads_, ExitHeads)
+    assert layout.n_logits == (3, 3, 3, 3)
+    assert (layout.costs >= X.layout.costs).all()
+    assert layout.costs[-1] - X.layout.costs[-1] == 3 * 4 * 3  # three heads, 4 features, 3 classes
+    exits = with_heads.predict_exit(X)
+    np.testing.assert_array_equal(exits, with_heads.predict_exit(np.asarray(X)))
     at_last = exits == 3
-    logits = features.logits(3)[at_last]
-    np.testing.assert_array_equal(policy.predict(features)[at_last], logits.argmax(axis=1))
+    expected = X.layout.classes[X.logits(3)[at_last].argmax(axis=1)]
+    np.testing.assert_array_equal(with_heads.predict(X)[at_last], expected)
 
 
 SET_METHODS = ["general", "ims", "strict", "gated"]
@@ -247,13 +278,14 @@ def test_sets(calibrated, data, method):
 
 def test_calibration_is_dropped_where_other_samples_may_leave(calibrated, data):
     X, y = data
-    others = [copy.deepcopy(calibrated).fit(X, y), clone(calibrated).fit(X, y)]
+    others = [copy.deepcopy(calibrated).fit(X, y)]
     if hasattr(calibrated, "with_budget"):
         others.append(calibrated.with_budget(0.8))
     for policy in others:
         assert policy.temperatures_.tolist() == [1, 1, 1, 1]
         with pytest.raises(NotFittedError, match="is not calibrated"):
             policy.predict_set(X)
+    assert vars(clone(calibrated)).keys() == calibrated.get_params(deep=False).keys()
     assert (calibrated.temperatures_ != 1).all()
     calibrated.predict_set(X)
 
@@ -298,13 +330,12 @@ def test_calibration_rows_may_lack_classes(fitted, data):
     assert np.isfinite(policy.predict_proba(X)).all()
 
 
-def test_calibration_with_heads_of_its_own(fitted, data):
-    X, y = data
-    features = stack_exits([None] * 4, [X.features(k) for k in range(4)])
-    policy = clone(fitted).fit(features[:200], y[:200]).calibrate(features[200:], y[200:])
-    exits = policy.predict_exit(features)
-    logits = np.stack([policy.heads_.transform(features).logits(k) for k in range(4)], axis=1)
+def test_calibration_with_heads_of_its_own(with_heads, on_features):
+    X, y = on_features
+    policy = copy.deepcopy(with_heads).calibrate(X[200:], y[200:])
+    exits = policy.predict_exit(X)
+    logits = np.stack([policy.heads_.transform(X).logits(k) for k in range(4)], axis=1)
     expected = softmax(logits[np.arange(300), exits] / policy.temperatures_[exits][:, None])
-    np.testing.assert_allclose(policy.predict_proba(features), expected)
+    np.testing.assert_allclose(policy.predict_proba(X), expected)
     np.testing.assert_array_equal(policy.conformal_scores_.exits, exits[200:])
-    assert policy.predict_set(np.asarray(features), 0.2).shape == (300, 3)
+    assert policy.predict_set(np.asarray(X), 0.2).shape == (300, 3)

@@ -13,6 +13,12 @@ import skexit
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 MODULES = [module.name for module in pkgutil.walk_packages(skexit.__path__, "skexit.")]
 PAGES = sorted((Path(__file__).parents[1] / "docs").glob("**/*.rst"))
+SLOW = {"skexit.model_selection", "skexit.pipeline", "choosing", "jei"}
+
+
+def mark_slow(value, name):
+    """The parameter, with the mark slow where its examples take seconds."""
+    return pytest.param(value, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
 
 
 @pytest.fixture(autouse=True)
@@ -21,11 +27,11 @@ def figures_are_closed():
     matplotlib.pyplot.close("all")
 
 
-@pytest.mark.parametrize("name", ["skexit", *MODULES])
+@pytest.mark.parametrize("name", [mark_slow(name, name) for name in ["skexit", *MODULES]])
 def test_docstrings(name):
     assert doctest.testmod(importlib.import_module(name), optionflags=OPTIONS).failed == 0
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [mark_slow(page, page.stem) for page in PAGES])
 def test_documentation(page):
     assert doctest.testfile(str(page), module_relative=False, optionflags=OPTIONS).failed == 0

@@ -10,6 +10,7 @@ import sys
 import types
 import warnings
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import joblib
@@ -63,6 +64,18 @@ def policy(data):
     return ThresholdPolicy(budget=0.6).fit(X, y).calibrate(X, y)
 
 
+@pytest.fixture(scope="module")
+def calibrated(data):
+    """A function that fits and calibrates the policy of an index, once for all tests."""
+    X, y = data
+
+    @cache
+    def make(index):
+        return clone(POLICIES[index]).fit(X, y).calibrate(X, y)
+
+    return make
+
+
 def saved_with_joblib(estimator):
     file = io.BytesIO()
     joblib.dump(estimator, file, compress=3)
@@ -92,10 +105,10 @@ def assert_same_answers(loaded, policy, X):
 
 @VOTES_ARE_TIED
 @pytest.mark.parametrize(("save", "load"), FORMATS)
-@pytest.mark.parametrize("template", POLICIES, ids=repr)
-def test_policies_answer_as_before(template, save, load, data):
+@pytest.mark.parametrize("index", range(len(POLICIES)), ids=map(repr, POLICIES))
+def test_policies_answer_as_before(index, save, load, data, calibrated):
     X, y = data
-    policy = clone(template).fit(X, y).calibrate(X, y)
+    policy = calibrated(index)
     loaded = load(save(policy))
     assert_same_answers(loaded, policy, X)
     if hasattr(policy, "with_budget"):
@@ -141,13 +154,10 @@ def test_estimators_that_are_not_fitted(estimator, save, load):
 
 @VOTES_ARE_TIED
 @pytest.mark.filterwarnings("ignore:no budget qualifies:UserWarning")  # for the default alpha, of few rows
-def test_every_trusted_type_is_needed_and_exists(data):
+def test_every_trusted_type_is_needed_and_exists(data, calibrated):
     X, y = data
-    found = {
-        name
-        for template in [*POLICIES, *estimators()]
-        for name in skops_io.get_untrusted_types(data=skops_io.dumps(make_calibrated(template, X, y)))
-    }
+    fitted = [*map(calibrated, range(len(POLICIES))), *(fit_quickly(estimator, X, y) for estimator in estimators())]
+    found = {name for each in fitted for name in skops_io.get_untrusted_types(data=skops_io.dumps(each))}
     learned = ExitHeads(random_state=0).partial_fit(X, y)
     found |= set(skops_io.get_untrusted_types(data=skops_io.dumps(learned)))
     assert sorted(found) == skexit.TRUSTED_TYPES
@@ -156,9 +166,9 @@ def test_every_trusted_type_is_needed_and_exists(data):
         assert isinstance(getattr(importlib.import_module(module), class_name), type)
 
 
-def make_calibrated(template, X, y):
-    fitted = clone(template).fit(X, y)
-    return fitted.calibrate(X, y) if hasattr(fitted, "calibrate") else fitted
+def fit_quickly(estimator, X, y):
+    """With few epochs where there are epochs."""
+    return estimator.set_params(**{"max_epochs": 1} if "max_epochs" in estimator.get_params() else {}).fit(X, y)
 
 
 def test_trusted_types_have_names_that_last():

@@ -20,9 +20,12 @@ def data():
 
 def test_is_heads_ensemble_and_stopping(data):
     X, y = data
-    pipeline = recommended_pipeline(0.7, random_state=0).fit(X[:400], y[:400])
+    pipeline = recommended_pipeline(0.7, random_state=0)
     heads = ExitHeads((256,), cascade=True, dropout=0.5, learning_rate=0.005, batch_size=512, random_state=0)
-    ensemble = ExitEnsemble(heads)
+    assert pipeline["ensemble"].heads.get_params() == heads.get_params()
+    # They are the same also after few epochs.
+    ensemble = ExitEnsemble(heads.set_params(max_epochs=3))
+    pipeline.set_params(ensemble__heads__max_epochs=3).fit(X[:400], y[:400])
     policy = OptimalStoppingPolicy(0.7, random_state=0).fit(ensemble.fit_transform(X[:400], y[:400]), y[:400])
     np.testing.assert_array_equal(pipeline.predict(X), policy.predict(ensemble.transform(X)))
     assert pipeline[-1].exit_distribution_ @ pipeline[-1].costs_ == pytest.approx(0.7, abs=1 / 400)
@@ -42,7 +45,8 @@ def test_where_exits_have_all_or_no_logits(given):
     X, y = make_exits(300, 3, 3, 0)
     blocks = [getattr(X, given)(k) for k in range(3)]
     X = stack_exits(**{given: blocks})
-    assert recommended_pipeline(0.6, random_state=0).fit(X, y).score(X, y) > 0.6
+    pipeline = recommended_pipeline(0.6, random_state=0).set_params(ensemble__heads__max_epochs=10)
+    assert pipeline.fit(X, y).score(X, y) > 0.6
 
 
 def test_clone_search_and_joblib(data, tmp_path):

@@ -30,9 +30,9 @@ VISION = ["resnet18", "densenet121", "mobilenet_v2", "mobilenet_v3_small", "effi
 def test_torchvision(name):
     models = pytest.importorskip("torchvision.models")
     torch.manual_seed(0)
-    size = 224 if name == "vit_b_16" else 64
-    model = models.get_model(name, weights=None).eval()
-    x = torch.randn(3, 3, size, size)
+    size = {"image_size": 64} if name == "vit_b_16" else {}
+    model = models.get_model(name, weights=None, **size).eval()
+    x = torch.randn(3, 3, 64, 64)
     stages = cut(model, exit_points(model), x[:1])
     with torch.inference_mode():
         check_against_plain_network(model, exit_points(model), stages, x[:1])

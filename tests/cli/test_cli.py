@@ -11,6 +11,7 @@ from skexit import FeatureCache, __version__
 from skexit.cli import main
 
 
+@pytest.mark.slow
 def test_demo(tmp_path):
     out = tmp_path / "demo"
     command = [sys.executable, "-m", "skexit.cli", "demo", "--out", str(out), "--seed", "1"]
@@ -39,6 +40,22 @@ def test_demo(tmp_path):
     test = FeatureCache(out / "cache-test")
     pipeline = joblib.load(out / "policy.joblib")
     assert pipeline.score(test.X, test.y) > 0.85
+
+
+def test_demo_of_few_digits(tmp_path, monkeypatch):
+    import skexit.cli._demo as demo
+
+    split = demo._split_digits
+    monkeypatch.setattr(demo, "_split_digits", lambda seed: [(images[:150], y[:150]) for images, y in split(seed)])
+    monkeypatch.setattr(demo, "_PRICES", (1.0,))
+    printed = []
+    results = demo.run_demo(tmp_path, report=printed.append)
+    assert "0 leave at another exit and 0 have another label" in "".join(printed)
+    assert set(results["budget"].dropna()) == {0.4, 0.5, 0.6, 0.7, 0.8, 0.9}
+    assert len(pd.read_csv(tmp_path / "results.csv")) == len(results)
+    assert (tmp_path / "accuracy_cost.png").read_bytes().startswith(b"\x89PNG")
+    pipeline = joblib.load(tmp_path / "policy.joblib")
+    assert pipeline.predict(FeatureCache(tmp_path / "cache-test").X).shape == (150,)
 
 
 def test_quiet_prints_nothing(capsys, tmp_path, monkeypatch):

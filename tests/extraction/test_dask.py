@@ -48,6 +48,7 @@ def test_the_cache_is_that_of_one_process(client, tmp_path, expected):
     assert_same(again, expected)
 
 
+@pytest.mark.slow
 def test_a_worker_is_killed(client, tmp_path, expected):
     folder = tmp_path / "cache"
     killed = []
@@ -89,6 +90,7 @@ def test_an_extraction_goes_on_with_the_parts_it_began_with(client, tmp_path, ex
     assert_same(cache, expected)
 
 
+@pytest.mark.slow
 def test_a_search_over_budgets_opens_the_cache_by_its_path(client, tmp_path, expected):
     X, y = expected.X, expected.y
     assert len(pickle.dumps(X[np.arange(0, N_ROWS, 2)])) < 4000, "rows travel as a path and their numbers"

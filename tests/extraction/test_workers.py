@@ -79,6 +79,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.slow
 def test_torchrun(tmp_path, expected):
     script, folder = tmp_path / "extract.py", tmp_path / "cache"
     paths = [os.path.dirname(__file__), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]

@@ -554,6 +554,7 @@ class TestPolicy:
         EENetPolicy(**FAST).fit(*data)
         assert capsys.readouterr().err == ""
 
+    @pytest.mark.slow
     def test_default_is_no_worse_than_maximum_probability(self):
         """Mean over seeds and budgets; the standard error of the difference is about 0.002."""
         differences = []

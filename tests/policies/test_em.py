@@ -290,6 +290,7 @@ class TestBudget:
         policy = EMExitAssigner(2.0, **FAST).fit(X, y)
         assert policy.with_budget(0.5).mean_cost(X) == pytest.approx(0.5, abs=1 / len(X))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("n_features", [0, 4])
     def test_default_is_no_worse_than_maximum_probability(self, n_features):
         """Mean over seeds and budgets; the standard error of the difference is about 0.002."""

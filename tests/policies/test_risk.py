@@ -142,6 +142,7 @@ def test_the_share_of_violations(quality, loss):
     assert violations[UncorrectedPolicy] > at_most(DELTA, 1000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quality", [2.0, 0.0], ids=["good scores", "useless scores"])
 def test_the_share_of_violations_of_the_estimator(quality):
     """As above, through fit, 100 times."""

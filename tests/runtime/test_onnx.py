@@ -128,6 +128,7 @@ def test_a_convolutional_network(cnn_live, cnn_folder, images):
     np.testing.assert_array_equal(loop.classes, cnn_live.classes)
 
 
+@pytest.mark.slow
 def test_a_transformer_with_attention_masks(bert_live, texts, tmp_path):
     loop = OnnxEarlyExit(export_onnx(bert_live, tmp_path))
     output = assert_same_answers(loop, bert_live, texts)
