@@ -26,8 +26,8 @@ class Manifest:
     """What a manifest says; `n_rows` and `shards` are those of a complete cache.
 
     `origin` identifies the model, the settings of the extraction and the data. The shards name `fingerprint` as the
-    cache that they belong to; it is None in caches of the first version, whose shards name none. `shards` are the
-    checksums of the shards' descriptions, None where the manifest does not have them.
+    cache that they belong to; it is empty until a writer begins. `shards` are the checksums of the shards'
+    descriptions, None until the cache is complete.
     """
 
     layout: ExitLayout
@@ -35,7 +35,7 @@ class Manifest:
     origin: dict[str, str]
     complete: bool = False
     n_rows: int = 0
-    fingerprint: str | None = None
+    fingerprint: str = ""
     shards: tuple[int, ...] | None = None
 
     @property
@@ -55,32 +55,28 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         """The manifest as JSON can hold it."""
-        content: dict[str, Any] = {
+        return {
             "format": FORMAT_VERSION,
             "complete": self.complete,
             "n_rows": self.n_rows,
             "dtype": self.dtype.name,
             "origin": self.origin,
             "layout": self.layout.to_dict(),
+            "fingerprint": self.fingerprint,
+            "shards": None if self.shards is None else list(self.shards),
         }
-        if self.fingerprint is not None:
-            content["fingerprint"] = self.fingerprint
-        if self.shards is not None:
-            content["shards"] = list(self.shards)
-        return content
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Manifest:
         """The manifest that `to_dict` described; a ValueError says what is wrong with any other description."""
-        missing = {"complete", "n_rows", "dtype", "origin", "layout"} - set(content)
+        missing = {"complete", "n_rows", "dtype", "origin", "layout", "fingerprint", "shards"} - set(content)
         if missing:
             raise ValueError(f"it lacks {sorted(missing)}")
         if not isinstance(content["complete"], bool):
             raise ValueError("complete is neither true nor false")
         if content["dtype"] not in DTYPES:
             raise ValueError(f"its dtype is none of {list(DTYPES)}")
-        fingerprint = content.get("fingerprint")
-        if not (fingerprint is None or isinstance(fingerprint, str)):
+        if not isinstance(content["fingerprint"], str):
             raise ValueError("its fingerprint is no string")
         return cls(
             layout=_read_layout(content["layout"]),
@@ -88,8 +84,8 @@ class Manifest:
             origin=_read_origin(content["origin"]),
             complete=content["complete"],
             n_rows=check_count("n_rows", content["n_rows"]),
-            fingerprint=fingerprint,
-            shards=_read_checksums(content.get("shards")),
+            fingerprint=content["fingerprint"],
+            shards=_read_checksums(content["shards"]),
         )
 
 

@@ -160,7 +160,7 @@ class ShardWriter:
     `path` is the folder of the cache, and `cache` its fingerprint, which the shard names.
     """
 
-    def __init__(self, path: Path, number: int, dtype: np.dtype, cache: str | None = None) -> None:
+    def __init__(self, path: Path, number: int, dtype: np.dtype, cache: str) -> None:
         self._path = path
         self._folder = path / f"{UNFINISHED}{number:05d}"
         self._folder.mkdir()
@@ -207,10 +207,12 @@ class ShardWriter:
             labels = np.concatenate(self._labels)
             np.save(self._folder / LABELS, labels, allow_pickle=False)
             files[LABELS] = ArrayFile(labels.shape, labels.dtype, _checksum(labels))
-        description: dict[str, Any] = {"number": self._number, "n_rows": self.n_rows}
-        if self._cache is not None:
-            description["cache"] = self._cache
-        description["files"] = {name: file.to_dict() for name, file in files.items()}
+        description: dict[str, Any] = {
+            "number": self._number,
+            "n_rows": self.n_rows,
+            "cache": self._cache,
+            "files": {name: file.to_dict() for name, file in files.items()},
+        }
         (self._folder / _SHARD).write_bytes(dump_json(description))
         # A name that says that the shard is complete must not reach the disk before what is in it.
         sync_files(self._folder / name for name in (*files, _SHARD))

@@ -163,7 +163,6 @@ class CacheWriter:
         if (self.path / MANIFEST).exists():
             found = read_manifest(folder)
             check_same_cache(self.path, found.identity, manifest.identity)
-            # A cache that was begun before shards named their cache goes on as it began.
             self._manifest = replace(manifest, fingerprint=found.fingerprint)
         elif any(not _may_precede_manifest(entry.name) for entry in self.path.iterdir()):
             raise ValueError(

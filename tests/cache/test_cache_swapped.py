@@ -4,11 +4,10 @@ import shutil
 
 import numpy as np
 import pytest
-from caches import EXPECTED, LAYOUT, N_ROWS, ORIGIN, append_rows, as_array, read_json, values, write_cache
+from caches import LAYOUT, N_ROWS, ORIGIN, append_rows, values, write_cache
 
 from skexit import FeatureCache
 from skexit.cache import CacheWriter
-from skexit.cache._json_files import write_json
 
 
 def swap(first, second):
@@ -16,17 +15,6 @@ def swap(first, second):
     first.rename(aside)
     second.rename(first)
     aside.rename(second)
-
-
-def make_old(path):
-    """What a cache looked like before shards named their cache, and the manifest its shards."""
-    for file in path.rglob("*.json"):
-        content = read_json(file)
-        for name in ("cache", "fingerprint"):
-            content.pop(name, None)
-        if file.name == "manifest.json":
-            content.pop("shards", None)
-        write_json(file, content)
 
 
 @pytest.mark.parametrize("name", ["exit0.features.npy", "exit1.logits.npy", "y.npy"])
@@ -96,36 +84,6 @@ def test_a_shard_too_many(tmp_path):
     shutil.copytree(tmp_path / "longer" / "shard-00003", tmp_path / "cache" / "shard-00003")
     with pytest.raises(ValueError, match=r"shard-00003' is damaged: shard\.json: it is not the one"):
         FeatureCache(tmp_path / "cache", allow_partial=True)
-
-
-class TestCachesFromBefore:
-    """Caches that name neither their shards nor, in these, themselves."""
-
-    def test_are_read(self, tmp_path):
-        write_cache(tmp_path)
-        make_old(tmp_path)
-        cache = FeatureCache(tmp_path)
-        cache.verify()
-        np.testing.assert_array_equal(np.asarray(cache.X), EXPECTED)
-
-    def test_go_on_as_they_began(self, tmp_path):
-        write_cache(tmp_path, n_rows=6)
-        make_old(tmp_path)
-        logits, features = values(14)
-        with CacheWriter(tmp_path, LAYOUT, origin=ORIGIN, shard_rows=4) as writer:
-            append_rows(writer, 14)
-        np.testing.assert_array_equal(np.asarray(FeatureCache(tmp_path).X)[6:], as_array(logits, features)[6:])
-        assert "fingerprint" not in read_json(tmp_path / "manifest.json")
-        assert "cache" not in read_json(tmp_path / "shard-00003" / "shard.json")
-
-    def test_a_shard_of_one_does_not_pass_in_a_new_one(self, tmp_path):
-        write_cache(tmp_path / "cache")
-        write_cache(tmp_path / "old", seed=1)
-        make_old(tmp_path / "old")
-        swap(tmp_path / "cache" / "shard-00001", tmp_path / "old" / "shard-00001")
-        for name in ("cache", "old"):
-            with pytest.raises(ValueError, match="it belongs to another cache"):
-                FeatureCache(tmp_path / name)
 
 
 def test_shards_are_in_the_order_of_their_numbers(tmp_path):
