@@ -19,8 +19,7 @@ from sklearn.exceptions import NotFittedError
 from skexit.data import ExitArray
 from skexit.persistence import TRUSTED_TYPES
 from skexit.runtime import policy_from_json, policy_to_json
-from skexit.testing._data import N_ROWS, make_data
-from skexit.testing._fits import Fit, PolicyFits, count_warnings, fit_quietly
+from skexit.testing._fits import N_ROWS, Fit, PolicyFits, count_warnings, fit_quietly, make_data
 from skexit.testing._inspect import exits_one_by_one, honest_scores, lengths_in, score_exits
 
 _BUDGETS = (0.3, 0.55, 0.8, 1.0)
@@ -30,16 +29,7 @@ _ROUNDING = 1e-9
 
 
 def require(condition: Any, problem: str, cure: str) -> None:
-    """Raise an AssertionError unless a condition holds.
-
-    Parameters
-    ----------
-    condition : bool
-    problem : str
-        What is wrong; a sentence without its full stop.
-    cure : str
-        What the author of the policy can do; without its full stop, too.
-    """
+    """Raise an AssertionError unless a condition holds: a problem and its cure, given without their full stops."""
     if not condition:
         raise AssertionError(f"{problem}. {cure}.")
 
@@ -274,24 +264,16 @@ def check_fitting_again(fits: PolicyFits) -> None:
 
 def check_scaled_weights(fits: PolicyFits) -> None:
     """Weights multiplied by a constant change nothing."""
+    cure = "Divide weights by their mean or sum before they meet a constant, such as a penalty"
     if fits.takes_weights:
-        _require_same_fit(
-            fits.on("scaled").policy,
-            fits.on("weighted"),
-            "with all weights times 8",
-            "Divide weights by their mean or sum before they meet a constant, such as a penalty",
-        )
+        _require_same_fit(fits.on("scaled").policy, fits.on("weighted"), "with all weights times 8", cure)
 
 
 def check_zero_weights(fits: PolicyFits) -> None:
     """Rows of zero weight are as absent."""
+    cure = "The fit of ExitPolicy drops these rows: write fit_policy, and leave fit as it is"
     if fits.takes_weights:
-        _require_same_fit(
-            fits.on("dropped").policy,
-            fits.on("weighted"),
-            "without the rows of zero weight",
-            "The fit of ExitPolicy drops these rows: write fit_policy, and leave fit as it is",
-        )
+        _require_same_fit(fits.on("dropped").policy, fits.on("weighted"), "without the rows of zero weight", cure)
 
 
 def check_memory(fits: PolicyFits) -> None:

@@ -1,32 +1,93 @@
-"""A policy and its fits, which the checks share."""
+"""Small data, and the fits of a policy to it, which the checks share."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from numbers import Integral
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.utils.validation import has_fit_parameter
 
+from skexit.data import ExitArray, stack_exits
 from skexit.policies import ExitPolicy
-from skexit.testing._data import CheckData, make_data
+
+#: A number that is no width of anything else, so that an array with so many rows is one of the fitted rows.
+N_ROWS = 151
+_LAYOUTS: dict[str, dict[str, Any]] = {
+    "main": {},
+    "large": {"n_samples": 2 * N_ROWS + 1},
+    "logits": {"classes": [0, 1, 2], "has_features": False},
+    "features": {"has_logits": False, "costs": [0.4, 1.0]},
+    "binary": {"classes": [0, 1], "costs": [1e6, 3e6, 4e6], "cost_unit": "FLOPs"},
+}
+
+
+@dataclass(frozen=True)
+class CheckData:
+    """What is passed to ``fit``."""
+
+    X: ExitArray
+    y: NDArray[Any]
+    sample_weight: NDArray[np.float64] | None = None
+
+
+@cache
+def make_data(name: str) -> CheckData:
+    """Data for the checks; the same object in every call.
+
+    ``"main"`` has four exits with logits and features, and words as classes that are not sorted; ``"large"`` has twice
+    its rows. ``"logits"``, ``"features"`` and ``"binary"`` are other layouts. ``"weighted"`` is ``"main"`` with
+    weights, of which some are zero; ``"scaled"`` has eight times these weights, and ``"dropped"`` lacks the rows of
+    zero weight.
+    """
+    if name in _LAYOUTS:
+        return _make_exits(**_LAYOUTS[name])
+    main = make_data("main")
+    weight = np.random.default_rng(1).uniform(0.5, 1.5, N_ROWS)
+    weight[::7] = 0
+    if name == "dropped":
+        kept = weight > 0
+        return CheckData(main.X[kept], main.y[kept], weight[kept])
+    return CheckData(main.X, main.y, {"weighted": 1, "scaled": 8}[name] * weight)
+
+
+def _make_exits(
+    n_samples: int = N_ROWS,
+    classes: Sequence[Any] = ("owl", "cat", "dog"),
+    *,
+    has_logits: bool = True,
+    has_features: bool = True,
+    costs: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
+    cost_unit: str | None = None,
+) -> CheckData:
+    """Exits that are the more often right the later they are, and samples of which some are harder than others."""
+    rng = np.random.default_rng(0)
+    truth = np.eye(len(classes))[rng.integers(len(classes), size=n_samples)]
+    difficulty = rng.exponential(size=(n_samples, 1))
+    logits, features = [], []
+    for k in range(len(costs)):
+        logits.append((1 + k) * truth + (0.3 + difficulty) * rng.normal(size=truth.shape))
+        signal = np.hstack([(1 + k) * truth, difficulty])
+        features.append(signal + rng.normal(size=signal.shape))
+    X = stack_exits(
+        logits if has_logits else None,
+        features if has_features else None,
+        costs=costs,
+        cost_unit=cost_unit,
+        classes=classes,
+    )
+    return CheckData(X, np.asarray(classes)[truth.argmax(axis=1)])
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted policy; checks leave it as it is.
-
-    Parameters
-    ----------
-    policy : fitted ExitPolicy
-    data : CheckData
-        What was fitted.
-    warned : bool
-        Whether fitting gave a ``UserWarning``.
-    """
+    """A policy that was fitted to data; `warned` says whether this gave a ``UserWarning``. Checks leave it as it is."""
 
     policy: Any
     data: CheckData
@@ -34,12 +95,9 @@ class Fit:
 
 
 class PolicyFits:
-    """Fits a policy to the data of the checks, each at most once.
+    """Fits copies of a policy to the data of the checks, each at most once.
 
-    Parameters
-    ----------
-    policy : ExitPolicy
-        Not fitted, and never changed: copies are fitted, with 0 for each ``random_state`` that is no integer.
+    Copies have 0 for each ``random_state`` that is no integer.
     """
 
     def __init__(self, policy: ExitPolicy) -> None:
@@ -52,22 +110,10 @@ class PolicyFits:
         return bool(has_fit_parameter(self.policy, "sample_weight"))
 
     def on(self, name: str = "main") -> Fit:
-        """The fit on some data.
-
-        Parameters
-        ----------
-        name : str, default="main"
-            As in `make_data`.
-
-        Returns
-        -------
-        Fit
-        """
+        """The fit on the data that `make_data` gives for a name."""
         if name not in self._fits:
-            data = make_data(name)
-            policy = self.unfitted()
-            warned = fit_quietly(policy, data)
-            self._fits[name] = Fit(policy, data, warned)
+            data, policy = make_data(name), self.unfitted()
+            self._fits[name] = Fit(policy, data, fit_quietly(policy, data))
         return self._fits[name]
 
     def unfitted(self) -> Any:
@@ -82,36 +128,13 @@ class PolicyFits:
 
 
 def fit_quietly(policy: Any, data: CheckData) -> bool:
-    """Fit a policy, and tell whether that gave a ``UserWarning``.
-
-    Parameters
-    ----------
-    policy : ExitPolicy
-        Changed in place.
-    data : CheckData
-
-    Returns
-    -------
-    bool
-    """
+    """Fit a policy, and tell whether that gave a ``UserWarning``."""
     weights = {} if data.sample_weight is None else {"sample_weight": data.sample_weight}
     return count_warnings(lambda: policy.fit(data.X, data.y, **weights))[1] > 0
 
 
 def count_warnings(call: Callable[[], Any]) -> tuple[Any, int]:
-    """Call a function, and count its warnings in place of showing them.
-
-    Parameters
-    ----------
-    call : callable
-
-    Returns
-    -------
-    result : object
-        What it returned.
-    n_warnings : int
-        Number of ``UserWarning``s.
-    """
+    """What a function returns, and the number of ``UserWarning``s that it would show."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         result = call()

@@ -18,22 +18,9 @@ AsArray = Callable[[Any], Any]
 
 
 def score_exits(policy: Any, X: ExitArray, as_array: AsArray = np.asarray) -> Iterator[tuple[int, Any, Memory]]:
-    """Scores of every exit, with all features and with the notes of all earlier exits.
+    """Number and scores of every exit, with all features and notes of earlier exits, and the memory after it.
 
-    Parameters
-    ----------
-    policy : fitted ExitPolicy
-    X : ExitArray of shape (n_samples, n_columns)
-        With logits at every exit.
-    as_array : callable, default=numpy.asarray
-        Makes arrays of another kind of NumPy arrays.
-
-    Yields
-    ------
-    k : int
-    scores : array of shape (n_samples,)
-    memory : Memory
-        After the exit was scored.
+    `X` has logits at every exit; `as_array` makes arrays of another kind of its arrays.
     """
     reader, memory = RowReader(policy._check_new(X), slice(0, len(X))), Memory()
     for k in range(X.layout.n_exits):
@@ -44,16 +31,7 @@ def score_exits(policy: Any, X: ExitArray, as_array: AsArray = np.asarray) -> It
 def honest_scores(policy: Any, X: ExitArray, k: int) -> Any:
     """Scores of exit `k` from those exits and features only that the policy says it depends on.
 
-    Parameters
-    ----------
-    policy : fitted ExitPolicy
-    X : ExitArray of shape (n_samples, n_columns)
-        With logits at every exit.
-    k : int
-
-    Returns
-    -------
-    array of shape (n_samples,)
+    `X` has logits at every exit.
     """
     needed = {k}
     for j in range(k, -1, -1):
@@ -81,19 +59,7 @@ class _BatchReader:
 
 
 def exits_one_by_one(policy: Any, X: ExitArray, as_array: AsArray) -> NDArray[np.int64]:
-    """Exit at which each sample stops, decided as a live network does.
-
-    Parameters
-    ----------
-    policy : fitted ExitPolicy
-    X : ExitArray of shape (n_samples, n_columns)
-    as_array : callable
-        Makes arrays of another kind of NumPy arrays.
-
-    Returns
-    -------
-    ndarray of shape (n_samples,)
-    """
+    """Exit at which each sample stops, decided as a live network does, on arrays that `as_array` makes."""
     decision = ExitDecision(policy)
     reader = _BatchReader(policy._check_new(X), decision.uses_features, as_array)
     exits = np.full(len(X), decision.n_exits - 1)
@@ -119,17 +85,7 @@ class _Lengths(pickle.Pickler):
 
 
 def lengths_in(value: Any) -> set[int]:
-    """Lengths of everything that an object holds: axes of arrays, lists, tuples, dicts and sets.
-
-    Parameters
-    ----------
-    value : object
-        That pickle can save.
-
-    Returns
-    -------
-    set of int
-    """
+    """Lengths of everything that an object holds: axes of arrays, lists, tuples, dicts and sets."""
     pickler = _Lengths()
     pickler.dump(value)
     return pickler.found

@@ -13,7 +13,7 @@ from sklearn.exceptions import SkipTestWarning
 
 from skexit.policies import BudgetedPolicy, ExitPolicy
 from skexit.testing import check_policy, parametrize_policy_checks, policy_checks
-from skexit.testing._data import make_data
+from skexit.testing._fits import make_data
 from skexit.uncertainty import max_probability, softmax
 
 
