@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_array, check_consistent_length
 
 from skexit.utils._checks import right_answers
+from skexit.utils._docstring import shared_docs
 
 #: Costs and accuracies are means of many numbers; they are compared up to this rounding error.
 _TOLERANCE = 1e-9
@@ -188,18 +189,13 @@ def _as_given(values: NDArray[np.float64]) -> Any:
     return float(values) if np.ndim(values) == 0 else values
 
 
+@shared_docs
 def accuracy_cost_curve(y_true: ArrayLike, y_pred: ArrayLike, sample_costs: ArrayLike) -> AccuracyCostCurve:
     """Accuracies and mean costs of a method's settings, measured on samples.
 
     Parameters
     ----------
-    y_true : array-like of shape (n_samples,)
-        Class labels.
-    y_pred : array-like of shape (n_samples, n_points) or (n_samples,)
-        Answers under each setting, such as a budget; one dimension is one setting.
-    sample_costs : array-like of the shape of `y_pred`
-        What each sample cost under each setting, as a fraction of the last exit's cost:
-        ``policy.costs_[policy.predict_exit(X)]``.
+    %(settings)s
 
     Returns
     -------
@@ -236,17 +232,13 @@ def _check_sample_costs(sample_costs: ArrayLike) -> NDArray[np.float64]:
     return costs
 
 
+@shared_docs
 def accuracy_at_budget(y_true: ArrayLike, y_pred: ArrayLike, sample_costs: ArrayLike, *, budget: float) -> float:
     """Accuracy of a method at a mean cost, interpolated on the hull of its settings.
 
     Parameters
     ----------
-    y_true : array-like of shape (n_samples,)
-        Class labels.
-    y_pred : array-like of shape (n_samples, n_points) or (n_samples,)
-        Answers under each setting.
-    sample_costs : array-like of the shape of `y_pred`
-        What each sample cost under each setting, as a fraction of the last exit's cost.
+    %(settings)s
     budget : float
         Mean cost of a sample, as a fraction of the last exit's cost.
 
@@ -270,17 +262,13 @@ def accuracy_at_budget(y_true: ArrayLike, y_pred: ArrayLike, sample_costs: Array
     return accuracy_cost_curve(y_true, y_pred, sample_costs).accuracy_at(budget)
 
 
+@shared_docs
 def cost_at_accuracy(y_true: ArrayLike, y_pred: ArrayLike, sample_costs: ArrayLike, *, accuracy: float) -> float:
     """Mean cost at which a method reaches an accuracy, interpolated on the hull of its settings.
 
     Parameters
     ----------
-    y_true : array-like of shape (n_samples,)
-        Class labels.
-    y_pred : array-like of shape (n_samples, n_points) or (n_samples,)
-        Answers under each setting.
-    sample_costs : array-like of the shape of `y_pred`
-        What each sample cost under each setting, as a fraction of the last exit's cost.
+    %(settings)s
     accuracy : float
         What is to be reached, between 0 and 1.
 
@@ -303,6 +291,7 @@ def cost_at_accuracy(y_true: ArrayLike, y_pred: ArrayLike, sample_costs: ArrayLi
     return accuracy_cost_curve(y_true, y_pred, sample_costs).cost_at(accuracy)
 
 
+@shared_docs
 def area_under_accuracy_cost(
     y_true: ArrayLike, y_pred: ArrayLike, sample_costs: ArrayLike, *, max_cost: float = 1.0
 ) -> float:
@@ -313,12 +302,7 @@ def area_under_accuracy_cost(
 
     Parameters
     ----------
-    y_true : array-like of shape (n_samples,)
-        Class labels.
-    y_pred : array-like of shape (n_samples, n_points) or (n_samples,)
-        Answers under each setting.
-    sample_costs : array-like of the shape of `y_pred`
-        What each sample cost under each setting, as a fraction of the last exit's cost.
+    %(settings)s
     max_cost : float, default=1.0
         Highest budget, as a fraction of the last exit's cost.
 

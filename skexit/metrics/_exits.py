@@ -11,11 +11,13 @@ from sklearn.utils import check_consistent_length, column_or_1d
 
 from skexit.uncertainty._labels import index_of_true_labels
 from skexit.utils._checks import check_cost_fractions, check_exits, check_labels, right_answers
+from skexit.utils._docstring import shared_docs
 
 _COLUMNS = ("share", "cost", "accuracy_leaving", "accuracy_all", "samples")
 _HEADINGS = ("share", "cost", "accuracy leaving", "accuracy all", "samples")
 
 
+@shared_docs
 def exit_report(
     y_true: ArrayLike,
     y_pred: ArrayLike,
@@ -29,14 +31,7 @@ def exit_report(
 
     Parameters
     ----------
-    y_true : array-like of shape (n_samples,)
-        Class labels.
-    y_pred : array-like of shape (n_samples, n_exits)
-        Answers of every exit, as of ``policy.predict_at_exits(X)``.
-    exits : array-like of shape (n_samples,) of int
-        Exit at which each sample stops, as of ``policy.predict_exit(X)``.
-    costs : array-like of shape (n_exits,)
-        Cumulative costs of the exits, in any unit, as of ``policy.costs_``.
+    %(answers)s
     output : {"text", "dict", "frame"}, default="text"
         A table to print, a dict of dicts, or a pandas DataFrame.
     digits : int, default=3
@@ -187,6 +182,7 @@ class OracleRegret(NamedTuple):
     cost: float
 
 
+@shared_docs
 def oracle_regret(y_true: ArrayLike, y_pred: ArrayLike, exits: ArrayLike, costs: ArrayLike) -> OracleRegret:
     """How far a policy is from the oracle, which stops each sample at the first exit that is right.
 
@@ -194,14 +190,7 @@ def oracle_regret(y_true: ArrayLike, y_pred: ArrayLike, exits: ArrayLike, costs:
 
     Parameters
     ----------
-    y_true : array-like of shape (n_samples,)
-        Class labels.
-    y_pred : array-like of shape (n_samples, n_exits)
-        Answers of every exit, as of ``policy.predict_at_exits(X)``.
-    exits : array-like of shape (n_samples,) of int
-        Exit at which each sample stops, as of ``policy.predict_exit(X)``.
-    costs : array-like of shape (n_exits,)
-        Cumulative costs of the exits, in any unit, as of ``policy.costs_``.
+    %(answers)s
 
     Returns
     -------

@@ -14,11 +14,13 @@ from skexit.metrics import AccuracyCostCurve, bootstrap_interval
 from skexit.plotting._figures import line_styles, new_axes
 from skexit.policies import ExitPolicy, OracleResult
 from skexit.policies._access import policy_and_data
+from skexit.utils._docstring import shared_docs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@shared_docs
 class AccuracyCostDisplay:
     """Accuracy against mean cost, one line a method.
 
@@ -98,24 +100,9 @@ class AccuracyCostDisplay:
         ----------
         estimators : dict of str to ExitPolicy or Pipeline, or to a list of these
             Fitted policies of each method, one a budget or price; a Pipeline ends in a policy.
-        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Logits and features of the exits.
-        y : array-like of shape (n_samples,)
-            Class labels.
-        n_resamples : int, default=0
-            Draws of the rows for bootstrap intervals of the accuracies; 0 for none.
-        confidence_level : float, default=0.95
-            Share of the resamples inside an interval.
-        random_state : int, RandomState instance or None, default=None
-            Seeds the bootstrap.
-        oracle : OracleResult, default=None
-            The bound for every policy; of :func:`skexit.oracle`.
-        **plot_parameters
-            Passed to :meth:`plot`.
-
-        Returns
-        -------
-        AccuracyCostDisplay
+        %(X_y)s
+        %(bootstrap)s
+        %(plotted)s
         """
         predictions: dict[str, tuple[ArrayLike, ArrayLike]] = {}
         for name, policies in estimators.items():
@@ -157,20 +144,8 @@ class AccuracyCostDisplay:
         predictions : dict of str to (array-like, array-like), both of shape (n_samples, n_points)
             For each method the class that each of its points gives to each sample, and what that
             sample costs, as a fraction of the whole network.
-        n_resamples : int, default=0
-            Draws of the rows for bootstrap intervals of the accuracies; 0 for none.
-        confidence_level : float, default=0.95
-            Share of the resamples inside an interval.
-        random_state : int, RandomState instance or None, default=None
-            Seeds the bootstrap.
-        oracle : OracleResult, default=None
-            The bound for every policy; of :func:`skexit.oracle`.
-        **plot_parameters
-            Passed to :meth:`plot`.
-
-        Returns
-        -------
-        AccuracyCostDisplay
+        %(bootstrap)s
+        %(plotted)s
 
         Raises
         ------
@@ -213,12 +188,7 @@ class AccuracyCostDisplay:
         by : str, default=None
             Parameter of the search that separates the lines, as ``"policy"`` or ``"policy__lam"``.
             By default all settings are on one line.
-        **plot_parameters
-            Passed to :meth:`plot`.
-
-        Returns
-        -------
-        AccuracyCostDisplay
+        %(plotted)s
             Without the settings that could not be fitted, whose scores are NaN.
 
         Raises
@@ -252,15 +222,7 @@ class AccuracyCostDisplay:
             Whether the line of a method is the upper hull of its points, which mixtures of
             neighbouring policies reach, instead of joining them all.
 
-        Returns
-        -------
-        AccuracyCostDisplay
-            The display itself.
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is not installed.
+        %(display)s
         """
         self.ax_ = new_axes(ax, 7, 4.5)
         self.figure_: Any = self.ax_.figure

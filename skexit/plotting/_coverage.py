@@ -12,12 +12,14 @@ from sklearn.utils import column_or_1d
 from skexit.plotting._figures import line_styles
 from skexit.policies._access import policy_and_data
 from skexit.uncertainty import coverage_score, inefficiency_score
+from skexit.utils._docstring import shared_docs
 from skexit.utils._optional import import_pyplot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@shared_docs
 class CoverageDisplay:
     """Coverage and mean size of the sets of ``predict_set`` against the coverage that was asked for.
 
@@ -84,12 +86,7 @@ class CoverageDisplay:
             Shares of sets that may miss the true class.
         methods : sequence of str, default=("general", "ims", "strict", "gated")
             Methods of ``predict_set``.
-        **plot_parameters
-            Passed to :meth:`plot`.
-
-        Returns
-        -------
-        CoverageDisplay
+        %(plotted)s
 
         Raises
         ------
@@ -122,12 +119,7 @@ class CoverageDisplay:
             Shares of sets that may miss the true class.
         labels : array-like of shape (n_classes,), default=None
             Class of each column of the sets. By default the sorted classes of `y_true`.
-        **plot_parameters
-            Passed to :meth:`plot`.
-
-        Returns
-        -------
-        CoverageDisplay
+        %(plotted)s
 
         Raises
         ------
@@ -152,15 +144,7 @@ class CoverageDisplay:
         axes : sequence of two matplotlib Axes, default=None
             Where to draw coverages and sizes; a new figure by default.
 
-        Returns
-        -------
-        CoverageDisplay
-            The display itself.
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is not installed.
+        %(display)s
         ValueError
             If there are more or fewer than two axes.
         """

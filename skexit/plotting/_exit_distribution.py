@@ -13,6 +13,7 @@ from skexit.metrics import exit_distribution_by_class
 from skexit.plotting._figures import exit_colors, new_axes
 from skexit.policies._access import policy_and_data
 from skexit.utils._checks import check_exits
+from skexit.utils._docstring import shared_docs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +24,7 @@ _LEAST_WRITTEN = 0.1
 _MOST_NAMED = 30
 
 
+@shared_docs
 class ExitDistributionDisplay:
     """Share of the samples that leave at each exit, one stacked bar a policy or class.
 
@@ -73,12 +75,7 @@ class ExitDistributionDisplay:
             Fitted policies, of as many exits each; a Pipeline ends in a policy.
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
             Logits and features of the exits.
-        **plot_parameters
-            Passed to :meth:`plot`.
-
-        Returns
-        -------
-        ExitDistributionDisplay
+        %(plotted)s
         """
         exits, n_exits = {}, 0
         for name, estimator in estimators.items():
@@ -92,18 +89,8 @@ class ExitDistributionDisplay:
 
         Parameters
         ----------
-        estimator : ExitPolicy or Pipeline
-            Fitted; a Pipeline ends in a policy.
-        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Logits and features of the exits.
-        y : array-like of shape (n_samples,)
-            Class labels.
-        **plot_parameters
-            Passed to :meth:`plot`.
-
-        Returns
-        -------
-        ExitDistributionDisplay
+        %(estimator_X_y)s
+        %(plotted)s
         """
         policy, X = policy_and_data(estimator, X)
         return cls.from_predictions(policy.predict_exit(X), n_exits=len(policy.costs_), y_true=y, **plot_parameters)
@@ -127,12 +114,7 @@ class ExitDistributionDisplay:
             Number of exits.
         y_true : array-like of shape (n_samples,), default=None
             Class labels, for a bar a class besides that of all samples.
-        **plot_parameters
-            Passed to :meth:`plot`.
-
-        Returns
-        -------
-        ExitDistributionDisplay
+        %(plotted)s
 
         Raises
         ------
@@ -160,15 +142,7 @@ class ExitDistributionDisplay:
         ax : matplotlib Axes, default=None
             Where to draw; a new figure by default.
 
-        Returns
-        -------
-        ExitDistributionDisplay
-            The display itself.
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is not installed.
+        %(display)s
         """
         n_bars, n_exits = self.shares.shape
         self.ax_ = new_axes(ax, 7, 1.3 + 0.3 * min(n_bars, _MOST_NAMED))

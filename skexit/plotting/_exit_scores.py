@@ -12,6 +12,7 @@ from sklearn.utils import check_array, check_consistent_length, column_or_1d
 from skexit.plotting._figures import COLORS, axes_of_exits, label_exits
 from skexit.policies._access import policy_and_data
 from skexit.utils._checks import right_answers
+from skexit.utils._docstring import shared_docs
 from skexit.utils._optional import import_pyplot
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ _MOST_NAMED = 10
 _RUNNING, _GONE = 0.7, 0.15
 
 
+@shared_docs
 class ExitScoreDisplay:
     """Scores of each exit by class, with the thresholds above which samples leave.
 
@@ -89,18 +91,8 @@ class ExitScoreDisplay:
 
         Parameters
         ----------
-        estimator : ExitPolicy or Pipeline
-            Fitted; a Pipeline ends in a policy.
-        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Logits and features of the exits.
-        y : array-like of shape (n_samples,)
-            Class labels.
-        **plot_parameters
-            Passed to :meth:`plot`.
-
-        Returns
-        -------
-        ExitScoreDisplay
+        %(estimator_X_y)s
+        %(plotted)s
         """
         policy, X = policy_and_data(estimator, X)
         return cls.from_predictions(
@@ -123,12 +115,7 @@ class ExitScoreDisplay:
             Scores of every exit, as of ``exit_scores``.
         thresholds : array-like of shape (n_exits,)
             Thresholds of the exits.
-        **plot_parameters
-            Passed to :meth:`plot`.
-
-        Returns
-        -------
-        ExitScoreDisplay
+        %(plotted)s
 
         Raises
         ------
@@ -148,15 +135,7 @@ class ExitScoreDisplay:
         n_columns : int, default=2
             Pictures beside each other in a new figure.
 
-        Returns
-        -------
-        ExitScoreDisplay
-            The display itself.
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is not installed.
+        %(display)s
         ValueError
             If there are more axes than exits, or fewer.
         """

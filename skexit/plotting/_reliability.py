@@ -14,11 +14,13 @@ from skexit.policies._access import policy_and_data
 from skexit.uncertainty import expected_calibration_error
 from skexit.uncertainty._labels import column_of_labels
 from skexit.utils._checks import check_exits
+from skexit.utils._docstring import shared_docs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@shared_docs
 class ReliabilityDisplay:
     """Confidence against accuracy of the samples that leave at each exit.
 
@@ -75,20 +77,10 @@ class ReliabilityDisplay:
 
         Parameters
         ----------
-        estimator : ExitPolicy or Pipeline
-            Fitted; a Pipeline ends in a policy.
-        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Logits and features of the exits.
-        y : array-like of shape (n_samples,)
-            Class labels.
+        %(estimator_X_y)s
         n_bins : int, default=10
             Number of bins of each exit.
-        **plot_parameters
-            Passed to :meth:`plot`.
-
-        Returns
-        -------
-        ReliabilityDisplay
+        %(plotted)s
         """
         policy, X = policy_and_data(estimator, X)
         return cls.from_predictions(
@@ -129,12 +121,7 @@ class ReliabilityDisplay:
             Class of each column of `y_prob`. By default the sorted classes of `y_true`.
         n_bins : int, default=10
             Number of bins of each exit.
-        **plot_parameters
-            Passed to :meth:`plot`.
-
-        Returns
-        -------
-        ReliabilityDisplay
+        %(plotted)s
         """
         true_labels, stops = column_or_1d(y_true), check_exits(exits, n_exits)
         probabilities = check_array(y_prob, dtype=np.float64, input_name="y_prob")
@@ -165,15 +152,7 @@ class ReliabilityDisplay:
         n_columns : int, default=4
             Pictures beside each other in a new figure.
 
-        Returns
-        -------
-        ReliabilityDisplay
-            The display itself.
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is not installed.
+        %(display)s
         ValueError
             If there are more axes than exits, or fewer.
         """

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from types import FunctionType
+from typing import Any, TypeVar
+
+Documented = TypeVar("Documented", bound=Any)
 
 #: Text by name. In a docstring, a line with nothing but ``%(name)s`` stands for it.
 SHARED = {
@@ -37,13 +41,76 @@ n_features_in_ : int
     Number of columns of X.
 feature_names_in_ : ndarray of shape (n_columns,)
     Names of the columns, when X was a DataFrame.""",
+    "estimator_X_y": """estimator : ExitPolicy or Pipeline
+    Fitted; a Pipeline ends in a policy.
+%(X_y)s""",
+    "X_y": """X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+    Logits and features of the exits.
+y : array-like of shape (n_samples,)
+    Class labels.""",
+    "plotted": """**plot_parameters
+    Passed to :meth:`plot`.
+
+Returns
+-------
+%(class)s""",
+    "display": """Returns
+-------
+%(class)s
+    The display itself.
+
+Raises
+------
+ImportError
+    If matplotlib is not installed.""",
+    "bootstrap": """n_resamples : int, default=0
+    Draws of the rows for bootstrap intervals of the accuracies; 0 for none.
+confidence_level : float, default=0.95
+    Share of the resamples inside an interval.
+random_state : int, RandomState instance or None, default=None
+    Seeds the bootstrap.
+oracle : OracleResult, default=None
+    The bound for every policy; of :func:`skexit.oracle`.""",
+    "settings": """y_true : array-like of shape (n_samples,)
+    Class labels.
+y_pred : array-like of shape (n_samples, n_points) or (n_samples,)
+    Answers under each setting, such as a budget; one dimension is one setting.
+sample_costs : array-like of the shape of `y_pred`
+    What each sample cost under each setting, as a fraction of the last exit's cost:
+    ``policy.costs_[policy.predict_exit(X)]``.""",
+    "answers": """y_true : array-like of shape (n_samples,)
+    Class labels.
+y_pred : array-like of shape (n_samples, n_exits)
+    Answers of every exit, as of ``policy.predict_at_exits(X)``.
+exits : array-like of shape (n_samples,) of int
+    Exit at which each sample stops, as of ``policy.predict_exit(X)``.
+costs : array-like of shape (n_exits,)
+    Cumulative costs of the exits, in any unit, as of ``policy.costs_``.""",
 }
 
 _PLACEHOLDER = re.compile(r"^( *)%\((\w+)\)s$", flags=re.M)
 
 
-def fill_docstring(text: str | None) -> str | None:
-    """Put the shared parts into a docstring, each with the indentation of its line."""
+def fill_docstring(text: str | None, class_name: str = "") -> str | None:
+    """Put the shared parts into a docstring, each with the indentation of its line.
+
+    A part may have lines that stand for other parts; ``%(class)s`` stands for the name of the class.
+    """
     if text is None:  # Python runs with -OO
         return None
-    return _PLACEHOLDER.sub(lambda match: "\n".join(match[1] + line for line in SHARED[match[2]].split("\n")), text)
+
+    def shared_part(match: re.Match[str]) -> str:
+        text = class_name if match[2] == "class" else SHARED[match[2]]
+        return _PLACEHOLDER.sub(shared_part, "\n".join(match[1] + line if line else "" for line in text.split("\n")))
+
+    return _PLACEHOLDER.sub(shared_part, text)
+
+
+def shared_docs(documented: Documented) -> Documented:
+    """Put the shared parts into the docstring of a function, or of a class and its methods."""
+    is_class = isinstance(documented, type)
+    for member in (documented, *(vars(documented).values() if is_class else ())):
+        member = getattr(member, "__func__", member)  # of a classmethod
+        if member is documented or isinstance(member, FunctionType):
+            member.__doc__ = fill_docstring(member.__doc__, documented.__name__)
+    return documented
