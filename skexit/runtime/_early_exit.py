@@ -18,7 +18,7 @@ from skexit.runtime._decisions import Decisions
 from skexit.runtime._deployment import FirstPart, SecondPart, check_at_exit
 from skexit.runtime._evaluation import EvaluationModule
 from skexit.runtime._output import ExitOutput
-from skexit.runtime._prepared import PreparedNetwork
+from skexit.runtime._prepared import PreparedNetwork, map_stages, prepare_network, start
 from skexit.runtime._throughput import LoaderOutput, predict_loader
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class EarlyExitModel(EvaluationModule):
         ValueError
             As by the class itself.
         """
-        self._network = PreparedNetwork.from_model(
+        self._network = prepare_network(
             self.model,
             self.exits,
             example_input,
@@ -190,7 +190,7 @@ class EarlyExitModel(EvaluationModule):
             If the network is not cut yet, or `pad_to` has no sizes.
         """
         sizes = check_sizes(pad_to)
-        self._network = self._cut_before().map_stages(lambda stage: compile_stage(stage, sizes, options))
+        self._network = map_stages(self._cut_before(), lambda stage: compile_stage(stage, sizes, options))
         return self
 
     @torch.inference_mode()
@@ -218,7 +218,7 @@ class EarlyExitModel(EvaluationModule):
         """
         given = as_inputs(inputs, named_inputs)
         network = self._prepared(given)
-        batch = network.start(given)
+        batch = start(network, given)
         del given, inputs, named_inputs  # the network may free them
         runner = network.used_exits
         answers = runner.answers()

@@ -11,23 +11,7 @@ class EvaluationModule(nn.Module):
     """A module that cannot be trained."""
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode: what stops early cannot be trained.
-
-        Parameters
-        ----------
-        mode : bool, default=True
-            Whether to train; only False is possible.
-
-        Returns
-        -------
-        self : EvaluationModule
-            The module itself.
-
-        Raises
-        ------
-        RuntimeError
-            If `mode` is True.
-        """
+        """Stay in evaluation mode: what stops early cannot be trained, so that `mode=True` is a RuntimeError."""
         if mode:
             name = type(self).__name__
             article = "an" if name[0] in "AEIOU" else "a"

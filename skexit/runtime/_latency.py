@@ -16,7 +16,7 @@ from skexit.backbone._modules import Head
 from skexit.backbone._pooling import Pool
 from skexit.runtime._early_exit import EarlyExitModel
 from skexit.runtime._exit_latency import ExitLatency
-from skexit.runtime._prepared import first_batch
+from skexit.runtime._prepared import first_batch, runner_to_last_exit
 from skexit.runtime._runner import StageRunner
 
 _N_WARM_UP_RUNS = 2
@@ -87,7 +87,7 @@ def measure_latency(
         raise ValueError(f"batch_sizes={list(batch_sizes)} must be positive numbers.")
     if n_repeats < 1:
         raise ValueError(f"n_repeats={n_repeats} must be at least 1.")
-    runner = network.to_last_exit()
+    runner = runner_to_last_exit(network)
     with torch.inference_mode():
         measured = [_measure(runner, _repeat_rows(example_input, int(size)), n_repeats) for size in sizes]
     stage, at_exit, compaction, spread = (np.array(times) for times in zip(*measured, strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,116 +44,61 @@ class PreparedNetwork:
     example: Inputs
     device: torch.device
 
-    @classmethod
-    @torch.no_grad()
-    def from_model(
-        cls,
-        model: nn.Module,
-        exits: Sequence[str],
-        example_input: Inputs,
-        decisions: Decisions,
-        *,
-        head: Head,
-        pool: Pool,
-        latency: ExitLatency | None,
-    ) -> PreparedNetwork:
-        """Cut a network at its exits, and check that stages and policy fit.
 
-        Parameters
-        ----------
-        model : torch.nn.Module
-            In evaluation mode.
-        exits : sequence of str
-            Names of the modules after which the network can stop.
-        example_input : tensor, tuple of tensors or dict of tensors
-            One input or more.
-        decisions : Decisions
-            What the policy decides at each exit.
-        head : "output", None or list of str or None
-            As in :class:`EarlyExitModel`.
-        pool : str, sequence of str or callable
-            As in :class:`EarlyExitModel`.
-        latency : ExitLatency or None
-            As in :class:`EarlyExitModel`.
+@torch.no_grad()
+def prepare_network(
+    model: nn.Module,
+    exits: Sequence[str],
+    example_input: Inputs,
+    decisions: Decisions,
+    *,
+    head: Head,
+    pool: Pool,
+    latency: ExitLatency | None,
+) -> PreparedNetwork:
+    """Cut a network in evaluation mode at its exits, and check that stages and policy fit.
 
-        Returns
-        -------
-        PreparedNetwork
-            On the device of the network.
+    Parameters are those of :class:`EarlyExitModel`. A ValueError says if the exits do not cut the network, or the
+    policy was fitted on other exits.
+    """
+    device = device_of(model)
+    check_rows(example_input, device)
+    network = RecordedNetwork(model, exits, example_input, head)
+    stages = network.cut(range(len(exits)))
+    if head is None or head == "output":
+        check_against_plain_network(model, exits, list(stages.values()), example_input)
+    names = list(example_input)[1:] if isinstance(example_input, dict) else []
+    mask = names.index("attention_mask") if "attention_mask" in names else None
+    example = map_tensors(lambda tensor: tensor[:1].clone(), example_input)
+    runner = StageRunner(stages, exits, decisions.on(device), pool, mask, latency)
+    _prepare_runner(runner, example)
+    observed = np.flatnonzero(runner.decisions.is_observed).tolist()
+    # Across exits that nothing reads, the network runs as if they were not there.
+    return PreparedNetwork(runner, replace(runner, stages=network.cut(observed)), example, device)
 
-        Raises
-        ------
-        ValueError
-            If the exits do not cut the network, or the policy was fitted on other exits.
-        """
-        device = device_of(model)
-        check_rows(example_input, device)
-        network = RecordedNetwork(model, exits, example_input, head)
-        stages = network.cut(range(len(exits)))
-        if head is None or head == "output":
-            check_against_plain_network(model, exits, list(stages.values()), example_input)
-        names = list(example_input)[1:] if isinstance(example_input, dict) else []
-        mask = names.index("attention_mask") if "attention_mask" in names else None
-        example = map_tensors(lambda tensor: tensor[:1].clone(), example_input)
-        runner = StageRunner(stages, exits, decisions.on(device), pool, mask, latency)
-        _prepare_runner(runner, example)
-        observed = np.flatnonzero(runner.decisions.is_observed).tolist()
-        # Across exits that nothing reads, the network runs as if they were not there.
-        return cls(runner, replace(runner, stages=network.cut(observed)), example, device)
 
-    def start(self, inputs: Inputs) -> Batch:
-        """The samples before the first stage, if the network takes them.
+def start(network: PreparedNetwork, inputs: Inputs) -> Batch:
+    """The samples before the first stage of ``used_exits``; a ValueError says if the network does not take them."""
+    if not is_like(inputs, network.example):
+        check_rows(inputs, network.device)
+        check_like(inputs, network.example)
+    return first_batch(network.used_exits, inputs)
 
-        Parameters
-        ----------
-        inputs : tensor, tuple of tensors or dict of tensors
-            As the network takes them.
 
-        Returns
-        -------
-        Batch
-            For ``used_exits``.
+def runner_to_last_exit(network: PreparedNetwork) -> StageRunner:
+    """Takes all samples to the last exit, and decides at each."""
+    runner = replace(network.all_exits, decisions=network.all_exits.decisions.for_all_exits())
+    _prepare_runner(runner, network.example)
+    return runner
 
-        Raises
-        ------
-        ValueError
-            If inputs have another shape, type or device than the network takes.
-        """
-        if not is_like(inputs, self.example):
-            check_rows(inputs, self.device)
-            check_like(inputs, self.example)
-        return first_batch(self.used_exits, inputs)
 
-    def to_last_exit(self) -> StageRunner:
-        """Takes all samples to the last exit, and decides at each.
-
-        Returns
-        -------
-        StageRunner
-            Cut at every exit.
-        """
-        runner = replace(self.all_exits, decisions=self.all_exits.decisions.for_all_exits())
-        _prepare_runner(runner, self.example)
-        return runner
-
-    def map_stages(self, function: Callable[[Stage], Stage]) -> Self:
-        """The same network with every stage changed by a function.
-
-        Parameters
-        ----------
-        function : callable
-            Takes a Stage and returns one.
-
-        Returns
-        -------
-        PreparedNetwork
-            A copy; this one stays as it is.
-        """
-        all_exits, used_exits = (
-            replace(runner, stages={k: function(stage) for k, stage in runner.stages.items()})
-            for runner in (self.all_exits, self.used_exits)
-        )
-        return replace(self, all_exits=all_exits, used_exits=used_exits)
+def map_stages(network: PreparedNetwork, function: Callable[[Stage], Stage]) -> PreparedNetwork:
+    """A copy of the network with every stage changed by a function."""
+    all_exits, used_exits = (
+        replace(runner, stages={k: function(stage) for k, stage in runner.stages.items()})
+        for runner in (network.all_exits, network.used_exits)
+    )
+    return replace(network, all_exits=all_exits, used_exits=used_exits)
 
 
 def first_batch(runner: StageRunner, inputs: Inputs) -> Batch:

@@ -9,18 +9,6 @@ from numpy.typing import NDArray
 
 
 def index_of_labels(labels: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.intp]:
-    """Index of each label among the classes.
-
-    Parameters
-    ----------
-    labels : ndarray of shape (n_samples,)
-        Each is one of the classes.
-    classes : ndarray of shape (n_classes,)
-        In any order, none twice.
-
-    Returns
-    -------
-    ndarray of shape (n_samples,)
-    """
+    """Index of each label among the classes, which are in any order, none twice. Each label is one of them."""
     order = np.argsort(classes)
     return order[np.searchsorted(classes, labels, sorter=order)]

@@ -12,20 +12,8 @@ from typing import Any
 def optional_import(purpose: str, extra: str) -> Iterator[None]:
     """Import packages that an extra installs; where one is missing, the error names the extra.
 
-    Parameters
-    ----------
-    purpose : str
-        Start of the sentence whose next word is the missing package, as in "plots need".
-    extra : str
-        Name of the extra.
+    `purpose` is the start of the sentence whose next word is the missing package:
 
-    Raises
-    ------
-    ImportError
-        If a module that is imported in the block is not installed.
-
-    Examples
-    --------
     >>> with optional_import("an example needs", "example"):
     ...     import package_that_nobody_has
     Traceback (most recent call last):
@@ -40,20 +28,7 @@ def optional_import(purpose: str, extra: str) -> Iterator[None]:
 
 
 def check_torch(purpose: str, extra: str = "torch") -> None:
-    """Raise where torch is not installed.
-
-    Parameters
-    ----------
-    purpose : str
-        As in :func:`optional_import`.
-    extra : str, default="torch"
-        Name of the extra.
-
-    Raises
-    ------
-    ImportError
-        If torch is not installed.
-    """
+    """Raise an ImportError where torch is not installed; see :func:`optional_import`."""
     with optional_import(purpose, extra):
         importlib.import_module("torch")
 

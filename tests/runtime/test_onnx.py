@@ -22,6 +22,7 @@ from skexit import (
 )
 from skexit.extraction import ExitExtractor
 from skexit.runtime import EarlyExitModel, OnnxEarlyExit, export_onnx
+from skexit.runtime._prepared import start
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -208,7 +209,7 @@ def test_a_network_that_works_in_place(images, labels, tmp_path):
     at_stem = loop._stages[0].run([images.numpy()])
     at_body = loop._stages[1].run([at_stem["tensor0"]])
     network = live.prepare(images)
-    runner, batch = network.used_exits, network.start(images)
+    runner, batch = network.used_exits, start(network, images)
     for k, outputs in enumerate((at_stem, at_body)):
         with torch.inference_mode():
             batch = runner.compute(k, batch)
