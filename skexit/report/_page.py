@@ -209,29 +209,21 @@ def _curve(
 
 def _exits(y: NDArray[Any], candidates: Sequence[Candidate], best: Candidate) -> list[str]:
     report = exit_report(y, best.answers, best.measured.exits, best.policy.costs_, output="dict")
-    rows = [
-        [
-            name,
-            _percent(row["share"]),
-            _percent(row["cost"]),
-            _percent(row["accuracy_leaving"]),
-            _percent(row["accuracy_all"]),
-        ]
-        for name, row in report.items()
-    ]
+    shown = ("share", "cost", "accuracy_leaving", "accuracy_all")
+    rows = [[name, *(_percent(row[column]) for column in shown)] for name, row in report.items()]
     columns = ["Exit", "Samples that leave", "Cost", "Accuracy on those", "Accuracy on all"]
-    shown = candidates[:_MOST_BARS]
+    drawn = candidates[:_MOST_BARS]
     distribution = ExitDistributionDisplay.from_predictions(
-        {plot_text(each.measured.name): each.measured.exits for each in shown}, n_exits=best.answers.shape[1]
+        {plot_text(each.measured.name): each.measured.exits for each in drawn}, n_exits=best.answers.shape[1]
     )
-    note = "" if len(shown) == len(candidates) else f" The first {len(shown)} of {len(candidates)} policies are shown."
+    note = f"The first {len(drawn)} of {len(candidates)} policies are shown."
     return [
         heading(f"Exits of {best.measured.name}"),
         table(columns, rows, [""] * (len(rows) - 1) + ["best"]),
         paragraph("Accuracy on all is what the exit would give if every sample stopped there.", "note"),
         heading("Where samples leave"),
         picture(distribution, "Share of the samples that leave at each exit, for each policy."),
-        *([paragraph(note.strip(), "note")] if note else []),
+        *([paragraph(note, "note")] if len(drawn) < len(candidates) else []),
     ]
 
 
