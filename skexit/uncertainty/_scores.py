@@ -12,6 +12,7 @@ from typing import Any
 from array_api_compat import device
 
 from skexit.utils._array_api import array_namespace
+from skexit.utils._docstring import shared_docs
 
 Array = Any  # an array of any namespace that array-api-compat knows
 
@@ -46,33 +47,21 @@ def softmax(logits: Array) -> Array:
     return exponentials / xp.sum(exponentials, axis=-1, keepdims=True)
 
 
+@shared_docs
 def max_probability(probabilities: Array) -> Array:
     """Largest probability (EENet, eq. 5).
 
-    Parameters
-    ----------
-    probabilities : array of shape (..., n_classes)
-        Along the last axis, they sum to 1.
-
-    Returns
-    -------
-    array of shape (...)
+    %(probabilities)s
         Between 0 and 1.
     """
     return array_namespace(probabilities).max(probabilities, axis=-1)
 
 
+@shared_docs
 def normalized_entropy(probabilities: Array) -> Array:
     """One minus the entropy as a fraction of its largest value, ``log(n_classes)`` (EENet, eq. 6).
 
-    Parameters
-    ----------
-    probabilities : array of shape (..., n_classes)
-        Along the last axis, they sum to 1.
-
-    Returns
-    -------
-    array of shape (...)
+    %(probabilities)s
         1 for a certain prediction, 0 for a uniform one.
     """
     xp = array_namespace(probabilities)
@@ -85,17 +74,11 @@ def normalized_entropy(probabilities: Array) -> Array:
     return 1 + xp.sum(plogp, axis=-1) / math.log(n_classes)
 
 
+@shared_docs
 def margin(probabilities: Array) -> Array:
     """Largest probability minus the second largest.
 
-    Parameters
-    ----------
-    probabilities : array of shape (..., n_classes)
-        Along the last axis, they sum to 1.
-
-    Returns
-    -------
-    array of shape (...)
+    %(probabilities)s
         Between 0 and 1.
     """
     xp = array_namespace(probabilities)

@@ -86,6 +86,14 @@ exits : array-like of shape (n_samples,) of int
     Exit at which each sample stops, as of ``policy.predict_exit(X)``.
 costs : array-like of shape (n_exits,)
     Cumulative costs of the exits, in any unit, as of ``policy.costs_``.""",
+    "probabilities": """Parameters
+----------
+probabilities : array of shape (..., n_classes)
+    Along the last axis, they sum to 1.
+
+Returns
+-------
+array of shape (...)""",
 }
 
 _PLACEHOLDER = re.compile(r"^( *)%\((\w+)\)s$", flags=re.M)
