@@ -39,6 +39,7 @@ numpydoc_validation_exclude = {
     r"\.set_\w+_request$",
     r"\.(fit_transform|get_metadata_routing|set_output)$",
     r"\.fit_state_$",
+    r"\.train$",
     # What policies and heads write is documented in their base classes.
     r"^skexit\.\w+\.(apply_budget|choose_thresholds|earlier_exits|exit_logits|fit_policy|new_logits)$",
     r"^skexit\.\w+\.(score_exit|uses_features)$",
