@@ -111,6 +111,22 @@ def test_answers_at_exits_are_class_labels_also_with_heads(with_heads, on_featur
         clone(with_heads).predict_at_exits(X)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("n_with_logits", [0, 2])
+def test_heads_where_no_exit_or_the_last_two_have_logits(fitted, data, n_with_logits):
+    X, y = data
+    names = np.array(["c", "a", "b"])
+    logits = [X.logits(k) if k >= 4 - n_with_logits else None for k in range(4)]
+    named = stack_exits(logits, [X.features(k) for k in range(4)], classes=names)
+    policy = clone(fitted).fit(named, names[y])
+    with_logits = policy.heads_.transform(named)
+    answers = policy.predict_at_exits(named)
+    for k in range(4):
+        np.testing.assert_array_equal(answers[:, k], with_logits.layout.classes[with_logits.logits(k).argmax(axis=1)])
+    assert policy.layout_.n_logits == (3, 3, 3, 3)
+    np.testing.assert_array_equal(policy.predict_exit(named), policy.predict_exit(np.asarray(named)))
+
+
 def test_mean_cost_and_score(fitted, data):
     X, y = data
     assert fitted.mean_cost(X) == pytest.approx(np.mean([fitted.costs_[k] for k in fitted.predict_exit(X)]))
