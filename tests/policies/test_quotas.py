@@ -242,6 +242,16 @@ def test_samples_that_differ_by_rounding_leave_together(problem, n_copies, seed)
         assert (exits == exits[:, :1]).all()
 
 
+def test_confident_samples_are_not_tied():
+    """Probabilities near 1 lie close together, and still meet the budget."""
+    rng = np.random.default_rng(0)
+    scores = 1 - np.exp(-rng.uniform(20, 28, size=(2_000, 3)))
+    costs = np.array([0.2, 0.5, 1.0])
+    for choose in (quota_thresholds, shared_threshold):
+        stops = exits_from_scores(scores, choose(scores, costs, 0.6))
+        assert costs[stops].mean() == pytest.approx(0.6, abs=2e-3)
+
+
 @given(problems(), st.data())
 def test_rows_of_zero_weight_are_as_absent(problem, data):
     scores, costs, budget = problem
