@@ -49,7 +49,7 @@ def joint_cross_entropy(
     Raises
     ------
     ValueError
-        If there are no logits, or the weights are not one an exit, finite, not negative and not all
+        If there are no logits, or the weights are not one per exit, finite, not negative and not all
         zero.
 
     References

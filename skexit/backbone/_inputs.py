@@ -25,7 +25,7 @@ def as_inputs(inputs: tuple[Any, ...], named_inputs: Mapping[str, Any]) -> Input
     values = list(given.values()) if isinstance(given, dict) else given if isinstance(given, tuple) else [given]
     if not values or not all(isinstance(value, torch.Tensor) and value.ndim for value in values):
         raise ValueError(
-            f"the network takes tensors with one row a sample, but got {[type(value).__name__ for value in values]}."
+            f"the network takes tensors with one row per sample, but got {[type(value).__name__ for value in values]}."
         )
     return given
 

@@ -31,7 +31,7 @@ def read_item(number: int, item: Any) -> tuple[Inputs, Any]:
     if not values or not all(isinstance(value, torch.Tensor) and value.ndim for value in values):
         raise ValueError(
             f"loader: x of batch {number} has {[type(value).__name__ for value in values]}; "
-            "give a tensor or a dict of tensors, with one row a sample."
+            "give a tensor or a dict of tensors, with one row per sample."
         )
     return inputs, labels
 

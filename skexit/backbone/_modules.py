@@ -12,7 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-#: The `head` parameter: the network's own output, none, or one module name or None an exit.
+#: The `head` parameter: the network's own output, none, or one module name or None per exit.
 Head: TypeAlias = str | Sequence[str | None] | None
 
 #: The head that is the network's own output rather than a module.

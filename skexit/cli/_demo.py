@@ -168,7 +168,7 @@ def _extract(network: torch.nn.Module, data: tuple[Any, Any], path: Path) -> Fea
 
 
 def _fit_policies(X: Any, y: Any, seed: int) -> dict[str, list[Any]]:
-    """Fitted policies of each method, one a budget."""
+    """Fitted policies of each method, one per budget."""
     methods = {
         "EM routing": EMExitAssigner(random_state=seed),
         "EENet": EENetPolicy(random_state=seed),

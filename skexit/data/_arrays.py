@@ -89,7 +89,7 @@ class ExitArray:
             return X
         array = np.asarray(X)
         if array.ndim != 2:
-            raise ValueError(f"X has shape {array.shape}; it must be two-dimensional, one row a sample.")
+            raise ValueError(f"X has shape {array.shape}; it must be two-dimensional, one row per sample.")
         return cls(ArraySource(array), resolve_layout(layout, X, array.shape[1]))
 
     @classmethod

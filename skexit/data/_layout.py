@@ -26,16 +26,16 @@ MULTIPLY_ADD_COST = {"FLOPs": 2, "MACs": 1}
 class ExitLayout:
     """Columns, classes and costs of the exits of a network.
 
-    X has one row a sample and one block of columns an exit:
+    X has one row per sample and one block of columns per exit:
     ``[exit 0 | exit 1 | ... | exit K-1]``. Each block is ``[logits | features]``; either part may
     be absent, and the numbers of features may differ between exits.
 
     Parameters
     ----------
-    n_logits : sequence of int, one an exit
+    n_logits : sequence of int, one per exit
         Number of logit columns of each exit: the number of classes, or 0 where an exit has no
         logits.
-    n_features : sequence of int, one an exit
+    n_features : sequence of int, one per exit
         Number of feature columns of each exit, 0 where an exit has none.
     costs : array-like of shape (n_exits,), default=None
         Cumulative cost of an answer at each exit, strictly increasing, in `cost_unit`. By default

@@ -97,7 +97,7 @@ def _split_exits(blocks: Any, name: str) -> list[NDArray[Any] | None]:
         if blocks.ndim != 3:
             width = "n_classes" if name == "logits" else "n_features"
             raise ValueError(
-                f"{name} has shape {blocks.shape}; pass (n_samples, n_exits, {width}), or a list of arrays, one an "
+                f"{name} has shape {blocks.shape}; pass (n_samples, n_exits, {width}), or a list of arrays, one per "
                 "exit."
             )
         blocks = list(np.moveaxis(blocks, 1, 0))

@@ -99,7 +99,7 @@ class ExitHeads(LogitsTransformer):
 
     Attributes
     ----------
-    networks_ : list of DenseNetwork or None, one an exit
+    networks_ : list of DenseNetwork or None, one per exit
         The trained heads, None where an exit keeps its own logits.
     classes_ : ndarray of shape (n_classes,)
         Class labels, in the order of the logits.

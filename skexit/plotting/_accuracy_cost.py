@@ -99,7 +99,7 @@ class AccuracyCostDisplay:
         Parameters
         ----------
         estimators : dict of str to ExitPolicy or Pipeline, or to a list of these
-            Fitted policies of each method, one a budget or price; a Pipeline ends in a policy.
+            Fitted policies of each method, one per budget or price; a Pipeline ends in a policy.
         %(X_y)s
         %(bootstrap)s
         %(plotted)s

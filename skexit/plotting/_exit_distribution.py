@@ -85,7 +85,7 @@ class ExitDistributionDisplay:
 
     @classmethod
     def from_estimator(cls, estimator: Any, X: Any, y: ArrayLike, **plot_parameters: Any) -> ExitDistributionDisplay:
-        """Apply one fitted policy, and draw a bar for all samples and one a class.
+        """Apply one fitted policy, and draw a bar for all samples and one per class.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""The scores of the exits, and the thresholds that they are held against."""
+"""The scores of the exits, and the thresholds that they are compared with."""
 
 from __future__ import annotations
 

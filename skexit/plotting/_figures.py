@@ -46,7 +46,7 @@ def axes_of_exits(
     if axes is not None:
         given = np.asarray(axes, dtype=object).ravel()
         if len(given) != n_exits:
-            raise ValueError(f"axes has {len(given)} Axes, but there are {n_exits} exits; give one an exit.")
+            raise ValueError(f"axes has {len(given)} Axes, but there are {n_exits} exits; give one per exit.")
         return given
     n_columns = min(n_columns, n_exits)
     n_rows = -(-n_exits // n_columns)

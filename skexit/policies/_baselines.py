@@ -1,4 +1,4 @@
-"""What a learned policy is held against: one exit for all, chance, and perfect knowledge."""
+"""What a learned policy is compared with: one exit for all, chance, and perfect knowledge."""
 
 from __future__ import annotations
 

@@ -113,8 +113,8 @@ class CalibrationMixin:
             Share of sets that may miss the true class; between 0 and 1, both excluded.
         method : {"general", "ims", "strict", "gated"}, default="gated"
             Which calibration rows make the thresholds (JEI-DNN, 9.3). ``"general"``: one threshold
-            from all rows, each at the exit where it leaves. ``"ims"``: one an exit, from all rows at
-            that exit. ``"strict"``: one an exit, from the rows that leave there; where none does,
+            from all rows, each at the exit where it leaves. ``"ims"``: one per exit, from all rows at
+            that exit. ``"strict"``: one per exit, from the rows that leave there; where none does,
             sets are empty. ``"gated"``: as strict, but the general one where fewer than 20 rows
             leave.
 

@@ -52,7 +52,7 @@ def quota_thresholds(
     sample_weight: Floats | None = None,
     warn: bool = True,
 ) -> Floats:
-    """One threshold an exit such that the mean cost on these samples is the budget.
+    """One threshold per exit such that the mean cost on these samples is the budget.
 
     At each exit, the samples with the highest scores among those still running leave, until the
     quota of the exit is full (EENet, Algorithm 1). The threshold lies halfway between the scores of

@@ -33,7 +33,7 @@ class ThresholdPolicy(BudgetedPolicy):
     Parameters
     ----------
     criterion : {"max_prob", "entropy", "margin", "vote"} or policy, default="max_prob"
-        What is held against the thresholds: the largest probability (EENet, eq. 5), one minus the
+        What is compared with the thresholds: the largest probability (EENet, eq. 5), one minus the
         normalised entropy (eq. 6), the largest probability minus the second, or the share of the
         exits so far that agree (eq. 7). Few values of ``"vote"`` are possible, so that it cannot
         meet every budget; a warning says by how much it falls short. Or the ``exit_scores`` of

@@ -1,4 +1,4 @@
-"""Write a live network as ONNX, one file a stage, with the policy as JSON."""
+"""Write a live network as ONNX, one file per stage, with the policy as JSON."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class OnnxEarlyExit:
         Parameters
         ----------
         inputs : ndarray, tuple of ndarray or dict of ndarray
-            As the network takes them, with one row a sample.
+            As the network takes them, with one row per sample.
 
         Returns
         -------

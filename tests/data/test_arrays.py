@@ -380,7 +380,7 @@ class TestStackExits:
             (
                 np.zeros((5, 2)),
                 None,
-                "logits has shape (5, 2); pass (n_samples, n_exits, n_classes), or a list of arrays, one an exit.",
+                "logits has shape (5, 2); pass (n_samples, n_exits, n_classes), or a list of arrays, one per exit.",
             ),
             ([np.zeros(5)], None, "logits[0] has shape (5,); it must be (n_samples, width)."),
             (None, [np.array([["a"]])], "features[0] has dtype <U1; it must be numeric."),

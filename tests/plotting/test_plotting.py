@@ -292,7 +292,7 @@ class TestReliability:
         display = ReliabilityDisplay.from_predictions(*arguments, n_exits=2, axes=axes)
         assert display.figure_ is figure
         assert axes[1].get_xlabel() == "Confidence (%)"
-        with pytest.raises(ValueError, match="axes has 2 Axes, but there are 3 exits; give one an exit"):
+        with pytest.raises(ValueError, match="axes has 2 Axes, but there are 3 exits; give one per exit"):
             ReliabilityDisplay.from_predictions(*arguments, n_exits=3, axes=axes)
         five = ReliabilityDisplay.from_predictions(*arguments, n_exits=5, n_columns=3)
         assert len(five.axes_) == len(five.figure_.axes) == 5

@@ -277,7 +277,7 @@ class TestErrors:
                 ({"pixels": torch.zeros(2, 1, 8, 8)},),
                 r"the network was cut for the inputs \['x'\], but got \['pixels'\]",
             ),
-            (("image",), r"the network takes tensors with one row a sample, but got \['str'\]"),
+            (("image",), r"the network takes tensors with one row per sample, but got \['str'\]"),
             ((), "pass the inputs of the network either by position or by name"),
         ],
     )

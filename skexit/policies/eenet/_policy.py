@@ -84,7 +84,7 @@ class EENetPolicy(BudgetedPolicy):
 
     Attributes
     ----------
-    networks_ : list of DenseNetwork, one an exit
+    networks_ : list of DenseNetwork, one per exit
         Each gives the logits of utility and assignment. Empty where there is nothing to learn: with
         one exit, or with neither scores nor distribution to learn.
     learned_distribution_ : ndarray of shape (n_exits,) or None

@@ -128,7 +128,7 @@ class EMExitAssigner(BudgetedPolicy):
         ``assigned_k ** assignment_weight_ * exp(t * c_k)``, with the t that meets the budget; 0
         makes the shares geometric. Chosen with `confidence_weight_` from 0, 0.5 and 1; 1 where
         that weight is given.
-    routers_ : list of DenseNetwork, one an exit but the last
+    routers_ : list of DenseNetwork, one per exit but the last
         Each gives the logit of the probability of stopping.
     uses_routers_ : bool
         Whether scores depend on routers. False where `confidence_weight_` is infinite, and with a

@@ -130,7 +130,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
     ----------
     lam_ : float
         `lam`, or the price that was found for `budget`.
-    gates_ : list of DenseNetwork, one an exit but the last
+    gates_ : list of DenseNetwork, one per exit but the last
         Each gives the logit of the probability of stopping.
     gate_temperatures_ : ndarray of shape (n_exits,)
         What the logits of each exit are divided by before the gates see them; 1 without

@@ -24,7 +24,7 @@ class LambdaPath:
     accuracies : ndarray of shape (n_prices,)
         Share of right answers, where the modules that answer have not learned from the row.
     policies : list of JEIGatedEnsemble
-        Fitted, one a price.
+        Fitted, one per price.
     """
 
     lams: Floats
