@@ -212,7 +212,7 @@ def test_modules_may_move_and_files_still_load(save, load, data, monkeypatch):
 @pytest.mark.parametrize("version", ["0.0.9", "9.0.0"])
 def test_another_version_warns(policy, data, save, load, version, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("skexit.data._estimator.__version__", version)
+        patch.setattr("skexit._version.__version__", version)
         content = save(policy)
     with pytest.warns(InconsistentVersionWarning) as warned:
         loaded = load(content)

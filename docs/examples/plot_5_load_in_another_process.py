@@ -108,7 +108,7 @@ import warnings
 import joblib
 import skexit
 
-skexit.__version__ = "9.0"
+skexit._version.__version__ = "9.0"
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     joblib.load("policy.joblib")

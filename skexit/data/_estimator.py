@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from skexit._version import __version__
+from skexit import _version
 from skexit.data._arrays import ExitArray
 from skexit.data._layout import ExitLayout
 from skexit.exceptions import InconsistentVersionWarning
@@ -80,13 +80,15 @@ class ExitEstimator(BaseEstimator):
         return WithTable(super()._get_params_html(*args, **kwargs), self._exit_table())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), _VERSION: __version__}
+        return {**super().__getstate__(), _VERSION: _version.__version__}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         saved_version = state.pop(_VERSION, "unknown")
-        if saved_version != __version__:
-            warnings.warn(InconsistentVersionWarning(type(self).__name__, saved_version, __version__), stacklevel=2)
+        if saved_version != _version.__version__:
+            warnings.warn(
+                InconsistentVersionWarning(type(self).__name__, saved_version, _version.__version__), stacklevel=2
+            )
         super().__setstate__(state)
 
 

@@ -17,7 +17,7 @@ from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
-from skexit._version import __version__
+from skexit import _version
 from skexit.data import ExitLayout
 from skexit.data._estimator import ROW_STATE, ExitEstimator
 from skexit.exceptions import InconsistentVersionWarning
@@ -78,7 +78,7 @@ def policy_to_json(policy: Any) -> str:
     document = {
         "format": _FORMAT,
         "format_version": _FORMAT_VERSION,
-        "skexit_version": __version__,
+        "skexit_version": _version.__version__,
         "content": _encode(policy, type(policy).__name__),
     }
     return json.dumps(document, indent=1, allow_nan=False)
@@ -121,14 +121,14 @@ def policy_from_json(text: str) -> Any:
     version = document.get("format_version")
     if version != _FORMAT_VERSION:
         raise ValueError(
-            f"this JSON has version {version!r} of the format, but skexit {__version__} reads "
+            f"this JSON has version {version!r} of the format, but skexit {_version.__version__} reads "
             f"{_FORMAT_VERSION}. Write it again with this version of skexit."
         )
     content = _decode(document["content"])
     saved_version = str(document.get("skexit_version", "unknown"))
-    if saved_version != __version__:
+    if saved_version != _version.__version__:
         name = type(content).__name__ if isinstance(content, BaseEstimator) else "a policy"
-        warnings.warn(InconsistentVersionWarning(name, saved_version, __version__), stacklevel=2)
+        warnings.warn(InconsistentVersionWarning(name, saved_version, _version.__version__), stacklevel=2)
     return content
 
 

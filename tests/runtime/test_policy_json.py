@@ -203,7 +203,7 @@ def test_what_is_not_read(text, message):
 
 def test_another_version_of_skexit_warns(monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("skexit.runtime._policy_json.__version__", "9.0.0")
+        patch.setattr("skexit._version.__version__", "9.0.0")
         text = policy_to_json(1)
     with pytest.warns(InconsistentVersionWarning, match=r"^a policy was saved by skexit 9\.0\.0"):
         assert policy_from_json(text) == 1
