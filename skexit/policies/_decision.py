@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.frozen import FrozenEstimator
 
 from skexit.data import ExitArray
-from skexit.data._walk import Memories, Memory, RowReader, row_numbers, walk
+from skexit.data._walk import ExitReader, Memories, Memory, RowReader, row_numbers, walk
 from skexit.heads import LogitsTransformer
 from skexit.policies._most_confident import most_confident
 
@@ -63,15 +63,18 @@ class ExitDecision:
         return scores >= self._thresholds[k] if self.is_used[k] else None
 
     def departures(self, X: ExitArray) -> Iterator[tuple[int, Any, NDArray[np.float64]]]:
-        """Walk over the rows of X; yields exits, the rows that stop at each, and the logits of their answers."""
-        exits = np.flatnonzero(self.is_observed).tolist()
+        """Walk over the rows of X in batches; yields what `departures_from` does."""
         for batch in X.batches():
-            reader = RowReader(X, batch, self.uses_features)
-            for k, rows, logits, leaves in walk(self.answer, reader, exits, leaves=self.leaves, memory=self.start()):
-                if k == self.n_exits - 1:
-                    yield k, rows, logits
-                elif leaves is not None:
-                    yield k, row_numbers(rows)[leaves], logits[leaves]
+            yield from self.departures_from(RowReader(X, batch, self.uses_features))
+
+    def departures_from(self, reader: ExitReader) -> Iterator[tuple[int, Any, NDArray[np.float64]]]:
+        """Walk over the exits; yields those where samples stop, their rows, and the logits of their answers."""
+        exits = np.flatnonzero(self.is_observed).tolist()
+        for k, rows, logits, leaves in walk(self.answer, reader, exits, leaves=self.leaves, memory=self.start()):
+            if k == self.n_exits - 1:
+                yield k, rows, logits
+            elif leaves is not None:
+                yield k, row_numbers(rows)[leaves], logits[leaves]
 
     def uses_features(self, k: int) -> bool:
         """Whether answer or score of exit `k`, or notes for later exits, depend on its features."""

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.pipeline import make_pipeline
 
-from skexit.data._walk import walk
 from skexit.runtime._decisions import Decisions
 from skexit.runtime._output import ExitOutput
 from skexit.runtime._policy_json import policy_from_json
@@ -90,15 +89,7 @@ class OnnxEarlyExit:
         reader = _StageReader(self._stages, [first], side)
         predicted, exits = np.empty((2, len(first)), dtype=np.int64)
         probabilities = np.empty((len(first), len(self.classes)))
-        decisions = self._decisions
-        observed = np.flatnonzero(decisions.is_observed).tolist()
-        for k, rows, logits, leaves in walk(
-            decisions.answer, reader, observed, leaves=decisions.leaves, memory=decisions.start()
-        ):
-            if k < decisions.n_exits - 1:
-                if leaves is None:
-                    continue
-                rows, logits = rows[leaves], logits[leaves]
+        for k, rows, logits in self._decisions.departures_from(reader):
             exits[rows], predicted[rows] = k, np.argmax(logits, axis=1)
             probabilities[rows] = softmax(logits / self.policy.temperatures_[k])
         return ExitOutput(self.classes[predicted], cast(Any, probabilities), cast(Any, exits))

@@ -37,10 +37,7 @@ layout_ : ExitLayout
     Layout of X, with the logits and costs of the heads.
 heads_ : ExitHeads or None
     The heads that were fitted.
-n_features_in_ : int
-    Number of columns of X.
-feature_names_in_ : ndarray of shape (n_columns,)
-    Names of the columns, when X was a DataFrame.""",
+%(columns)s""",
     "estimator_X_y": """estimator : ExitPolicy or Pipeline
     Fitted; a Pipeline ends in a policy.
 %(X_y)s""",

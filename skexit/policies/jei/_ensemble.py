@@ -309,16 +309,13 @@ class JEIGatedEnsemble(BudgetedPolicy):
         for fold, (_, held_out) in enumerate(cross_validation_splits(self.cv, labels, random_state)):
             folds[held_out] = fold
         X = self._with_classes(X)
-        temperatures, rows = np.ones(X.layout.n_exits), enough_rows(len(X), X.layout.n_exits * len(self.classes_))
-        for k in range(X.layout.n_exits):
-            if X.layout.has_logits(k) and self.temperature_scaling:
-                temperatures[k] = fit_temperature(cast(Any, read_logits(X, k, rows)), labels[rows], weight[rows])
+        rows = enough_rows(len(X), X.layout.n_exits * len(self.classes_))
         return JointTrainer(
             X,
             labels,
             weight,
             folds,
-            temperatures=temperatures,
+            temperatures=self._fit_exit_temperatures(X, labels, weight, rows),
             settings=JointTraining(**{field.name: getattr(self, field.name) for field in fields(JointTraining)}),
             random_state=random_state,
             verbose=bool(self.verbose),
@@ -347,7 +344,8 @@ class JEIGatedEnsemble(BudgetedPolicy):
     def fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
         n_samples, n_exits = len(X), X.layout.n_exits
         self._draws = SampleDraws.fit(X, weight, check_random_state(self.random_state))
-        self.gate_temperatures_ = self._fit_gate_temperatures(X, labels, weight)
+        enough = enough_rows(n_samples, sum(X.layout.n_logits))
+        self.gate_temperatures_ = self._fit_exit_temperatures(X, labels, weight, enough)
         draws, statistics = np.empty((n_samples, n_exits)), np.empty((n_samples, n_exits, N_STATISTICS))
         losses, correct = np.empty((n_samples, n_exits)), np.empty((n_samples, n_exits), dtype=bool)
         for k, rows, logits in walk_batches(own_logits, X, uses_features=no_features):
@@ -362,12 +360,13 @@ class JEIGatedEnsemble(BudgetedPolicy):
         self.fit_state_ = GateFitState(draws, statistics, correct, weight, path)
         self.apply_budget()
 
-    def _fit_gate_temperatures(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> Floats:
-        """Temperature of each exit's logits in what the gates see."""
+    def _fit_exit_temperatures(
+        self, X: ExitArray, labels: NDArray[np.int64], weight: Floats, rows: NDArray[np.intp]
+    ) -> Floats:
+        """Temperature of each exit's logits in what the gates see, from some of the rows; 1 where there are none."""
         temperatures = np.ones(X.layout.n_exits)
         if self.temperature_scaling:
-            rows = enough_rows(len(X), sum(X.layout.n_logits))
-            for k in range(X.layout.n_exits):
+            for k in filter(X.layout.has_logits, range(X.layout.n_exits)):
                 temperatures[k] = fit_temperature(cast(Any, read_logits(X, k, rows)), labels[rows], weight[rows])
         return temperatures
 
