@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from typing import Any, Self
 
 import numpy as np
@@ -18,6 +17,7 @@ from skexit.exceptions import InconsistentVersionWarning
 from skexit.utils._docstring import fill_docstring
 from skexit.utils._html import WithTable
 from skexit.utils._sklearn import _VisualBlock
+from skexit.utils._warnings import warn
 
 _VERSION = "_skexit_version"
 
@@ -86,9 +86,7 @@ class ExitEstimator(BaseEstimator):
         state = dict(state)
         saved_version = state.pop(_VERSION, "unknown")
         if saved_version != _version.__version__:
-            warnings.warn(
-                InconsistentVersionWarning(type(self).__name__, saved_version, _version.__version__), stacklevel=2
-            )
+            warn(InconsistentVersionWarning(type(self).__name__, saved_version, _version.__version__))
         super().__setstate__(state)
 
 
@@ -102,12 +100,11 @@ def warn_of_other_costs(estimator: ExitEstimator, X: ExitArray) -> None:
     if estimator.layout is not None or fitted.cost_unit not in _COUNTED_UNITS or X.layout.cost_unit != fitted.cost_unit:
         return
     if not np.allclose(X.layout.costs, fitted.costs, rtol=1e-6, atol=0):
-        warnings.warn(
+        warn(
             f"the exits of X cost {X.layout.costs.tolist()} {X.layout.cost_unit}, but {type(estimator).__name__} was "
             f"fitted with {fitted.costs.tolist()}: X is of another network, or of inputs of another size. Budgets and "
             "mean_cost stay fractions of the costs that were fitted. If X is right, give it those costs: "
             "X.with_layout(X.layout.replace(costs=...)).",
-            stacklevel=4,
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +10,7 @@ from scipy.optimize import brentq
 from scipy.special import softmax
 
 from skexit.policies._gain import exceeds_error
+from skexit.utils._warnings import warn
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -255,9 +255,7 @@ def _departures(scores: Floats) -> _Departures:
 def _warn_if_missed(missing: float, budget: float, costs: Floats, weight: Floats) -> None:
     one_sample = costs[-1] * weight.max() / weight.sum()
     if missing > one_sample + 1e-9:
-        warnings.warn(
+        warn(
             f"the mean cost on the fitting data is {budget - missing:.4f}, below the budget {budget:.4f}: samples "
             "with tied scores leave together. A score with fewer ties meets the budget.",
-            UserWarning,
-            stacklevel=4,
         )

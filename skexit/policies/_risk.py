@@ -22,6 +22,7 @@ from skexit.policies._thresholds import ThresholdPolicy
 from skexit.uncertainty import betting_p_value, binomial_p_value
 from skexit.utils._module_names import set_module
 from skexit.utils._sklearn import HasMethods, Interval, StrOptions, _fit_context
+from skexit.utils._warnings import warn
 
 Floats = NDArray[np.float64]
 
@@ -203,13 +204,11 @@ class RiskControlledPolicy(ExitPolicy):
             return
         self.thresholds_ = equal_thresholds(np.inf, len(self.costs_))
         if len(self.costs_) > 1:
-            warnings.warn(
+            warn(
                 f"no budget qualifies, so that all samples go to the last exit: at budget {self.budgets_[0]:.4g}, the "
                 f"mean loss of {len(y)} calibration rows is {self.risks_[0]:.4g}, and the p-value of an expected loss "
                 f"above alpha={self.alpha} is {self.p_values_[0]:.3g}, not below delta={self.delta}. Use more "
                 "calibration rows, or a larger alpha or delta.",
-                UserWarning,
-                stacklevel=4,
             )
 
     def _ordered_budgets(self) -> Floats:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -24,6 +23,7 @@ from skexit.uncertainty import softmax
 from skexit.utils._array_api import array_namespace, as_like
 from skexit.utils._module_names import set_module
 from skexit.utils._sklearn import HasMethods, Interval, StrOptions
+from skexit.utils._warnings import warn
 
 Floats = NDArray[np.float64]
 
@@ -238,11 +238,9 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         threshold = shared_threshold(scores, self.costs_, self.budget, weight)[0]
         if threshold > self.fit_state_.rewarding_threshold:
             threshold = self.fit_state_.rewarding_threshold
-            warnings.warn(
+            warn(
                 "some of the budget is left unspent: on the fitting data, spending it makes answers worse. The mean "
                 "cost is exit_distribution_ @ costs_.",
-                UserWarning,
-                stacklevel=2,
             )
         self.lam_ = float(_SMALLEST_PRICE * np.sinh(-threshold))
         return equal_thresholds(threshold, len(self.costs_))

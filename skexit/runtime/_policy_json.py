@@ -7,7 +7,6 @@ import dataclasses
 import importlib
 import json
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -22,6 +21,7 @@ from skexit.data import ExitLayout
 from skexit.data._estimator import ROW_STATE, ExitEstimator
 from skexit.exceptions import InconsistentVersionWarning
 from skexit.persistence import TRUSTED_TYPES
+from skexit.utils._warnings import warn
 
 _FORMAT, _FORMAT_VERSION = "skexit", 1
 #: Marks an object of JSON that stands for something that JSON does not have.
@@ -128,7 +128,7 @@ def policy_from_json(text: str) -> Any:
     saved_version = str(document.get("skexit_version", "unknown"))
     if saved_version != _version.__version__:
         name = type(content).__name__ if isinstance(content, BaseEstimator) else "a policy"
-        warnings.warn(InconsistentVersionWarning(name, saved_version, _version.__version__), stacklevel=2)
+        warn(InconsistentVersionWarning(name, saved_version, _version.__version__))
     return content
 
 

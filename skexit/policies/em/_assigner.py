@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -31,6 +30,7 @@ from skexit.utils._array_api import array_namespace
 from skexit.utils._module_names import set_module
 from skexit.utils._optional import check_torch
 from skexit.utils._sklearn import HasMethods, Interval, StrOptions
+from skexit.utils._warnings import warn
 
 Floats = NDArray[np.float64]
 
@@ -274,12 +274,11 @@ class EMExitAssigner(BudgetedPolicy):
             cure = "Use ThresholdPolicy with this budget, which decides the same without training, or pass"
         else:
             cure = "Only the quotas follow from what was learned, the assignments. Pass"
-        warnings.warn(
+        warn(
             f"routers add nothing to the confidence at budget={self.budget}: on rows that they were not trained on, "
             "decisions without them are as accurate, within one standard error. Predictions run no routers and read "
             f"no features for them. {cure} confidence_weight=0 to decide by the routers alone.",
             RoutersUnusedWarning,
-            stacklevel=6,
         )
 
     def _targets(self, state: AssignerFitState) -> Floats:
