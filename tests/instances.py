@@ -29,8 +29,6 @@ HEADS = [
     ExitHeads((4,), training="boosted", max_epochs=2, random_state=0),
     ExitHeads(training="boosted", cascade=True, temperature_scaling=True, cv=2, random_state=0),
     ExitHeads((5, 4), cascade=True, dropout=0.2, max_epochs=2, random_state=0),
-    ExitHeads(training="weighted", max_epochs=2, random_state=0),
-    ExitHeads((4,), training="weighted", dropout=0.2, max_epochs=2, random_state=0),
 ]
 
 #: Policies with settings that matter for two exits or more.

@@ -34,6 +34,7 @@ import pandas as pd
 
 from benchmarks.papers.jei_ablation import PAPERS_SETTINGS
 from benchmarks.papers.jei_figures import draw
+from benchmarks.papers.weighted_heads import WeightedHeads
 from benchmarks.shared.data import load_cifar100, long_tail_rows
 from benchmarks.shared.intervals import gain_at_same_cost, write
 from benchmarks.shared.networks import extract_cifar100
@@ -135,8 +136,13 @@ def cifar100(data_root: Path, caches: Path, long_tail: bool) -> Callable[[int], 
 
 def fitted_policies(split: DataSplit, seed: int) -> Iterator[tuple[str, float, ExitPolicy, DataSplit]]:
     """Methods, their setting (a budget or a price), the policy, and the rows with what it needs."""
-    for method, training in ((BASELINE, "separate"), (BOOSTED, "boosted"), (WEIGHTED, "weighted")):
-        rows = split.with_heads(ExitHeads(training=training, cv=3, random_state=seed))
+    heads = {
+        BASELINE: ExitHeads(cv=3, random_state=seed),
+        BOOSTED: ExitHeads(training="boosted", cv=3, random_state=seed),
+        WEIGHTED: WeightedHeads(cv=3, random_state=seed),
+    }
+    for method, trained in heads.items():
+        rows = split.with_heads(trained)
         X, y = rows.fit.X, rows.fit.y
         thresholds = ThresholdPolicy(budget=0.5).fit(X, y)
         for budget in EVERYWHERE if method == BASELINE else BUDGETS:

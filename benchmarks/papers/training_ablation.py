@@ -17,13 +17,13 @@ import time
 import numpy as np
 import pandas as pd
 
+from benchmarks.papers.weighted_heads import WeightedHeads
 from benchmarks.shared.intervals import gain_at_same_cost, half_width
 from benchmarks.shared.routing import BASELINE, BUDGETS, argument_parser, extract, half_rows, measure_policy, summarize
 from skexit import ExitArray, ExitHeads, JEIGatedEnsemble, ThresholdPolicy
 from skexit.data._walk import correct_exits
 from skexit.policies import ExitPolicy
 
-TRAININGS = {BASELINE: "separate", "boosted": "boosted", "weighted": "weighted"}
 JEI = {
     "JEI-DNN": {},
     "JEI-DNN, joint=False": {"joint": False},
@@ -34,10 +34,12 @@ Rows = list[dict[str, object]]
 
 
 def make_policies(seed: int) -> dict[str, ExitPolicy]:
-    on_heads = {
-        method: ThresholdPolicy(budget=FITTED_BUDGET, heads=ExitHeads(training=training, random_state=seed))
-        for method, training in TRAININGS.items()
+    heads = {
+        BASELINE: ExitHeads(random_state=seed),
+        "boosted": ExitHeads(training="boosted", random_state=seed),
+        "weighted": WeightedHeads(random_state=seed),
     }
+    on_heads = {method: ThresholdPolicy(budget=FITTED_BUDGET, heads=trained) for method, trained in heads.items()}
     with_gates = {
         method: JEIGatedEnsemble(budget=FITTED_BUDGET, random_state=seed, **parameters)
         for method, parameters in JEI.items()

@@ -60,13 +60,10 @@ class ExitHeads(LogitsTransformer):
         Let the head at exit k see what the heads before it saw. With hidden layers, that is the
         last hidden layer of the head before, and all heads are trained together; linear heads see
         the features of all exits up to k.
-    training : {"separate", "boosted", "weighted"}, default="separate"
+    training : {"separate", "boosted"}, default="separate"
         What the heads are trained for. ``"separate"``: each to be right on all samples.
         ``"boosted"``: each to add to half of what the heads before it say in sum, so that it learns
         what these get wrong; logits are those of the sum. Exits that have logits are not in it.
-        ``"weighted"``: all together, by Adam; a small network learns from the losses of a sample how
-        much it should count at each exit for the heads to be right where samples leave by
-        confidence.
     dropout : float, default=0.0
         Share of the hidden units that are left out at random in a step of training.
     temperature_scaling : bool, default=False
@@ -117,9 +114,6 @@ class ExitHeads(LogitsTransformer):
 
     Boosted: Yu, Li, Hua, Huang, Shi. "Boosted dynamic neural networks." AAAI 2023.
 
-    Weighted: Han, Pu, Lai, Wang, Song, Cao, Huang, Deng, Huang. "Learning to weight samples for
-    dynamic early-exiting networks." ECCV 2022.
-
     Examples
     --------
     >>> from sklearn.datasets import load_digits
@@ -136,7 +130,7 @@ class ExitHeads(LogitsTransformer):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "hidden_layer_sizes": ["array-like"],
         "cascade": ["boolean"],
-        "training": [StrOptions({"separate", "boosted", "weighted"})],
+        "training": [StrOptions({"separate", "boosted"})],
         "dropout": [Interval(Real, 0, 1, closed="left")],
         "temperature_scaling": ["boolean"],
         "solver": [StrOptions({"auto", "lbfgs", "adam"})],

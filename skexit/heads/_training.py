@@ -17,7 +17,6 @@ from skexit.data._validation import read_features
 from skexit.heads._boosting import PREDICTION_REWEIGHTING
 from skexit.heads._cascade import train_cascade
 from skexit.heads._linear import solve_linear
-from skexit.heads._weighting import WeightedTrainer
 from skexit.utils._optional import check_torch
 
 #: Up to this many bytes of features and logits, a linear head is solved for in memory, which takes a few times as many.
@@ -57,12 +56,6 @@ class HeadTraining:
                 f"hidden_layer_sizes={self.hidden_layer_sizes} trains all together; use cascade=False, or "
                 "hidden_layer_sizes=()."
             )
-        if self.training == "weighted" and self.cascade:
-            raise ValueError("training='weighted' trains heads that see their own exit only; use cascade=False.")
-        if self.training == "weighted" and self.solver == "lbfgs":
-            raise ValueError(
-                "training='weighted' trains by mini-batches, but solver='lbfgs' does not; use solver='adam'."
-            )
 
     def penalty(self, n_rows: int) -> float:
         """Strength of the penalty for so many rows."""
@@ -91,8 +84,6 @@ class HeadTrainer:
     def train(self) -> list[DenseNetwork | None]:
         """The heads, and None where an exit keeps its own logits."""
         self.settings.check()
-        if self.settings.training == "weighted":
-            return self._train_weighted()
         n_exits = self.X.layout.n_exits
         networks: list[DenseNetwork | None] = [None] * n_exits
         offset: ReadRows | None = None
@@ -178,21 +169,6 @@ class HeadTrainer:
             offset=offset,
             description=self._describe(f"heads of exits {exits}"),
         )
-
-    def _train_weighted(self) -> list[DenseNetwork | None]:
-        trainer = WeightedTrainer(
-            self.X,
-            self.labels,
-            self.weight,
-            self.settings.hidden_layer_sizes,
-            self.n_classes,
-            self.settings.dropout,
-            self.settings.by_mini_batches(len(self.X)),
-            self.random_state,
-        )
-        if trainer.trained:
-            trainer.fit(self._describe("heads"))
-        return trainer.networks()
 
     def _describe(self, what: str) -> str | None:
         return what if self.settings.verbose else None

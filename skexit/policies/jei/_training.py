@@ -13,8 +13,7 @@ from tqdm.auto import tqdm
 from skexit._nn._dense import DenseNetwork, weighted_scaling
 from skexit._nn._mini_batches import adam_groups, keep_in_memory, one_cycle, one_thread
 from skexit.data import ExitArray
-from skexit.data._validation import read_features
-from skexit.heads._weighting import scaled_inputs
+from skexit.data._validation import read_features, read_logits
 from skexit.policies.jei._gates import (
     N_STATISTICS,
     balanced_weight,
@@ -348,3 +347,19 @@ def gate_loss(gate_logits: torch.Tensor, targets: torch.Tensor, weight: torch.Te
 
     losses = functional.binary_cross_entropy_with_logits(gate_logits, targets, reduction="none")
     return (losses * weight).mean(0).sum()
+
+
+def scaled_inputs(
+    X: ExitArray, rows: NDArray[np.int64], scaling: dict[int, tuple[NDArray[Any], NDArray[Any]]], temperatures: Any
+) -> torch.Tensor:
+    """Features of exits, standardised by `scaling`, and of the others logits over temperatures, side by side."""
+    import torch
+
+    blocks = []
+    for k in range(X.layout.n_exits):
+        if k in scaling:
+            mean, scale = scaling[k]
+            blocks.append((read_features(X, k, rows) - mean) / scale)
+        else:
+            blocks.append(cast(Any, read_logits(X, k, rows)) / temperatures[k])
+    return torch.as_tensor(np.concatenate(blocks, axis=1), dtype=torch.float32)

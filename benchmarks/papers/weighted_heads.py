@@ -1,22 +1,28 @@
-"""Heads whose samples are weighted by a network that learns which exits they will leave at."""
+"""Heads whose samples are weighted by a network that learns which exits they leave at (L2W-DEN).
+
+Han, Pu, Lai, Wang, Song, Cao, Huang, Deng, Huang. "Learning to weight samples for dynamic early-exiting networks."
+ECCV 2022. A baseline of the JEI-DNN paper.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from sklearn.utils import check_random_state
+from torch.nn import functional
 from tqdm.auto import tqdm
 
 from skexit._nn._dense import DenseNetwork, build, drop_units, to_dense, torch_generator
 from skexit._nn._mini_batches import Training, adam, keep_in_memory, one_thread, scaling
 from skexit.data import ExitArray
-from skexit.data._validation import read_features, read_logits
-
-if TYPE_CHECKING:
-    import torch
+from skexit.data._validation import read_features
+from skexit.heads import ExitHeads
+from skexit.policies.jei._training import scaled_inputs
 
 #: Weights are between 1 less this and 1 plus this (δ; the paper's for CIFAR).
 _LARGEST_DEVIATION = 0.8
@@ -24,6 +30,26 @@ _LARGEST_DEVIATION = 0.8
 _SHARE_RATIO = 0.75
 #: Hidden units, learning rate and penalty of the network that weighs (the published script's).
 _HIDDEN, _LEARNING_RATE, _L2 = 500, 1e-4, 1e-4
+
+
+class WeightedHeads(ExitHeads):
+    """Heads without a cascade that are trained together, each for the samples that will leave at its exit."""
+
+    def _train(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> list[DenseNetwork | None]:
+        settings, random_state = self._head_training(), check_random_state(self.random_state)
+        trainer = WeightedTrainer(
+            X,
+            labels,
+            weight,
+            settings.hidden_layer_sizes,
+            len(self.classes_),
+            settings.dropout,
+            settings.by_mini_batches(len(X)),
+            random_state,
+        )
+        if trainer.trained:
+            trainer.fit("heads" if self.verbose else None)
+        return trainer.networks()
 
 
 class WeightedTrainer:
@@ -40,8 +66,6 @@ class WeightedTrainer:
         training: Training,
         random_state: np.random.RandomState,
     ) -> None:
-        import torch
-
         self.X, self.dropout, self.random_state = X, dropout, random_state
         self.training = training.with_enough_steps(len(X))
         self.labels = torch.as_tensor(labels)
@@ -108,8 +132,6 @@ class WeightedTrainer:
         It is the sum over exits of the mean cross-entropy of the samples that leave there. Its gradient
         for the network that weighs goes through the step.
         """
-        import torch
-
         parameters = self.parameters()
         losses = self._losses(self._logits(train_rows, parameters, self.dropout), train_rows)
         weighted = self.weights(losses.detach(), train_rows) * losses * self.sample_weight[train_rows, None]
@@ -131,16 +153,12 @@ class WeightedTrainer:
         The paper's bounds hold because what is subtracted from a sigmoid is between 0 and 1. In the
         published code it is subtracted from a hyperbolic tangent, and weights may become negative.
         """
-        import torch
-
         deviations = torch.sigmoid(self.weighting(losses))
         share = self.sample_weight[rows, None] / self.sample_weight[rows].sum()
         return 1 + _LARGEST_DEVIATION * (deviations - (share * deviations).sum(0).mean())
 
     def _losses(self, logits: torch.Tensor, rows: NDArray[np.int64]) -> torch.Tensor:
         """Cross-entropy at each exit, of shape (n_rows, n_exits)."""
-        from torch.nn import functional
-
         labels = self.labels[rows, None].expand(logits.shape[:2])
         return functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
 
@@ -148,8 +166,6 @@ class WeightedTrainer:
         self, rows: NDArray[np.int64], parameters: Sequence[torch.Tensor], dropout: float = 0.0
     ) -> torch.Tensor:
         """Logits of all exits, of shape (n_rows, n_exits, n_classes), for these parameters of the heads."""
-        import torch
-
         logits, remaining = [], iter(parameters)
         for k, block in enumerate(self.inputs(rows).split(self.widths, dim=1)):
             if k in self.heads:
@@ -159,8 +175,6 @@ class WeightedTrainer:
         return torch.stack(logits, dim=1)
 
     def _head_logits(self, parameters: list[torch.Tensor], inputs: torch.Tensor, dropout: float) -> torch.Tensor:
-        from torch.nn import functional
-
         *hidden, last = zip(parameters[::2], parameters[1::2], strict=True)
         for weight, bias in hidden:
             inputs = drop_units(functional.relu(functional.linear(inputs, weight, bias)), dropout, self.generator)
@@ -168,22 +182,6 @@ class WeightedTrainer:
 
     def _find_scaling(self, k: int) -> tuple[NDArray[Any], NDArray[Any]]:
         return scaling(lambda rows: read_features(self.X, k, rows), np.arange(len(self.X)), self.training.batch_size)
-
-
-def scaled_inputs(
-    X: ExitArray, rows: NDArray[np.int64], scaling: dict[int, tuple[NDArray[Any], NDArray[Any]]], temperatures: Any
-) -> torch.Tensor:
-    """Features of exits, standardised by `scaling`, and of the others logits over temperatures, side by side."""
-    import torch
-
-    blocks = []
-    for k in range(X.layout.n_exits):
-        if k in scaling:
-            mean, scale = scaling[k]
-            blocks.append((read_features(X, k, rows) - mean) / scale)
-        else:
-            blocks.append(cast(Any, read_logits(X, k, rows)) / temperatures[k])
-    return torch.as_tensor(np.concatenate(blocks, axis=1), dtype=torch.float32)
 
 
 def confident_exits(

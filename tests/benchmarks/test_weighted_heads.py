@@ -3,17 +3,27 @@
 import numpy as np
 import pytest
 from scipy.special import log_softmax
-from test_heads import make_features
 
+import benchmarks.papers.weighted_heads
 import skexit._nn._mini_batches
-import skexit.heads._weighting
+from benchmarks.papers.weighted_heads import WeightedHeads, WeightedTrainer, confident_exits
 from skexit import ExitHeads, stack_exits
 from skexit._nn._mini_batches import Training
-from skexit.heads._weighting import WeightedTrainer, confident_exits
 
 torch = pytest.importorskip("torch")
 
+WIDTHS = (4, 5, 6)
 HIDDEN = pytest.mark.parametrize("sizes", [(), (3,), (4, 3)], ids=str)
+
+
+def make_features(n_samples=240, n_classes=3, seed=0, own_logits=True):
+    """Three exits with features on scales of their own; the last has logits."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(n_classes, size=n_samples)
+    centres = [np.random.default_rng(k).normal(size=(n_classes, width)) for k, width in enumerate(WIDTHS)]
+    features = [10.0**k * (rng.normal(size=(n_samples, len(c[0]))) + c[y]) + k for k, c in enumerate(centres)]
+    logits = [None, None, rng.normal(size=(n_samples, n_classes)) + 3 * np.eye(n_classes)[y]] if own_logits else None
+    return stack_exits(logits, features), y
 
 
 def make_trainer(sizes=(), n_samples=12, weight=None, own=(2,), seed=0):
@@ -187,16 +197,16 @@ class TestHeads:
         """Weights are between 0.2 and 1.8, so that no head learns something else altogether."""
         (X, y), (new, new_y) = make_features(900), make_features(900, seed=1)
         losses = {}
-        for training in ("separate", "weighted"):
-            added = ExitHeads(sizes, training=training, random_state=0).fit(X, y).transform(new)
+        for training, kind in {"separate": ExitHeads, "weighted": WeightedHeads}.items():
+            added = kind(sizes, random_state=0).fit(X, y).transform(new)
             losses[training] = [-log_softmax(added.logits(k), axis=1)[np.arange(900), new_y].mean() for k in (0, 1)]
         np.testing.assert_allclose(losses["weighted"], losses["separate"], atol=0.1)
         assert losses["weighted"] != losses["separate"]
 
     def test_weights_that_are_all_one_leave_separate_heads(self, monkeypatch):
         X, y = make_features(900)
-        monkeypatch.setattr(skexit.heads._weighting, "_LARGEST_DEVIATION", 0.0)
-        found = ExitHeads(training="weighted", random_state=0).fit(X, y).transform(X)
+        monkeypatch.setattr(benchmarks.papers.weighted_heads, "_LARGEST_DEVIATION", 0.0)
+        found = WeightedHeads(random_state=0).fit(X, y).transform(X)
         expected = ExitHeads().fit(X, y).transform(X)
         for k in (0, 1):
             loss, least = (-log_softmax(Z.logits(k), axis=1)[np.arange(900), y].mean() for Z in (found, expected))
@@ -207,7 +217,7 @@ class TestHeads:
         """The mean probability of a class is its share of the weight."""
         X, y = make_features(600, n_classes=2)
         weight = np.where(y == 0, 8.0, 1.0)
-        added = ExitHeads(sizes, training="weighted", random_state=0, l2=0).fit(X, y, weight).transform(X)
+        added = WeightedHeads(sizes, random_state=0, l2=0).fit(X, y, weight).transform(X)
         for k in (0, 1):
             probability = np.exp(log_softmax(added.logits(k), axis=1))[:, 0]
             assert np.average(probability, weights=weight) == pytest.approx(
@@ -217,7 +227,7 @@ class TestHeads:
     def test_rows_of_zero_weight_train_nothing(self):
         X, y = make_features()
         used = np.random.default_rng(0).uniform(size=len(y)) < 0.7
-        heads = ExitHeads(training="weighted", random_state=0, max_epochs=2, cv=2)
+        heads = WeightedHeads(random_state=0, max_epochs=2, cv=2)
         found = heads.fit_transform(X, y, sample_weight=used.astype(float))
         expected = heads.fit_transform(X[used], y[used])
         np.testing.assert_allclose(np.asarray(found)[used], np.asarray(expected))
@@ -231,19 +241,19 @@ class TestHeads:
                 torch.manual_seed(seed)
                 torch.set_num_threads(threads)
                 state = torch.get_rng_state()
-                heads = ExitHeads(sizes, training="weighted", dropout=0.3, max_epochs=2, random_state=0)
+                heads = WeightedHeads(sizes, dropout=0.3, max_epochs=2, random_state=0)
                 outputs.append(np.asarray(heads.fit(X, y).transform(X)))
                 assert torch.equal(state, torch.get_rng_state())
                 assert torch.get_num_threads() == threads
         finally:
             torch.set_num_threads(n_threads)
         np.testing.assert_array_equal(*outputs)
-        other = ExitHeads(sizes, training="weighted", dropout=0.3, max_epochs=2, random_state=1).fit(X, y)
+        other = WeightedHeads(sizes, dropout=0.3, max_epochs=2, random_state=1).fit(X, y)
         assert not np.array_equal(np.asarray(other.transform(X)), outputs[0])
 
     def test_features_larger_than_memory(self, monkeypatch):
         X, y = make_features()
-        heads = ExitHeads(training="weighted", max_epochs=2, random_state=0)
+        heads = WeightedHeads(max_epochs=2, random_state=0)
         expected = np.asarray(heads.fit(X, y).transform(X))
         monkeypatch.setattr(skexit._nn._mini_batches, "_IN_MEMORY_BYTES", 0)
         np.testing.assert_allclose(np.asarray(heads.fit(X, y).transform(X)), expected, rtol=1e-9)
@@ -251,35 +261,17 @@ class TestHeads:
     @pytest.mark.parametrize("n_samples", [2, 3, 7])
     def test_a_handful_of_rows(self, n_samples):
         X, _ = make_features(n_samples, own_logits=False)
-        added = ExitHeads(training="weighted", max_epochs=2, cv=2, random_state=0).fit_transform(
-            X, np.arange(n_samples) % 2
-        )
+        added = WeightedHeads(max_epochs=2, cv=2, random_state=0).fit_transform(X, np.arange(n_samples) % 2)
         assert np.isfinite(np.asarray(added)).all()
 
     def test_extreme_logits_of_an_exit(self):
         X, y = make_features()
         signs = 1e4 * np.eye(3)[(y + np.arange(len(y)) % 2) % 3]
         X = stack_exits([None, None, signs], [X.features(k) for k in range(3)])
-        added = ExitHeads(training="weighted", max_epochs=2, random_state=0).fit(X, y).transform(X)
+        added = WeightedHeads(max_epochs=2, random_state=0).fit(X, y).transform(X)
         assert np.isfinite(np.asarray(added)).all()
 
     def test_logits_of_every_exit_leave_nothing_to_train(self):
         X = stack_exits(np.random.default_rng(0).normal(size=(20, 2, 3)))
-        added = ExitHeads(training="weighted").fit(X, np.arange(20) % 3).transform(X)
+        added = WeightedHeads().fit(X, np.arange(20) % 3).transform(X)
         np.testing.assert_array_equal(np.asarray(added), np.asarray(X))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"cascade": True}, r"^training='weighted' trains heads that see their own exit only; use cascade=False\.$"),
-        (
-            {"solver": "lbfgs"},
-            r"^training='weighted' trains by mini-batches, but solver='lbfgs' does not; use solver='adam'\.$",
-        ),
-    ],
-    ids=str,
-)
-def test_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        ExitHeads(training="weighted", **options).fit(*make_features())
