@@ -18,14 +18,7 @@ from sklearn.pipeline import Pipeline
 from skexit.policies._access import policy_and_data
 from skexit.utils._checks import check_budget_is_fraction
 
-__all__ = [
-    "BudgetCurve",
-    "accuracy_and_cost",
-    "best_within",
-    "budget_curve",
-    "neg_mean_cost_scorer",
-    "utility_scorer",
-]
+__all__ = ["BudgetCurve", "accuracy_and_cost", "best_within", "budget_curve", "neg_mean_cost_scorer", "utility_scorer"]
 
 #: Mean costs are compared up to this rounding error.
 _TOLERANCE = 1e-9
@@ -172,18 +165,16 @@ def best_within(budget: float, *, one_standard_error: bool = False) -> Callable[
     budget : float
         Highest mean cost of a sample, a fraction in (0, 1] of the last exit's cost.
     one_standard_error : bool, default=False
-        Take the cheapest setting whose accuracy is at most one standard error below that of the
-        most accurate one: its standard deviation over the folds, with n - 1 degrees of freedom,
-        over the square root of their number n.
+        Take the cheapest setting whose accuracy is at most one standard error below that of the most accurate one: its
+        standard deviation over the folds, with n - 1 degrees of freedom, over the square root of their number n.
 
     Returns
     -------
     callable
         The `refit` of :class:`~sklearn.model_selection.GridSearchCV` or
         :class:`~sklearn.model_selection.RandomizedSearchCV` with ``scoring=accuracy_and_cost()``.
-        Called with ``cv_results_``, it gives the index of the setting. Of settings that are
-        equally accurate it takes the cheapest, and of these the first; settings that could not be
-        scored (nan) are left out. It can be pickled.
+        Called with ``cv_results_``, it gives the index of the setting. Of settings that are equally accurate it takes
+        the cheapest, and of these the first; settings that could not be scored (nan) are left out. It can be pickled.
 
     Raises
     ------
@@ -265,10 +256,9 @@ def budget_curve(
 ) -> BudgetCurve:
     """Accuracy and mean cost of an estimator over budgets, by cross-validation.
 
-    A policy that has ``with_budget`` is fitted once a fold, at the middle one of the budgets, and
-    then given each of them. For a :class:`~skexit.ThresholdPolicy` this is the same as fitting at each
-    budget; policies that learn for their budget lose what ``with_budget`` loses. An estimator
-    without ``with_budget`` is fitted once a fold and budget.
+    A policy that has ``with_budget`` is fitted once a fold, at the middle one of the budgets, and then given each of
+    them. For a :class:`~skexit.ThresholdPolicy` this is the same as fitting at each budget; policies that learn for
+    their budget lose what ``with_budget`` loses. An estimator without ``with_budget`` is fitted once a fold and budget.
 
     Parameters
     ----------
@@ -282,8 +272,7 @@ def budget_curve(
     budgets : array-like of shape (n_budgets,)
         Mean costs, fractions in (0, 1] of the last exit's cost.
     cv : int, cross-validation splitter or iterable of (train, test), default=5
-        As of :func:`~sklearn.model_selection.cross_validate`; an int stratifies. All budgets have
-        the same folds.
+        As of :func:`~sklearn.model_selection.cross_validate`; an int stratifies. All budgets have the same folds.
     n_jobs : int, default=None
         Number of folds that are fitted at once.
 

@@ -1,8 +1,7 @@
 """Names under which fitted estimators are saved.
 
-joblib, skops and JSON files hold names of types. Public types are saved as ``skexit.NAME``, the
-others as ``skexit.persistence.NAME``, wherever their modules are, so that a module can move and
-files still load.
+joblib, skops and JSON files hold names of types. Public types are saved as ``skexit.NAME``, the others as
+``skexit.persistence.NAME``, wherever their modules are, so that a module can move and files still load.
 """
 
 from __future__ import annotations

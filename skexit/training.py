@@ -49,8 +49,7 @@ def joint_cross_entropy(
     Raises
     ------
     ValueError
-        If there are no logits, or the weights are not one per exit, finite, not negative and not all
-        zero.
+        If there are no logits, or the weights are not one per exit, finite, not negative and not all zero.
 
     References
     ----------
@@ -119,8 +118,7 @@ class MultiExitNetwork(nn.Module):
     Raises
     ------
     ValueError
-        If the network has no such module, calls one not exactly once or in another order, or gives no
-        logits.
+        If the network has no such module, calls one not exactly once or in another order, or gives no logits.
 
     See Also
     --------

@@ -22,14 +22,7 @@ from sklearn.model_selection import (
 from sklearn.pipeline import Pipeline
 from sklearn.utils import estimator_html_repr
 
-from skexit import (
-    EMExitAssigner,
-    ExitArray,
-    ExitHeads,
-    FeatureCache,
-    ThresholdPolicy,
-    stack_exits,
-)
+from skexit import EMExitAssigner, ExitArray, ExitHeads, FeatureCache, ThresholdPolicy, stack_exits
 from skexit.cache import CacheWriter
 
 N_EXITS = 3

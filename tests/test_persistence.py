@@ -121,9 +121,7 @@ def test_policies_answer_as_before(index, save, load, data, calibrated):
 
 @pytest.mark.parametrize(("save", "load"), FORMATS)
 @pytest.mark.parametrize(
-    "settings",
-    [{}, {"hidden_layer_sizes": (3,), "cascade": True}, {"training": "boosted"}],
-    ids=repr,
+    "settings", [{}, {"hidden_layer_sizes": (3,), "cascade": True}, {"training": "boosted"}], ids=repr
 )
 def test_heads_answer_as_before(settings, save, load, data):
     X, y = data

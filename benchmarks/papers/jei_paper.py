@@ -51,13 +51,7 @@ from skexit import (
 )
 from skexit.metrics import exit_report
 from skexit.policies import ExitPolicy
-from skexit.uncertainty import (
-    coverage_score,
-    expected_calibration_error,
-    fit_temperature,
-    inefficiency_score,
-    softmax,
-)
+from skexit.uncertainty import coverage_score, expected_calibration_error, fit_temperature, inefficiency_score, softmax
 
 DATA = ("cifar10", "cifar100", "cifar100-lt")
 N_FIT = 5_000

@@ -90,11 +90,7 @@ Exits = tuple[ExitArray, np.ndarray, ExitArray, np.ndarray]
 
 
 def trained_exits(
-    options: argparse.Namespace,
-    device: torch.device,
-    seen: TensorDataset,
-    others: list[TensorDataset],
-    seed: int,
+    options: argparse.Namespace, device: torch.device, seen: TensorDataset, others: list[TensorDataset], seed: int
 ) -> Iterator[tuple[str, Exits]]:
     def new_network() -> nn.Module:
         torch.manual_seed(seed)
@@ -184,10 +180,7 @@ def measure(
 
 
 def report(at_exits: pd.DataFrame, at_budgets: pd.DataFrame, folder: Path | None) -> None:
-    tables = {
-        "exits": summarize(at_exits, ["exit"]),
-        "budgets": summarize(at_budgets, ["policy", "budget"]),
-    }
+    tables = {"exits": summarize(at_exits, ["exit"]), "budgets": summarize(at_budgets, ["policy", "budget"])}
     for table in tables.values():
         print(table.to_string(index=False), flush=True)
     if folder is not None:

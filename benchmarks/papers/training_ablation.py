@@ -24,10 +24,7 @@ from skexit import ExitArray, ExitHeads, JEIGatedEnsemble, ThresholdPolicy
 from skexit.data._walk import correct_exits
 from skexit.policies import ExitPolicy
 
-JEI = {
-    "JEI-DNN": {},
-    "JEI-DNN, joint=False": {"joint": False},
-}
+JEI = {"JEI-DNN": {}, "JEI-DNN, joint=False": {"joint": False}}
 FITTED_BUDGET = 0.7
 
 Rows = list[dict[str, object]]

@@ -26,8 +26,7 @@ X_train, X_test, y_train, y_test = train_test_split(
 )
 
 pipeline = make_pipeline(
-    ExitHeads(random_state=0),
-    OptimalStoppingPolicy(budget=0.6, random_state=0),
+    ExitHeads(random_state=0), OptimalStoppingPolicy(budget=0.6, random_state=0)
 )
 pipeline.fit(X_train, y_train)
 

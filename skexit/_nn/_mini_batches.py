@@ -43,8 +43,7 @@ class Training:
     learning_rate : float
         Highest learning rate of Adam; it rises over a tenth of the steps and falls to zero.
     l2 : float
-        The loss is the mean loss of the rows plus ``l2 / 2`` times the squared norm of the
-        weights.
+        The loss is the mean loss of the rows plus ``l2 / 2`` times the squared norm of the weights.
     max_epochs : int
         Passes over the training rows.
     batch_size : int

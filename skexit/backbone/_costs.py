@@ -63,9 +63,8 @@ def exit_costs(
 ) -> ExitCosts:
     """Measure what it costs a network to answer at each of its exits.
 
-    The network runs in evaluation mode and is left as it was found. The cost of exit k is that of
-    the network up to the end of the exit's module, and of the heads of the exits up to k. Where
-    the network computes a head does not matter.
+    The network runs in evaluation mode and is left as it was found. The cost of exit k is that of the network up to the
+    end of the exit's module, and of the heads of the exits up to k. Where the network computes a head does not matter.
 
     Parameters
     ----------
@@ -77,14 +76,12 @@ def exit_costs(
         One batch of inputs; a tuple is passed by position, a dict by keyword. Costs are divided by
         the number of its rows.
     unit : {"FLOPs", "MACs", "ms"}, default="FLOPs"
-        FLOPs count a multiply-add as two operations, MACs as one. What is counted are the
-        multiply-adds of convolutions, matrix products (linear layers, recurrent cells) and
-        attention. Milliseconds are the median of repeated runs on the device of the network, at
-        the batch size of `example_input`.
+        FLOPs count a multiply-add as two operations, MACs as one. What is counted are the multiply-adds of
+        convolutions, matrix products (linear layers, recurrent cells) and attention. Milliseconds are the median of
+        repeated runs on the device of the network, at the batch size of `example_input`.
     head : "output", None or list of n_exits str or None, default="output"
-        What gives the logits. ``"output"``: the network's own output is the last exit's, whose
-        cost is that of the whole network. None: no exit has logits. A list names the module that
-        is the head of each exit.
+        What gives the logits. ``"output"``: the network's own output is the last exit's, whose cost is that of the
+        whole network. None: no exit has logits. A list names the module that is the head of each exit.
     n_repeats : int, default=20
         Number of timed runs for ``"ms"``.
 

@@ -20,10 +20,9 @@ def exit_points(model: nn.Module, each: str = "stage") -> list[str]:
         and V3, EfficientNet, VisionTransformer. From Hugging Face, with or without a classifier:
         BERT, RoBERTa, DistilBERT, ELECTRA, MPNet, DeBERTa, ViT.
     each : {"stage", "block"}, default="stage"
-        Whether an exit stands after each stage or after each block. A stage ends where the
-        resolution drops; in a transformer it is three layers, counted from the last. The layers
-        inside a dense block are no exits, because later ones need them all: a DenseNet has the
-        same exits either way.
+        Whether an exit stands after each stage or after each block. A stage ends where the resolution drops; in a
+        transformer it is three layers, counted from the last. The layers inside a dense block are no exits, because
+        later ones need them all: a DenseNet has the same exits either way.
 
     Returns
     -------

@@ -45,8 +45,7 @@ class CacheWriter:
     dtype : {"float32", "float16"}, default="float32"
         Type in which logits and features are stored.
     shard_rows : int, default=None
-        A shard is closed after the append that brings it to this many rows. By default as many
-        as make about 64 MiB.
+        A shard is closed after the append that brings it to this many rows. By default as many as make about 64 MiB.
     n_cached : int, default=None
         How many rows the caller found in the folder; None if it did not look.
 
@@ -136,10 +135,7 @@ class CacheWriter:
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
             if error is None:

@@ -14,7 +14,7 @@ from skexit import _version
 from skexit.data._arrays import ExitArray
 from skexit.data._layout import ExitLayout
 from skexit.exceptions import InconsistentVersionWarning
-from skexit.utils._docstring import fill_docstring
+from skexit.utils._docstring import shared_docs
 from skexit.utils._html import WithTable
 from skexit.utils._sklearn import _VisualBlock
 from skexit.utils._warnings import warn
@@ -45,14 +45,13 @@ class ExitEstimator(BaseEstimator):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.__doc__ = fill_docstring(cls.__doc__)
+        shared_docs(cls)
 
     def without_fit_state(self) -> Self:
         """A fitted copy that answers alike, and holds nothing of single rows: what to ship.
 
-        Its size does not depend on the number of rows. ``with_budget`` and ``predict_set`` need rows:
-        choose the budget before, and calibrate the copy if it is to predict sets. Heads and policies
-        inside it lose their rows, too.
+        Its size does not depend on the number of rows. ``with_budget`` and ``predict_set`` need rows: choose the budget
+        before, and calibrate the copy if it is to predict sets. Heads and policies inside it lose their rows, too.
 
         Returns
         -------
@@ -104,7 +103,7 @@ def warn_of_other_costs(estimator: ExitEstimator, X: ExitArray) -> None:
             f"the exits of X cost {X.layout.costs.tolist()} {X.layout.cost_unit}, but {type(estimator).__name__} was "
             f"fitted with {fitted.costs.tolist()}: X is of another network, or of inputs of another size. Budgets and "
             "mean_cost stay fractions of the costs that were fitted. If X is right, give it those costs: "
-            "X.with_layout(X.layout.replace(costs=...)).",
+            "X.with_layout(X.layout.replace(costs=...))."
         )
 
 

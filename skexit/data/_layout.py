@@ -33,8 +33,7 @@ class ExitLayout:
     Parameters
     ----------
     n_logits : sequence of int, one per exit
-        Number of logit columns of each exit: the number of classes, or 0 where an exit has no
-        logits.
+        Number of logit columns of each exit: the number of classes, or 0 where an exit has no logits.
     n_features : sequence of int, one per exit
         Number of feature columns of each exit, 0 where an exit has none.
     costs : array-like of shape (n_exits,), default=None

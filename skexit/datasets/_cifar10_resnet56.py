@@ -33,8 +33,7 @@ def load_cifar10_resnet56(*, return_X_y: bool = False, as_frame: bool = False) -
     return_X_y : bool, default=False
         Whether to return ``(data, target)`` in place of a Bunch.
     as_frame : bool, default=False
-        Whether the data are a DataFrame with columns ``exit0__feature0`` and so on, and the target
-        is a Series.
+        Whether the data are a DataFrame with columns ``exit0__feature0`` and so on, and the target is a Series.
 
     Returns
     -------

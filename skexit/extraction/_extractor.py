@@ -51,25 +51,21 @@ class ExitExtractor:
     Parameters
     ----------
     model : torch.nn.Module
-        A trained network, on the device on which it is to run. It is used in evaluation mode and
-        left as it was found.
+        A trained network, on the device on which it is to run. It is used in evaluation mode and left as it was found.
     exits : sequence of str, default=None
         Names of the modules after which the network can stop, in forward order. By default
         :func:`~skexit.backbone.exit_points` of the model.
     pool : str, sequence of str or callable, default="auto"
-        What is kept of a module's output. Of feature maps ``"avg"``, ``"max"``, ``"grid2"``
-        (averages on a 2 x 2 grid) or ``"grid4"``; of token sequences, whose shape is (n_samples,
-        n_tokens, n_channels), ``"first"``, ``"mean"`` or ``"max"`` over the tokens that the
-        attention mask counts. Several are joined in the order given. ``"auto"`` is ``("avg",
-        "max", "grid2")`` for maps and ``("first", "mean")`` for tokens. A callable gets the tensor
-        and gives one of shape (n_samples, n_features). Two-dimensional outputs are kept as they
-        are.
+        What is kept of a module's output. Of feature maps ``"avg"``, ``"max"``, ``"grid2"`` (averages on a 2 x 2 grid)
+        or ``"grid4"``; of token sequences, whose shape is (n_samples, n_tokens, n_channels), ``"first"``, ``"mean"`` or
+        ``"max"`` over the tokens that the attention mask counts. Several are joined in the order given. ``"auto"`` is
+        ``("avg", "max", "grid2")`` for maps and ``("first", "mean")`` for tokens. A callable gets the tensor and gives
+        one of shape (n_samples, n_features). Two-dimensional outputs are kept as they are.
     head : "output", None or list of n_exits str or None, default="output"
-        What gives the logits. ``"output"``: the network's own output, a tensor or something with
-        ``logits``, is the last exit's; a list of n_exits tensors has the logits of every exit.
-        None: no exit has logits. A list names the module that is the head of each exit, None for
-        an exit without one; ``"output"`` is allowed in it, and is the exit's own where the output is a
-        list of n_exits tensors.
+        What gives the logits. ``"output"``: the network's own output, a tensor or something with ``logits``, is the
+        last exit's; a list of n_exits tensors has the logits of every exit. None: no exit has logits. A list names the
+        module that is the head of each exit, None for an exit without one; ``"output"`` is allowed in it, and is the
+        exit's own where the output is a list of n_exits tensors.
     dtype : {"float32", "float16"}, default="float32"
         Type in which logits and features are stored.
     cost_unit : {"FLOPs", "MACs", "ms"}, default="FLOPs"
@@ -142,16 +138,14 @@ class ExitExtractor:
     ) -> FeatureCache:
         """Run the network over a loader and write a cache.
 
-        When the folder holds a cache that did not come to its end, extraction goes on where it
-        stopped.
+        When the folder holds a cache that did not come to its end, extraction goes on where it stopped.
 
         Parameters
         ----------
         loader : iterable
-            Gives batches in the same order each time: x, (x, y) or a dict whose ``"labels"`` or
-            ``"label"`` is y. x is a tensor, or a dict of tensors that are passed by keyword; the
-            ``"attention_mask"`` in it also masks tokens when they are pooled. y has one number or
-            string a row.
+            Gives batches in the same order each time: x, (x, y) or a dict whose ``"labels"`` or ``"label"`` is y. x is
+            a tensor, or a dict of tensors that are passed by keyword; the ``"attention_mask"`` in it also masks tokens
+            when they are pooled. y has one number or string a row.
         path : str or path-like
             Folder of the cache: new, empty, or of an earlier extraction.
         classes : array-like of shape (n_classes,), default=None
@@ -175,11 +169,10 @@ class ExitExtractor:
         Raises
         ------
         ValueError
-            If the loader is empty, shuffles, or gives other labels than the cache has; the folder
-            holds the cache of another model, with other settings or of other data; or the network
-            does not call each exit exactly once, or gives infinities or NaN. With several workers also if
-            the loader's rows cannot be read by index, costs are times, or one process has begun to extract into the
-            folder.
+            If the loader is empty, shuffles, or gives other labels than the cache has; the folder holds the cache of
+            another model, with other settings or of other data; or the network does not call each exit exactly once, or
+            gives infinities or NaN. With several workers also if the loader's rows cannot be read by index, costs are
+            times, or one process has begun to extract into the folder.
         RuntimeError
             If another process is extracting into the folder.
         """

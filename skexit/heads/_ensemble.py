@@ -105,12 +105,7 @@ class ExitEnsemble(LogitsTransformer):
 
         Parameters
         ----------
-        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Logits and features of the exits.
-        y : array-like of shape (n_samples,)
-            Class labels.
-        sample_weight : array-like of shape (n_samples,), default=None
-            Weight of each sample; all count alike by default.
+        %(X_y_weight)s
 
         Returns
         -------
@@ -131,10 +126,7 @@ class ExitEnsemble(LogitsTransformer):
 
         Parameters
         ----------
-        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Logits and features of the exits.
-        y : array-like of shape (n_samples,)
-            Class labels.
+        %(X_y)s
         sample_weight : array-like of shape (n_samples,), default=None
             Rows of zero weight train nothing, and get the logits of ``transform``.
 
@@ -154,24 +146,6 @@ class ExitEnsemble(LogitsTransformer):
         return self._output(MergedLogits(new, sources, is_used.astype(np.intp), position), X)
 
     def exit_logits(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
-        """Logits of the mixture of the exits up to `k`, for the samples that are still running.
-
-        Parameters
-        ----------
-        k : int
-            The exit.
-        logits : array of shape (n_samples, n_classes) or None
-            The exit's own logits.
-        features : array of shape (n_samples, n_features)
-            Features of the exit, of any array-API namespace.
-        memory : dict of str to array
-            What earlier calls noted of these samples; changed in place.
-
-        Returns
-        -------
-        array of shape (n_samples, n_classes)
-            Of the namespace and on the device of `logits`.
-        """
         if self.heads_ is not None:
             logits = self.heads_.exit_logits(k, logits, features, memory)
         return self._mix(k, logits, memory)

@@ -54,12 +54,10 @@ class ExitHeads(LogitsTransformer):
     Parameters
     ----------
     hidden_layer_sizes : tuple of int, default=()
-        Width of each hidden layer of a head; ``()`` makes the heads linear, and ``(256,)`` gives them
-        one hidden layer.
+        Width of each hidden layer of a head; ``()`` makes the heads linear, and ``(256,)`` gives them one hidden layer.
     cascade : bool, default=False
-        Let the head at exit k see what the heads before it saw. With hidden layers, that is the
-        last hidden layer of the head before, and all heads are trained together; linear heads see
-        the features of all exits up to k.
+        Let the head at exit k see what the heads before it saw. With hidden layers, that is the last hidden layer of
+        the head before, and all heads are trained together; linear heads see the features of all exits up to k.
     training : {"separate", "boosted"}, default="separate"
         What the heads are trained for. ``"separate"``: each to be right on all samples.
         ``"boosted"``: each to add to half of what the heads before it say in sum, so that it learns
@@ -70,20 +68,17 @@ class ExitHeads(LogitsTransformer):
         Divide the logits of each head by the temperature that fits its cross-fitted logits best.
         ``fit`` then trains the heads `cv` times more, as ``fit_transform`` does anyhow.
     solver : {"auto", "lbfgs", "adam"}, default="auto"
-        ``"lbfgs"`` fits linear heads by scikit-learn's logistic regression, in memory. ``"adam"``
-        trains by mini-batches that are read when they are needed, so that the features may be
-        larger than memory. ``"auto"`` takes ``"lbfgs"`` for linear heads whose features and
-        logits take at most 256 MiB.
+        ``"lbfgs"`` fits linear heads by scikit-learn's logistic regression, in memory. ``"adam"`` trains by
+        mini-batches that are read when they are needed, so that the features may be larger than memory. ``"auto"``
+        takes ``"lbfgs"`` for linear heads whose features and logits take at most 256 MiB.
     l2 : float or "auto", default="auto"
-        Strength of the squared penalty on the weights, for standardised features: the loss is the
-        mean cross-entropy plus ``l2 / 2`` times their squared norm. ``"auto"`` is 3e-3 up to 5,000
-        rows, and beyond falls as 15 / n_samples: what is known of the weights beforehand does not
-        grow with the rows.
+        Strength of the squared penalty on the weights, for standardised features: the loss is the mean cross-entropy
+        plus ``l2 / 2`` times their squared norm. ``"auto"`` is 3e-3 up to 5,000 rows, and beyond falls as 15 /
+        n_samples: what is known of the weights beforehand does not grow with the rows.
     learning_rate : float, default=0.01
         Highest learning rate of ``"adam"``.
     max_epochs : int or "auto", default="auto"
-        Passes of ``"adam"`` over the rows. ``"auto"`` is 30 up to 50,000 rows, and beyond falls to 10 at
-        150,000 rows.
+        Passes of ``"adam"`` over the rows. ``"auto"`` is 30 up to 50,000 rows, and beyond falls to 10 at 150,000 rows.
     batch_size : int, default=128
         Rows in a step of ``"adam"``; fewer where there would be less than 20 steps in an epoch.
     cv : int, cross-validation generator or iterable, default=5
@@ -185,12 +180,7 @@ class ExitHeads(LogitsTransformer):
 
         Parameters
         ----------
-        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Logits and features of the exits.
-        y : array-like of shape (n_samples,)
-            Class labels.
-        sample_weight : array-like of shape (n_samples,), default=None
-            Weight of each sample; all count alike by default.
+        %(X_y_weight)s
 
         Returns
         -------
@@ -241,10 +231,7 @@ class ExitHeads(LogitsTransformer):
 
         Parameters
         ----------
-        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Logits and features of the exits.
-        y : array-like of shape (n_samples,)
-            Class labels.
+        %(X_y)s
         classes : array-like of shape (n_classes,), default=None
             All classes that will come, in the first call. By default those of the layout of X, else
             those of the first y.
@@ -276,10 +263,7 @@ class ExitHeads(LogitsTransformer):
 
         Parameters
         ----------
-        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Logits and features of the exits.
-        y : array-like of shape (n_samples,)
-            Class labels.
+        %(X_y)s
         sample_weight : array-like of shape (n_samples,), default=None
             Rows of zero weight train nothing, and get the logits of ``transform``.
 
@@ -311,24 +295,6 @@ class ExitHeads(LogitsTransformer):
         return self._output(LogitsSource(new, logits), X)
 
     def exit_logits(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
-        """Logits of exit `k` for the samples that are still running.
-
-        Parameters
-        ----------
-        k : int
-            The exit.
-        logits : array of shape (n_samples, n_classes) or None
-            The exit's own logits, which are kept.
-        features : array of shape (n_samples, n_features)
-            Features of the exit, of any array-API namespace.
-        memory : dict of str to array
-            What earlier calls noted of these samples; changed in place.
-
-        Returns
-        -------
-        array of shape (n_samples, n_classes)
-            Of the namespace and on the device of `features`.
-        """
         network = self.networks_[k]
         if self.cascade and not len(self.hidden_layer_sizes):
             features = memory["seen"] = side_by_side(memory.get("seen"), features)

@@ -96,8 +96,7 @@ class LogitsTransformer(TransformerMixin, ExitEstimator):
 
         Parameters
         ----------
-        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Logits and features of the exits.
+        %(X)s
 
         Returns
         -------

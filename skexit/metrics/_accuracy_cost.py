@@ -167,8 +167,7 @@ class AccuracyCostCurve:
         Returns
         -------
         float
-            Area under the hull, divided by the length of the range; where that is zero, the
-            accuracy at `max_cost`.
+            Area under the hull, divided by the length of the range; where that is zero, the accuracy at `max_cost`.
 
         Raises
         ------
@@ -297,8 +296,7 @@ def area_under_accuracy_cost(
 ) -> float:
     """Mean accuracy of a method over budgets, from its cheapest setting's cost to `max_cost`.
 
-    Methods are compared fairly where their cheapest settings cost the same, as with all samples at
-    the first exit.
+    Methods are compared fairly where their cheapest settings cost the same, as with all samples at the first exit.
 
     Parameters
     ----------

@@ -53,9 +53,8 @@ def bootstrap_interval(
     Raises
     ------
     ValueError
-        If the arrays have different lengths or none is given, a parameter is not as above, or the
-        metric gives another shape on a resample than on all samples. What the metric raises on a
-        resample is raised.
+        If the arrays have different lengths or none is given, a parameter is not as above, or the metric gives another
+        shape on a resample than on all samples. What the metric raises on a resample is raised.
 
     Examples
     --------

@@ -19,13 +19,7 @@ _HEADINGS = ("share", "cost", "accuracy leaving", "accuracy all", "samples")
 
 @shared_docs
 def exit_report(
-    y_true: ArrayLike,
-    y_pred: ArrayLike,
-    exits: ArrayLike,
-    costs: ArrayLike,
-    *,
-    output: str = "text",
-    digits: int = 3,
+    y_true: ArrayLike, y_pred: ArrayLike, exits: ArrayLike, costs: ArrayLike, *, output: str = "text", digits: int = 3
 ) -> Any:
     """Who leaves at each exit, at what cost, and how often the exit is right.
 

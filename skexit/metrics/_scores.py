@@ -11,17 +11,15 @@ from sklearn.utils import check_array
 def exit_auroc(correct: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
     """Area under the ROC curve of each exit's scores, as a test of whether its answer is right.
 
-    It is the probability that a sample that the exit gets right scores higher than one that it
-    gets wrong; ties count one half. All samples count at every exit, also those that a policy
-    would have stopped before.
+    It is the probability that a sample that the exit gets right scores higher than one that it gets wrong; ties count
+    one half. All samples count at every exit, also those that a policy would have stopped before.
 
     Parameters
     ----------
     correct : array-like of shape (n_samples, n_exits) of bool
         Which exits are right for which samples: ``policy.predict_at_exits(X) == y[:, None]``.
     scores : array-like of shape (n_samples, n_exits)
-        As of ``policy.exit_scores(X)``: higher where the answer should be right. Infinite values
-        are allowed.
+        As of ``policy.exit_scores(X)``: higher where the answer should be right. Infinite values are allowed.
 
     Returns
     -------
@@ -61,14 +59,12 @@ def area_under_risk_coverage(correct: ArrayLike, scores: ArrayLike) -> NDArray[n
     correct : array-like of shape (n_samples, n_exits) of bool
         Which exits are right for which samples: ``policy.predict_at_exits(X) == y[:, None]``.
     scores : array-like of shape (n_samples, n_exits)
-        As of ``policy.exit_scores(X)``: higher where the answer should be right. Infinite values
-        are allowed.
+        As of ``policy.exit_scores(X)``: higher where the answer should be right. Infinite values are allowed.
 
     Returns
     -------
     ndarray of shape (n_exits,)
-        Lower is better; the error rate of the exit where the scores say nothing, 0 where it is
-        always right.
+        Lower is better; the error rate of the exit where the scores say nothing, 0 where it is always right.
 
     Raises
     ------

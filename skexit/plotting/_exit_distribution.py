@@ -73,8 +73,7 @@ class ExitDistributionDisplay:
         ----------
         estimators : dict of str to ExitPolicy or Pipeline
             Fitted policies, of as many exits each; a Pipeline ends in a policy.
-        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Logits and features of the exits.
+        %(X)s
         %(plotted)s
         """
         exits, n_exits = {}, 0

@@ -155,10 +155,7 @@ class ExitScoreDisplay:
         for k, ax in enumerate(self.axes_):
             opacity = np.where(self.exits < k, _GONE, _RUNNING)
             points = []
-            for chosen, color, marker in (
-                (self.correct[:, k], COLORS[0], "o"),
-                (~self.correct[:, k], COLORS[1], "x"),
-            ):
+            for chosen, color, marker in ((self.correct[:, k], COLORS[0], "o"), (~self.correct[:, k], COLORS[1], "x")):
                 shades = np.column_stack([np.tile(to_rgb(color), (chosen.sum(), 1)), opacity[chosen]])
                 points.append(
                     ax.scatter(places[chosen], self.scores[chosen, k], s=10, c=shades, marker=marker, linewidths=0.7)

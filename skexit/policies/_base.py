@@ -30,11 +30,10 @@ from skexit.utils._sklearn import HasMethods, Interval, _fit_context
 class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
     """A classifier that decides at each exit whether a sample stops there.
 
-    A subclass writes two methods: `score_exit` scores one exit for the samples that are still
-    running, and `fit_policy` learns and sets ``thresholds_`` and ``exit_distribution_``. It may also say
-    by `uses_features` and `earlier_exits` what its scores depend on. A sample stops at the first exit
-    whose score is at least the exit's threshold. :func:`skexit.testing.check_policy` checks that a
-    subclass keeps to this.
+    A subclass writes two methods: `score_exit` scores one exit for the samples that are still running, and `fit_policy`
+    learns and sets ``thresholds_`` and ``exit_distribution_``. It may also say by `uses_features` and `earlier_exits`
+    what its scores depend on. A sample stops at the first exit whose score is at least the exit's threshold.
+    :func:`skexit.testing.check_policy` checks that a subclass keeps to this.
 
     Its ``__init__`` has the parameters `layout` and `heads`.
     """
@@ -128,8 +127,7 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         Parameters
         ----------
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Logits and features of the exits. Where an exit has no logits, :class:`~skexit.ExitHeads` is
-            fitted first.
+            Logits and features of the exits. Where an exit has no logits, :class:`~skexit.ExitHeads` is fitted first.
         y : array-like of shape (n_samples,)
             Class labels.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -167,8 +165,7 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
 
         Parameters
         ----------
-        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Logits and features of the exits.
+        %(X)s
 
         Returns
         -------
@@ -187,8 +184,7 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
 
         Parameters
         ----------
-        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Logits and features of the exits.
+        %(X)s
 
         Returns
         -------
@@ -206,8 +202,7 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
 
         Parameters
         ----------
-        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Logits and features of the exits.
+        %(X)s
 
         Returns
         -------
@@ -225,8 +220,7 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
 
         Parameters
         ----------
-        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Logits and features of the exits.
+        %(X)s
 
         Returns
         -------
@@ -240,8 +234,7 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
 
         Parameters
         ----------
-        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Logits and features of the exits.
+        %(X)s
 
         Returns
         -------
@@ -259,8 +252,7 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
 
         Parameters
         ----------
-        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Logits and features of the exits.
+        %(X)s
         sample_weight : array-like of shape (n_samples,), default=None
             Weight of each sample; all count alike by default.
 

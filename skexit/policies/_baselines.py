@@ -19,7 +19,6 @@ from skexit.policies._draws import SampleDraws
 from skexit.policies._quotas import quota_thresholds
 from skexit.utils._array_api import array_namespace
 from skexit.utils._module_names import set_module
-from skexit.utils._sklearn import HasMethods, Interval
 
 
 @set_module("skexit")
@@ -48,11 +47,7 @@ class StaticExit(ExitPolicy):
     0.5
     """
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "exit": [Integral],
-        "heads": [HasMethods(["fit", "transform", "exit_logits"]), None],
-        "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
-    }
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {**ExitPolicy._parameter_constraints, "exit": [Integral]}
 
     def __init__(self, exit: int = -1, *, heads: Any = None, layout: ExitLayout | int | None = None) -> None:
         self.exit = exit
@@ -85,9 +80,8 @@ class RandomExit(BudgetedPolicy):
     Parameters
     ----------
     budget : float, default=None
-        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's
-        cost; exits are then drawn from the geometric distribution that meets it. None draws every
-        exit with the same probability.
+        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's cost; exits are then
+        drawn from the geometric distribution that meets it. None draws every exit with the same probability.
     %(heads)s
     %(layout)s
     random_state : int, RandomState instance or None, default=None
@@ -109,9 +103,8 @@ class RandomExit(BudgetedPolicy):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **ExitPolicy._parameter_constraints,
         "budget": [Real, None],
-        "heads": [HasMethods(["fit", "transform", "exit_logits"]), None],
-        "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
         "random_state": ["random_state"],
     }
 

@@ -45,17 +45,6 @@ class BudgetedPolicy(ExitPolicy):
     fit_state_: Any
 
     def fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
-        """Learn when to stop, and set ``thresholds_``; by default there is nothing to learn but thresholds.
-
-        Parameters
-        ----------
-        X : ExitArray of shape (n_samples, n_columns)
-            With logits at every exit.
-        labels : ndarray of shape (n_samples,)
-            Index into ``classes_`` of each row's label.
-        weight : ndarray of shape (n_samples,)
-            Positive weights.
-        """
         self.fit_thresholds(X, weight)
 
     def choose_thresholds(self, scores: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -113,8 +102,7 @@ class BudgetedPolicy(ExitPolicy):
         Parameters
         ----------
         budget : float
-            Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last
-            exit's cost.
+            Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's cost.
 
         Returns
         -------

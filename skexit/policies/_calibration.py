@@ -17,8 +17,10 @@ from skexit.data._validation import encode_labels
 from skexit.policies._decision import ExitDecision
 from skexit.uncertainty import fit_temperature, softmax
 from skexit.uncertainty._conformal import FEWEST_ROWS, ConformalScores
+from skexit.utils._docstring import shared_docs
 
 
+@shared_docs
 class CalibrationMixin:
     """Gives a policy ``calibrate`` and ``predict_set``."""
 
@@ -49,10 +51,7 @@ class CalibrationMixin:
 
         Parameters
         ----------
-        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Logits and features of the exits.
-        y : array-like of shape (n_samples,)
-            Class labels.
+        %(X_y)s
         temperature : bool, default=True
             Whether to fit temperatures. False keeps those of an earlier call, or 1. Sets have
             their exact guarantee where the temperatures are from other rows than the sets:
@@ -66,8 +65,7 @@ class CalibrationMixin:
         Raises
         ------
         ValueError
-            If X does not fit the layout of the policy or is not finite, or y has a class that the
-            policy does not know.
+            If X does not fit the layout of the policy or is not finite, or y has a class that the policy does not know.
         """
         exits = self._check_new(X)
         check_consistent_length(exits, y)
@@ -101,22 +99,19 @@ class CalibrationMixin:
     def predict_set(self, X: Any, alpha: float = 0.05, method: str = "gated") -> NDArray[np.bool_]:
         """Classes that contain the true one with a probability of about ``1 - alpha``.
 
-        A class is in the set of a sample if one minus its probability, at the exit where the
-        sample stops, is at most the exit's conformal threshold (JEI-DNN, eq. 10). Needs
-        ``calibrate``.
+        A class is in the set of a sample if one minus its probability, at the exit where the sample stops, is at most
+        the exit's conformal threshold (JEI-DNN, eq. 10). Needs ``calibrate``.
 
         Parameters
         ----------
-        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Logits and features of the exits.
+        %(X)s
         alpha : float, default=0.05
             Share of sets that may miss the true class; between 0 and 1, both excluded.
         method : {"general", "ims", "strict", "gated"}, default="gated"
-            Which calibration rows make the thresholds (JEI-DNN, 9.3). ``"general"``: one threshold
-            from all rows, each at the exit where it leaves. ``"ims"``: one per exit, from all rows at
-            that exit. ``"strict"``: one per exit, from the rows that leave there; where none does,
-            sets are empty. ``"gated"``: as strict, but the general one where fewer than 20 rows
-            leave.
+            Which calibration rows make the thresholds (JEI-DNN, 9.3). ``"general"``: one threshold from all rows, each
+            at the exit where it leaves. ``"ims"``: one per exit, from all rows at that exit. ``"strict"``: one per
+            exit, from the rows that leave there; where none does, sets are empty. ``"gated"``: as strict, but the
+            general one where fewer than 20 rows leave.
 
         Returns
         -------

@@ -27,13 +27,7 @@ def exit_evidence(probabilities: Any, memory: dict[str, Any]) -> Any:
         return xp.log(xp.where(values > _SMALLEST, values, xp.full_like(values, _SMALLEST)))
 
     largest, gap = max_probability(probabilities), margin(probabilities)
-    columns = [
-        log(1 - largest),
-        log(1 - normalized_entropy(probabilities)),
-        log(largest - gap),
-        largest,
-        gap,
-    ]
+    columns = [log(1 - largest), log(1 - normalized_entropy(probabilities)), log(largest - gap), largest, gap]
     classes = xp.arange(probabilities.shape[1], device=device(probabilities))
     present = xp.astype(xp.argmax(probabilities, axis=1)[:, None] == classes[None, :], probabilities.dtype)
     if "total" in memory:

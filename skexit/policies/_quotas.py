@@ -54,11 +54,10 @@ def quota_thresholds(
 ) -> Floats:
     """One threshold per exit such that the mean cost on these samples is the budget.
 
-    At each exit, the samples with the highest scores among those still running leave, until the
-    quota of the exit is full (EENet, Algorithm 1). The threshold lies halfway between the scores of
-    the last to leave and the first to stay. The quotas follow a tilted distribution that is solved
-    again at each exit for the samples and the budget that are left: what rounding or tied scores
-    make one exit miss, later exits make good.
+    At each exit, the samples with the highest scores among those still running leave, until the quota of the exit is
+    full (EENet, Algorithm 1). The threshold lies halfway between the scores of the last to leave and the first to stay.
+    The quotas follow a tilted distribution that is solved again at each exit for the samples and the budget that are
+    left: what rounding or tied scores make one exit miss, later exits make good.
 
     Parameters
     ----------
@@ -80,10 +79,9 @@ def quota_thresholds(
     Returns
     -------
     thresholds : ndarray of shape (n_exits,)
-        A sample leaves where its score is at least the threshold. ``inf`` where nobody leaves,
-        ``-inf`` at the last exit. The mean cost never exceeds the budget, and without ties falls
-        short of it by less than one sample's cost. Samples with tied scores leave together; a
-        warning says how much of the budget that leaves unspent.
+        A sample leaves where its score is at least the threshold. ``inf`` where nobody leaves, ``-inf`` at the last
+        exit. The mean cost never exceeds the budget, and without ties falls short of it by less than one sample's cost.
+        Samples with tied scores leave together; a warning says how much of the budget that leaves unspent.
 
     Examples
     --------
@@ -257,5 +255,5 @@ def _warn_if_missed(missing: float, budget: float, costs: Floats, weight: Floats
     if missing > one_sample + 1e-9:
         warn(
             f"the mean cost on the fitting data is {budget - missing:.4f}, below the budget {budget:.4f}: samples "
-            "with tied scores leave together. A score with fewer ties meets the budget.",
+            "with tied scores leave together. A score with fewer ties meets the budget."
         )

@@ -33,11 +33,10 @@ _N_BUDGETS = 100
 class RiskControlledPolicy(ExitPolicy):
     """The cheapest budget of a policy at which stopping early costs little accuracy, with a guarantee.
 
-    With probability ``1 - delta`` over the calibration rows, the expected loss of new rows from the
-    same distribution is at most `alpha`. Budgets are tested from the most expensive to the
-    cheapest, and the first for which the calibration rows do not show it ends the search: so many
-    tests need no correction (Learn then Test [1]_, fixed-sequence testing). The guarantee needs no
-    assumption on the network, the scores or the distribution.
+    With probability ``1 - delta`` over the calibration rows, the expected loss of new rows from the same distribution
+    is at most `alpha`. Budgets are tested from the most expensive to the cheapest, and the first for which the
+    calibration rows do not show it ends the search: so many tests need no correction (Learn then Test [1]_,
+    fixed-sequence testing). The guarantee needs no assumption on the network, the scores or the distribution.
 
     Parameters
     ----------
@@ -67,8 +66,7 @@ class RiskControlledPolicy(ExitPolicy):
     Attributes
     ----------
     budget_ : float or None
-        The cheapest budget that qualifies. None where none does; all samples then go to the last
-        exit.
+        The cheapest budget that qualifies. None where none does; all samples then go to the last exit.
     policy_ : policy
         The fitted policy, for that budget.
     budgets_ : ndarray of shape (n_budgets,)
@@ -137,10 +135,7 @@ class RiskControlledPolicy(ExitPolicy):
 
         Parameters
         ----------
-        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Logits and features of the exits.
-        y : array-like of shape (n_samples,)
-            Class labels.
+        %(X_y)s
 
         Returns
         -------
@@ -208,7 +203,7 @@ class RiskControlledPolicy(ExitPolicy):
                 f"no budget qualifies, so that all samples go to the last exit: at budget {self.budgets_[0]:.4g}, the "
                 f"mean loss of {len(y)} calibration rows is {self.risks_[0]:.4g}, and the p-value of an expected loss "
                 f"above alpha={self.alpha} is {self.p_values_[0]:.3g}, not below delta={self.delta}. Use more "
-                "calibration rows, or a larger alpha or delta.",
+                "calibration rows, or a larger alpha or delta."
             )
 
     def _ordered_budgets(self) -> Floats:

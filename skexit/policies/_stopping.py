@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -65,10 +65,9 @@ class OptimalStoppingPolicy(BudgetedPolicy):
     :math:`\lambda`, one fit serves every budget. Where samples that go on for longer are clearly
     more often wrong, a budget is not spent beyond the best mean gain; a warning says so.
 
-    Prices are learned backwards, from the last exit but one to the first: the realised gains of
-    going on, divided by the realised costs, are regressed on the evidence of the exit, with the
-    realised costs as weights. The prices that decide where a row stops later come from models that
-    were trained without it.
+    Prices are learned backwards, from the last exit but one to the first: the realised gains of going on, divided by
+    the realised costs, are regressed on the evidence of the exit, with the realised costs as weights. The prices that
+    decide where a row stops later come from models that were trained without it.
 
     Parameters
     ----------
@@ -83,10 +82,9 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         Whether the evidence of an exit includes its features, besides what it and earlier exits say.
         With few rows or many features this mostly learns chance.
     outcome : {"expected", "realised"}, default="expected"
-        What counts as gained. ``"realised"``: whether the answers are right. ``"expected"``: the
-        probability that all exits together, mixed as in Zero Time Waste [2]_, give to the answers,
-        which has less variance: where exits agree there is no gain, and where they do not a
-        sample counts by how likely either is.
+        What counts as gained. ``"realised"``: whether the answers are right. ``"expected"``: the probability that all
+        exits together, mixed as in Zero Time Waste [2]_, give to the answers, which has less variance: where exits
+        agree there is no gain, and where they do not a sample counts by how likely either is.
     l2 : float, default=3.0
         Strength of the squared penalty on the weights of the default estimator, counted in rows of the
         last exit's cost: more rows overrule it. Not used with `estimator`.
@@ -129,6 +127,7 @@ class OptimalStoppingPolicy(BudgetedPolicy):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BudgetedPolicy._parameter_constraints,
         "budget": [Real],
         "estimator": [HasMethods(["fit", "predict"]), None],
         "use_features": ["boolean"],
@@ -136,8 +135,6 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         "l2": [Interval(Real, 0, None, closed="left")],
         "cv": ["cv_object"],
         "use_most_confident": ["boolean"],
-        "heads": [HasMethods(["fit", "transform", "exit_logits"]), None],
-        "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
         "random_state": ["random_state"],
     }
 
@@ -240,7 +237,7 @@ class OptimalStoppingPolicy(BudgetedPolicy):
             threshold = self.fit_state_.rewarding_threshold
             warn(
                 "some of the budget is left unspent: on the fitting data, spending it makes answers worse. The mean "
-                "cost is exit_distribution_ @ costs_.",
+                "cost is exit_distribution_ @ costs_."
             )
         self.lam_ = float(_SMALLEST_PRICE * np.sinh(-threshold))
         return equal_thresholds(threshold, len(self.costs_))

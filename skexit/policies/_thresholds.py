@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,7 +18,7 @@ from skexit.policies._quotas import quota_thresholds, shared_threshold
 from skexit.uncertainty import softmax, vote
 from skexit.uncertainty._scores import SCORES, count_votes
 from skexit.utils._module_names import set_module
-from skexit.utils._sklearn import HasMethods, Interval, StrOptions
+from skexit.utils._sklearn import HasMethods, StrOptions
 
 Floats = NDArray[np.float64]
 
@@ -33,18 +33,16 @@ class ThresholdPolicy(BudgetedPolicy):
     Parameters
     ----------
     criterion : {"max_prob", "entropy", "margin", "vote"} or policy, default="max_prob"
-        What is compared with the thresholds: the largest probability (EENet, eq. 5), one minus the
-        normalised entropy (eq. 6), the largest probability minus the second, or the share of the
-        exits so far that agree (eq. 7). Few values of ``"vote"`` are possible, so that it cannot
-        meet every budget; a warning says by how much it falls short. Or the ``exit_scores`` of
-        another policy: a copy is fitted to the same data; in a
+        What is compared with the thresholds: the largest probability (EENet, eq. 5), one minus the normalised entropy
+        (eq. 6), the largest probability minus the second, or the share of the exits so far that agree (eq. 7). Few
+        values of ``"vote"`` are possible, so that it cannot meet every budget; a warning says by how much it falls
+        short. Or the ``exit_scores`` of another policy: a copy is fitted to the same data; in a
         :class:`sklearn.frozen.FrozenEstimator`, the policy is used as it is.
     schedule : {"geometric", "shared"}, default="geometric"
         ``"geometric"``: exit k serves a share of the samples in proportion to ``q ** k``, with the
         q that meets the budget. ``"shared"``: the same threshold at every exit.
     budget : float, default=0.5
-        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's
-        cost.
+        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's cost.
     %(use_most_confident)s
     %(heads)s
     %(layout)s
@@ -78,12 +76,11 @@ class ThresholdPolicy(BudgetedPolicy):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BudgetedPolicy._parameter_constraints,
         "criterion": [StrOptions({*SCORES, "vote"}), HasMethods(["exit_scores"])],
         "schedule": [StrOptions({"geometric", "shared"})],
         "budget": [Real],
         "use_most_confident": ["boolean"],
-        "heads": [HasMethods(["fit", "transform", "exit_logits"]), None],
-        "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
     }
 
     def __init__(

@@ -32,10 +32,9 @@ def write_report(
 ) -> Path:
     """Measure fitted policies on labelled rows, and write a report of one HTML file.
 
-    The file holds its pictures, and neither scripts nor links to other files. A policy counts as within
-    a budget if its mean cost on the rows is at most the budget; or if the policy was set to the
-    budget or a lower one, and its cost on the rows is above it by no more than chance, so that the
-    budget is in the 95 % interval.
+    The file holds its pictures, and neither scripts nor links to other files. A policy counts as within a budget if its
+    mean cost on the rows is at most the budget; or if the policy was set to the budget or a lower one, and its cost on
+    the rows is above it by no more than chance, so that the budget is in the 95 % interval.
 
     Parameters
     ----------

@@ -181,11 +181,7 @@ def _row(measured: Measured) -> list[str]:
 
 
 def _curve(
-    request: Request,
-    y: NDArray[Any],
-    candidates: Sequence[Candidate],
-    best: Candidate,
-    static: Sequence[Measured],
+    request: Request, y: NDArray[Any], candidates: Sequence[Candidate], best: Candidate, static: Sequence[Measured]
 ) -> list[str]:
     lines = {
         plot_text(name): [candidate.measured for candidate in candidates if candidate.source == name]

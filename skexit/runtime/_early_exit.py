@@ -28,10 +28,9 @@ if TYPE_CHECKING:
 class EarlyExitModel(EvaluationModule):
     """A network that stops at the exit that a policy chooses for each sample.
 
-    The network is cut at its exits into stages, which call its own modules. After each exit the
-    samples that leave are taken out of the batch, and the others go on; when none is left, the
-    stages that follow are not called. Exits at which the policy never stops, and at which it need
-    not look, cost nothing.
+    The network is cut at its exits into stages, which call its own modules. After each exit the samples that leave are
+    taken out of the batch, and the others go on; when none is left, the stages that follow are not called. Exits at
+    which the policy never stops, and at which it need not look, cost nothing.
 
     Parameters
     ----------
@@ -43,8 +42,7 @@ class EarlyExitModel(EvaluationModule):
     policy : fitted exit policy, or Pipeline that ends with one
         Steps before the policy give logits, as ExitHeads and ExitEnsemble do.
     heads : fitted ExitHeads or ExitEnsemble, default=None
-        Gives logits before the policy sees them, where the policy was fitted on what
-        ``heads.transform`` gave.
+        Gives logits before the policy sees them, where the policy was fitted on what ``heads.transform`` gave.
     pool : str, sequence of str or callable, default="auto"
         What is kept of an exit's output, as in extraction.
     head : "output", None or list of n_exits str or None, default="output"
@@ -66,9 +64,8 @@ class EarlyExitModel(EvaluationModule):
     Raises
     ------
     ValueError
-        If the exits do not cut the network: if anything goes around one, as a skip connection
-        does, or samples of a batch depend on one another; or if the policy was fitted on another
-        layout than these exits have.
+        If the exits do not cut the network: if anything goes around one, as a skip connection does, or samples of a
+        batch depend on one another; or if the policy was fitted on another layout than these exits have.
 
     See Also
     --------
@@ -153,24 +150,17 @@ class EarlyExitModel(EvaluationModule):
             As by the class itself.
         """
         self._network = prepare_network(
-            self.model,
-            self.exits,
-            example_input,
-            self._decisions,
-            head=self.head,
-            pool=self.pool,
-            latency=self.latency,
+            self.model, self.exits, example_input, self._decisions, head=self.head, pool=self.pool, latency=self.latency
         )
         return self._network
 
     def compile_stages(self, pad_to: Sequence[int] = (1, 8, 64), **options: Any) -> Self:
         """Compile the stages by ``torch.compile``, for batches of a few sizes.
 
-        After an exit a batch may have any number of samples, and each new number would be compiled
-        anew. A batch is filled up to the next size by repeating its last sample; one that is larger
-        than the largest is divided. Stages are compiled when a size first comes, and again for each
-        length of sequences, so that these are best padded to a few. Beyond
-        ``torch._dynamo.config.recompile_limit`` of these, torch runs a stage as it is.
+        After an exit a batch may have any number of samples, and each new number would be compiled anew. A batch is
+        filled up to the next size by repeating its last sample; one that is larger than the largest is divided. Stages
+        are compiled when a size first comes, and again for each length of sequences, so that these are best padded to a
+        few. Beyond ``torch._dynamo.config.recompile_limit`` of these, torch runs a stage as it is.
 
         Parameters
         ----------
@@ -250,9 +240,8 @@ class EarlyExitModel(EvaluationModule):
         batch_size : int, default=256
             Samples with which a stage is run.
         max_wait : float, default=None
-            Seconds after which a sample has waited long enough before a stage, which is then run with
-            fewer. This is looked at whenever the loader has given a batch. None: wait until the loader
-            ends.
+            Seconds after which a sample has waited long enough before a stage, which is then run with fewer. This is
+            looked at whenever the loader has given a batch. None: wait until the loader ends.
         progress : bool, default=True
             Show a progress bar of the samples that were answered, if the output is a terminal.
 

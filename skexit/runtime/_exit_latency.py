@@ -41,8 +41,7 @@ class ExitLatency:
         Parameters
         ----------
         batch_size : int
-            Between two that were measured, times are interpolated; beyond the largest, they grow
-            with the samples.
+            Between two that were measured, times are interpolated; beyond the largest, they grow with the samples.
 
         Returns
         -------

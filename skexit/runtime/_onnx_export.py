@@ -32,10 +32,9 @@ _TOLERANCE = 1e-3
 def export_onnx(live: EarlyExitModel, folder: str | Path) -> Path:
     """Write a live network for onnxruntime.
 
-    Each stage becomes a file, which takes what the exit before gave and the inputs beside the first.
-    It gives what the next stage takes, and the logits and pooled features that the policy looks at.
-    The policy, and the heads before it, are in ``policy.json``. Afterwards every stage is run once by
-    onnxruntime on random inputs, and compared with torch.
+    Each stage becomes a file, which takes what the exit before gave and the inputs beside the first. It gives what the
+    next stage takes, and the logits and pooled features that the policy looks at. The policy, and the heads before it,
+    are in ``policy.json``. Afterwards every stage is run once by onnxruntime on random inputs, and compared with torch.
 
     Parameters
     ----------

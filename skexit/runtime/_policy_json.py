@@ -47,8 +47,7 @@ def policy_to_json(policy: Any) -> str:
     Parameters
     ----------
     policy : fitted exit policy, ExitHeads or ExitEnsemble
-        In a FrozenEstimator or a Pipeline, too; or a dict, list or tuple of such, of numbers, strings
-        and NumPy arrays.
+        In a FrozenEstimator or a Pipeline, too; or a dict, list or tuple of such, of numbers, strings and NumPy arrays.
 
     Returns
     -------

@@ -43,8 +43,7 @@ class LoaderOutput(NamedTuple):
     exits : tensor of shape (n_samples,) of int64
         The exit at which each sample left, counted from 0.
     batches : tensor of shape (n_samples,) of int64
-        The batch of the loader that each sample is from, counted from 0. Batches that failed have
-        no samples here.
+        The batch of the loader that each sample is from, counted from 0. Batches that failed have no samples here.
     failures : list of (int, Exception)
         The batches that failed, and why.
     """

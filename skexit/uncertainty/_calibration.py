@@ -37,10 +37,9 @@ def expected_calibration_error(
     n_bins : int, default=15
         Number of bins, B.
     strategy : {"quantile", "uniform"}, default="quantile"
-        ``"quantile"``: bins of as many rows each: of the rows in the order of p, bin b holds those
-        from ``N (b - 1) / B`` to ``N b / B``, as in JEI-DNN. Rows of equal p keep their order.
-        ``"uniform"``: bins of the same width: bin b holds the rows with p in
-        ``((b - 1) / B, b / B]``.
+        ``"quantile"``: bins of as many rows each: of the rows in the order of p, bin b holds those from ``N (b - 1) /
+        B`` to ``N b / B``, as in JEI-DNN. Rows of equal p keep their order. ``"uniform"``: bins of the same width: bin
+        b holds the rows with p in ``((b - 1) / B, b / B]``.
     labels : array-like of shape (n_classes,), default=None
         Class of each column of `y_prob`. By default the sorted classes of `y_true`.
 

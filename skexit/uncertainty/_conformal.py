@@ -27,8 +27,7 @@ def conformal_threshold(scores: ArrayLike, alpha: float) -> float:
     Parameters
     ----------
     scores : array-like of shape (n_samples,)
-        Conformal scores of rows that the classifier was not trained on, larger where its answer
-        fits the label less.
+        Conformal scores of rows that the classifier was not trained on, larger where its answer fits the label less.
     alpha : float
         Between 0 and 1, both excluded.
 

@@ -1,7 +1,6 @@
 """Namespaces of the array API, found at once where arrays are NumPy's.
 
-A live network asks for them many times for a handful of rows, and the general answer takes longer
-than the computation.
+A live network asks for them many times for a handful of rows, and the general answer takes longer than the computation.
 """
 
 from __future__ import annotations

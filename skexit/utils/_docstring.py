@@ -41,10 +41,14 @@ heads_ : ExitHeads or None
     "estimator_X_y": """estimator : ExitPolicy or Pipeline
     Fitted; a Pipeline ends in a policy.
 %(X_y)s""",
-    "X_y": """X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-    Logits and features of the exits.
+    "X": """X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+    Logits and features of the exits.""",
+    "X_y": """%(X)s
 y : array-like of shape (n_samples,)
     Class labels.""",
+    "X_y_weight": """%(X_y)s
+sample_weight : array-like of shape (n_samples,), default=None
+    Weight of each sample; all count alike by default.""",
     "plotted": """**plot_parameters
     Passed to :meth:`plot`.
 

@@ -109,12 +109,7 @@ def test_hugging_face_encoders(config, prefix, layers):
 
 def test_hugging_face_vision_transformer():
     config = transformers.ViTConfig(
-        hidden_size=16,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        intermediate_size=32,
-        image_size=32,
-        patch_size=16,
+        hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=16
     )
     model = transformers.AutoModelForImageClassification.from_config(config)
     names = exit_points(model, each="block")

@@ -412,8 +412,7 @@ class TestDamagedFolders:
 
 class TestManifest:
     @pytest.mark.parametrize(
-        "content",
-        ["", "{", "[]", "null", "3", "{}", '{"format": 1}', '{"format": "one"}', "\x00"],
+        "content", ["", "{", "[]", "null", "3", "{}", '{"format": 1}', '{"format": "one"}', "\x00"]
     )
     def test_broken(self, tmp_path, content):
         write(tmp_path)

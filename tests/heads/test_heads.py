@@ -80,9 +80,7 @@ class TestLinearHeads:
         X, y = make_features()
         model = LogisticRegression(C=np.inf, max_iter=1000).fit(X.features(0), y)
         np.testing.assert_allclose(
-            as_softmax(ExitHeads(l2=0).fit(X, y).transform(X).logits(0)),
-            model.predict_proba(X.features(0)),
-            atol=2e-3,
+            as_softmax(ExitHeads(l2=0).fit(X, y).transform(X).logits(0)), model.predict_proba(X.features(0)), atol=2e-3
         )
 
     def test_cascaded_heads_see_the_features_of_earlier_exits(self):

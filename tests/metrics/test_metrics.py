@@ -163,8 +163,7 @@ class TestCurve:
     def test_errors(self):
         curve = AccuracyCostCurve([0.25, 1], [0.5, 0.875])
         with pytest.raises(
-            ValueError,
-            match=r"^cost=0\.2 cannot be reached: the cheapest point costs 0\.25 of the last exit's cost\.$",
+            ValueError, match=r"^cost=0\.2 cannot be reached: the cheapest point costs 0\.25 of the last exit's cost\.$"
         ):
             curve.accuracy_at([0.5, 0.2])
         with pytest.raises(

@@ -19,8 +19,7 @@ TRAINING = Training(learning_rate=0.05, l2=1e-3, max_epochs=30, batch_size=32)
 def random_network(sizes, seed=0):
     rng = np.random.default_rng(seed)
     return DenseNetwork(
-        tuple(rng.normal(size=size) for size in pairwise(sizes)),
-        tuple(rng.normal(size=size) for size in sizes[1:]),
+        tuple(rng.normal(size=size) for size in pairwise(sizes)), tuple(rng.normal(size=size) for size in sizes[1:])
     )
 
 

@@ -12,14 +12,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 
-from skexit import (
-    ExitEnsemble,
-    ExitHeads,
-    OptimalStoppingPolicy,
-    RiskControlledPolicy,
-    ThresholdPolicy,
-    stack_exits,
-)
+from skexit import ExitEnsemble, ExitHeads, OptimalStoppingPolicy, RiskControlledPolicy, ThresholdPolicy, stack_exits
 from skexit.exceptions import InconsistentVersionWarning
 from skexit.runtime import policy_from_json, policy_to_json
 
@@ -169,11 +162,7 @@ def changed(**changes):
 
 
 ARRAY = {"__kind__": "array", "dtype": "<f8", "shape": [1], "order": "C", "data": base64.b64encode(bytes(8)).decode()}
-LAYOUT = {
-    "__kind__": "skexit.ExitLayout",
-    "parameters": {"n_logits": [3], "n_features": [0]},
-    "attributes": {},
-}
+LAYOUT = {"__kind__": "skexit.ExitLayout", "parameters": {"n_logits": [3], "n_features": [0]}, "attributes": {}}
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,7 @@ from sklearn.base import clone
 import skexit.data._arrays
 import skexit.policies._calibration
 from skexit import ExitHeads, RandomExit, StaticExit, ThresholdPolicy, stack_exits
-from skexit.uncertainty import (
-    conformal_threshold,
-    coverage_score,
-    fit_temperature,
-    inefficiency_score,
-    softmax,
-)
+from skexit.uncertainty import conformal_threshold, coverage_score, fit_temperature, inefficiency_score, softmax
 from skexit.uncertainty._conformal import ConformalScores
 
 METHODS = ["general", "ims", "strict", "gated"]

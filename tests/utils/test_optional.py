@@ -46,7 +46,6 @@ _ERRORS = {
     "ExitHeads((4,)).fit(features, y)": "ExitHeads trains by mini-batches with torch{torch}",
     "ExitHeads((4,), cascade=True).fit(features, y)": "ExitHeads trains by mini-batches with torch{torch}",
     "ExitHeads(solver='adam').fit(features, y)": "ExitHeads trains by mini-batches with torch{torch}",
-    "ExitHeads(training='weighted').fit(features, y)": "ExitHeads trains by mini-batches with torch{torch}",
     "recommended_pipeline(budget=0.7).fit(features, y)": "ExitHeads trains by mini-batches with torch{torch}",
     "ExitHeads().partial_fit(features, y)": "ExitHeads.partial_fit trains with torch{torch}",
     "from skexit.cli._demo import run_demo; run_demo('nowhere')": "skexit demo trains a network with torch{demo}",

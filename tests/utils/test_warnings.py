@@ -57,8 +57,7 @@ def _load_joblib_of_another_version(X, path):
 
 
 @pytest.mark.parametrize(
-    "act",
-    [_fit, _fit_in_pipeline, _cross_validate, _control_risk, _change_budget, _read_json_of_another_version],
+    "act", [_fit, _fit_in_pipeline, _cross_validate, _control_risk, _change_budget, _read_json_of_another_version]
 )
 def test_points_at_the_users_line(act):
     with pytest.warns(UserWarning, match=r"tied scores|no budget qualifies|saved by skexit") as caught:

@@ -22,7 +22,7 @@ from skexit.uncertainty._scores import count_votes
 from skexit.utils._array_api import side_by_side
 from skexit.utils._module_names import set_module
 from skexit.utils._optional import check_torch
-from skexit.utils._sklearn import HasMethods, Interval, StrOptions
+from skexit.utils._sklearn import Interval, StrOptions
 
 #: The most passes of ``max_epochs="auto"``.
 _MOST_EPOCHS = 20
@@ -32,18 +32,16 @@ _MOST_EPOCHS = 20
 class EENetPolicy(BudgetedPolicy):
     """Learn how likely each exit is right, and what share of the samples it should serve.
 
-    At each exit, a small network sees the class probabilities, three confidences (the largest
-    probability, the entropy and how far the exits so far agree) and what it said at earlier exits.
-    It gives the utility, the probability that the exit is right, and a score for assigning the
-    sample to this exit. Both are learned together, under a penalty that keeps the cost of the
-    assignments near the budget. The mean assignment, tilted to meet the budget, is the quota of
-    each exit, and the samples of highest utility leave until it is full.
+    At each exit, a small network sees the class probabilities, three confidences (the largest probability, the entropy
+    and how far the exits so far agree) and what it said at earlier exits. It gives the utility, the probability that
+    the exit is right, and a score for assigning the sample to this exit. Both are learned together, under a penalty
+    that keeps the cost of the assignments near the budget. The mean assignment, tilted to meet the budget, is the quota
+    of each exit, and the samples of highest utility leave until it is full.
 
     Parameters
     ----------
     budget : float, default=0.5
-        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's
-        cost.
+        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's cost.
     hidden_ratio : float, default=0.5
         Hidden units for each input of a network; the paper's is 0.5 for images and 2 for text.
     budget_loss_weight : float, default=0.1
@@ -58,9 +56,8 @@ class EENetPolicy(BudgetedPolicy):
         A sample's score is the weighted geometric mean of its utility, with weight 1, and the
         largest class probability, with this weight. 0 is the paper's score.
     init : {"confidence", "random"}, default="confidence"
-        ``"confidence"``: the networks start where the utility ranks as the largest probability does
-        and the assignments are geometric. ``"random"``: they start with random weights, as in the
-        paper.
+        ``"confidence"``: the networks start where the utility ranks as the largest probability does and the assignments
+        are geometric. ``"random"``: they start with random weights, as in the paper.
     learning_rate : float, default=1e-2
         Highest learning rate of the networks; the paper's is 3e-5 for images and 1e-4 for text.
     l2 : float, default=1e-4
@@ -72,8 +69,7 @@ class EENetPolicy(BudgetedPolicy):
     batch_size : int, default=512
         Rows in a step.
     patience : int, default=None
-        Stop after so many epochs without a lower loss on the held-out rows. By default never; the
-        paper's is 50.
+        Stop after so many epochs without a lower loss on the held-out rows. By default never; the paper's is 50.
     %(use_most_confident)s
     %(heads)s
     %(layout)s
@@ -105,8 +101,7 @@ class EENetPolicy(BudgetedPolicy):
 
     Notes
     -----
-    `with_budget` tilts the distribution that was learned for the first budget; nothing is trained
-    again.
+    `with_budget` tilts the distribution that was learned for the first budget; nothing is trained again.
 
     The paper's networks have no biases. Here they have, for inputs are standardised in training. As
     probabilities sum to one, a bias of a hidden unit says nothing that its weights could not.
@@ -131,6 +126,7 @@ class EENetPolicy(BudgetedPolicy):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BudgetedPolicy._parameter_constraints,
         "budget": [Real],
         "hidden_ratio": [Interval(Real, 0, None, closed="neither")],
         "budget_loss_weight": [Interval(Real, 0, None, closed="left")],
@@ -145,8 +141,6 @@ class EENetPolicy(BudgetedPolicy):
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "patience": [Interval(Integral, 1, None, closed="left"), None],
         "use_most_confident": ["boolean"],
-        "heads": [HasMethods(["fit", "transform", "exit_logits"]), None],
-        "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }

@@ -29,7 +29,7 @@ from skexit.uncertainty import margin, max_probability, normalized_entropy, soft
 from skexit.utils._array_api import array_namespace
 from skexit.utils._module_names import set_module
 from skexit.utils._optional import check_torch
-from skexit.utils._sklearn import HasMethods, Interval, StrOptions
+from skexit.utils._sklearn import Interval, StrOptions
 from skexit.utils._warnings import warn
 
 Floats = NDArray[np.float64]
@@ -52,12 +52,11 @@ _MOST_EPOCHS = 20
 class EMExitAssigner(BudgetedPolicy):
     """Assign samples to exits by expectation-maximisation, and learn routers that do the same.
 
-    The exit of a sample is a latent variable. Exit k explains a sample by ``exp(-lam * c_k)``
-    where its prediction is right, and by `noise` times that where it is wrong; c_k is the exit's
-    cost as a fraction of the last exit's. The E-step computes how probable each exit is for each
-    sample, the M-step how probable each exit is overall. At each exit but the last, a router then
-    learns the probability that the sample was assigned to this exit or an earlier one, and a
-    sample stops at the first exit whose router says so.
+    The exit of a sample is a latent variable. Exit k explains a sample by ``exp(-lam * c_k)`` where its prediction is
+    right, and by `noise` times that where it is wrong; c_k is the exit's cost as a fraction of the last exit's. The
+    E-step computes how probable each exit is for each sample, the M-step how probable each exit is overall. At each
+    exit but the last, a router then learns the probability that the sample was assigned to this exit or an earlier one,
+    and a sample stops at the first exit whose router says so.
 
     Parameters
     ----------
@@ -80,9 +79,8 @@ class EMExitAssigner(BudgetedPolicy):
     threshold : float, default=0.5
         A sample stops where its score is at least this. Not used with `budget`.
     budget : float, default=None
-        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's
-        cost. Finds the `lam` at which the assignments have that mean cost, and one threshold an
-        exit at which the routers have it.
+        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's cost. Finds the `lam`
+        at which the assignments have that mean cost, and one threshold an exit at which the routers have it.
     confidence_weight : "auto" or float, default="auto"
         A sample's score is the weighted geometric mean of its router's probability, with weight 1,
         and the largest class probability, with this weight. 0 is the paper's router. ``"auto"``
@@ -97,8 +95,7 @@ class EMExitAssigner(BudgetedPolicy):
         Passes over the rows in training a router; the epoch that does best on a held-out tenth of
         the rows is kept. ``"auto"`` is 20 up to 75,000 rows, and beyond falls to 1 at 1,500,000 rows.
     batch_size : int, default=512
-        Rows in a step of training a router; fewer where there would be less than 20 steps in an
-        epoch.
+        Rows in a step of training a router; fewer where there would be less than 20 steps in an epoch.
     cv : int, cross-validation generator or iterable, default=3
         How rows are split in choosing the weights of the confidence and of the assignments.
     %(use_most_confident)s
@@ -114,8 +111,7 @@ class EMExitAssigner(BudgetedPolicy):
     exit_prior_ : ndarray of shape (n_exits,)
         Probability of each exit over all samples (π in the paper).
     log_likelihood_ : ndarray of shape (max_iter + 1,)
-        Mean log-likelihood of the fitting samples before each iteration and after the last; it
-        never falls.
+        Mean log-likelihood of the fitting samples before each iteration and after the last; it never falls.
     n_iter_ : int
         Number of iterations, `max_iter`.
     lam_ : float
@@ -124,10 +120,9 @@ class EMExitAssigner(BudgetedPolicy):
     confidence_weight_ : float
         `confidence_weight`, or what was chosen.
     assignment_weight_ : float
-        With `budget`, exit k serves a share of the samples in proportion to
-        ``assigned_k ** assignment_weight_ * exp(t * c_k)``, with the t that meets the budget; 0
-        makes the shares geometric. Chosen with `confidence_weight_` from 0, 0.5 and 1; 1 where
-        that weight is given.
+        With `budget`, exit k serves a share of the samples in proportion to ``assigned_k ** assignment_weight_ * exp(t
+        * c_k)``, with the t that meets the budget; 0 makes the shares geometric. Chosen with `confidence_weight_` from
+        0, 0.5 and 1; 1 where that weight is given.
     routers_ : list of DenseNetwork, one per exit but the last
         Each gives the logit of the probability of stopping.
     uses_routers_ : bool
@@ -142,10 +137,9 @@ class EMExitAssigner(BudgetedPolicy):
 
     Notes
     -----
-    With `budget`, the routers learn the assignments of the `lam_` that was found, and `with_budget`
-    finds another `lam_` and other thresholds for the same routers. A policy that was fitted without a
-    budget has not chosen the weights of confidence and assignments: its copies for a budget use the
-    routers alone.
+    With `budget`, the routers learn the assignments of the `lam_` that was found, and `with_budget` finds another
+    `lam_` and other thresholds for the same routers. A policy that was fitted without a budget has not chosen the
+    weights of confidence and assignments: its copies for a budget use the routers alone.
 
     The E-step sees a sample only through which exits get it right. Samples are grouped by that
     pattern once, so that an iteration costs as many steps as there are patterns.
@@ -165,6 +159,7 @@ class EMExitAssigner(BudgetedPolicy):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BudgetedPolicy._parameter_constraints,
         "lam": [Interval(Real, None, None, closed="neither")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "assignment": [StrOptions({"soft", "hard"})],
@@ -172,7 +167,6 @@ class EMExitAssigner(BudgetedPolicy):
         "router_hidden_layer_sizes": ["array-like"],
         "router_input": [StrOptions({"both", "features", "probabilities"})],
         "threshold": [Interval(Real, 0, 1, closed="both")],
-        "budget": [Real, None],
         "confidence_weight": [StrOptions({"auto"}), Interval(Real, 0, None, closed="both")],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "l2": [Interval(Real, 0, None, closed="left")],
@@ -180,8 +174,6 @@ class EMExitAssigner(BudgetedPolicy):
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "cv": ["cv_object"],
         "use_most_confident": ["boolean"],
-        "heads": [HasMethods(["fit", "transform", "exit_logits"]), None],
-        "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -234,10 +226,7 @@ class EMExitAssigner(BudgetedPolicy):
 
         Parameters
         ----------
-        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Logits and features of the exits.
-        y : array-like of shape (n_samples,)
-            Class labels.
+        %(X_y)s
 
         Returns
         -------

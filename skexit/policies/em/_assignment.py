@@ -71,12 +71,7 @@ def expectation(
 
 
 def fit_exit_prior(
-    patterns: NDArray[np.bool_],
-    pattern_weight: Floats,
-    lam: float,
-    costs: Floats,
-    noise: float,
-    max_iter: int,
+    patterns: NDArray[np.bool_], pattern_weight: Floats, lam: float, costs: Floats, noise: float, max_iter: int
 ) -> tuple[Floats, Floats]:
     """Iterate E-step and M-step from a uniform prior.
 

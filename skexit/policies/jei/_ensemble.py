@@ -28,20 +28,14 @@ from skexit.policies._budgeted import BudgetedPolicy
 from skexit.policies._draws import SampleDraws
 from skexit.policies._quotas import equal_thresholds, exits_from_scores, shared_threshold
 from skexit.policies.jei._gate_fitting import GateFitState, fit_gate
-from skexit.policies.jei._gates import (
-    N_STATISTICS,
-    balanced_weight,
-    gate_statistics,
-    gate_targets,
-    leaving_probability,
-)
+from skexit.policies.jei._gates import N_STATISTICS, balanced_weight, gate_statistics, gate_targets, leaving_probability
 from skexit.policies.jei._lambda_path import LambdaPath
 from skexit.policies.jei._training import JointTrainer, JointTraining
 from skexit.uncertainty import fit_temperature, softmax
 from skexit.utils._array_api import array_namespace
 from skexit.utils._module_names import set_module
 from skexit.utils._optional import check_torch
-from skexit.utils._sklearn import HasMethods, Interval, StrOptions
+from skexit.utils._sklearn import Interval, StrOptions
 
 Floats = NDArray[np.float64]
 
@@ -70,9 +64,8 @@ class JEIGatedEnsemble(BudgetedPolicy):
         cost. Finds the price at which the gates come nearest to it, and moves the threshold that
         they share from 0.5 to where the cost is met.
     targets : {"exit_if_min", "exit_subsequent"}, default="exit_if_min"
-        What the gates learn. ``"exit_if_min"``: to open where no later exit is cheaper
-        (section 9.15). ``"exit_subsequent"``: to open from the cheapest exit on (eq. 31), which
-        is the paper's.
+        What the gates learn. ``"exit_if_min"``: to open where no later exit is cheaper (section 9.15).
+        ``"exit_subsequent"``: to open from the cheapest exit on (eq. 31), which is the paper's.
     gate_reading : {"stop", "exit"}, default="stop"
         What an open gate means. ``"stop"``: that a sample that got here should stop here, which
         is what the targets say. ``"exit"``: that this is the exit of the sample, P(G = l), as in
@@ -81,34 +74,30 @@ class JEIGatedEnsemble(BudgetedPolicy):
         ``"balanced"`` weighs the zeros and the ones of a gate's targets alike. This moves the gate's
         probabilities, and samples no longer stop where it pays.
     temperature_scaling : bool, default=True
-        Divide the logits of each exit by a temperature before gates and prices see them. Where a
-        module is over-confident, as a network's own classifier mostly is, its cross-entropies are
-        too large to be compared with those of others. Joint training takes the modules as they
-        are. The paper does not scale.
+        Divide the logits of each exit by a temperature before gates and prices see them. Where a module is
+        over-confident, as a network's own classifier mostly is, its cross-entropies are too large to be compared with
+        those of others. Joint training takes the modules as they are. The paper does not scale.
     decision : {"deterministic", "sampled"}, default="deterministic"
         Stop where the gate says more probably than not, or with the gate's probability. The draws
         follow from the sample and the seed, so that the same sample always stops at the same exit.
     joint : bool, default=True
-        Whether to go on training the modules with the gates. False keeps them as they are trained
-        on all rows, by `heads`. Exits that have logits, such as the last exit of a frozen network,
-        keep them in any case.
+        Whether to go on training the modules with the gates. False keeps them as they are trained on all rows, by
+        `heads`. Exits that have logits, such as the last exit of a frozen network, keep them in any case.
     gradient : {"partial", "full"}, default="partial"
         Whether the gradient for the modules leaves out that the gates depend on them (eq. 14, left
         term) or not (section 9.7).
     learning_rate : float, default=0.01
         Highest learning rate of Adam, in the warm-up times the number of exits to go (eq. 17).
     l2 : float, default=3e-3
-        Strength of the squared penalty on the weights of modules and gates, for standardised
-        inputs; in joint training, times the share of the samples that leave at the module. The
-        paper's is 5e-4.
+        Strength of the squared penalty on the weights of modules and gates, for standardised inputs; in joint training,
+        times the share of the samples that leave at the module. The paper's is 5e-4.
     warm_up_epochs : int, default=10
         Passes over the rows in which the modules learn from all samples alike.
     max_epochs : int, default=15
         Passes over the rows in which steps of modules and gates alternate.
     early_stopping : bool, default=True
-        Keep the modules and gates of the epoch at which the loss (eq. 6) is lowest on
-        rows that the modules have not learned from; the start, gates fitted to the modules of the
-        warm-up, counts as epoch 0. False keeps the last.
+        Keep the modules and gates of the epoch at which the loss (eq. 6) is lowest on rows that the modules have not
+        learned from; the start, gates fitted to the modules of the warm-up, counts as epoch 0. False keeps the last.
     patience : int, default=5
         With early stopping, stop after so many epochs without a lower loss.
     batch_size : int, default=128
@@ -133,8 +122,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
     gates_ : list of DenseNetwork, one per exit but the last
         Each gives the logit of the probability of stopping.
     gate_temperatures_ : ndarray of shape (n_exits,)
-        What the logits of each exit are divided by before the gates see them; 1 without
-        `temperature_scaling`.
+        What the logits of each exit are divided by before the gates see them; 1 without `temperature_scaling`.
     n_epochs_ : int
         Epochs of joint training that were kept; 0 where the gates did best on the modules of the
         warm-up, or where nothing was trained jointly.
@@ -158,8 +146,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
 
     References
     ----------
-    Regol, Chataoui, Coates. "Jointly-learned exit and inference for a dynamic neural network:
-    JEI-DNN." ICLR 2024.
+    Regol, Chataoui, Coates. "Jointly-learned exit and inference for a dynamic neural network: JEI-DNN." ICLR 2024.
 
     Examples
     --------
@@ -174,8 +161,8 @@ class JEIGatedEnsemble(BudgetedPolicy):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BudgetedPolicy._parameter_constraints,
         "lam": [Interval(Real, 0, None, closed="left")],
-        "budget": [Real, None],
         "targets": [StrOptions({"exit_if_min", "exit_subsequent"})],
         "gate_reading": [StrOptions({"stop", "exit"})],
         "gate_class_weight": [StrOptions({"balanced"}), None],
@@ -192,8 +179,6 @@ class JEIGatedEnsemble(BudgetedPolicy):
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "bilevel_switch": [Interval(Integral, 1, None, closed="left")],
         "cv": ["cv_object"],
-        "heads": [HasMethods(["fit", "transform", "exit_logits"]), None],
-        "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -252,10 +237,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
 
         Parameters
         ----------
-        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Logits and features of the exits.
-        y : array-like of shape (n_samples,)
-            Class labels.
+        %(X_y)s
         lams : array-like of shape (n_prices,)
             Prices, in the order in which to fit them. `lam` and `budget` are not used.
         sample_weight : array-like of shape (n_samples,), default=None

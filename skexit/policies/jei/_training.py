@@ -14,13 +14,7 @@ from skexit._nn._dense import DenseNetwork, weighted_scaling
 from skexit._nn._mini_batches import adam_groups, keep_in_memory, one_cycle, one_thread
 from skexit.data import ExitArray
 from skexit.data._validation import read_features, read_logits
-from skexit.policies.jei._gates import (
-    N_STATISTICS,
-    balanced_weight,
-    exit_probabilities,
-    gate_statistics,
-    gate_targets,
-)
+from skexit.policies.jei._gates import N_STATISTICS, balanced_weight, exit_probabilities, gate_statistics, gate_targets
 from skexit.uncertainty import softmax
 
 if TYPE_CHECKING:
