@@ -2,7 +2,35 @@
 
 from __future__ import annotations
 
-__all__ = ["InconsistentVersionWarning", "RoutersUnusedWarning"]
+__all__ = ["ExpensiveHeadsWarning", "InconsistentVersionWarning", "RoutersUnusedWarning"]
+
+
+class ExpensiveHeadsWarning(UserWarning):
+    """The heads of a policy cost more than 5 % of the network, which a sample that goes to the last exit pays on top.
+
+    Parameters
+    ----------
+    share : float
+        Cost of the heads of all exits, as a fraction of the network's cost.
+
+    Examples
+    --------
+    >>> from skexit.exceptions import ExpensiveHeadsWarning
+    >>> print(ExpensiveHeadsWarning(0.123))
+    the heads of all exits cost 12.3 % of the network, on top of it. Cheaper ones leave more of a budget to the network:
+    fewer features an exit (pool="avg"), fewer or no hidden units (hidden_layer_sizes), or fewer exits.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__(share)
+        self.share = share
+
+    def __str__(self) -> str:
+        return (
+            f"the heads of all exits cost {100 * self.share:.3g} % of the network, on top of it. Cheaper ones leave "
+            'more of a budget to the network: fewer features an exit (pool="avg"), fewer or no hidden units '
+            "(hidden_layer_sizes), or fewer exits."
+        )
 
 
 class InconsistentVersionWarning(UserWarning):

@@ -38,7 +38,7 @@ def accuracy_and_cost(lam: float = 0.0) -> Callable[[Any, Any, ArrayLike], dict[
         The `scoring` of :class:`~sklearn.model_selection.GridSearchCV`,
         :class:`~sklearn.model_selection.RandomizedSearchCV` and
         :func:`~sklearn.model_selection.cross_validate`. Called with a fitted estimator, X and y, it
-        gives the dict of ``"accuracy"``, ``"mean_cost"`` (a fraction of the last exit's cost) and
+        gives the dict of ``"accuracy"``, ``"mean_cost"`` (a fraction of the network's cost) and
         ``"utility"``, accuracy minus `lam` times mean cost. The estimator is a policy, a
         :class:`~sklearn.pipeline.Pipeline` that ends in one, or a search over either. It can be
         pickled.
@@ -114,7 +114,7 @@ def neg_mean_cost_scorer(estimator: Any, X: Any, y: ArrayLike | None = None) -> 
     Returns
     -------
     float
-        Mean cost as a fraction of the last exit's cost, negated.
+        Mean cost as a fraction of the network's cost, negated.
 
     Raises
     ------
@@ -163,7 +163,7 @@ def best_within(budget: float, *, one_standard_error: bool = False) -> Callable[
     Parameters
     ----------
     budget : float
-        Highest mean cost of a sample, a fraction in (0, 1] of the last exit's cost.
+        Highest mean cost of a sample, a fraction in (0, 1] of the network's cost.
     one_standard_error : bool, default=False
         Take the cheapest setting whose accuracy is at most one standard error below that of the most accurate one: its
         standard deviation over the folds, with n - 1 degrees of freedom, over the square root of their number n.
@@ -207,7 +207,7 @@ def _best_within(cv_results: Mapping[str, Any], *, budget: float, one_standard_e
     if len(allowed) == 0:
         raise ValueError(
             f"budget={budget!r} is met by no setting: the cheapest costs {costs[scored].min():.4g} of the "
-            "last exit's cost. Raise the budget, or search over cheaper settings."
+            "network's cost. Raise the budget, or search over cheaper settings."
         )
     best = allowed[np.lexsort((costs[allowed], -accuracies[allowed]))[0]]
     if not one_standard_error:
@@ -239,11 +239,11 @@ class BudgetCurve:
     Parameters
     ----------
     budgets : ndarray of shape (n_budgets,)
-        Budgets that the policies were given, as fractions of the last exit's cost.
+        Budgets that the policies were given, as fractions of the network's cost.
     accuracies : ndarray of shape (n_budgets, n_folds)
         Accuracies on the test folds.
     costs : ndarray of shape (n_budgets, n_folds)
-        Mean costs on the test folds, as fractions of the last exit's cost.
+        Mean costs on the test folds, as fractions of the network's cost.
     """
 
     budgets: NDArray[np.float64]
@@ -270,7 +270,7 @@ def budget_curve(
     y : array-like of shape (n_samples,)
         Class labels.
     budgets : array-like of shape (n_budgets,)
-        Mean costs, fractions in (0, 1] of the last exit's cost.
+        Mean costs, fractions in (0, 1] of the network's cost.
     cv : int, cross-validation splitter or iterable of (train, test), default=5
         As of :func:`~sklearn.model_selection.cross_validate`; an int stratifies. All budgets have the same folds.
     n_jobs : int, default=None
@@ -329,7 +329,7 @@ def _check_budgets(budgets: ArrayLike) -> NDArray[np.float64]:
         raise ValueError(f"budgets has shape {checked.shape}; it must be (n_budgets,), with one budget or more.")
     outside = checked[~((checked > 0) & (checked <= 1))]
     if len(outside):
-        raise ValueError(f"budgets has {outside[0]!s}, but must be in (0, 1]: fractions of the last exit's cost.")
+        raise ValueError(f"budgets has {outside[0]!s}, but must be in (0, 1]: fractions of the network's cost.")
     return checked
 
 

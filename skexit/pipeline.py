@@ -23,7 +23,7 @@ def recommended_pipeline(
     Parameters
     ----------
     budget : float, default=0.5
-        Mean cost of a sample on the data that is fitted, a fraction in (0, 1] of the last exit's cost, heads included.
+        Mean cost of a sample on the data that is fitted, a fraction in (0, 1] of the network's cost, heads included.
     heads : ExitHeads, default=None
         Fitted heads, used as they are: best trained on many rows, such as those that the network
         was trained on, which may not serve to fit the policy. By default, ``ExitHeads((256,),

@@ -6,7 +6,9 @@ from skexit import ExitLayout, FeatureCache
 from skexit.cache import CacheWriter
 from skexit.cache._json_files import parse_json
 
-LAYOUT = ExitLayout([0, 2], [3, 1], costs=[10, 30], cost_unit="MACs", classes=["no", "yes"])
+LAYOUT = ExitLayout(
+    [0, 2], [3, 1], costs=[10, 30], cost_unit="MACs", classes=["no", "yes"], network_cost=30, head_costs=[1, 2]
+)
 ORIGIN = {"model": "a", "data": "b"}
 N_ROWS = 10
 

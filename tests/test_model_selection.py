@@ -220,7 +220,7 @@ class TestSearches:
         X, y = data
         search = GridSearchCV(StaticExit(), {"exit": [1, 2]}, cv=2, scoring=accuracy_and_cost(), refit=best_within(0.3))
         message = (
-            r"^budget=0\.3 is met by no setting: the cheapest costs 0\.5 of the last exit's cost\. Raise the budget, or "
+            r"^budget=0\.3 is met by no setting: the cheapest costs 0\.5 of the network's cost\. Raise the budget, or "
             r"search over cheaper settings\.$"
         )
         with pytest.raises(ValueError, match=message):
@@ -304,7 +304,9 @@ class TestBestWithin:
 
     @pytest.mark.parametrize("budget", [0, -0.5, 1.1, np.nan, "0.5", None])
     def test_wrong_budgets_are_refused(self, budget):
-        with pytest.raises(ValueError, match=rf"^budget={budget!r} must be in \(0, 1\]: it is a fraction of the last"):
+        with pytest.raises(
+            ValueError, match=rf"^budget={budget!r} must be in \(0, 1\]: it is a fraction of the network"
+        ):
             best_within(budget)
 
 
@@ -391,7 +393,7 @@ class TestBudgetCurve:
             with pytest.raises(ValueError, match=r"it must be \(n_budgets,\), with one budget or more\.$"):
                 budget_curve(ThresholdPolicy(), X, y, budgets)
         for wrong in (0.0, 1.5, np.nan):
-            message = rf"^budgets has {wrong}, but must be in \(0, 1\]: fractions of the last exit's cost\.$"
+            message = rf"^budgets has {wrong}, but must be in \(0, 1\]: fractions of the network's cost\.$"
             with pytest.raises(ValueError, match=message):
                 budget_curve(ThresholdPolicy(), X, y, [0.5, wrong])
         for policy in (ThresholdPolicy(), _Refitted()):

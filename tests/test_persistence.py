@@ -357,6 +357,8 @@ LAYOUT = {"n_logits": [0, 3], "n_features": [2, 1], "costs": [1.0, 4.0], "cost_u
         {"n_logits": [3, 3]},
         {"n_features": [2, 2]},
         {"costs": [1.0, np.nextafter(4, 5)]},
+        {"network_cost": np.nextafter(4, 3)},
+        {"head_costs": [0.0, 0.5], "network_cost": 4.0},
         {"cost_unit": "FLOPs"},
         {"cost_unit": None},
         {"classes": [0, 2, 1]},
@@ -448,12 +450,15 @@ def test_the_table_of_a_policy(policy, data):
     shares = [f"{100 * share:.1f}%" for share in policy.exit_distribution_]
     thresholds = [f"{threshold:.4g}" for threshold in policy.thresholds_[:2]]
     temperatures = [f"{temperature:.3g}" for temperature in policy.temperatures_]
-    header = ["Exit", "Cost, % of 4e+06 FLOPs", "Threshold", "Temperature", "Share of the fitted samples"]
+    heads = [f"{100 * share:.2g}%" for share in policy.layout_.head_fractions]
+    header = [
+        "Exit", "Cost, % of 4e+06 FLOPs", "Of which heads", "Threshold", "Temperature", "Share of the fitted samples"
+    ]  # fmt: skip
     rows = exit_rows(policy._repr_html_())
     assert rows[0] == header
-    assert rows[1] == ["0", "25%", thresholds[0], temperatures[0], shares[0]]
-    assert rows[2] == ["1", "50%", thresholds[1], temperatures[1], shares[1]]
-    assert rows[3] == ["2", "100%", "all leave", temperatures[2], shares[2]]
+    assert rows[1] == ["0", "25%", heads[0], thresholds[0], temperatures[0], shares[0]]
+    assert rows[2] == ["1", "50%", heads[1], thresholds[1], temperatures[1], shares[1]]
+    assert rows[3] == ["2", "100%", heads[2], "all leave", temperatures[2], shares[2]]
     fractions = X.with_layout(X.layout.replace(costs=[0.25, 0.5, 1], cost_unit="fraction"))
     uncalibrated = skexit.StaticExit(1).fit(fractions, y)
     assert exit_rows(uncalibrated._repr_html_()) == [
@@ -470,7 +475,7 @@ def test_the_table_of_heads_and_of_a_pipeline(data):
     assert "<summary>Exits</summary>" not in pipeline._repr_html_()
     html = pipeline.fit(X, y)._repr_html_()
     assert html.count("<summary>Exits</summary>") == 2
-    assert [row[2] for row in exit_rows(html)] == [
+    assert [row[3] for row in exit_rows(html)] == [
         "Head",
         "4 features, 5 hidden units",
         "4 features, 5 hidden units",

@@ -10,8 +10,8 @@ class AgreementPolicy(BudgetedPolicy):
     Parameters
     ----------
     budget : float, default=0.5
-        Mean cost of a sample on the data that was fitted, a fraction in (0, 1]
-        of the last exit's cost.
+        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the network's
+        cost.
     heads : ExitHeads, default=None
         Heads to fit where exits have no logits.
     layout : ExitLayout or int, default=None

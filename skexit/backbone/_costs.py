@@ -43,12 +43,15 @@ class ExitCosts:
         Cumulative cost of one sample.
     unit : {"FLOPs", "MACs", "ms"}
         Unit of the costs.
+    network : float
+        Cost of one sample in the network as it runs without exits.
     spread : ndarray of shape (n_exits,) or None
         Interquartile range of the repeated runs for ``"ms"``, None for the others, which are exact.
     """
 
     costs: NDArray[np.float64]
     unit: str
+    network: float
     spread: NDArray[np.float64] | None = None
 
 
@@ -88,7 +91,7 @@ def exit_costs(
     Returns
     -------
     costs : ExitCosts
-        The cumulative costs, their unit and, for ``"ms"``, their spread.
+        The cumulative costs, their unit, the cost of the whole network and, for ``"ms"``, the spread.
 
     Raises
     ------
@@ -121,12 +124,12 @@ def exit_costs(
         model.eval()
         if unit == "ms":
             runs = _timed_runs(run, example_input, n_repeats) / n_rows
-            costs, spread = np.median(runs, axis=0), np.subtract(*np.percentile(runs, [75, 25], axis=0))
+            costs, spread = np.median(runs, axis=0), np.subtract(*np.percentile(runs[:, :-1], [75, 25], axis=0))
         else:
             flops_per_operation = {"FLOPs": 1, "MACs": 2}[unit]
             costs, spread = _counted_flops(run, example_input) / (flops_per_operation * n_rows), None
-    _check_increasing(costs, list(exits), unit)
-    return ExitCosts(costs, unit, spread)
+    _check_increasing(costs[:-1], list(exits), unit)
+    return ExitCosts(costs[:-1], unit, float(costs[-1]), spread)
 
 
 class _Run:
@@ -142,7 +145,7 @@ class _Run:
         self._own_heads = own_heads(heads)
 
     def __call__(self, forward: Callable[[], Any], clock: Callable[[], float]) -> NDArray[np.float64]:
-        """Cumulative cost of the exits, in units of the clock."""
+        """Cumulative cost of the exits, and then that of the whole network, in units of the clock."""
         exit_ends: list[tuple[str, float]] = []
         head_starts: list[tuple[str, float]] = []
         head_ends: list[tuple[str, float]] = []
@@ -167,7 +170,7 @@ class _Run:
         # What the heads took until an exit was reached is no part of the way to it: a head counts
         # at its own exit, wherever the network computes it.
         in_heads = np.clip(reached[:, None] - starts, 0, durations).sum(axis=1)
-        return reached - start - in_heads + np.cumsum(durations)
+        return np.append(reached - start - in_heads + np.cumsum(durations), end - start)
 
     def _hook(
         self, name: str, readings: list[tuple[str, float]], clock: Callable[[], float], before: bool = False
@@ -187,7 +190,7 @@ class _Run:
 
 
 def _counted_flops(run: _Run, inputs: Inputs) -> NDArray[np.float64]:
-    """Cumulative FLOPs of the exits for the whole batch."""
+    """Cumulative FLOPs of the exits, and those of the network, for the whole batch."""
     try:
         with _left_as_found(run.model):
             return _count(run, _forward_on_meta_device(run.model, inputs))
@@ -223,7 +226,7 @@ _FLOPS_OF_FUSED_KERNELS = {torch.ops.aten.mkldnn_rnn_layer: _flops_of_recurrent_
 
 
 def _timed_runs(run: _Run, inputs: Inputs, n_repeats: int) -> NDArray[np.float64]:
-    """Cumulative milliseconds of the exits for the whole batch, of shape (n_repeats, n_exits)."""
+    """Milliseconds for the whole batch in each run: cumulative ones of the exits, then those of the network."""
     forward = _forward(run.model, inputs)
     clock = millisecond_clock(device_of(run.model))
     for _ in range(_N_WARM_UP_RUNS):

@@ -136,9 +136,11 @@ def _read_layout(description: Any) -> ExitLayout:
     unit = description.get("cost_unit")
     if not (unit is None or isinstance(unit, str)):
         raise ValueError("cost_unit of its layout is no string")
-    costs = description.get("costs")
-    if not isinstance(costs, list) or not all(isinstance(cost, int | float) for cost in costs):
-        raise ValueError("costs of its layout are no list of numbers")
+    for name, costs in (("costs", description.get("costs")), ("head_costs", description.get("head_costs", []))):
+        if not isinstance(costs, list) or not all(isinstance(cost, int | float) for cost in costs):
+            raise ValueError(f"{name} of its layout are no list of numbers")
+    if not isinstance(description.get("network_cost", 1), int | float):
+        raise ValueError("network_cost of its layout is no number")
     try:
         return ExitLayout.from_dict(description)
     except (TypeError, OverflowError) as error:

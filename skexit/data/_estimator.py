@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from skexit import _version
 from skexit.data._arrays import ExitArray
 from skexit.data._layout import ExitLayout
-from skexit.exceptions import InconsistentVersionWarning
+from skexit.exceptions import ExpensiveHeadsWarning, InconsistentVersionWarning
 from skexit.utils._docstring import shared_docs
 from skexit.utils._html import WithTable
 from skexit.utils._sklearn import _VisualBlock
@@ -26,6 +26,9 @@ ROW_STATE = ("fit_state_", "conformal_scores_")
 
 #: Units in which the same network has the same costs everywhere; measured times vary.
 _COUNTED_UNITS = ("FLOPs", "MACs")
+
+#: From this share of the network's cost on, heads are worth a warning.
+_EXPENSIVE_HEADS = 0.05
 
 
 class ExitEstimator(BaseEstimator):
@@ -119,11 +122,21 @@ def _without_fit_state(value: Any) -> Any:
     return light
 
 
-def cost_column(layout: ExitLayout) -> dict[str, list[str]]:
-    """Costs of the exits as percentages of the last one's, under a name that says how much that is.
+def warn_of_expensive_heads(layout: ExitLayout) -> None:
+    """Warn where the heads of all exits cost more than 5 % of the network."""
+    share = layout.head_fractions[-1]
+    if share > _EXPENSIVE_HEADS:
+        warn(ExpensiveHeadsWarning(float(share)))
 
-    >>> cost_column(ExitLayout([0, 0], [2, 2], costs=[1e6, 4e6], cost_unit="MACs"))
+
+def cost_columns(layout: ExitLayout) -> dict[str, list[str]]:
+    """Costs of the exits, and what heads have of them, as percentages of the network's, which is in the name.
+
+    >>> cost_columns(ExitLayout([0, 0], [2, 2], costs=[1e6, 4e6], cost_unit="MACs"))
     {'Cost, % of 4e+06 MACs': ['25%', '100%']}
     """
-    whole = "" if layout.cost_unit in ("fraction", None) else f" of {layout.costs[-1]:.3g} {layout.cost_unit}"
-    return {f"Cost, %{whole}": [f"{100 * fraction:.3g}%" for fraction in layout.cost_fractions]}
+    whole = "" if layout.cost_unit in ("fraction", None) else f" of {layout.network_cost:.3g} {layout.cost_unit}"
+    columns = {f"Cost, %{whole}": [f"{100 * fraction:.3g}%" for fraction in layout.cost_fractions]}
+    if layout.head_costs.any():
+        columns["Of which heads"] = [f"{100 * fraction:.2g}%" for fraction in layout.head_fractions]
+    return columns

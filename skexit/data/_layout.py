@@ -44,6 +44,11 @@ class ExitLayout:
         counts as one), ``"ms"``, or any other name. ``"fraction"`` when `costs` is None.
     classes : array-like of shape (n_classes,), default=None
         Class labels in the order of the logit columns.
+    network_cost : float, default=None
+        What the network costs without added heads, in `cost_unit`: what costs 1 as a fraction. By
+        default the last exit's cost without its `head_costs`.
+    head_costs : array-like of shape (n_exits,), default=None
+        The part of `costs` that added heads take, such as those of :class:`~skexit.ExitHeads`; by default zeros.
 
     Attributes
     ----------
@@ -54,15 +59,17 @@ class ExitLayout:
     n_classes : int or None
         Number of classes, None when neither logits nor `classes` tell.
     cost_fractions : ndarray of shape (n_exits,)
-        `costs` as fractions of the last exit's cost.
+        `costs` as fractions of `network_cost`; heads can make them larger than 1.
+    head_fractions : ndarray of shape (n_exits,)
+        `head_costs` as fractions of `network_cost`.
     fingerprint : str
         Sixteen hexadecimal digits that tell layouts apart.
 
     Raises
     ------
     ValueError
-        If the widths do not describe at least one column for each exit, the costs do not
-        increase, or the classes do not fit the logits.
+        If the widths do not describe at least one column for each exit, the costs do not increase, the classes do not
+        fit the logits, network_cost is not positive, or head_costs are negative or not below the costs.
 
     Examples
     --------
@@ -86,11 +93,15 @@ class ExitLayout:
         costs: ArrayLike | None = None,
         cost_unit: str | None = None,
         classes: ArrayLike | None = None,
+        network_cost: float | None = None,
+        head_costs: ArrayLike | None = None,
     ) -> None:
         self.n_logits = tuple(int(width) for width in n_logits)
         self.n_features = tuple(int(width) for width in n_features)
         _check_widths(self.n_logits, self.n_features)
         self.costs = _check_costs(costs, self.n_exits)
+        self.head_costs = _check_head_costs(head_costs, self.costs)
+        self.network_cost = _check_network_cost(network_cost, self.costs, self.head_costs)
         self.cost_unit = "fraction" if costs is None and cost_unit is None else cost_unit
         self.classes = _check_classes(classes, max(self.n_logits))
         widths = np.column_stack([self.n_logits, self.n_features]).ravel()
@@ -115,16 +126,21 @@ class ExitLayout:
 
     @property
     def cost_fractions(self) -> NDArray[np.float64]:
-        """Costs as fractions of the last exit's."""
-        return self.costs / self.costs[-1]
+        """Costs as fractions of the network's, which has no added heads."""
+        return self.costs / self.network_cost
+
+    @property
+    def head_fractions(self) -> NDArray[np.float64]:
+        """What added heads cost up to each exit, as fractions of the network's cost."""
+        return self.head_costs / self.network_cost
 
     @property
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that tell layouts apart.
 
         Equal layouts have the same, in every process, on every platform and with every version of
-        NumPy; layouts that differ in a width, a class or the order of classes, a cost (in any digit)
-        or the unit have others. It is no protection against forgery.
+        NumPy; layouts that differ in a width, a class or the order of classes, a cost (in any digit,
+        of an exit, its heads or the network) or the unit have others. It is no protection against forgery.
         """
         classes = None if self.classes is None else [_plain_label(label) for label in self.classes.tolist()]
         description = json.dumps(self.to_dict() | {"classes": classes}, sort_keys=True, default=repr)
@@ -201,14 +217,19 @@ class ExitLayout:
         Returns
         -------
         ExitLayout
-            All else is as in this one.
+            All else is as in this one, but that new `costs` come with their own `network_cost` and
+            `head_costs`: the defaults, unless these are given, too.
         """
+        if "costs" in changes:
+            changes = {"network_cost": None, "head_costs": None} | changes
         parameters: dict[str, Any] = {
             "n_logits": self.n_logits,
             "n_features": self.n_features,
             "costs": self.costs,
             "cost_unit": self.cost_unit,
             "classes": self.classes,
+            "network_cost": self.network_cost,
+            "head_costs": self.head_costs,
         }
         return ExitLayout(**(parameters | changes))
 
@@ -218,15 +239,19 @@ class ExitLayout:
         Returns
         -------
         dict
-            The parameters of :class:`ExitLayout`, as lists, numbers and strings.
+            The parameters of :class:`ExitLayout`, as lists, numbers and strings; without those of heads
+            where there are none and the last exit is the network's end.
         """
-        return {
+        description = {
             "n_logits": list(self.n_logits),
             "n_features": list(self.n_features),
             "costs": self.costs.tolist(),
             "cost_unit": self.cost_unit,
             "classes": None if self.classes is None else self.classes.tolist(),
         }
+        if self.head_costs.any() or self.network_cost != self.costs[-1]:
+            description |= {"network_cost": self.network_cost, "head_costs": self.head_costs.tolist()}
+        return description
 
     @classmethod
     def from_dict(cls, description: dict[str, Any]) -> ExitLayout:
@@ -321,8 +346,16 @@ class ExitLayout:
         costs = ", ".join(f"{cost:.4g}" for cost in self.costs)
         return (
             f"ExitLayout(n_logits={list(self.n_logits)}, n_features={list(self.n_features)}, "
-            f"costs=[{costs}], cost_unit={self.cost_unit!r})"
+            f"costs=[{costs}], cost_unit={self.cost_unit!r}, network_cost={self.network_cost:.4g})"
         )
+
+
+def add_heads(layout: ExitLayout, multiply_adds: ArrayLike) -> ExitLayout:
+    """The layout with the cost of heads that take so many multiply-adds up to each exit, if its unit counts these."""
+    added = MULTIPLY_ADD_COST.get(layout.cost_unit or "", 0) * np.asarray(multiply_adds, dtype=np.float64)
+    return layout.replace(
+        costs=layout.costs + added, head_costs=layout.head_costs + added, network_cost=layout.network_cost
+    )
 
 
 def resolve_layout(layout: ExitLayout | int | None, X: Any, n_columns: int) -> ExitLayout:
@@ -401,6 +434,29 @@ def _check_costs(costs: ArrayLike | None, n_exits: int) -> NDArray[np.float64]:
             "pass numpy.cumsum(costs)."
         )
     return costs
+
+
+def _check_head_costs(head_costs: ArrayLike | None, costs: NDArray[np.float64]) -> NDArray[np.float64]:
+    checked = np.zeros(len(costs)) if head_costs is None else np.asarray(head_costs, dtype=np.float64)
+    if checked.shape != costs.shape:
+        raise ValueError(f"head_costs has shape {checked.shape}; give one cost for each of {len(costs)} exits.")
+    if not ((checked >= 0) & (checked < costs)).all():
+        raise ValueError(
+            f"head_costs={checked.tolist()} must be 0 or more and below costs={costs.tolist()}, which include them."
+        )
+    return checked
+
+
+def _check_network_cost(
+    network_cost: float | None, costs: NDArray[np.float64], head_costs: NDArray[np.float64]
+) -> float:
+    if network_cost is None:
+        return float(costs[-1] - head_costs[-1])
+    if not 0 < network_cost < np.inf:
+        raise ValueError(
+            f"network_cost={network_cost!r} must be positive and finite: it is the whole of all fractions."
+        )
+    return float(network_cost)
 
 
 def _check_classes(classes: ArrayLike | None, n_logits: int) -> NDArray[Any] | None:

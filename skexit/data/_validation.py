@@ -224,10 +224,13 @@ def _finite(block: NDArray[Any], k: int, part: str) -> NDArray[np.float64]:
     return block.astype(np.float64, copy=False)
 
 
-def check_budget(budget: float, cost_fractions: NDArray[np.float64]) -> None:
+def check_budget(budget: float, layout: ExitLayout) -> None:
     """Raise unless the budget is in (0, 1] and pays for the first exit."""
-    if check_budget_is_fraction(budget) < cost_fractions[0] * (1 - 1e-12):
+    cost, of_heads = layout.cost_fractions[0], layout.head_fractions[0]
+    if check_budget_is_fraction(budget) < cost * (1 - 1e-12):
+        including = f", {of_heads:.4g} of it for heads" if of_heads else ""
+        cures = (["raise the budget"] if cost <= 1 else []) + (["use cheaper heads"] if of_heads else [])
         raise ValueError(
-            f"budget={budget!r} is below the cost of the first exit, {cost_fractions[0]:.4g} of the last exit's. "
-            "Raise the budget, or add an earlier exit."
+            f"budget={budget!r} is below the cost of the first exit, {cost:.4g} of the network's{including}. "
+            f"{', '.join([*cures, 'or add an earlier exit']).capitalize()}."
         )

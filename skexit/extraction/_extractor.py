@@ -302,6 +302,7 @@ class ExitExtractor:
             costs=costs.costs,
             cost_unit=costs.unit,
             classes=classes,
+            network_cost=costs.network,
         )
 
     def _origin(self, first: Batch, classes: ArrayLike | None) -> dict[str, str]:

@@ -11,8 +11,8 @@ from scipy.special import log_softmax
 
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._arrays import enough_rows
-from skexit.data._estimator import cost_column
-from skexit.data._layout import MULTIPLY_ADD_COST
+from skexit.data._estimator import cost_columns
+from skexit.data._layout import add_heads
 from skexit.data._lazy import MergedLogits, TransformedLogits, answer_from_exits
 from skexit.data._validation import read_logits, validate_new_data, validate_training_data
 from skexit.heads._heads import check_two_classes, fit_heads
@@ -61,7 +61,7 @@ class ExitEnsemble(LogitsTransformer):
         Layout of the X that was fitted, its classes sorted.
     layout_out_ : ExitLayout
         Layout of the X that ``transform`` gives. Where costs are in FLOPs or MACs, each exit's
-        include the heads and mixtures up to it.
+        include the heads and mixtures up to it, and ``head_costs`` say how much these are.
     %(columns)s
 
     References
@@ -172,7 +172,8 @@ class ExitEnsemble(LogitsTransformer):
         seen = log_probabilities(with_logits, rows)
         for k in range(n_exits):
             self.weights_[k, : k + 1], self.biases_[k] = fit_mixture(seen[:, : k + 1], labels[rows], weight[rows])
-        self.layout_out_ = self._layout_with_mixtures(with_logits.layout)
+        multiply_adds = np.cumsum(len(self.classes_) * np.arange(1, n_exits + 1))
+        self.layout_out_ = add_heads(with_logits.layout, multiply_adds)
         return with_logits
 
     def new_logits(self) -> range:
@@ -186,15 +187,11 @@ class ExitEnsemble(LogitsTransformer):
     def earlier_exits(self, k: int) -> range:
         return range(k)
 
-    def _layout_with_mixtures(self, layout: ExitLayout) -> ExitLayout:
-        multiply_adds = np.cumsum(len(self.classes_) * np.arange(1, layout.n_exits + 1))
-        return layout.replace(costs=layout.costs + MULTIPLY_ADD_COST.get(layout.cost_unit or "", 0) * multiply_adds)
-
     def _exit_table(self) -> str:
         if not hasattr(self, "layout_out_"):
             return ""
         weights = [", ".join(f"{weight:.2g}" for weight in row[: k + 1]) for k, row in enumerate(self.weights_)]
-        return exit_table(cost_column(self.layout_out_) | {"Weights of the exits so far": weights})
+        return exit_table(cost_columns(self.layout_out_) | {"Weights of the exits so far": weights})
 
 
 def log_probabilities(X: ExitArray, rows: slice | NDArray[np.intp]) -> Floats:

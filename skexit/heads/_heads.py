@@ -17,8 +17,8 @@ from sklearn.utils.metaestimators import available_if
 from skexit._nn._dense import DenseNetwork, check_hidden_layer_sizes
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._arrays import enough_rows
-from skexit.data._estimator import cost_column
-from skexit.data._layout import MULTIPLY_ADD_COST
+from skexit.data._estimator import cost_columns
+from skexit.data._layout import add_heads
 from skexit.data._lazy import MergedLogits, TransformedLogits
 from skexit.data._overlays import LogitsSource
 from skexit.data._validation import (
@@ -99,7 +99,7 @@ class ExitHeads(LogitsTransformer):
         Layout of the X that was fitted, its classes sorted.
     layout_out_ : ExitLayout
         Layout of the X that ``transform`` gives. Where costs are in FLOPs or MACs, each exit's
-        include the heads up to it.
+        include the heads up to it, and ``head_costs`` say how much these are.
     %(columns)s
 
     References
@@ -393,18 +393,15 @@ class ExitHeads(LogitsTransformer):
 
     def _layout_with_heads(self) -> ExitLayout:
         multiply_adds = np.cumsum([0 if head is None else head.n_multiply_adds for head in self.networks_])
-        per_multiply_add = MULTIPLY_ADD_COST.get(self.layout_.cost_unit or "", 0)
-        return self.layout_.replace(
-            n_logits=[len(self.classes_)] * self.layout_.n_exits,
-            costs=self.layout_.costs + per_multiply_add * multiply_adds,
-            classes=self.classes_,
+        return add_heads(self.layout_, multiply_adds).replace(
+            n_logits=[len(self.classes_)] * self.layout_.n_exits, classes=self.classes_
         )
 
     def _exit_table(self) -> str:
         if not hasattr(self, "layout_out_"):
             return ""
         heads = [_describe(head) for head in self.networks_]
-        return exit_table(cost_column(self.layout_out_) | {"Head": heads})
+        return exit_table(cost_columns(self.layout_out_) | {"Head": heads})
 
 
 def fit_heads(

@@ -27,7 +27,7 @@ class AccuracyCostCurve:
     Parameters
     ----------
     costs : array-like of shape (n_points,)
-        Mean costs of a sample, as fractions of the last exit's cost.
+        Mean costs of a sample, as fractions of the network's cost.
     accuracies : array-like of shape (n_points,)
         Share of right answers at each point.
 
@@ -107,7 +107,7 @@ class AccuracyCostCurve:
         Parameters
         ----------
         cost : float or array-like
-            Mean cost of a sample, as a fraction of the last exit's cost.
+            Mean cost of a sample, as a fraction of the network's cost.
 
         Returns
         -------
@@ -123,7 +123,7 @@ class AccuracyCostCurve:
         if not (wanted >= self.costs[0] - _TOLERANCE).all():
             raise ValueError(
                 f"cost={np.min(wanted):.4g} cannot be reached: the cheapest point costs {self.costs[0]:.4g} of the "
-                "last exit's cost."
+                "network's cost."
             )
         hull = self.hull()
         return _as_given(np.interp(wanted, hull.costs, hull.accuracies))
@@ -139,7 +139,7 @@ class AccuracyCostCurve:
         Returns
         -------
         float or ndarray of the shape of `accuracy`
-            On the hull, as a fraction of the last exit's cost; at most the accuracy of the
+            On the hull, as a fraction of the network's cost; at most the accuracy of the
             cheapest point, the cost of that.
 
         Raises
@@ -162,7 +162,7 @@ class AccuracyCostCurve:
         Parameters
         ----------
         max_cost : float, default=1.0
-            Highest budget, as a fraction of the last exit's cost.
+            Highest budget, as a fraction of the network's cost.
 
         Returns
         -------
@@ -239,7 +239,7 @@ def accuracy_at_budget(y_true: ArrayLike, y_pred: ArrayLike, sample_costs: Array
     ----------
     %(settings)s
     budget : float
-        Mean cost of a sample, as a fraction of the last exit's cost.
+        Mean cost of a sample, as a fraction of the network's cost.
 
     Returns
     -------
@@ -274,7 +274,7 @@ def cost_at_accuracy(y_true: ArrayLike, y_pred: ArrayLike, sample_costs: ArrayLi
     Returns
     -------
     float
-        As a fraction of the last exit's cost.
+        As a fraction of the network's cost.
 
     Raises
     ------
@@ -302,7 +302,7 @@ def area_under_accuracy_cost(
     ----------
     %(settings)s
     max_cost : float, default=1.0
-        Highest budget, as a fraction of the last exit's cost.
+        Highest budget, as a fraction of the network's cost.
 
     Returns
     -------
@@ -330,7 +330,7 @@ def speedup(sample_costs: ArrayLike) -> Any:
     Parameters
     ----------
     sample_costs : array-like of shape (n_samples,) or (n_samples, n_points)
-        What each sample cost, as a fraction of the last exit's cost.
+        What each sample cost, as a fraction of the network's cost.
 
     Returns
     -------

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_consistent_length, column_or_1d
 
 from skexit.uncertainty._labels import index_of_true_labels
-from skexit.utils._checks import check_cost_fractions, check_exits, check_labels, right_answers
+from skexit.utils._checks import check_costs, check_exits, check_labels, right_answers
 from skexit.utils._docstring import shared_docs
 
 _COLUMNS = ("share", "cost", "accuracy_leaving", "accuracy_all", "samples")
@@ -37,7 +37,7 @@ def exit_report(
         Rows ``"exit 0"``, ``"exit 1"``, ..., ``"total"``, with the columns
 
         - ``share`` of the samples that leave at the exit;
-        - ``cost`` of an answer there, as a fraction of the last exit's;
+        - ``cost`` of an answer there, in the unit of `costs`;
         - ``accuracy_leaving``: of the samples that leave there, how many it gets right; nan where
           none leaves;
         - ``accuracy_all``: of all samples, how many it would get right;
@@ -56,7 +56,7 @@ def exit_report(
     --------
     >>> from skexit.metrics import exit_report
     >>> y_pred = [[0, 0], [1, 1], [0, 1], [1, 1]]  # four samples, two exits
-    >>> print(exit_report([0, 1, 1, 0], y_pred, exits=[0, 0, 1, 0], costs=[1e6, 4e6]))
+    >>> print(exit_report([0, 1, 1, 0], y_pred, exits=[0, 0, 1, 0], costs=[0.25, 1.0]))
             share   cost  accuracy leaving  accuracy all  samples
     exit 0  0.750  0.250             0.667         0.500        3
     exit 1  0.250  1.000             1.000         0.750        1
@@ -79,21 +79,22 @@ def exit_report(
 def _report_rows(
     y_true: ArrayLike, y_pred: ArrayLike, exits: ArrayLike, costs: ArrayLike
 ) -> dict[str, dict[str, float]]:
-    right, stops, fractions = _check_answers(y_true, y_pred, exits, costs)
+    right, stops, exit_costs = _check_answers(y_true, y_pred, exits, costs)
     rows = {}
-    for k, cost in enumerate(fractions):
+    for k, cost in enumerate(exit_costs):
         leaving = stops == k
         accuracy = float(right[leaving, k].mean()) if leaving.any() else float("nan")
         values = (float(leaving.mean()), float(cost), accuracy, float(right[:, k].mean()), int(leaving.sum()))
         rows[f"exit {k}"] = dict(zip(_COLUMNS, values, strict=True))
     accuracy = float(right[np.arange(len(stops)), stops].mean())
-    total = (1.0, float(fractions[stops].mean()), accuracy, accuracy, len(stops))
+    total = (1.0, float(exit_costs[stops].mean()), accuracy, accuracy, len(stops))
     return {**rows, "total": dict(zip(_COLUMNS, total, strict=True))}
 
 
 def _as_text(rows: dict[str, dict[str, float]], digits: int) -> str:
     names = max(len(name) for name in rows)
     widths = [max(len(heading), digits + 2) for heading in _HEADINGS]
+    widths[1] = max(widths[1], *(len(f"{row['cost']:.{digits}f}") for row in rows.values()))
     widths[-1] = max(widths[-1], len(str(rows["total"]["samples"])))
     lines = [" " * names + "".join(f"  {heading:>{w}}" for heading, w in zip(_HEADINGS, widths, strict=True))]
     for name, row in rows.items():
@@ -105,11 +106,11 @@ def _as_text(rows: dict[str, dict[str, float]], digits: int) -> str:
 def _check_answers(
     y_true: ArrayLike, y_pred: ArrayLike, exits: ArrayLike, costs: ArrayLike
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.float64]]:
-    """Which exits are right for which samples, where the samples stop, and costs as fractions."""
+    """Which exits are right for which samples, where the samples stop, and the costs of the exits."""
     right = right_answers(y_true, y_pred)
     stops = check_exits(exits, right.shape[1])
     check_consistent_length(right, stops)
-    return right, stops, check_cost_fractions(costs, right.shape[1])
+    return right, stops, check_costs(costs, right.shape[1])
 
 
 def exit_distribution_by_class(
@@ -168,7 +169,7 @@ class OracleRegret(NamedTuple):
     accuracy : float
         Accuracy of the oracle minus that of the policy; never negative.
     cost : float
-        Mean cost of the policy minus that of the oracle, as fractions of the last exit's cost.
+        Mean cost of the policy minus that of the oracle, in the unit of the costs.
         Negative where the policy stops before the first exit that is right.
     """
 
@@ -190,7 +191,7 @@ def oracle_regret(y_true: ArrayLike, y_pred: ArrayLike, exits: ArrayLike, costs:
     -------
     OracleRegret
         A named tuple of ``accuracy``, that of the oracle minus that of the policy, and ``cost``,
-        the mean cost of the policy minus that of the oracle, as fractions of the last exit's.
+        the mean cost of the policy minus that of the oracle, in the unit of `costs`.
 
     Raises
     ------
@@ -208,10 +209,10 @@ def oracle_regret(y_true: ArrayLike, y_pred: ArrayLike, exits: ArrayLike, costs:
     >>> oracle_regret([0, 1, 1, 0], y_pred, exits=[0, 1, 0, 0], costs=[0.5, 1.0])
     OracleRegret(accuracy=0.25, cost=0.0)
     """
-    right, stops, fractions = _check_answers(y_true, y_pred, exits, costs)
+    right, stops, exit_costs = _check_answers(y_true, y_pred, exits, costs)
     accuracy = right[np.arange(len(stops)), stops].mean()
     best_stops = np.argmax(right, axis=1)
     return OracleRegret(
         accuracy=float(right.any(axis=1).mean() - accuracy),
-        cost=float((fractions[stops] - fractions[best_stops]).mean()),
+        cost=float((exit_costs[stops] - exit_costs[best_stops]).mean()),
     )

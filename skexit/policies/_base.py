@@ -14,7 +14,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from skexit.data import ExitArray, ExitLayout
-from skexit.data._estimator import ExitEstimator, cost_column, warn_of_other_costs
+from skexit.data._estimator import ExitEstimator, cost_columns, warn_of_expensive_heads, warn_of_other_costs
 from skexit.data._validation import check_budget, validate_new_data, validate_training_data
 from skexit.data._walk import collect, walk_batches
 from skexit.heads._heads import fit_heads
@@ -145,7 +145,9 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
             the budget does not pay for the first exit.
         """
         exits, self.classes_, labels, weight = validate_training_data(self, X, y, sample_weight)
-        return self._fit_on(self._fit_heads(exits, labels, weight), labels, weight)
+        self._fit_on(self._fit_heads(exits, labels, weight), labels, weight)
+        warn_of_expensive_heads(self.layout_)
+        return self
 
     def _fit_on(self, exits: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> Self:
         """Fit on exits that all have logits, now that these are there."""
@@ -248,7 +250,7 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         )
 
     def mean_cost(self, X: Any, sample_weight: ArrayLike | None = None) -> float:
-        """Mean cost of a sample, as a fraction of the last exit's cost.
+        """Mean cost of a sample, heads included, as a fraction of the cost of the network without heads.
 
         Parameters
         ----------
@@ -259,7 +261,7 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         Returns
         -------
         float
-            Between 0 and 1.
+            Above 1 where heads cost more than early answers save.
         """
         exits = self.predict_exit(X)
         return float(
@@ -269,7 +271,7 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
     def _check_budget(self, budget: float) -> None:
         """Raise unless the budget can be met. With a single exit there is nothing to choose."""
         if self.layout_.n_exits > 1:
-            check_budget(budget, self.costs_)
+            check_budget(budget, self.layout_)
 
     def _fit_heads(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> ExitArray:
         """Fit `heads`, by default where an exit lacks logits; gives X with logits at every exit."""
@@ -334,7 +336,7 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
     def _exit_table(self) -> str:
         if not hasattr(self, "exit_distribution_"):
             return ""
-        columns = cost_column(self.layout_) | {"Threshold": [threshold_text(value) for value in self.thresholds_]}
+        columns = cost_columns(self.layout_) | {"Threshold": [threshold_text(value) for value in self.thresholds_]}
         if self.conformal_scores_ is not None:
             columns["Temperature"] = [f"{temperature:.3g}" for temperature in self.temperatures_]
         return exit_table(columns, self.exit_distribution_)

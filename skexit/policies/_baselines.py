@@ -80,7 +80,7 @@ class RandomExit(BudgetedPolicy):
     Parameters
     ----------
     budget : float, default=None
-        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's cost; exits are then
+        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the network's cost; exits are then
         drawn from the geometric distribution that meets it. None draws every exit with the same probability.
     %(heads)s
     %(layout)s
@@ -151,7 +151,7 @@ class OracleResult:
     accuracy : float
         Share of the samples for which some exit is right.
     mean_cost : float
-        Mean cost of a sample, as a fraction of the last exit's cost.
+        Mean cost of a sample, as a fraction of the network's cost.
     """
 
     exits: NDArray[np.int64]
@@ -160,7 +160,7 @@ class OracleResult:
 
     @classmethod
     def _from_correct(cls, correct: NDArray[np.bool_], costs: NDArray[np.float64]) -> OracleResult:
-        """The oracle of exits that are right or wrong, at costs as fractions of the last exit's."""
+        """The oracle of exits that are right or wrong, at costs as fractions of the network's."""
         exits = np.argmax(correct, axis=1)
         return cls(exits, float(correct.any(axis=1).mean()), float(costs[exits].mean()))
 

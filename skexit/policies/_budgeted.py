@@ -102,7 +102,7 @@ class BudgetedPolicy(ExitPolicy):
         Parameters
         ----------
         budget : float
-            Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's cost.
+            Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the network's cost.
 
         Returns
         -------

@@ -64,9 +64,9 @@ def quota_thresholds(
     scores : ndarray of shape (n_samples, n_exits)
         Larger scores leave first.
     costs : ndarray of shape (n_exits,)
-        Cumulative costs as fractions of the last exit's.
+        Cumulative costs, in the unit of the budget.
     budget : float
-        Mean cost to meet, a fraction of the last exit's cost.
+        Mean cost to meet; more than the last exit's cost cannot be spent.
     log_prior : ndarray of shape (n_exits,), default=None
         Logarithm of the distribution to tilt (see `tilted_distribution`); flat by default.
     direction : ndarray of shape (n_exits,), default=None
@@ -128,9 +128,9 @@ def shared_threshold(scores: Floats, costs: Floats, budget: float, sample_weight
     scores : ndarray of shape (n_samples, n_exits)
         Larger scores leave first.
     costs : ndarray of shape (n_exits,)
-        Cumulative costs as fractions of the last exit's.
+        Cumulative costs, in the unit of the budget.
     budget : float
-        Mean cost to meet, a fraction of the last exit's cost.
+        Mean cost to meet; more than the last exit's cost cannot be spent.
     sample_weight : ndarray of shape (n_samples,), default=None
         Weight of each sample; all count alike by default.
 
@@ -252,7 +252,8 @@ def _departures(scores: Floats) -> _Departures:
 
 def _warn_if_missed(missing: float, budget: float, costs: Floats, weight: Floats) -> None:
     one_sample = costs[-1] * weight.max() / weight.sum()
-    if missing > one_sample + 1e-9:
+    beyond_last_exit = max(budget - costs[-1], 0)
+    if missing - beyond_last_exit > one_sample + 1e-9:
         warn(
             f"the mean cost on the fitting data is {budget - missing:.4f}, below the budget {budget:.4f}: samples "
             "with tied scores leave together. A score with fewer ties meets the budget."

@@ -211,9 +211,9 @@ class RiskControlledPolicy(ExitPolicy):
             return np.linspace(1.0, self.costs_[0], _N_BUDGETS if len(self.costs_) > 1 else 1)
         budgets = np.unique(np.asarray(self.budgets, dtype=np.float64))[::-1]
         if len(budgets) == 0:
-            raise ValueError("budgets is empty; pass fractions of the last exit's cost, or None.")
+            raise ValueError("budgets is empty; pass fractions of the network's cost, or None.")
         for budget in budgets.tolist():
-            check_budget(budget, self.costs_)
+            check_budget(budget, self.layout_)
         return budgets
 
     def _losses(self, y: NDArray[Any], answers: NDArray[Any], last: NDArray[Any]) -> Floats:

@@ -72,7 +72,7 @@ class OptimalStoppingPolicy(BudgetedPolicy):
     Parameters
     ----------
     budget : float, default=0.5
-        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's
+        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the network's
         cost. Less is spent where later exits do harm.
     estimator : scikit-learn regressor, default=None
         Learns the prices of an exit; its ``fit`` takes `sample_weight`. By default the exponential

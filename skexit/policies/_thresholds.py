@@ -42,7 +42,7 @@ class ThresholdPolicy(BudgetedPolicy):
         ``"geometric"``: exit k serves a share of the samples in proportion to ``q ** k``, with the
         q that meets the budget. ``"shared"``: the same threshold at every exit.
     budget : float, default=0.5
-        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's cost.
+        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the network's cost.
     %(use_most_confident)s
     %(heads)s
     %(layout)s

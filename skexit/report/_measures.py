@@ -19,7 +19,7 @@ class Measured:
     """Answers at certain exits, and how good they are.
 
     `budget` is the one that was set, if any. `exits` and `correct` have one entry per sample. The cost is a fraction of
-    the last exit's; the intervals are 95 % bootstrap intervals.
+    the network's; the intervals are 95 % bootstrap intervals.
     """
 
     name: str

@@ -159,7 +159,7 @@ def check_batches(fits: PolicyFits) -> None:
 
 def check_budget(fits: PolicyFits) -> None:
     """The mean cost on the fitting data is the budget to one sample, or is less and a warning says so."""
-    for name in ("main", "weighted") if fits.takes_weights else ("main",):
+    for name in ("main", "binary", "weighted") if fits.takes_weights else ("main", "binary"):
         fit = fits.on(name)
         if getattr(fit.policy, "budget", None) is not None:
             _require_budget(fit.policy, fit, fit.warned)
@@ -180,7 +180,7 @@ def _require_budget(policy: Any, fit: Fit, warned: bool) -> None:
     cure = "Choose thresholds by quota_thresholds or shared_threshold, from the scores of the fitting rows"
     require(spent <= budget + _ROUNDING, problem, cure)
     require(
-        warned or spent >= budget - weight.max() / weight.sum() - _ROUNDING,
+        warned or spent >= budget - policy.costs_[-1] * weight.max() / weight.sum() - _ROUNDING,
         f"{problem}, more than one sample's cost below, and no warning says so",
         f"{cure}; warn where some of the budget is left on purpose",
     )

@@ -24,7 +24,7 @@ _LAYOUTS: dict[str, dict[str, Any]] = {
     "large": {"n_samples": 2 * N_ROWS + 1},
     "logits": {"classes": [0, 1, 2], "has_features": False},
     "features": {"has_logits": False, "costs": [0.4, 1.0]},
-    "binary": {"classes": [0, 1], "costs": [1e6, 3e6, 4e6], "cost_unit": "FLOPs"},
+    "binary": {"classes": [0, 1], "costs": [1e6, 3e6, 4.2e6], "cost_unit": "FLOPs", "network_cost": 4e6},
 }
 
 
@@ -42,9 +42,9 @@ def make_data(name: str) -> CheckData:
     """Data for the checks; the same object in every call.
 
     ``"main"`` has four exits with logits and features, and words as classes that are not sorted; ``"large"`` has twice
-    its rows. ``"logits"``, ``"features"`` and ``"binary"`` are other layouts. ``"weighted"`` is ``"main"`` with
-    weights, of which some are zero; ``"scaled"`` has eight times these weights, and ``"dropped"`` lacks the rows of
-    zero weight.
+    its rows. ``"logits"``, ``"features"`` and ``"binary"`` are other layouts; in the third, the last exit costs more
+    than the network. ``"weighted"`` is ``"main"`` with weights, of which some are zero; ``"scaled"`` has eight times
+    these weights, and ``"dropped"`` lacks the rows of zero weight.
     """
     if name in _LAYOUTS:
         return _make_exits(**_LAYOUTS[name])
@@ -65,6 +65,7 @@ def _make_exits(
     has_features: bool = True,
     costs: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
     cost_unit: str | None = None,
+    network_cost: float | None = None,
 ) -> CheckData:
     """Exits that are the more often right the later they are, and samples of which some are harder than others."""
     rng = np.random.default_rng(0)
@@ -82,6 +83,7 @@ def _make_exits(
         cost_unit=cost_unit,
         classes=classes,
     )
+    X = X.with_layout(X.layout.replace(network_cost=network_cost))
     return CheckData(X, np.asarray(classes)[truth.argmax(axis=1)])
 
 

@@ -28,7 +28,7 @@ def check_sample_weight(sample_weight: Any, X: Any) -> NDArray[np.float64]:
 def check_budget_is_fraction(budget: Any) -> float:
     """The budget, checked to be in (0, 1]."""
     if not isinstance(budget, Real) or not 0 < float(budget) <= 1:
-        raise ValueError(f"budget={budget!r} must be in (0, 1]: it is a fraction of the last exit's cost.")
+        raise ValueError(f"budget={budget!r} must be in (0, 1]: it is a fraction of the network's cost.")
     return float(budget)
 
 
@@ -60,11 +60,11 @@ def check_exits(exits: ArrayLike, n_exits: int) -> NDArray[np.int64]:
     return checked.astype(np.int64, copy=False)
 
 
-def check_cost_fractions(costs: ArrayLike, n_exits: int) -> NDArray[np.float64]:
-    """Cumulative costs of the exits as fractions of the last one's."""
+def check_costs(costs: ArrayLike, n_exits: int) -> NDArray[np.float64]:
+    """Cumulative costs of the exits."""
     checked = np.asarray(costs, dtype=np.float64)
     if checked.shape != (n_exits,):
         raise ValueError(f"costs has shape {checked.shape}; it must be ({n_exits},), one cost for each exit of y_pred.")
     if not np.isfinite(checked).all() or checked[0] <= 0 or (np.diff(checked) <= 0).any():
         raise ValueError(f"costs={checked.tolist()} must be positive and increase from exit to exit, as policy.costs_.")
-    return checked / checked[-1]
+    return checked

@@ -30,7 +30,7 @@ feature_names_in_ : ndarray of shape (n_columns,)
 temperatures_ : ndarray of shape (n_exits,)
     Temperatures of the answers; 1 before ``calibrate``.
 costs_ : ndarray of shape (n_exits,)
-    Cumulative costs as fractions of the last exit's.
+    Cumulative costs, heads included, as fractions of the cost of the network without heads.
 classes_ : ndarray of shape (n_classes,)
     Class labels.
 layout_ : ExitLayout
@@ -77,7 +77,7 @@ oracle : OracleResult, default=None
 y_pred : array-like of shape (n_samples, n_points) or (n_samples,)
     Answers under each setting, such as a budget; one dimension is one setting.
 sample_costs : array-like of the shape of `y_pred`
-    What each sample cost under each setting, as a fraction of the last exit's cost:
+    What each sample cost under each setting, as a fraction of the network's cost:
     ``policy.costs_[policy.predict_exit(X)]``.""",
     "answers": """y_true : array-like of shape (n_samples,)
     Class labels.
@@ -86,7 +86,7 @@ y_pred : array-like of shape (n_samples, n_exits)
 exits : array-like of shape (n_samples,) of int
     Exit at which each sample stops, as of ``policy.predict_exit(X)``.
 costs : array-like of shape (n_exits,)
-    Cumulative costs of the exits, in any unit, as of ``policy.costs_``.""",
+    Cumulative costs of the exits, as of ``policy.costs_``: fractions of the network's cost.""",
     "probabilities": """Parameters
 ----------
 probabilities : array of shape (..., n_classes)

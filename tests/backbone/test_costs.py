@@ -62,6 +62,8 @@ def test_resnet18(unit):
     expected = np.cumsum([stem + layer1, later, later, later])
     expected[-1] += 512 * 1000
     np.testing.assert_array_equal(costs, expected * {"MACs": 1, "FLOPs": 2}[unit])
+    network = exit_costs(model, exits[:2], torch.zeros(2, 3, 224, 224, device="meta"), unit, head=None).network
+    assert network == costs[-1]
     if unit == "MACs":
         assert round(costs[-1] / 1e9, 3) == 1.814
 

@@ -63,6 +63,7 @@ def forget_shards(path):
     change(path / "manifest.json", ("shards",), None)
 
 
+COSTS_AND_NAMES = [("cost_unit",), ("costs",), ("network_cost",), ("head_costs",), ("classes",)]
 MANIFEST_KEYS = [
     ("complete",),
     ("n_rows",),
@@ -79,6 +80,8 @@ MANIFEST_KEYS = [
     ("layout", "n_features", 0),
     ("layout", "costs"),
     ("layout", "costs", 0),
+    ("layout", "network_cost"),
+    ("layout", "head_costs"),
     ("layout", "cost_unit"),
     ("layout", "classes"),
     ("layout", "classes", 0),
@@ -98,7 +101,7 @@ def test_any_value_in_the_manifest(path, keys):
             assert any(part in str(error) for part in ("the manifest of the cache", "is damaged", "has not finished"))  # noqa: PT017
         else:
             # Names, units and costs say what the rows mean: another one that makes sense cannot be told from the true.
-            assert keys[0] in ("origin", "shards") or keys[1:2] in (("cost_unit",), ("costs",), ("classes",)), value
+            assert keys[0] in ("origin", "shards") or keys[1:2] in COSTS_AND_NAMES, value
             np.testing.assert_array_equal(X, EXPECTED)
         file.write_bytes(before)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skexit import ExitArray, ExitHeads, ExitLayout
-from skexit.data._layout import FRAME_ATTRIBUTE, resolve_layout
+from skexit.data._layout import FRAME_ATTRIBUTE, add_heads, resolve_layout
 
 
 @st.composite
@@ -22,12 +22,16 @@ def layouts(draw):
     steps = draw(st.lists(st.floats(0.1, 1e9), min_size=n_exits, max_size=n_exits))
     labels = st.lists(st.integers(-9, 9), min_size=n_classes, max_size=n_classes, unique=True)
     names = st.lists(st.text(min_size=1, max_size=3), min_size=n_classes, max_size=n_classes, unique=True)
+    costs = draw(st.none() | st.just(np.cumsum(steps)))
+    whole = np.arange(1, n_exits + 1) / n_exits if costs is None else costs
     return ExitLayout(
         n_logits=[n_classes * has for has in has_logits],
         n_features=n_features,
-        costs=draw(st.none() | st.just(np.cumsum(steps))),
+        costs=costs,
         cost_unit=draw(st.sampled_from([None, "FLOPs", "ms"])),
         classes=draw(st.none() | labels | names),
+        network_cost=draw(st.none() | st.floats(1e-3, 1e10)),
+        head_costs=draw(st.none() | st.just(whole * draw(st.floats(0, 0.9)))),
     )
 
 
@@ -65,10 +69,40 @@ def test_json_round_trip(layout):
 @given(layouts())
 def test_replace_changes_only_what_it_names(layout):
     assert layout.replace() == layout
-    dearer = layout.replace(costs=2 * layout.costs)
+    whole = {"network_cost": layout.network_cost, "head_costs": layout.head_costs}
+    dearer = layout.replace(costs=2 * layout.costs, **{name: 2 * cost for name, cost in whole.items()})
     np.testing.assert_allclose(dearer.cost_fractions, layout.cost_fractions)
+    np.testing.assert_allclose(dearer.head_fractions, layout.head_fractions)
     assert dearer != layout
-    assert dearer.replace(costs=layout.costs) == layout
+    assert dearer.replace(costs=layout.costs, **whole) == layout
+
+
+@given(layouts())
+def test_new_costs_are_no_fractions_of_the_old_network(layout):
+    """In ms, say, instead of FLOPs."""
+    new = layout.replace(costs=layout.costs / 7, cost_unit="ms")
+    assert new.cost_fractions[-1] == 1
+    assert not new.head_costs.any()
+
+
+@given(layouts())
+def test_costs_are_fractions_of_the_network(layout):
+    np.testing.assert_allclose(layout.cost_fractions * layout.network_cost, layout.costs)
+    np.testing.assert_allclose(layout.head_fractions * layout.network_cost, layout.head_costs)
+    default = layout.replace(network_cost=None)
+    np.testing.assert_allclose(default.cost_fractions[-1] - default.head_fractions[-1], 1)
+    classes = [f"class {k}" for k in range(layout.n_classes or 2)]
+    assert layout.replace(classes=classes).replace(classes=layout.classes) == layout
+
+
+@given(layouts())
+def test_heads_raise_costs_and_leave_the_network_alone(layout):
+    multiply_adds = 10.0 * np.arange(1, layout.n_exits + 1)
+    each = {"FLOPs": 2, "MACs": 1}.get(layout.cost_unit, 0)
+    dearer = add_heads(layout, multiply_adds)
+    np.testing.assert_allclose(dearer.costs, layout.costs + each * multiply_adds)
+    np.testing.assert_allclose(dearer.head_costs, layout.head_costs + each * multiply_adds)
+    assert dearer.network_cost == layout.network_cost
 
 
 @pytest.mark.parametrize(
@@ -79,6 +113,8 @@ def test_replace_changes_only_what_it_names(layout):
         {"costs": [1, 3]},
         {"cost_unit": "ms"},
         {"classes": [1, 0]},
+        {"network_cost": 3},
+        {"head_costs": [0, 0.5]},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -123,6 +159,11 @@ def test_number_of_classes(n_logits, classes, n_classes):
         ({"n_logits": [2, 2], "n_features": [0, 0], "costs": [0, 1]}, r"costs=\[0\.0, 1\.0\] must be positive"),
         ({"n_logits": [2, 2], "n_features": [0, 0], "costs": [1, np.inf]}, r"costs=\[1\.0, inf\] must be .* finite"),
         ({"n_logits": [2, 2], "n_features": [0, 0], "costs": [np.nan, 1]}, r"costs=\[nan, 1\.0\] must be .* finite"),
+        ({"n_logits": [2], "n_features": [0], "network_cost": 0}, "network_cost=0 must be positive and finite"),
+        ({"n_logits": [2], "n_features": [0], "network_cost": np.nan}, "network_cost=nan must be positive"),
+        ({"n_logits": [2], "n_features": [0], "head_costs": [0, 0]}, r"head_costs has shape \(2,\).*each of 1 exits"),
+        ({"n_logits": [2], "n_features": [0], "head_costs": [-1]}, r"head_costs=\[-1\.0\] must be 0 or more and below"),
+        ({"n_logits": [2], "n_features": [0], "head_costs": [1]}, r"head_costs=\[1\.0\] must be .* costs=\[1\.0\]"),
         ({"n_logits": [2], "n_features": [0], "classes": [0, 0]}, "classes must be .* without repeated labels"),
         ({"n_logits": [2], "n_features": [0], "classes": [[0, 1]]}, "classes must be one-dimensional"),
         ({"n_logits": [2], "n_features": [0], "classes": [0, 1, 2]}, "classes has 3 labels but each exit has 2 logits"),

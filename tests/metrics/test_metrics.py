@@ -163,7 +163,7 @@ class TestCurve:
     def test_errors(self):
         curve = AccuracyCostCurve([0.25, 1], [0.5, 0.875])
         with pytest.raises(
-            ValueError, match=r"^cost=0\.2 cannot be reached: the cheapest point costs 0\.25 of the last exit's cost\.$"
+            ValueError, match=r"^cost=0\.2 cannot be reached: the cheapest point costs 0\.25 of the network's cost\.$"
         ):
             curve.accuracy_at([0.5, 0.2])
         with pytest.raises(
@@ -264,7 +264,7 @@ class TestExitReport:
             row = report[f"exit {k}"]
             assert row["samples"] == len(leaving)
             assert row["share"] == pytest.approx(len(leaving) / 12)
-            assert row["cost"] == pytest.approx(costs[k] / costs[2])
+            assert row["cost"] == pytest.approx(costs[k])
             assert row["accuracy_all"] == pytest.approx(np.mean([y_pred[i, k] == y_true[i] for i in range(12)]))
             if leaving:
                 right = sum(y_pred[i, k] == y_true[i] for i in leaving)
@@ -273,7 +273,7 @@ class TestExitReport:
                 assert np.isnan(row["accuracy_leaving"])
         total, accuracy = report["total"], np.mean([y_pred[i, exits[i]] == y_true[i] for i in range(12)])
         assert (total["share"], total["samples"]) == (1, 12)
-        assert total["cost"] == pytest.approx(np.mean([costs[k] / costs[2] for k in exits]))
+        assert total["cost"] == pytest.approx(np.mean([costs[k] for k in exits]))
         assert total["accuracy_leaving"] == total["accuracy_all"] == pytest.approx(accuracy)
 
     def test_of_a_policy(self):
@@ -284,7 +284,7 @@ class TestExitReport:
         assert report["total"]["accuracy_all"] == pytest.approx(policy.score(X, y))
 
     def test_text(self):
-        arguments = ([0, 1], [[0, 0], [0, 1]], [0, 0], [1, 2])
+        arguments = ([0, 1], [[0, 0], [0, 1]], [0, 0], [0.5, 1])
         assert exit_report(*arguments).splitlines() == [
             "        share   cost  accuracy leaving  accuracy all  samples",
             "exit 0  1.000  0.500             0.500         0.500        2",
@@ -294,8 +294,10 @@ class TestExitReport:
         assert exit_report(*arguments, digits=1).splitlines()[1] == (
             "exit 0    1.0   0.5               0.5           0.5        2"
         )
-        lines = exit_report(*arguments, digits=15).splitlines()
-        assert len({len(line) for line in lines}) == 1
+        in_flops = exit_report(*arguments[:3], [5e9, 1e10])
+        assert in_flops.splitlines()[1].split() == ["exit", "0", "1.000", "5000000000.000", "0.500", "0.500", "2"]
+        for text in (exit_report(*arguments, digits=15), in_flops):
+            assert len({len(line) for line in text.splitlines()}) == 1
 
     def test_frame(self):
         frame = exit_report([0, 1], [[0, 0], [0, 1]], [0, 0], [1, 2], output="frame")
@@ -370,7 +372,7 @@ class TestOracleRegret:
         for row in range(40):
             right = [k for k in range(3) if y_pred[row, k] == y_true[row]]
             accuracy += bool(right) - (exits[row] in right)
-            cost += (costs[exits[row]] - costs[right[0] if right else 0]) / costs[2]
+            cost += costs[exits[row]] - costs[right[0] if right else 0]
         regret = oracle_regret(y_true, y_pred, exits, costs)
         assert isinstance(regret, OracleRegret)
         assert regret == pytest.approx((accuracy / 40, cost / 40))

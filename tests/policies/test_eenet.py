@@ -571,8 +571,8 @@ class TestPolicy:
     @pytest.mark.parametrize(
         ("parameter", "message"),
         [
-            ({"budget": 1.5}, "budget=1.5 must be in (0, 1]: it is a fraction of the last exit's cost."),
-            ({"budget": 0.2}, "budget=0.2 is below the cost of the first exit, 0.25 of the last exit's."),
+            ({"budget": 1.5}, "budget=1.5 must be in (0, 1]: it is a fraction of the network's cost."),
+            ({"budget": 0.2}, "budget=0.2 is below the cost of the first exit, 0.25 of the network's"),
             (
                 {"hidden_ratio": 0},
                 "The 'hidden_ratio' parameter of EENetPolicy must be a float in the range (0.0, inf).",

@@ -315,7 +315,7 @@ class TestBadInput:
             RiskControlledPolicy(budgets=budgets).fit(*data)
 
     def test_no_budgets(self, data):
-        with pytest.raises(ValueError, match="budgets is empty; pass fractions of the last exit's cost, or None"):
+        with pytest.raises(ValueError, match="budgets is empty; pass fractions of the network's cost, or None"):
             RiskControlledPolicy(budgets=[]).fit(*data)
 
     @pytest.mark.parametrize(

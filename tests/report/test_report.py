@@ -320,9 +320,9 @@ def test_bad_input(data, policy, tmp_path, monkeypatch):
         write_report(X, None, {"a": policy}, out)
     with pytest.raises(ValueError, match="policies is empty; give at least one fitted policy"):
         write_report(X, y, {}, out)
-    with pytest.raises(ValueError, match=r"budget=50 must be in \(0, 1\]: it is a fraction of the last exit's cost"):
+    with pytest.raises(ValueError, match=r"budget=50 must be in \(0, 1\]: it is a fraction of the network's cost"):
         write_report(X, y, {"a": StaticExit().fit(X, y)}, out, budgets=[50])
-    with pytest.raises(ValueError, match=r"is below the cost of the first exit, 0\.25 of the last exit's"):
+    with pytest.raises(ValueError, match=r"is below the cost of the first exit, 0\.25 of the network's"):
         write_report(X, y, {"a": policy}, out, budgets=[0.1])
     with pytest.raises(ValueError, match="the policy 'a' does not fit the rows: LogisticRegression is no exit policy"):
         write_report(X, y, {"a": LogisticRegression()}, out)

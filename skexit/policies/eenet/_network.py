@@ -106,7 +106,7 @@ def assignment_loss(log_assignment: torch.Tensor, targets: torch.Tensor, weight:
 
 @dataclass(frozen=True)
 class SchedulerLoss:
-    """The three losses of EENet's scheduler; budget and cumulative costs are fractions of the last exit's cost.
+    """The three losses of EENet's scheduler; budget and cumulative costs are fractions of the network's cost.
 
     The weights of the budget loss and of the assignment loss are the paper's α and β.
     """

@@ -41,7 +41,7 @@ class EENetPolicy(BudgetedPolicy):
     Parameters
     ----------
     budget : float, default=0.5
-        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's cost.
+        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the network's cost.
     hidden_ratio : float, default=0.5
         Hidden units for each input of a network; the paper's is 0.5 for images and 2 for text.
     budget_loss_weight : float, default=0.1

@@ -53,7 +53,7 @@ class EMExitAssigner(BudgetedPolicy):
     """Assign samples to exits by expectation-maximisation, and learn routers that do the same.
 
     The exit of a sample is a latent variable. Exit k explains a sample by ``exp(-lam * c_k)`` where its prediction is
-    right, and by `noise` times that where it is wrong; c_k is the exit's cost as a fraction of the last exit's. The
+    right, and by `noise` times that where it is wrong; c_k is the exit's cost as a fraction of the network's. The
     E-step computes how probable each exit is for each sample, the M-step how probable each exit is overall. At each
     exit but the last, a router then learns the probability that the sample was assigned to this exit or an earlier one,
     and a sample stops at the first exit whose router says so.
@@ -79,7 +79,7 @@ class EMExitAssigner(BudgetedPolicy):
     threshold : float, default=0.5
         A sample stops where its score is at least this. Not used with `budget`.
     budget : float, default=None
-        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's cost. Finds the `lam`
+        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the network's cost. Finds the `lam`
         at which the assignments have that mean cost, and one threshold an exit at which the routers have it.
     confidence_weight : "auto" or float, default="auto"
         A sample's score is the weighted geometric mean of its router's probability, with weight 1,

@@ -60,7 +60,7 @@ def expectation(
     """E-step: probability of each exit for each sample or pattern, and the log-likelihood of each.
 
     The probability is ``prior_k * (1 if correct else noise) * exp(-lam * c_k)``, normalised; the log-likelihood is the
-    logarithm of the sum before. Costs are fractions of the last exit's.
+    logarithm of the sum before. Costs are fractions of the network's.
     """
     with np.errstate(divide="ignore"):
         joint = np.log(prior) - lam * costs + np.where(correct, 0.0, np.log(noise))

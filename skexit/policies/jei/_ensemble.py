@@ -17,6 +17,7 @@ from sklearn.utils import check_array, check_random_state
 from skexit._nn._dense import DenseNetwork
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._arrays import enough_rows
+from skexit.data._estimator import warn_of_expensive_heads
 from skexit.data._lazy import MergedLogits, TransformedLogits, fit_in_memory
 from skexit.data._overlays import LogitsSource, OverlaidSource
 from skexit.data._validation import cross_validation_splits, read_logits, validate_training_data
@@ -60,7 +61,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
         Price of the whole network, in nats of cross-entropy: larger means earlier exits. Values
         between 0.01 and 10 span the useful costs. Not used with `budget`, which finds it.
     budget : float, default=None
-        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the last exit's
+        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the network's
         cost. Finds the price at which the gates come nearest to it, and moves the threshold that
         they share from 0.5 to where the cost is met.
     targets : {"exit_if_min", "exit_subsequent"}, default="exit_if_min"
@@ -267,6 +268,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
             if trainer is not None:
                 with_logits = policy._train_jointly(trainer, exits, labels, weight)
             policies.append(policy._fit_on(cast(ExitArray, with_logits), labels, weight))
+        warn_of_expensive_heads(policies[-1].layout_)
         costs = np.array([policy.exit_distribution_ @ policy.costs_ for policy in policies])
         accuracies = np.array([policy._fitting_accuracy() for policy in policies])
         return LambdaPath(prices, costs, accuracies, policies)

@@ -20,7 +20,7 @@ class LambdaPath:
     lams : ndarray of shape (n_prices,)
         Prices of the whole network, in nats.
     costs : ndarray of shape (n_prices,)
-        Mean cost of a sample, as a fraction of the last exit's.
+        Mean cost of a sample, as a fraction of the network's.
     accuracies : ndarray of shape (n_prices,)
         Share of right answers, where the modules that answer have not learned from the row.
     policies : list of JEIGatedEnsemble

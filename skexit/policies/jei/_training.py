@@ -90,7 +90,7 @@ class JointTrainer:
     def fit(self, prices: Floats) -> int:
         """Train from where the warm-up or the training for other prices ended; gives the number of epochs kept.
 
-        The price of the compute of each exit is in nats: λ times its cost as a fraction of the last's.
+        The price of the compute of each exit is in nats: λ times its cost as a fraction of the network's.
         """
         settings = self.settings
         step = self._bilevel_steps(prices)
