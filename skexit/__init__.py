@@ -5,7 +5,7 @@ from skexit.cache import FeatureCache, merge_caches
 from skexit.data import ExitArray, ExitLayout, stack_exits
 from skexit.heads import ExitEnsemble, ExitHeads
 from skexit.persistence import TRUSTED_TYPES
-from skexit.pipeline import recommended_pipeline
+from skexit.pipeline import ExitPipeline, make_exit_pipeline, recommended_pipeline
 from skexit.policies import (
     EENetPolicy,
     EMExitAssigner,
@@ -28,6 +28,7 @@ __all__ = [
     "ExitEnsemble",
     "ExitHeads",
     "ExitLayout",
+    "ExitPipeline",
     "FeatureCache",
     "JEIGatedEnsemble",
     "LambdaPath",
@@ -37,6 +38,7 @@ __all__ = [
     "RiskControlledPolicy",
     "StaticExit",
     "ThresholdPolicy",
+    "make_exit_pipeline",
     "merge_caches",
     "oracle",
     "recommended_pipeline",

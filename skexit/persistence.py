@@ -32,6 +32,7 @@ _ESTIMATORS = [
     "ExitEnsemble",
     "ExitHeads",
     "ExitLayout",
+    "ExitPipeline",
     "JEIGatedEnsemble",
     "OptimalStoppingPolicy",
     "RandomExit",
@@ -41,7 +42,7 @@ _ESTIMATORS = [
 ]
 
 #: Types of fitted estimators, for ``skops.io.load(file, trusted=skexit.TRUSTED_TYPES)``. Each holds
-#: arrays and numbers only, and none runs anything from the file when it is loaded.
+#: arrays, numbers and estimators only, and none runs anything from the file when it is loaded.
 TRUSTED_TYPES = [f"skexit.{name}" for name in _ESTIMATORS] + [f"skexit.persistence.{name}" for name in _MODULES]
 
 

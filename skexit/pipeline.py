@@ -1,18 +1,205 @@
-"""The pipeline to start with."""
+"""Pipelines that end in a policy, and the one to start with."""
 
 from __future__ import annotations
 
-import numpy as np
-from sklearn.frozen import FrozenEstimator
-from sklearn.pipeline import Pipeline
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Self
 
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted
+
+from skexit.data._estimator import without_rows
 from skexit.heads import ExitEnsemble, ExitHeads
-from skexit.policies import OptimalStoppingPolicy
+from skexit.policies import BudgetedPolicy, OptimalStoppingPolicy
+from skexit.policies._access import last_step_and_data, steps_of, with_last_step
+from skexit.utils._module_names import set_module
+
+
+def _policy_has(name: str) -> Callable[[Pipeline], bool]:
+    def check(pipeline: Pipeline) -> bool:
+        getattr(steps_of(pipeline)[-1], name)  # the AttributeError says what lacks it
+        return True
+
+    return check
+
+
+def _by_policy(name: str) -> Any:
+    """A method of the policy, on what the steps before it make of X."""
+
+    @wraps(getattr(BudgetedPolicy, name))
+    def method(self: Pipeline, X: Any, *args: Any, **kwargs: Any) -> Any:
+        check_is_fitted(self)
+        policy, X = last_step_and_data(self, X)
+        return getattr(policy, name)(X, *args, **kwargs)
+
+    return available_if(_policy_has(name))(method)
+
+
+def _of_policy(name: str) -> Any:
+    """An attribute of the policy."""
+
+    def read(self: Pipeline) -> Any:
+        return getattr(steps_of(self)[-1], name)
+
+    return property(read, doc=f"``{name}`` of the policy.")
+
+
+@set_module("skexit")
+class ExitPipeline(Pipeline):
+    """A :class:`~sklearn.pipeline.Pipeline` that ends in a policy, with the methods of the policy.
+
+    ``predict_exit``, ``exit_scores``, ``mean_cost``, ``predict_at_exits`` and ``predict_set`` take X as the first step
+    does, and are those of the policy otherwise. ``thresholds_``, ``costs_``, ``exit_distribution_``, ``layout_`` and
+    ``temperatures_`` are the policy's. A method is there where the policy has it, as ``with_budget`` is not
+    for :class:`StaticExit`. Everything else is as in scikit-learn's pipeline, and ``best_estimator_`` of a search over
+    such a pipeline is one, too.
+
+    Parameters
+    ----------
+    steps : list of (str, estimator)
+        Names and estimators: what gives logits, as :class:`ExitHeads` and :class:`ExitEnsemble` do, and the policy.
+    transform_input : list of str, default=None
+        As in scikit-learn's pipeline.
+    memory : str or joblib.Memory, default=None
+        Where fitted transformers are cached, as in scikit-learn's pipeline.
+    verbose : bool, default=False
+        Whether ``fit`` prints the time of each step.
+
+    See Also
+    --------
+    make_exit_pipeline : Names the steps itself.
+    recommended_pipeline : The steps to start with.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skexit import ExitHeads, ExitPipeline, ThresholdPolicy, stack_exits
+    >>> images, y = load_digits(return_X_y=True)
+    >>> X = stack_exits(features=[images[:, :32], images])
+    >>> pipeline = ExitPipeline([("heads", ExitHeads(random_state=0)), ("policy", ThresholdPolicy(budget=0.7))])
+    >>> pipeline = pipeline.fit(X[:1200], y[:1200])
+    >>> round(pipeline.mean_cost(X[1200:]), 1)
+    0.7
+    >>> pipeline.with_budget(0.5).predict_exit(X[1200:]).max()
+    np.int64(0)
+    """
+
+    thresholds_ = _of_policy("thresholds_")
+    costs_ = _of_policy("costs_")
+    exit_distribution_ = _of_policy("exit_distribution_")
+    layout_ = _of_policy("layout_")
+    temperatures_ = _of_policy("temperatures_")
+
+    predict_exit = _by_policy("predict_exit")
+    predict_at_exits = _by_policy("predict_at_exits")
+    exit_scores = _by_policy("exit_scores")
+    mean_cost = _by_policy("mean_cost")
+    predict_set = _by_policy("predict_set")
+
+    @property
+    def layout_fingerprint_(self) -> str:
+        """Fingerprint of the layout of the X that was fitted: that of ``X.layout``."""
+        fingerprint: str = steps_of(self)[0].layout_fingerprint_
+        return fingerprint
+
+    @available_if(_policy_has("calibrate"))
+    def calibrate(self, X: Any, y: ArrayLike, **parameters: Any) -> Self:
+        """Calibrate the policy, as by its ``calibrate``, on rows that were not used in fitting.
+
+        Parameters
+        ----------
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            As the first step takes it.
+        y : array-like of shape (n_samples,)
+            Class labels.
+        **parameters
+            Those of ``calibrate`` of the policy, such as ``temperature``.
+
+        Returns
+        -------
+        self : ExitPipeline
+            With the policy calibrated.
+        """
+        check_is_fitted(self)
+        policy, X = last_step_and_data(self, X)
+        policy.calibrate(X, y, **parameters)
+        return self
+
+    @available_if(_policy_has("with_budget"))
+    def with_budget(self, budget: float) -> Self:
+        """A fitted copy for another budget; nothing is trained again, and the copy is not calibrated.
+
+        Parameters
+        ----------
+        budget : float
+            As for ``with_budget`` of the policy.
+
+        Returns
+        -------
+        ExitPipeline
+            It shares the steps before the policy with this one.
+        """
+        check_is_fitted(self)
+        copied: Self = with_last_step(self, steps_of(self)[-1].with_budget(budget))
+        return copied
+
+    @available_if(_policy_has("without_fit_state"))
+    def without_fit_state(self) -> Self:
+        """A fitted copy that answers alike, and holds nothing of single rows: what to ship.
+
+        Returns
+        -------
+        ExitPipeline
+            Of the same steps, without what ``with_budget`` and ``predict_set`` need of the rows.
+        """
+        check_is_fitted(self)
+        light: Self = without_rows(self)
+        return light
+
+
+def make_exit_pipeline(
+    *steps: Any, memory: Any = None, transform_input: list[str] | None = None, verbose: bool = False
+) -> ExitPipeline:
+    """An :class:`ExitPipeline` whose steps have the names of their classes, in lower case.
+
+    Parameters
+    ----------
+    *steps : estimators
+        What gives logits, and the policy.
+    memory : str or joblib.Memory, default=None
+        Where fitted transformers are cached.
+    transform_input : list of str, default=None
+        As in scikit-learn's pipeline.
+    verbose : bool, default=False
+        Whether ``fit`` prints the time of each step.
+
+    Returns
+    -------
+    ExitPipeline
+        Not fitted, unless the steps are.
+
+    See Also
+    --------
+    sklearn.pipeline.make_pipeline : The same for any estimators.
+
+    Examples
+    --------
+    >>> from skexit import ExitHeads, ThresholdPolicy, make_exit_pipeline
+    >>> list(make_exit_pipeline(ExitHeads(), ThresholdPolicy()).named_steps)
+    ['exitheads', 'thresholdpolicy']
+    """
+    named = make_pipeline(*steps).steps
+    return ExitPipeline(named, memory=memory, transform_input=transform_input, verbose=verbose)
 
 
 def recommended_pipeline(
     budget: float = 0.5, *, heads: ExitHeads | None = None, random_state: int | np.random.RandomState | None = None
-) -> Pipeline:
+) -> ExitPipeline:
     """The heads, the ensemble and the policy that did best where we compared them.
 
     Heads with a hidden layer that is handed on from exit to exit, exits that answer with those
@@ -34,7 +221,7 @@ def recommended_pipeline(
 
     Returns
     -------
-    sklearn.pipeline.Pipeline
+    ExitPipeline
         Of the steps ``"ensemble"`` and ``"policy"``, not fitted.
 
     Examples
@@ -46,6 +233,8 @@ def recommended_pipeline(
     >>> pipeline = recommended_pipeline(budget=0.6, random_state=0).fit(X[:1200], y[:1200])
     >>> bool(pipeline.score(X[1200:], y[1200:]) > 0.8)
     True
+    >>> round(pipeline.mean_cost(X[1200:]), 1)
+    0.6
     """
     if heads is None:
         used = ExitHeads(
@@ -53,6 +242,6 @@ def recommended_pipeline(
         )
     else:
         used = FrozenEstimator(heads)
-    return Pipeline(
+    return ExitPipeline(
         [("ensemble", ExitEnsemble(used)), ("policy", OptimalStoppingPolicy(budget, random_state=random_state))]
     )

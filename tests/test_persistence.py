@@ -31,6 +31,7 @@ from skexit import (
     JEIGatedEnsemble,
     OptimalStoppingPolicy,
     ThresholdPolicy,
+    make_exit_pipeline,
     persistence,
     stack_exits,
 )
@@ -158,6 +159,7 @@ def test_every_trusted_type_is_needed_and_exists(data, calibrated):
     found = {name for each in fitted for name in skops_io.get_untrusted_types(data=skops_io.dumps(each))}
     learned = ExitHeads(random_state=0).partial_fit(X, y)
     found |= set(skops_io.get_untrusted_types(data=skops_io.dumps(learned)))
+    found |= set(skops_io.get_untrusted_types(data=skops_io.dumps(make_exit_pipeline(ThresholdPolicy()))))
     assert sorted(found) == skexit.TRUSTED_TYPES
     for name in skexit.TRUSTED_TYPES:
         module, _, class_name = name.rpartition(".")

@@ -16,11 +16,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV, train_test_split
-from sklearn.pipeline import Pipeline
 
 from skexit._nn._mini_batches import one_thread
 from skexit.cache import FeatureCache
 from skexit.heads import ExitHeads
+from skexit.pipeline import ExitPipeline
 from skexit.plotting import AccuracyCostDisplay
 from skexit.policies import (
     EENetPolicy,
@@ -85,7 +85,7 @@ def run_demo(out: str | Path, *, seed: int = 0, report: Callable[[str], None] = 
     results = pd.concat([_tabulate({_JOINT: joint}, test_cache.X, y_test), _tabulate(policies, X_test, y_test)])
     results.to_csv(folder / "results.csv", index=False)
     best = _best_within(0.6, policies, X_fit, y)
-    joblib.dump(Pipeline([("heads", heads), ("policy", best)]), folder / "policy.joblib")
+    joblib.dump(ExitPipeline([("heads", heads), ("policy", best)]), folder / "policy.joblib")
     reloaded = joblib.load(folder / "policy.joblib")
     if not np.array_equal(reloaded.predict(test_cache.X), best.predict(X_test)):
         raise RuntimeError("the reloaded policy does not predict what the saved one did")
@@ -194,7 +194,7 @@ def _at_budgets(method: Any, X: Any, y: Any) -> list[Any]:
 
 def _search_price(X: Any, y: Any, seed: int) -> GridSearchCV:
     with TemporaryDirectory() as memory:
-        pipeline = Pipeline(
+        pipeline = ExitPipeline(
             [("heads", ExitHeads(random_state=seed)), ("policy", EMExitAssigner(random_state=seed))],
             memory=memory,  # the heads are fitted once a fold, not once a price
         )
@@ -207,7 +207,9 @@ def _best_within(budget: float, policies: dict[str, list[Any]], X: Any, y: Any) 
     return max(fitting, key=lambda policy: policy.score(X, y))
 
 
-def _run_live(network: torch.nn.Module, pipeline: Pipeline, images: NDArray[np.float32], cache: FeatureCache) -> str:
+def _run_live(
+    network: torch.nn.Module, pipeline: ExitPipeline, images: NDArray[np.float32], cache: FeatureCache
+) -> str:
     """What the live network answers and how long it takes, in words."""
     import torch
 
@@ -217,7 +219,7 @@ def _run_live(network: torch.nn.Module, pipeline: Pipeline, images: NDArray[np.f
     with one_thread():
         live = EarlyExitModel(network, _EXITS, pipeline, example_input=inputs[:1])
         labels, _, exits = live(inputs)
-        cached_exits = pipeline[-1].predict_exit(pipeline[:-1].transform(cache.X))
+        cached_exits = pipeline.predict_exit(cache.X)
         n_other = int((exits.numpy() != cached_exits).sum())
         n_other_labels = int((labels.numpy() != pipeline.predict(cache.X)).sum())
         with torch.inference_mode():

@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from skexit import _version
@@ -67,7 +68,7 @@ class ExitEstimator(BaseEstimator):
             If the estimator is not fitted.
         """
         check_is_fitted(self)
-        return _without_fit_state(self)
+        return without_rows(self)
 
     def _exit_table(self) -> str:
         """HTML table of the exits, empty before ``fit``."""
@@ -110,13 +111,18 @@ def warn_of_other_costs(estimator: ExitEstimator, X: ExitArray) -> None:
         )
 
 
-def _without_fit_state(value: Any) -> Any:
+def without_rows(value: Any) -> Any:
+    """A copy of an estimator whose estimators, and itself, hold nothing of single rows; other values as they are."""
     if isinstance(value, FrozenEstimator):
-        return FrozenEstimator(_without_fit_state(value.estimator))
+        return FrozenEstimator(without_rows(value.estimator))
+    if isinstance(value, Pipeline):
+        light = copy.copy(value)
+        light.steps = [(name, without_rows(step)) for name, step in value.steps]
+        return light
     if not isinstance(value, ExitEstimator):
         return value
     light = copy.copy(value)
-    light.__dict__.update({name: _without_fit_state(part) for name, part in vars(value).items()})
+    light.__dict__.update({name: without_rows(part) for name, part in vars(value).items()})
     for name in ROW_STATE:
         light.__dict__.pop(name, None)
     return light

@@ -2,13 +2,52 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from numpy.typing import NDArray
+from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
 from skexit.data._validation import encode_labels
 from skexit.policies._base import ExitPolicy
+
+
+def steps_of(estimator: Any) -> list[Any]:
+    """The steps of an estimator, one after the other: what transforms X, and the last one, such as a policy.
+
+    Pipelines, searches and frozen estimators are opened, those within them, too.
+    """
+    if hasattr(estimator, "best_estimator_"):
+        return steps_of(estimator.best_estimator_)
+    if isinstance(estimator, FrozenEstimator):
+        return steps_of(estimator.estimator)
+    if isinstance(estimator, Pipeline):
+        steps = [step for _, step in estimator.steps if step is not None and step != "passthrough"]
+        return [own for step in steps for own in steps_of(step)]
+    return [estimator]
+
+
+def with_last_step(estimator: Any, last: Any) -> Any:
+    """A copy of a pipeline with another last step; anything else is replaced as a whole."""
+    if hasattr(estimator, "best_estimator_"):
+        return with_last_step(estimator.best_estimator_, last)
+    if isinstance(estimator, FrozenEstimator):
+        return with_last_step(estimator.estimator, last)
+    if not isinstance(estimator, Pipeline):
+        return last
+    copied = copy.copy(estimator)
+    name, step = estimator.steps[-1]
+    copied.steps = [*estimator.steps[:-1], (name, with_last_step(step, last))]
+    return copied
+
+
+def last_step_and_data(estimator: Any, X: Any) -> tuple[Any, Any]:
+    """The last of the steps of an estimator, and X as the steps before give it."""
+    *transformers, last = steps_of(estimator)
+    for transformer in transformers:
+        X = transformer.transform(X)
+    return last, X
 
 
 def policy_and_data(estimator: Any, X: Any) -> tuple[ExitPolicy, Any]:
@@ -17,15 +56,12 @@ def policy_and_data(estimator: Any, X: Any) -> tuple[ExitPolicy, Any]:
     The estimator is a fitted policy, a pipeline that ends in one, or a search that chose one of either; X is
     transformed by the steps before the policy. A ValueError says if there is no policy.
     """
-    if hasattr(estimator, "best_estimator_"):
-        return policy_and_data(estimator.best_estimator_, X)
-    if isinstance(estimator, Pipeline):
-        return policy_and_data(estimator[-1], estimator[:-1].transform(X) if len(estimator) > 1 else X)
-    if not isinstance(estimator, ExitPolicy):
+    policy = steps_of(estimator)[-1]
+    if not isinstance(policy, ExitPolicy):
         raise ValueError(
-            f"{type(estimator).__name__} is no exit policy; pass a fitted policy, or a Pipeline that ends in one."
+            f"{type(policy).__name__} is no exit policy; pass a fitted policy, or a Pipeline that ends in one."
         )
-    return estimator, X
+    return last_step_and_data(estimator, X)
 
 
 def check_fits(estimator: Any, X: Any, y: NDArray[Any]) -> None:

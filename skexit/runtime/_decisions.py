@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from skexit.data import ExitLayout
 from skexit.data._validation import order_of_classes
 from skexit.policies import ExitPolicy
+from skexit.policies._access import steps_of
 from skexit.policies._decision import ExitDecision, unfrozen
 
 if TYPE_CHECKING:
@@ -25,14 +25,13 @@ class Decisions(ExitDecision):
     A pipeline ends with the policy; its other steps give logits, as ExitHeads and ExitEnsemble do. `heads` has
     `exit_logits`, and gives logits before the pipeline's steps do.
 
-    `steps` are what gives logits, one after the other, and the policy, as they were passed. `layout` is what the first
+    `steps` are what gives logits, one after the other, and the policy. `layout` is what the first
     of them was fitted on. `classes` are on a device where they are numbers. An exit's logits are divided by its
     temperature; `temperatures` is None where all are 1.
     """
 
     def __init__(self, policy: Any, heads: Any = None) -> None:
-        steps = [step for _, step in policy.steps] if isinstance(policy, Pipeline) else [policy]
-        self.steps: list[Any] = [*([] if heads is None else [heads]), *steps]
+        self.steps: list[Any] = [*([] if heads is None else [heads]), *steps_of(policy)]
         *transformers, last = self.steps
         _check_steps(transformers, last)
         super().__init__(last, transformers)

@@ -21,6 +21,7 @@ from skexit.data import ExitLayout
 from skexit.data._estimator import ROW_STATE, ExitEstimator
 from skexit.exceptions import InconsistentVersionWarning
 from skexit.persistence import TRUSTED_TYPES
+from skexit.pipeline import ExitPipeline
 from skexit.utils._warnings import warn
 
 _FORMAT, _FORMAT_VERSION = "skexit", 1
@@ -33,6 +34,7 @@ _ARRAY_KINDS = "biufU"
 _CONTAINERS: dict[str, tuple[type, str]] = {
     "sklearn.frozen.FrozenEstimator": (FrozenEstimator, "estimator"),
     "sklearn.pipeline.Pipeline": (Pipeline, "steps"),
+    "skexit.ExitPipeline": (ExitPipeline, "steps"),
 }
 
 
