@@ -15,8 +15,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from skexit.data._estimator import without_rows
 from skexit.heads import ExitEnsemble, ExitHeads
-from skexit.policies import BudgetedPolicy, OptimalStoppingPolicy
+from skexit.policies import BudgetedPolicy, ExitPolicy, ExitState, ExitStep, OptimalStoppingPolicy
 from skexit.policies._access import last_step_and_data, steps_of, with_last_step
+from skexit.policies._steps import decide
 from skexit.utils._module_names import set_module
 
 
@@ -54,10 +55,10 @@ class ExitPipeline(Pipeline):
     """A :class:`~sklearn.pipeline.Pipeline` that ends in a policy, with the methods of the policy.
 
     ``predict_exit``, ``exit_scores``, ``mean_cost``, ``predict_at_exits`` and ``predict_set`` take X as the first step
-    does, and are those of the policy otherwise. ``thresholds_``, ``costs_``, ``exit_distribution_``, ``layout_`` and
-    ``temperatures_`` are the policy's. A method is there where the policy has it, as ``with_budget`` is not
-    for :class:`StaticExit`. Everything else is as in scikit-learn's pipeline, and ``best_estimator_`` of a search over
-    such a pipeline is one, too.
+    does, ``decide`` the network's own logits and features; otherwise they are those of the policy. ``thresholds_``,
+    ``costs_``, ``exit_distribution_``, ``layout_`` and ``temperatures_`` are the policy's. A method is there where the
+    policy has it, as ``with_budget`` is not for :class:`StaticExit`. Everything else is as in scikit-learn's pipeline,
+    and ``best_estimator_`` of a search over such a pipeline is one, too.
 
     Parameters
     ----------
@@ -106,6 +107,12 @@ class ExitPipeline(Pipeline):
         """Fingerprint of the layout of the X that was fitted: that of ``X.layout``."""
         fingerprint: str = steps_of(self)[0].layout_fingerprint_
         return fingerprint
+
+    @available_if(_policy_has("decide"))
+    @wraps(ExitPolicy.decide)
+    def decide(self, k: int, logits: Any = None, features: Any = None, state: ExitState | None = None) -> ExitStep:
+        check_is_fitted(self)
+        return decide(steps_of(self), k, logits, features, state)
 
     @available_if(_policy_has("calibrate"))
     def calibrate(self, X: Any, y: ArrayLike, **parameters: Any) -> Self:

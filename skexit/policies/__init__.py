@@ -5,6 +5,7 @@ from skexit.policies._baselines import OracleResult, RandomExit, StaticExit, ora
 from skexit.policies._budgeted import BudgetedPolicy
 from skexit.policies._quotas import quota_thresholds, shared_threshold
 from skexit.policies._risk import RiskControlledPolicy
+from skexit.policies._steps import ExitState, ExitStep
 from skexit.policies._stopping import OptimalStoppingPolicy
 from skexit.policies._thresholds import ThresholdPolicy
 from skexit.policies.eenet import EENetPolicy
@@ -16,6 +17,8 @@ __all__ = [
     "EENetPolicy",
     "EMExitAssigner",
     "ExitPolicy",
+    "ExitState",
+    "ExitStep",
     "JEIGatedEnsemble",
     "LambdaPath",
     "OptimalStoppingPolicy",

@@ -22,6 +22,7 @@ from skexit.policies._calibration import CalibrationMixin
 from skexit.policies._decision import ExitDecision
 from skexit.policies._most_confident import answer_with_most_confident
 from skexit.policies._quotas import exits_from_scores
+from skexit.policies._steps import ExitState, ExitStep, decide
 from skexit.uncertainty import softmax
 from skexit.utils._html import exit_table, threshold_text
 from skexit.utils._sklearn import HasMethods, Interval, _fit_context
@@ -230,6 +231,60 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
             Exits count from 0.
         """
         return self._stops(self._check_new(X))
+
+    def decide(
+        self, k: int, logits: ArrayLike | None = None, features: ArrayLike | None = None, state: ExitState | None = None
+    ) -> ExitStep:
+        """Decide at one exit, for a loop of your own; equal to ``predict_exit`` after all exits.
+
+        Call it at exit 0, 1, ... in turn, with the samples that are still running.
+
+        Parameters
+        ----------
+        k : int
+            The exit, counted from 0.
+        logits : array-like of shape (n_samples, n_classes), default=None
+            The network's own, in the order of the classes of the X that was fitted. NumPy arrays or torch
+            tensors. None where the exit has none, because heads make them.
+        features : array-like of shape (n_samples, n_features), default=None
+            Features of the exit. None where it has none, or the policy uses none.
+        state : ExitState, default=None
+            What ``decide`` gave at the exit before, with one row for each sample that is passed now. None at the
+            first exit.
+
+        Returns
+        -------
+        ExitStep
+            ``leaves, state = policy.decide(...)``: a mask of the samples that leave, and the state of the
+            others, in their order, for the next exit; ``state[kept]`` drops more of them. Its attributes ``logits``
+            and ``probabilities`` are what the exit answers to all samples that were passed.
+
+        Raises
+        ------
+        ValueError
+            If logits or features are missing, are not those that were fitted, or are not finite; if the rows are
+            not those of the state; or if an exit was left out that the decision depends on.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skexit import ThresholdPolicy, stack_exits
+        >>> rng = np.random.default_rng(0)
+        >>> y = rng.integers(3, size=200)
+        >>> exits = [scale * np.eye(3)[y] + rng.normal(size=(200, 3)) for scale in (1, 2, 3)]
+        >>> policy = ThresholdPolicy(budget=0.6).fit(stack_exits(exits), y)
+        >>> running, state = np.arange(5), None
+        >>> for k in range(3):  # logits are computed only for the samples that are still running
+        ...     step = policy.decide(k, exits[k][running], state=state)
+        ...     leaves, state = step
+        ...     print(k, running[leaves], policy.classes_[step.logits[leaves].argmax(axis=1)])
+        ...     running = running[~leaves]
+        0 [0 3] [2 0]
+        1 [2] [1]
+        2 [1 4] [1 0]
+        """
+        check_is_fitted(self)
+        return decide([self], k, logits, features, state)
 
     def exit_scores(self, X: Any) -> NDArray[np.float64]:
         """Scores of every exit, as if no sample stopped before it.

@@ -84,6 +84,10 @@ class ExitDecision:
         """Whether the answer of exit `k`, or of a later exit, depends on its features."""
         return any(_uses_features(transformer, k) for transformer in self._transformers)
 
+    def needed_before(self, k: int) -> range:
+        """Exits before `k` that must have been looked at for what happens there."""
+        return self._earlier_exits(k, scored=k < self.n_exits - 1)
+
     def _score(self, k: int, logits: Any, features: Any, memories: Memories) -> Any:
         return self.policy.score_exit(k, logits, features, memories[-1])
 

@@ -3,40 +3,37 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from skexit.data import ExitLayout
-from skexit.data._validation import order_of_classes
 from skexit.policies import ExitPolicy
 from skexit.policies._access import steps_of
-from skexit.policies._decision import ExitDecision, unfrozen
+from skexit.policies._steps import NetworkDecision
 
 if TYPE_CHECKING:
     import torch
 
 
-class Decisions(ExitDecision):
+class Decisions(NetworkDecision):
     """Which samples leave at an exit of a live network, and with which logits.
 
     A pipeline ends with the policy; its other steps give logits, as ExitHeads and ExitEnsemble do. `heads` has
     `exit_logits`, and gives logits before the pipeline's steps do.
 
-    `steps` are what gives logits, one after the other, and the policy. `layout` is what the first
-    of them was fitted on. `classes` are on a device where they are numbers. An exit's logits are divided by its
-    temperature; `temperatures` is None where all are 1.
+    `steps` are what gives logits, one after the other, and the policy. `classes` are on a device where they are
+    numbers. An exit's logits are divided by its temperature; `temperatures` is None where all are 1.
     """
 
     def __init__(self, policy: Any, heads: Any = None) -> None:
         self.steps: list[Any] = [*([] if heads is None else [heads]), *steps_of(policy)]
-        *transformers, last = self.steps
-        _check_steps(transformers, last)
-        super().__init__(last, transformers)
-        self.layout: ExitLayout = unfrozen(self.steps[0])._layout_in
-        self._class_order = order_of_classes(self.layout.classes)
+        last = self.steps[-1]
+        if not isinstance(last, ExitPolicy):
+            raise ValueError(f"policy={policy!r} must be an exit policy, or a pipeline that ends with one.")
+        for step in self.steps:
+            check_is_fitted(step)
+        super().__init__(self.steps)
         self.classes: Any = last.classes_
         self.temperatures: Any = last.temperatures_ if (last.temperatures_ != 1).any() else None
 
@@ -62,16 +59,3 @@ class Decisions(ExitDecision):
         decisions._thresholds = [np.inf] * decisions.n_exits
         decisions.is_used = decisions.is_observed = [True] * decisions.n_exits
         return decisions
-
-
-def _check_steps(transformers: Sequence[Any], policy: Any) -> None:
-    if not isinstance(policy, ExitPolicy):
-        raise ValueError(f"policy={policy!r} must be an exit policy, or a pipeline that ends with one.")
-    for step in (*transformers, policy):
-        check_is_fitted(step)
-    for step in transformers:
-        if not hasattr(step, "exit_logits"):
-            raise ValueError(
-                f"{type(step).__name__} has no exit_logits, so that it cannot be put to one exit after another. Steps "
-                "before a policy may be ExitHeads and ExitEnsemble."
-            )

@@ -304,14 +304,14 @@ def check_what_scores_need(fits: PolicyFits) -> None:
 
 
 def check_one_exit_at_a_time(fits: PolicyFits) -> None:
-    """The decision that live networks make, exit by exit, agrees with ``predict_exit``."""
+    """``decide``, and so the live network, agrees exit by exit with ``predict_exit``."""
     for name in ("main", "features"):
         policy, X = fits.on(name).policy, fits.on(name).data.X
         for batch in (X, X[:1]):
             require(
                 np.array_equal(exits_one_by_one(policy, batch, np.asarray), policy.predict_exit(batch)),
-                f"decided exit by exit, as in a live network, {len(batch)} samples stop elsewhere than by predict_exit",
-                "Write score_exit only, and leave predict_exit as it is",
+                f"by decide, as in a live network, {len(batch)} samples stop elsewhere than by predict_exit",
+                "Write score_exit only, and leave decide and predict_exit as they are",
             )
 
 

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skexit.data import ExitArray
-from skexit.data._walk import Memory, RowReader, walk
-from skexit.policies._decision import ExitDecision
+from skexit.data._walk import Memory, RowReader
 
 AsArray = Callable[[Any], Any]
 
@@ -41,32 +40,17 @@ def honest_scores(policy: Any, X: ExitArray, k: int) -> Any:
     return [policy.score_exit(j, *reader.read(j), memory) for j in sorted(needed)][-1]
 
 
-class _BatchReader:
-    """Reads the rows of a batch of which all is there, as arrays of some kind."""
-
-    def __init__(self, X: ExitArray, uses_features: Callable[[int], bool], as_array: AsArray) -> None:
-        self._whole = RowReader(X, slice(0, len(X)), uses_features)
-        self._as_array = as_array
-        self.rows: Any = as_array(np.arange(len(X)))
-
-    def read(self, k: int) -> tuple[Any, Any]:
-        blocks = (None if block is None else self._as_array(block)[self.rows] for block in self._whole.read(k))
-        logits, features = blocks
-        return logits, features
-
-    def keep(self, stays: Any) -> None:
-        self.rows = self.rows[stays]
-
-
 def exits_one_by_one(policy: Any, X: ExitArray, as_array: AsArray) -> NDArray[np.int64]:
-    """Exit at which each sample stops, decided as a live network does, on arrays that `as_array` makes."""
-    decision = ExitDecision(policy)
-    reader = _BatchReader(policy._check_new(X), decision.uses_features, as_array)
-    exits = np.full(len(X), decision.n_exits - 1)
-    observed = np.flatnonzero(decision.is_observed).tolist()
-    for k, rows, _, leaves in walk(decision.answer, reader, observed, leaves=decision.leaves, memory=decision.start()):
-        if leaves is not None:
-            exits[np.asarray(rows[leaves])] = k
+    """Exit at which each sample stops, by `decide`, on arrays that `as_array` makes."""
+    exits, running, state = np.empty(len(X), dtype=np.int64), np.arange(len(X)), None
+    for k in range(X.layout.n_exits):
+        logits, features = (
+            None if block is None else as_array(block) for block in (X.logits(k, running), X.features(k, running))
+        )
+        leaves, state = policy.decide(k, logits, features, state)
+        leaves = np.asarray(leaves)
+        exits[running[leaves]] = k
+        running = running[~leaves]
     return exits
 
 

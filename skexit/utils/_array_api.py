@@ -35,6 +35,14 @@ def side_by_side(first: Any, second: Any) -> Any:
     return array_namespace(first).concat([first, second], axis=1)
 
 
+def in_double(values: Any) -> Any:
+    """Values in double precision, where their device has it, as the policies compute; without a gradient."""
+    xp = _namespace_of(cast(Any, type(values)))
+    if xp in (None, array_api_compat.numpy):
+        return np.asarray(values, dtype=np.float64)
+    return values.detach().to(xp.float32 if values.device.type == "mps" else xp.float64)
+
+
 def as_like(values: Any, like: Any) -> Any:
     """Values as an array of the namespace, dtype and device of another."""
     if type(like) is np.ndarray:
