@@ -18,11 +18,12 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from skexit._nn._dense import DenseNetwork, build, drop_units, to_dense, torch_generator
-from skexit._nn._mini_batches import Training, adam, keep_in_memory, one_thread, scaling
+from skexit._nn._mini_batches import Training, adam, keep_in_memory, scaling
 from skexit.data import ExitArray
 from skexit.data._validation import read_features
 from skexit.heads import ExitHeads
 from skexit.policies.jei._training import scaled_inputs
+from skexit.utils._threads import one_torch_thread
 
 #: Weights are between 1 less this and 1 plus this (δ; the paper's for CIFAR).
 _LARGEST_DEVIATION = 0.8
@@ -83,7 +84,7 @@ class WeightedTrainer:
         self.heads = {k: build([n_features[k], *layers], self.generator) for k in self.trained}
         self.weighting = build([n_exits, _HIDDEN, n_exits], self.generator)
 
-    @one_thread()
+    @one_torch_thread()
     def fit(self, description: str | None) -> None:
         """Each half of a batch in turn trains the heads, and tells how the other is to be weighted."""
         parameters, weighting = self.parameters(), list(self.weighting.parameters())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from skexit._nn._dense import DenseNetwork, build, to_dense, torch_generator, weighted_scaling
+from skexit.utils._threads import one_torch_thread
 
 if TYPE_CHECKING:
     import torch
@@ -158,7 +158,7 @@ def minimize(
     optimizer, schedule = adam(parameters, training, n_batches * training.max_epochs)
     best_loss, best_epoch, best = np.inf, training.max_epochs, []
     epochs = tqdm(range(training.max_epochs), desc=description, unit="epoch", disable=description is None, leave=False)
-    with one_thread():
+    with one_torch_thread():
         if len(held_out):
             best_loss, best_epoch = _mean_loss(loss, held_out, sample_weight, training.batch_size), 0
             best = _values(parameters)
@@ -243,19 +243,6 @@ def one_cycle(optimizer: torch.optim.Optimizer, learning_rate: float | list[floa
 
 def _values(parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return [parameter.detach().clone() for parameter in parameters]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Small steps gain nothing from threads, and the result then does not depend on their number."""
-    import torch
-
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)
 
 
 def scaling(read: ReadRows, rows: NDArray[np.int64], batch_size: int) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -200,19 +201,30 @@ def _counted_flops(run: _Run, inputs: Inputs) -> NDArray[np.float64]:
 
 
 def _count(run: _Run, forward: Callable[[], Any]) -> NDArray[np.float64]:
-    fast_path = torch.backends.mha.get_fastpath_enabled()
     # The counter has no formula for fused kernels: it would count nothing for attention, for a
     # transformer layer in its fast path, or for a recurrent layer on cuDNN.
+    with (
+        _COUNTING,
+        _without_fast_path(),
+        sdpa_kernel(SDPBackend.MATH),
+        torch.backends.cudnn.flags(enabled=False),
+        FlopCounterMode(display=False, custom_mapping=_FLOPS_OF_FUSED_KERNELS) as counter,
+    ):
+        return run(forward, counter.get_total_flops)
+
+
+#: These settings are the process's: of two threads that count, the second would put back what the first has set.
+_COUNTING = threading.Lock()
+
+
+@contextmanager
+def _without_fast_path() -> Iterator[None]:
+    found = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with (
-            sdpa_kernel(SDPBackend.MATH),
-            torch.backends.cudnn.flags(enabled=False),
-            FlopCounterMode(display=False, custom_mapping=_FLOPS_OF_FUSED_KERNELS) as counter,
-        ):
-            return run(forward, counter.get_total_flops)
+        yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+        torch.backends.mha.set_fastpath_enabled(found)
 
 
 def _flops_of_recurrent_layer(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +16,6 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV, train_test_split
 
-from skexit._nn._mini_batches import one_thread
 from skexit.cache import FeatureCache
 from skexit.heads import ExitHeads
 from skexit.pipeline import ExitPipeline
@@ -35,6 +33,8 @@ from skexit.policies import (
 )
 from skexit.uncertainty import coverage_score, expected_calibration_error, inefficiency_score
 from skexit.utils._optional import check_torch, optional_import
+from skexit.utils._threads import one_torch_thread
+from skexit.utils._warnings import silenced
 
 if TYPE_CHECKING:
     import torch
@@ -131,7 +131,7 @@ def _train_network(images: NDArray[np.float32], y: NDArray[np.int64], *, seed: i
     import torch
     from torch import nn
 
-    with torch.random.fork_rng(), one_thread():
+    with torch.random.fork_rng(), one_torch_thread():
         torch.manual_seed(seed)
         network = nn.Sequential()
         n_channels = 1
@@ -186,9 +186,7 @@ def _fit_policies(X: Any, y: Any, seed: int) -> dict[str, list[Any]]:
 
 def _at_budgets(method: Any, X: Any, y: Any) -> list[Any]:
     fitted = method.set_params(budget=_BUDGETS[0]).fit(X, y)
-    with warnings.catch_warnings():
-        # The table shows it in the costs.
-        warnings.filterwarnings("ignore", "some of the budget is left unspent", UserWarning)
+    with silenced():  # the table shows in the costs where some of the budget is left unspent
         return [fitted.with_budget(budget) for budget in _BUDGETS]
 
 
@@ -216,7 +214,7 @@ def _run_live(
     from skexit.runtime import EarlyExitModel
 
     inputs = torch.from_numpy(images)
-    with one_thread():
+    with one_torch_thread():
         live = EarlyExitModel(network, _EXITS, pipeline, example_input=inputs[:1])
         labels, _, exits = live(inputs)
         cached_exits = pipeline.predict_exit(cache.X)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from threadpoolctl import threadpool_limits
 
 from skexit._nn._dense import DenseNetwork, weighted_scaling
 from skexit.heads._boosting import fit_addition
+from skexit.utils._threads import one_blas_thread
 
 #: From this many numbers on, the solver uses several threads.
 _WORTH_THREADS = 10**7
@@ -37,8 +39,7 @@ def solve_linear(
     mean, scale = weighted_scaling(iter([(inputs, weight)]))
     inputs = (inputs - mean) / scale
     # On small matrices threads cost more than they bring, above all when others use the cores.
-    n_threads = 1 if inputs.size < _WORTH_THREADS else None
-    with threadpool_limits(n_threads, user_api="blas"):
+    with one_blas_thread() if inputs.size < _WORTH_THREADS else nullcontext():
         if offset is None:
             present, coefficients, intercepts = _fit_logistic_regression(inputs, labels, weight, l2)
         else:

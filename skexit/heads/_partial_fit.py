@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skexit._nn._dense import DenseNetwork, Moments, build, hidden_units, to_dense, torch_generator
-from skexit._nn._mini_batches import adam_groups, batches, one_thread, weights_and_biases
+from skexit._nn._mini_batches import adam_groups, batches, weights_and_biases
 from skexit.data import ExitArray
 from skexit.data._validation import read_features
 from skexit.heads._cascade import Cascade
 from skexit.heads._training import HeadTraining
 from skexit.utils._module_names import set_module
 from skexit.utils._optional import optional_import
+from skexit.utils._threads import one_torch_thread
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +74,7 @@ def take_steps(
         _restore(optimizer, parameters, average, state)
     n_steps = state.n_steps
     batch_size = max(1, min(batch_size, -(-len(rows) // _FEWEST_STEPS)))
-    with one_thread():
+    with one_torch_thread():
         for batch in batches(random_state.permutation(rows), batch_size):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate / np.sqrt(1 + n_steps / _SLOW_STEPS)

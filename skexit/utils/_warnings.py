@@ -1,4 +1,4 @@
-"""Warnings that point at the user's line."""
+"""Warnings that point at the user's line, and can be left out without a filter, which would hold for all threads."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import os
 import pickle
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import joblib
@@ -18,9 +21,23 @@ _LIBRARIES = (
 )
 
 
+_silenced: ContextVar[bool] = ContextVar("silenced", default=False)
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Leave out the warnings of skexit, in this thread only."""
+    token = _silenced.set(True)
+    try:
+        yield
+    finally:
+        _silenced.reset(token)
+
+
 def warn(message: str | Warning, category: type[Warning] = UserWarning) -> None:
     """Warn at the nearest line of a caller outside skexit, scikit-learn and joblib."""
-    warnings.warn(message, category, stacklevel=_level_of_caller())
+    if not _silenced.get():
+        warnings.warn(message, category, stacklevel=_level_of_caller())
 
 
 def _level_of_caller() -> int:

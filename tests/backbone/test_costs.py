@@ -1,3 +1,6 @@
+import threading
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -277,3 +280,37 @@ class CallsTwice(nn.Module):
 def test_what_cannot_be_measured_is_refused(model, exits, settings, message):
     with pytest.raises(ValueError, match=message):
         exit_costs(model, exits, torch.zeros(1, 4), **({"unit": "MACs"} | settings))
+
+
+class WaitsForTheOther(nn.Module):
+    """Two threads count at once: the second starts while the first counts, and ends after it."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = nn.Linear(4, 2)
+        self.started, self.ended = threading.Event(), threading.Event()
+
+    def forward(self, x):
+        if threading.current_thread().name == "first":
+            self.started.wait(0.5)
+        else:
+            self.started.set()
+            self.ended.wait(0.5)
+        return self.block(x)
+
+
+def test_threads_that_count_leave_the_settings_of_torch_as_found():
+    network, inputs = WaitsForTheOther(), torch.zeros(1, 4)
+
+    def count():
+        exit_costs(network, ["block"], inputs, head=None)
+        network.ended.set()
+
+    threads = [threading.Thread(target=count, name=name) for name in ("first", "second")]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.1)
+    for thread in threads:
+        thread.join()
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert torch.backends.cudnn.enabled

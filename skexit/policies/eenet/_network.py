@@ -12,19 +12,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils import gen_batches
 
 from skexit._nn._dense import DenseNetwork, build, to_dense, torch_generator
-from skexit._nn._mini_batches import (
-    ReadRows,
-    Training,
-    enough_in_order,
-    keep_in_memory,
-    minimize,
-    one_thread,
-    scaling,
-    split_rows,
-)
+from skexit._nn._mini_batches import ReadRows, Training, enough_in_order, keep_in_memory, minimize, scaling, split_rows
 from skexit.policies._quotas import tilted_distribution
 from skexit.uncertainty import max_probability, normalized_entropy, vote
 from skexit.utils._array_api import array_namespace, side_by_side
+from skexit.utils._threads import one_torch_thread
 
 if TYPE_CHECKING:
     import torch
@@ -271,7 +263,7 @@ def train_scheduler(
     # In double precision, for the means are over all rows.
     utility_logits, log_assignment = torch.empty(2, n_samples, n_exits, dtype=torch.float64)
     everyone = np.arange(n_samples)
-    with torch.no_grad(), one_thread():
+    with torch.no_grad(), one_torch_thread():
         for own in gen_batches(n_samples, training.batch_size):
             utility_logits[own], log_assignment[own] = apply_scheduler(models, read_inputs(everyone[own]))
         final = parts((utility_logits, log_assignment), everyone)

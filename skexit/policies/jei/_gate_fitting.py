@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
-from threadpoolctl import threadpool_limits
 
 from skexit._nn._dense import DenseNetwork, weighted_scaling
 from skexit.utils._module_names import set_module
+from skexit.utils._threads import one_blas_thread
 
 Floats = NDArray[np.float64]
 
@@ -43,6 +43,6 @@ def fit_gate(statistics: Floats, targets: Floats, weight: Floats, l2: float) -> 
         return DenseNetwork((np.zeros((statistics.shape[1], 1)),), (np.log([share / (1 - share)]),))
     mean, scale = weighted_scaling(iter([(statistics, weight)]))
     model = LogisticRegression(C=1 / (l2 * weight.sum()), solver="newton-cholesky")
-    with threadpool_limits(1, user_api="blas"):
+    with one_blas_thread():
         model.fit((statistics - mean) / scale, targets, sample_weight=weight)
     return DenseNetwork((model.coef_.T,), (model.intercept_,)).after_scaling(mean, scale)

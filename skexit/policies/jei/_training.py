@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from skexit._nn._dense import DenseNetwork, weighted_scaling
-from skexit._nn._mini_batches import adam_groups, keep_in_memory, one_cycle, one_thread
+from skexit._nn._mini_batches import adam_groups, keep_in_memory, one_cycle
 from skexit.data import ExitArray
 from skexit.data._validation import read_features, read_logits
 from skexit.policies.jei._gates import N_STATISTICS, balanced_weight, exit_probabilities, gate_statistics, gate_targets
 from skexit.uncertainty import softmax
+from skexit.utils._threads import one_torch_thread
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +87,7 @@ class JointTrainer:
         self.gates = [torch.zeros(n_gates, N_STATISTICS, requires_grad=True), torch.zeros(n_gates, requires_grad=True)]
         self._warm_up()
 
-    @one_thread()
+    @one_torch_thread()
     def fit(self, prices: Floats) -> int:
         """Train from where the warm-up or the training for other prices ended; gives the number of epochs kept.
 
@@ -205,7 +206,7 @@ class JointTrainer:
         optimizer = torch.optim.Adam(groups, fused=True)
         rates = [group["lr"] for group in groups]
         schedule = one_cycle(optimizer, rates, settings.warm_up_epochs * self._n_batches())
-        with one_thread():
+        with one_torch_thread():
             for _ in self._progress("warm-up", settings.warm_up_epochs):
                 for batch in self._batches():
                     optimizer.zero_grad()
