@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -22,35 +21,60 @@ from skexit.policies._thresholds import ThresholdPolicy
 from skexit.uncertainty import betting_p_value, binomial_p_value
 from skexit.utils._module_names import set_module
 from skexit.utils._sklearn import HasMethods, Interval, StrOptions, _fit_context
-from skexit.utils._warnings import warn
+from skexit.utils._warnings import silenced, warn
 
 Floats = NDArray[np.float64]
 
 _N_BUDGETS = 100
 
 
+class _Tests:
+    """Tests of the budgets of one policy; `policy` and `budget` are what was served by the last that passed."""
+
+    def __init__(self, fitted: Any, budgets: Floats) -> None:
+        self.budgets = budgets
+        self.p_values, self.risks = np.full((2, len(budgets)), np.nan)
+        self.policy, self.cost = fitted, np.inf
+        self.budget: float | None = None
+
+
+def _thawed(policy: Any) -> Any:
+    return policy.estimator if isinstance(policy, FrozenEstimator) else policy
+
+
+def _with_feasible_budget(policy: Any, layout: ExitLayout) -> Any:
+    """The policy, with a budget to be fitted at that pays for the first exit and its head: others are tested later."""
+    budget, first_cost = getattr(policy, "budget", None), layout.cost_fractions[0]
+    if budget is not None and layout.n_exits > 1 and budget < 1.1 * first_cost:
+        policy.set_params(budget=(1 + first_cost) / 2)
+    return policy
+
+
 @set_module("skexit")
 class RiskControlledPolicy(ExitPolicy):
-    """The cheapest budget of a policy at which stopping early costs little accuracy, with a guarantee.
+    """The cheapest budget of policies at which stopping early costs little accuracy, with a guarantee.
 
     With probability ``1 - delta`` over the calibration rows, the expected loss of new rows from the same distribution
     is at most `alpha`. Budgets are tested from the most expensive to the cheapest, and the first for which the
     calibration rows do not show it ends the search: so many tests need no correction (Learn then Test [1]_,
-    fixed-sequence testing). The guarantee needs no assumption on the network, the scores or the distribution.
+    fixed-sequence testing). Of several policies, each is tested at ``delta`` over their number, and the cheapest that
+    qualifies is served. The guarantee needs no assumption on the network, the scores or the distribution.
 
     Parameters
     ----------
-    policy : policy, default=None
-        A policy with ``with_budget``; ``ThresholdPolicy()`` by default. A copy is fitted on a
-        random part of the rows and tested on the others. In a
+    policy : policy or list of policies, default=None
+        With ``with_budget``; ``ThresholdPolicy()`` by default. A copy is fitted on a random part of
+        the rows, at a budget that pays for the first exit, and tested on the others. In a
         :class:`sklearn.frozen.FrozenEstimator` it is used as it is, and all rows given to ``fit``
-        test it: they must not have been used in fitting.
+        test it, unless another policy is to be fitted: they must not have been used in fitting.
+        List all policies that you compare: chosen among several that were each controlled alone
+        on the same rows, the cheapest has no guarantee.
     alpha : float, default=0.01
         The largest expected loss that is allowed, in the unit of the loss.
     delta : float, default=0.1
         Probability with which the expected loss may nonetheless be larger.
     loss : {"accuracy_drop", "error"} or callable, default="accuracy_drop"
-        ``"accuracy_drop"``: 1 where the last exit is right and the answer is not, -1 where the
+        ``"accuracy_drop"``: 1 where the policy's last exit is right and the answer is not, -1 where the
         answer is right and the last exit is not, else 0; its mean is the accuracy that is lost.
         ``"error"``: 1 where the answer is wrong. A callable takes the true labels, the answers and
         the last exit's answers, and returns a loss in [-1, 1] for each row.
@@ -68,12 +92,12 @@ class RiskControlledPolicy(ExitPolicy):
     budget_ : float or None
         The cheapest budget that qualifies. None where none does; all samples then go to the last exit.
     policy_ : policy
-        The fitted policy, for that budget.
-    budgets_ : ndarray of shape (n_budgets,)
-        The budgets, from the most expensive.
-    p_values_ : ndarray of shape (n_budgets,)
+        The fitted policy, for that budget. Of several, it costs the calibration rows least.
+    budgets_ : ndarray of shape (n_budgets,) or (n_policies, n_budgets)
+        The budgets, from the most expensive; a row for each policy where `policy` is a list.
+    p_values_ : ndarray of the shape of `budgets_`
         P-values of the hypothesis that the expected loss is above `alpha`; nan where not tested.
-    risks_ : ndarray of shape (n_budgets,)
+    risks_ : ndarray of the shape of `budgets_`
         Mean loss of the calibration rows; nan where not tested.
     n_calibration_ : int
         Number of calibration rows.
@@ -96,7 +120,7 @@ class RiskControlledPolicy(ExitPolicy):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        "policy": [HasMethods(["fit", "predict_exit"]), None],
+        "policy": [HasMethods(["fit", "predict_exit"]), list, tuple, None],
         "alpha": [Interval(Real, 0, 1, closed="left")],
         "delta": [Interval(Real, 0, 1, closed="neither")],
         "loss": [StrOptions({"accuracy_drop", "error"}), callable],
@@ -129,7 +153,7 @@ class RiskControlledPolicy(ExitPolicy):
 
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Any, y: ArrayLike) -> RiskControlledPolicy:
-        """Fit the policy, unless it is frozen, and find the cheapest budget that qualifies.
+        """Fit the policies, unless they are frozen, and find the cheapest budget that qualifies.
 
         Rows have no weights: the guarantee is for rows that count alike.
 
@@ -145,75 +169,102 @@ class RiskControlledPolicy(ExitPolicy):
         Raises
         ------
         ValueError
-            If X does not fit its layout or is not finite, y has a class that X does not know, the
+            If X does not fit its layout or is not finite, y has a class that X does not know, a
             policy has no budget, a budget cannot be met, or a loss is outside [-1, 1].
         """
         exits, classes, labels, _ = validate_training_data(self, X, y, None)
         true = classes[labels]
-        fitted, rows = self._fit_inner(exits, classes, true)
-        self.classes_, self.layout_, self.costs_ = fitted.classes_, fitted.layout_, fitted.costs_
-        self.heads_ = fitted.heads_
-        exits = exits.with_layout(exits.layout.replace(classes=self.classes_))
-        encode_labels(true, exits.layout)
-        self._test_budgets(fitted, exits[rows], true[rows])
+        policies, rows = self._fit_policies(exits, classes, true)
+        tests = [self._test_budgets(policy, exits, true, rows) for policy in policies]
+        best = min(tests, key=lambda test: test.cost)  # the first of equals, as where none qualifies
+        self.policy_, self.budget_, self.n_calibration_ = best.policy, best.budget, len(rows)
+        is_list = isinstance(self.policy, list | tuple)
+        self.budgets_, self.p_values_, self.risks_ = (
+            np.stack(columns) if is_list else columns[0]
+            for columns in zip(*((test.budgets, test.p_values, test.risks) for test in tests), strict=True)
+        )
+        self.classes_, self.layout_, self.costs_ = self.policy_.classes_, self.policy_.layout_, self.policy_.costs_
+        self.heads_ = self.policy_.heads_
+        self.thresholds_ = self.policy_.thresholds_
+        if self.budget_ is None:
+            self.thresholds_ = equal_thresholds(np.inf, len(self.costs_))
+            if len(self.costs_) > 1:
+                self._warn_that_none_qualifies(best, len(tests))
         self._drop_calibration()
-        self.exit_distribution_ = np.bincount(self._stops(exits[rows]), minlength=len(self.costs_)) / len(rows)
+        testing = exits.with_layout(exits.layout.replace(classes=self.classes_))[rows]
+        self.exit_distribution_ = np.bincount(self._stops(testing), minlength=len(self.costs_)) / len(rows)
         return self
 
-    def _fit_inner(self, X: ExitArray, classes: NDArray[Any], y: NDArray[Any]) -> tuple[Any, NDArray[np.intp]]:
-        """The fitted policy, and the rows that test it, in random order."""
-        is_frozen = isinstance(self.policy, FrozenEstimator)
-        policy = self.policy.estimator if is_frozen else clone(self.policy or ThresholdPolicy())
-        if not hasattr(policy, "with_budget"):
-            raise ValueError(
-                f"policy={policy!r} has no budget to choose. Pass one with a `with_budget` method, as ThresholdPolicy."
-            )
+    def _fit_policies(self, X: ExitArray, classes: NDArray[Any], y: NDArray[Any]) -> tuple[list[Any], NDArray[np.intp]]:
+        """The fitted policies, and the rows that test them, in random order."""
+        given = (
+            list(self.policy) if isinstance(self.policy, list | tuple) else [self.policy or ThresholdPolicy(budget=1.0)]
+        )
+        if not given:
+            raise ValueError("policy=[] has no policy; pass one or more, or None for ThresholdPolicy().")
+        for policy in given:
+            if not hasattr(_thawed(policy), "with_budget"):
+                raise ValueError(
+                    f"policy={policy!r} has no budget to choose. Pass one with a `with_budget` method, as "
+                    "ThresholdPolicy."
+                )
+            if isinstance(policy, FrozenEstimator):
+                check_is_fitted(policy.estimator)
         random_state = check_random_state(self.random_state)
-        if is_frozen:
-            check_is_fitted(policy)
-            return policy, random_state.permutation(len(X))
+        if all(isinstance(policy, FrozenEstimator) for policy in given):
+            return [policy.estimator for policy in given], random_state.permutation(len(X))
         fitting, testing = train_test_split(
             np.arange(len(X)), test_size=self.calibration_size, random_state=random_state
         )
-        return policy.fit(X.with_layout(X.layout.replace(classes=classes))[fitting], y[fitting]), testing
+        known = X.with_layout(X.layout.replace(classes=classes))[fitting]
+        return [
+            policy.estimator
+            if isinstance(policy, FrozenEstimator)
+            else _with_feasible_budget(clone(policy), X.layout).fit(known, y[fitting])
+            for policy in given
+        ], testing
 
-    def _test_budgets(self, fitted: Any, X: ExitArray, y: NDArray[Any]) -> None:
+    def _test_budgets(self, fitted: Any, X: ExitArray, y: NDArray[Any], rows: NDArray[np.intp]) -> _Tests:
         """Test one budget after another until one does not qualify, and keep the last that did."""
+        X = X.with_layout(X.layout.replace(classes=fitted.classes_))
+        encode_labels(y, X.layout)
+        X, y = X[rows], y[rows]
         answers = fitted.predict_at_exits(X)
-        self.n_calibration_ = len(y)
-        self.budgets_ = self._ordered_budgets()
-        self.p_values_, self.risks_ = np.full((2, len(self.budgets_)), np.nan)
-        self.policy_, self.budget_ = fitted, None
-        for index, budget in enumerate(self.budgets_):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # that ties miss a budget, at each of them
+        tests = _Tests(fitted, self._ordered_budgets(fitted))
+        for index, budget in enumerate(tests.budgets):
+            with silenced():  # that ties miss a budget, at each of them
                 candidate = fitted.with_budget(float(budget))
-            losses = self._losses(y, answers[np.arange(len(y)), candidate.predict_exit(X)], answers[:, -1])
-            self.risks_[index] = losses.mean()
-            self.p_values_[index] = self._p_value(losses)
-            if self.p_values_[index] > self.delta:
+            stops = candidate.predict_exit(X)
+            losses = self._losses(y, answers[np.arange(len(y)), stops], answers[:, -1])
+            tests.risks[index] = losses.mean()
+            tests.p_values[index] = self._p_value(losses)
+            if tests.p_values[index] > self._level():
                 break
-            self.policy_, self.budget_ = candidate, float(budget)
-        if self.budget_ is not None:
-            self.thresholds_ = self.policy_.thresholds_
-            return
-        self.thresholds_ = equal_thresholds(np.inf, len(self.costs_))
-        if len(self.costs_) > 1:
-            warn(
-                f"no budget qualifies, so that all samples go to the last exit: at budget {self.budgets_[0]:.4g}, the "
-                f"mean loss of {len(y)} calibration rows is {self.risks_[0]:.4g}, and the p-value of an expected loss "
-                f"above alpha={self.alpha} is {self.p_values_[0]:.3g}, not below delta={self.delta}. Use more "
-                "calibration rows, or a larger alpha or delta."
-            )
+            tests.policy, tests.budget, tests.cost = candidate, float(budget), float(fitted.costs_[stops].mean())
+        return tests
 
-    def _ordered_budgets(self) -> Floats:
+    def _level(self) -> float:
+        """Probability with which a budget of one policy may pass by mistake: delta is shared out evenly."""
+        return self.delta / (len(self.policy) if isinstance(self.policy, list | tuple) else 1)
+
+    def _warn_that_none_qualifies(self, tests: _Tests, n_policies: int) -> None:
+        level = f"delta={self.delta}" + (f" / {n_policies} policies" if n_policies > 1 else "")
+        cure = ", or fewer policies" if n_policies > 1 else ""
+        warn(
+            f"no budget qualifies, so that all samples go to the last exit: at budget {tests.budgets[0]:.4g}, the "
+            f"mean loss of {self.n_calibration_} calibration rows is {tests.risks[0]:.4g}, and the p-value of an "
+            f"expected loss above alpha={self.alpha} is {tests.p_values[0]:.3g}, not below {level}. Use more "
+            f"calibration rows, or a larger alpha or delta{cure}."
+        )
+
+    def _ordered_budgets(self, fitted: Any) -> Floats:
         if self.budgets is None:
-            return np.linspace(1.0, self.costs_[0], _N_BUDGETS if len(self.costs_) > 1 else 1)
+            return np.linspace(1.0, fitted.costs_[0], _N_BUDGETS if len(fitted.costs_) > 1 else 1)
         budgets = np.unique(np.asarray(self.budgets, dtype=np.float64))[::-1]
         if len(budgets) == 0:
             raise ValueError("budgets is empty; pass fractions of the network's cost, or None.")
         for budget in budgets.tolist():
-            check_budget(budget, self.layout_)
+            check_budget(budget, fitted.layout_)
         return budgets
 
     def _losses(self, y: NDArray[Any], answers: NDArray[Any], last: NDArray[Any]) -> Floats:
@@ -232,7 +283,7 @@ class RiskControlledPolicy(ExitPolicy):
     def _p_value(self, losses: Floats) -> float:
         if self.loss == "error":
             return binomial_p_value(losses, self.alpha)
-        return betting_p_value((1 + losses) / 2, (1 + self.alpha) / 2, self.delta)
+        return betting_p_value((1 + losses) / 2, (1 + self.alpha) / 2, self._level())
 
     @property
     def heads(self) -> Any:

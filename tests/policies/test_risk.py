@@ -2,6 +2,7 @@
 
 import itertools
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import joblib
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from instances import make_exits
 from scipy.stats import binomtest
 from sklearn.base import clone
+from sklearn.datasets import load_digits
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.pipeline import make_pipeline
@@ -17,6 +19,7 @@ from skexit import (
     EENetPolicy,
     EMExitAssigner,
     ExitHeads,
+    ExitLayout,
     JEIGatedEnsemble,
     OptimalStoppingPolicy,
     RiskControlledPolicy,
@@ -24,6 +27,7 @@ from skexit import (
     ThresholdPolicy,
     stack_exits,
 )
+from skexit.runtime import policy_from_json, policy_to_json
 from skexit.uncertainty import betting_p_value, binomial_p_value
 
 DELTA = 0.1
@@ -163,6 +167,25 @@ def test_the_share_of_violations_of_the_estimator(quality):
     assert n_violations / 100 <= at_most(DELTA, 100)
 
 
+def test_the_cheapest_of_nine_policies():
+    """2,000 calibration sets of 300 rows for nine policies, each with one budget that is just too cheap.
+
+    Losses of the policies are independent given the rows, as of nine scores that say nothing.
+    """
+    rng = np.random.default_rng(0)
+    alpha, n_policies, n_rows, n_sets = 0.1, 9, 300, 2000
+    losses = rng.uniform(size=(n_sets, n_policies, n_rows)) < alpha + 1e-3
+    alone = RiskControlledPolicy(alpha=alpha, delta=DELTA, loss="error")
+    together = RiskControlledPolicy([None] * n_policies, alpha=alpha, delta=DELTA, loss="error")
+    p_values = np.array([[alone._p_value(policy) for policy in one_set] for one_set in losses])
+    # A policy that passes by mistake is the cheapest, and is served.
+    assert (p_values <= alone._level()).any(axis=1).mean() > 3 * DELTA
+    assert (p_values <= together._level()).any(axis=1).mean() <= at_most(DELTA, n_sets)
+    together.loss = "accuracy_drop"
+    bets = np.array([[together._p_value(policy.astype(float)) for policy in one_set] for one_set in losses[:300]])
+    assert (bets <= together._level()).any(axis=1).mean() <= at_most(DELTA, 300)
+
+
 @pytest.fixture(scope="module")
 def data():
     return make_exits(1200, 3, 3, 0)
@@ -256,6 +279,119 @@ class TestChoice:
             for alpha, n_rows in ((0.02, 2000), (0.02, 8000), (0.1, 8000))
         ]
         assert budgets[0] > budgets[1] > budgets[2]
+
+
+class ChecksFilters(ThresholdPolicy):
+    """Says whether the filters of warnings, which all threads share, are those that were there before."""
+
+    def with_budget(self, budget):
+        assert warnings.filters is type(self).expected
+        return super().with_budget(budget)
+
+
+def tied_exits():
+    """Exits whose answers are all alike, so that every budget between two costs is missed, and labels."""
+    return stack_exits(np.zeros((90, 2, 3)), costs=[0.3, 1.0]), np.arange(90) % 3
+
+
+def test_warnings_of_other_threads_are_not_filtered():
+    X, y = tied_exits()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ChecksFilters.expected = warnings.filters
+        RiskControlledPolicy(ChecksFilters(budget=1.0), alpha=0.9, loss="error").fit(X, y)
+        assert caught == []
+        ThresholdPolicy(budget=0.75).fit(X, y)
+    assert len(caught) == 1
+
+
+def test_fits_in_threads_leave_filters_and_warnings_alone():
+    X, y = tied_exits()
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(4) as threads:
+        list(
+            threads.map(
+                lambda seed: RiskControlledPolicy(alpha=0.9, loss="error", random_state=seed).fit(X, y), range(12)
+            )
+        )
+    assert warnings.filters == before
+    with pytest.warns(UserWarning, match="tied scores"):
+        ThresholdPolicy(budget=0.75).fit(X, y)
+
+
+class TestSeveralPolicies:
+    def test_each_is_tested_at_its_share_of_delta(self, data):
+        X, y = data
+        given = [ThresholdPolicy("margin"), ThresholdPolicy("entropy"), ThresholdPolicy(schedule="shared")]
+        policy = RiskControlledPolicy(given, alpha=0.2, delta=0.3, loss="error", random_state=0).fit(X, y)
+        assert policy.budgets_.shape == policy.p_values_.shape == policy.risks_.shape == (3, 100)
+        fitting, testing = train_test_split(np.arange(len(X)), test_size=0.5, random_state=0)
+        costs = []
+        for inner, budgets, p_values in zip(given, policy.budgets_, policy.p_values_, strict=True):
+            alone = RiskControlledPolicy(
+                FrozenEstimator(clone(inner).fit(X[fitting], y[fitting])), alpha=0.2, delta=0.1, loss="error"
+            ).fit(X[testing], y[testing])
+            np.testing.assert_array_equal(budgets, alone.budgets_)
+            np.testing.assert_allclose(p_values, alone.p_values_)
+            costs.append(alone.mean_cost(X[testing]))
+            if costs[-1] == min(costs):
+                cheapest = alone
+        assert policy.mean_cost(X[testing]) == pytest.approx(min(costs))
+        assert policy.budget_ == cheapest.budget_
+        np.testing.assert_array_equal(policy.predict_exit(X), cheapest.predict_exit(X))
+
+    def test_one_in_a_list_is_as_alone(self, data):
+        X, y = data
+        alone = RiskControlledPolicy(ThresholdPolicy(), alpha=0.05, random_state=0).fit(X, y)
+        listed = RiskControlledPolicy([ThresholdPolicy()], alpha=0.05, random_state=0).fit(X, y)
+        np.testing.assert_array_equal(listed.p_values_, alone.p_values_[None])
+        np.testing.assert_array_equal(listed.predict_exit(X), alone.predict_exit(X))
+
+    def test_all_rows_test_where_all_are_frozen(self, data):
+        X, y = data
+        frozen = [FrozenEstimator(ThresholdPolicy(name).fit(X[:600], y[:600])) for name in ("margin", "entropy")]
+        assert RiskControlledPolicy(frozen, alpha=0.1).fit(X[600:], y[600:]).n_calibration_ == 600
+        mixed = RiskControlledPolicy([*frozen, ThresholdPolicy()], alpha=0.1).fit(X[600:], y[600:])
+        assert mixed.n_calibration_ == 300
+
+    def test_where_none_qualifies(self, data):
+        with pytest.warns(UserWarning, match=r"not below delta=0.1 / 2 policies. Use more .*, or fewer policies"):
+            policy = RiskControlledPolicy([ThresholdPolicy()] * 2, alpha=0.001, loss="error").fit(*data)
+        assert policy.budget_ is None
+        assert (policy.predict_exit(data[0]) == 2).all()
+
+    def test_clone_json_and_joblib(self, data, tmp_path):
+        X, y = data
+        policy = clone(RiskControlledPolicy([ThresholdPolicy(), ThresholdPolicy("entropy")], alpha=0.1)).fit(X, y)
+        joblib.dump(policy, tmp_path / "policy.joblib")
+        read = policy_from_json(policy_to_json(policy.without_fit_state()))
+        for again in (joblib.load(tmp_path / "policy.joblib"), read):
+            np.testing.assert_array_equal(again.predict_exit(X), policy.predict_exit(X))
+
+    @pytest.mark.parametrize(
+        ("policies", "message"),
+        [([], r"policy=\[\] has no policy"), ([ThresholdPolicy(), StaticExit()], r"StaticExit\(\) has no budget")],
+    )
+    def test_bad_lists(self, policies, message, data):
+        with pytest.raises(ValueError, match=message):
+            RiskControlledPolicy(policies).fit(*data)
+
+
+class TestExpensiveFirstExit:
+    @pytest.mark.parametrize("policy", [None, ThresholdPolicy("margin"), EENetPolicy(max_epochs=2, random_state=0)])
+    @pytest.mark.parametrize("first_cost", [0.5, 0.6, 0.9])
+    def test_starts_at_a_budget_that_can_be_met(self, policy, first_cost, data):
+        X, y = data
+        X = X.with_layout(X.layout.replace(costs=[first_cost, (1 + first_cost) / 2, 1.0]))
+        controlled = RiskControlledPolicy(policy, alpha=0.5, random_state=0).fit(X, y)
+        assert controlled.budgets_[0] == 1
+        assert controlled.budgets_[-1] == controlled.costs_[0]
+        assert controlled.budget_ == controlled.costs_[0]
+
+    def test_with_heads(self):
+        X, y = load_digits(return_X_y=True)
+        layout = ExitLayout(n_logits=[0, 0], n_features=[32, 32], costs=[1005, 2000], cost_unit="MACs")
+        assert RiskControlledPolicy(alpha=0.5, layout=layout, random_state=0).fit(X, y).costs_[0] > 0.5
 
 
 class TestComposition:
