@@ -15,8 +15,9 @@ from skexit.data import ExitArray, ExitLayout
 from skexit.data._arrays import enough_rows
 from skexit.data._validation import encode_labels
 from skexit.policies._decision import ExitDecision
-from skexit.uncertainty import fit_temperature, softmax
-from skexit.uncertainty._conformal import FEWEST_ROWS, ConformalScores
+from skexit.uncertainty import softmax
+from skexit.uncertainty._conformal import ConformalScores
+from skexit.uncertainty._temperature import fit_exit_temperatures
 from skexit.utils._docstring import shared_docs
 
 
@@ -44,10 +45,11 @@ class CalibrationMixin:
     def calibrate(self, X: Any, y: ArrayLike, *, temperature: bool = True) -> Self:
         """Learn how far the exits can be trusted, from rows that were not used in fitting.
 
-        A temperature is fitted for each exit, on the rows that leave there (on all rows where
-        fewer than 20 do), and from then on divides the exit's logits in ``predict_proba`` and
-        ``predict_set``. The conformal scores of the rows are kept for ``predict_set``. Decisions
-        stay as they are: those of ``exit_scores``, ``predict_exit`` and ``predict``.
+        A temperature is fitted for each exit, on the rows that leave there, and from then on divides
+        the exit's logits in ``predict_proba`` and ``predict_set``. The fewer rows leave at an exit, the
+        nearer its temperature is to that of all rows, and this to 1: see
+        :func:`~skexit.uncertainty.fit_temperature`. The conformal scores of the rows are kept for
+        ``predict_set``. Decisions stay as they are: those of ``exit_scores``, ``predict_exit`` and ``predict``.
 
         Parameters
         ----------
@@ -84,17 +86,16 @@ class CalibrationMixin:
     ) -> NDArray[np.float64]:
         """Temperature of each exit, from enough of the rows that leave there."""
         n_exits, n_classes = self.layout_.n_exits, len(self.classes_)
-        temperatures = np.empty(n_exits)
+        leaving_at = []
         for k in range(n_exits):
             leaving = np.flatnonzero(stops == k)
-            leaving = leaving if len(leaving) >= FEWEST_ROWS else np.arange(len(X))
             rows = leaving[enough_rows(len(leaving), n_exits * n_classes)]
             logits = np.empty((len(rows), n_classes))
-            for exit, batch, values in self._answers(X[rows], range(k + 1)):
+            for exit, batch, values in self._answers(X[rows], range(k + 1)) if len(rows) else ():
                 if exit == k:
                     logits[batch] = values
-            temperatures[k] = fit_temperature(logits, labels[rows])
-        return temperatures
+            leaving_at.append((logits, labels[rows], np.ones(len(rows))))
+        return fit_exit_temperatures(leaving_at)
 
     def predict_set(self, X: Any, alpha: float = 0.05, method: str = "gated") -> NDArray[np.bool_]:
         """Classes that contain the true one with a probability of about ``1 - alpha``.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,17 +13,25 @@ from sklearn.utils import check_array, check_consistent_length, column_or_1d
 
 from skexit.uncertainty._scores import softmax
 from skexit.utils._checks import check_sample_weight
+from skexit.utils._warnings import warn
 
-#: Range in which a temperature is sought. Where every row is right, the loss falls for ever as the
-#: temperature falls; where nearly every row is wrong, as it rises.
+Floats = NDArray[np.float64]
+
+#: Range in which a temperature is sought.
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
+#: A prior is worth so many rows at least. They keep a temperature finite where all rows are right, or all wrong.
+_FEWEST_PRIOR_ROWS = 20
+#: Squared scores must be larger on average before temperatures leave the prior; by chance they are 1.
+_PENALTY = 3.0
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-    """Temperature at which ``softmax(logits / temperature)`` explains the labels best [1]_.
+    """Temperature at which ``softmax(logits / temperature)`` explains the labels [1]_, near 1 if rows are few.
 
-    Minimises the mean cross-entropy. It is convex in the inverse of the temperature, so that its
-    derivative has one root at most.
+    Minimises the cross-entropy of the rows and of m more, which are labelled as the logits themselves
+    say: a prior at 1. m is ``max(20, n / (Q - 3))``, where Q is the squared score of temperature 1 over
+    its variance: near 1 where the logits are calibrated already. Where Q is at most 3, the temperature is
+    1. So calibration does no harm on new rows, on average, for few rows either.
 
     Parameters
     ----------
@@ -30,18 +40,23 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike, sample_weight: ArrayLi
     labels : array-like of shape (n_samples,) of int
         Index of the true class.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weight of each sample; all count alike by default.
+        Weight of each sample; all count alike by default. The smallest positive weight is one sample,
+        so that a common factor changes nothing.
 
     Returns
     -------
     float
-        Between 0.05 and 20, and one of these where the loss falls up to there: 0.05 where every
-        row is right. 1 where all logits of each row are equal, so that any would do.
+        Between 0.05 and 20.
 
     Raises
     ------
     ValueError
         If the shapes do not agree, a label is not the index of a class, or no weight is positive.
+
+    Warns
+    -----
+    UserWarning
+        If the temperature would lie beyond 0.05 or 20.
 
     References
     ----------
@@ -49,24 +64,101 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike, sample_weight: ArrayLi
 
     Examples
     --------
-    Of four samples with log-odds 3, three are right: the odds should be three to one.
+    Of samples with log-odds 3, three of four are right: the odds should be three to one. The more
+    samples say so, the closer they get.
 
-    >>> logits = [[3.0, 0], [3, 0], [3, 0], [3, 0]]
+    >>> logits = np.array([[3.0, 0], [3, 0], [3, 0], [3, 0]])
     >>> temperature = fit_temperature(logits, [0, 0, 0, 1])
-    >>> round(temperature, 4)
-    2.7307
-    >>> softmax(np.array([3.0, 0]) / temperature).round(4)
+    >>> softmax(logits[0] / temperature).round(2)
+    array([0.92, 0.08])
+    >>> temperature = fit_temperature(np.tile(logits, (250, 1)), [0, 0, 0, 1] * 250)
+    >>> softmax(logits[0] / temperature).round(2)
     array([0.75, 0.25])
     """
-    margins, true_columns, weight = _check_rows(logits, labels, sample_weight)
-    if not margins.any():
-        return 1.0
-    of_label = margins[np.arange(len(margins)), true_columns]
+    weight = check_sample_weight(sample_weight, check_array(logits, dtype=np.float64, input_name="logits"))
+    return _checked_range(_shared_temperature(_as_rows([(logits, labels, weight)])))
+
+
+def fit_exit_temperatures(exits: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike]]) -> Floats:
+    """Temperature of each of several exits; those of few rows borrow from the others.
+
+    First, one temperature is fitted to the rows of all exits, as by `fit_temperature`. It is then the prior of each
+    exit's own, and worth the more rows, the less the exits differ: where they differ by no more than chance explains,
+    all have it, as has an exit without rows.
+
+    `exits` has the logits, labels and weights of the rows of each exit.
+    """
+    groups = _as_rows(exits)
+    shared = _shared_temperature(groups)
+    own = [group for group in groups if len(group.margins)]
+    n_prior_rows = _prior_rows(own, shared)
+    fitted = iter(_posterior_temperature(group, n_prior_rows, shared) for group in own)
+    return np.array([_checked_range(next(fitted) if len(group.margins) else shared) for group in groups])
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Logits below each row's largest, that of the label, and the weights."""
+
+    margins: Floats
+    of_label: Floats
+    weight: Floats
+
+    def expectation(self, temperature: float) -> Floats:
+        """Mean margin of the class, as the probabilities say."""
+        return np.sum(softmax(self.margins / temperature) * self.margins, axis=1)
+
+    def squared_score(self, temperature: float) -> float:
+        """Of the temperature, over its variance: 1 on average where the temperature is right."""
+        probabilities = softmax(self.margins / temperature)
+        mean = np.sum(probabilities * self.margins, axis=1)
+        variance = np.sum(probabilities * self.margins**2, axis=1) - mean**2
+        score = self.weight @ (self.of_label - mean)
+        # Where the probabilities are 0 and 1, the variance vanishes, and with it the score if all rows are right.
+        return float(score**2 / max(self.weight @ variance, 1e-100 * max(score**2, 1.0)))
+
+
+def _as_rows(exits: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike]]) -> list[_Rows]:
+    """The rows of each exit. The smallest weight is one row: a weight is a number of copies, up to a common factor."""
+    checked = [_check_rows(*exit_) for exit_ in exits]
+    weights = np.concatenate([weight for _, _, weight in checked])
+    scale = 1 / weights[weights > 0].min()
+    return [
+        _Rows(margins, margins[np.arange(len(margins)), labels], scale * weight) for margins, labels, weight in checked
+    ]
+
+
+def _shared_temperature(groups: list[_Rows]) -> float:
+    columns = zip(
+        *((group.margins, group.of_label, group.weight) for group in groups if len(group.margins)), strict=True
+    )
+    together = _Rows(*map(np.concatenate, columns))
+    return _posterior_temperature(together, _prior_rows([together], 1.0), 1.0)
+
+
+def _prior_rows(groups: list[_Rows], temperature: float) -> float:
+    """How many rows the prior is worth: as many as make its variance that of the groups' temperatures about it."""
+    excess = sum(group.squared_score(temperature) - _PENALTY for group in groups)
+    n_rows = sum(group.weight.sum() for group in groups)
+    return max(_FEWEST_PRIOR_ROWS, n_rows / excess) if excess > 0 else math.inf
+
+
+def _posterior_temperature(group: _Rows, n_prior_rows: float, prior: float) -> float:
+    """Temperature that explains the rows and the prior best; a bound where it lies beyond.
+
+    The loss is convex in the inverse of the temperature, so that its derivative has one root at most.
+    """
+    if math.isinf(n_prior_rows):
+        return prior
+    share = group.weight / group.weight.sum()
+    n_rows = group.weight.sum()
+    wanted = (n_rows * (share @ group.of_label) + n_prior_rows * (share @ group.expectation(prior))) / (
+        n_rows + n_prior_rows
+    )
 
     def slope(log_temperature: float) -> float:
         """Derivative of the loss by the inverse temperature; it falls as the temperature rises."""
-        expected = np.sum(softmax(margins * math.exp(-log_temperature)) * margins, axis=1)
-        return float(np.average(expected - of_label, weights=weight))
+        return float(share @ group.expectation(math.exp(log_temperature)) - wanted)
 
     low, high = math.log(LOWEST_TEMPERATURE), math.log(HIGHEST_TEMPERATURE)
     if slope(low) <= 0:
@@ -76,13 +168,26 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike, sample_weight: ArrayLi
     return math.exp(brentq(slope, low, high))
 
 
-def _check_rows(
-    logits: ArrayLike, labels: ArrayLike, sample_weight: ArrayLike | None
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
-    """Logits below each row's largest, labels and weights of the rows, checked."""
-    checked = check_array(logits, dtype=np.float64, input_name="logits")
+def _checked_range(temperature: float) -> float:
+    if temperature in (LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE):
+        is_lowest = temperature == LOWEST_TEMPERATURE
+        what = "are far too small" if is_lowest else "say little of the labels, or are far too large"
+        warn(
+            f"the fitted temperature lies at the bound {temperature}: the logits {what}. Check that rows and classes "
+            f"of the labels are those of the logits; if they are, pass logits / {temperature}."
+        )
+    return temperature
+
+
+def _check_rows(logits: ArrayLike, labels: ArrayLike, weight: ArrayLike) -> tuple[Floats, NDArray[np.int64], Floats]:
+    """Logits below each row's largest, labels and weights of the rows, checked; there may be none."""
+    checked = check_array(logits, dtype=np.float64, input_name="logits", ensure_min_samples=0)
     true_columns = column_or_1d(labels)
     check_consistent_length(checked, true_columns)
-    if true_columns.dtype.kind not in "iu" or true_columns.min() < 0 or true_columns.max() >= checked.shape[1]:
+    if len(checked) and (
+        true_columns.dtype.kind not in "iu" or true_columns.min() < 0 or true_columns.max() >= checked.shape[1]
+    ):
         raise ValueError(f"labels must be the indices of classes: integers from 0 to {checked.shape[1] - 1}.")
-    return checked - checked.max(axis=1, keepdims=True), true_columns, check_sample_weight(sample_weight, checked)
+    # Probabilities are 0 long before the largest margin that can be squared.
+    margins = np.maximum(checked - checked.max(axis=1, keepdims=True), -1e100)
+    return margins, true_columns, np.asarray(weight, dtype=np.float64)

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from instances import make_exits
 from sklearn.base import clone
+from sklearn.metrics import log_loss
 
 import skexit.data._arrays
 import skexit.policies._calibration
 from skexit import ExitHeads, RandomExit, StaticExit, ThresholdPolicy, stack_exits
 from skexit.uncertainty import conformal_threshold, coverage_score, fit_temperature, inefficiency_score, softmax
 from skexit.uncertainty._conformal import ConformalScores
+from skexit.uncertainty._temperature import fit_exit_temperatures
 
 METHODS = ["general", "ims", "strict", "gated"]
 HUNDREDTHS = st.integers(1, 99)
@@ -137,11 +139,75 @@ def test_temperatures_are_those_of_the_rows_that_leave(policy):
     X, y = make_exits(300, n_exits=3, n_classes=4, random_state=1)
     calibrated = policy.with_budget(0.4).calibrate(X, y)
     stops = calibrated.predict_exit(X)
-    counts = np.bincount(stops, minlength=3)
-    assert counts[0] >= 20 > counts[2]  # each way of fitting is used
-    for k in range(3):
-        rows = np.flatnonzero(stops == k) if counts[k] >= 20 else np.arange(len(X))
-        assert calibrated.temperatures_[k] == fit_temperature(X.logits(k, rows), y[rows])
+    leaving = [np.flatnonzero(stops == k) for k in range(3)]
+    expected = fit_exit_temperatures(
+        [(X.logits(k, rows), y[rows], np.ones(len(rows))) for k, rows in enumerate(leaving)]
+    )
+    np.testing.assert_array_equal(calibrated.temperatures_, expected)
+
+
+class TestExitTemperatures:
+    def draw(self, sizes, factors, seed=0):
+        """Calibrated logits of exits, times a factor each."""
+        rng = np.random.default_rng(seed)
+        exits = []
+        for size, factor in zip(sizes, factors, strict=True):
+            logits = 2 * rng.normal(size=(size, 4))
+            labels = (softmax(logits).cumsum(axis=1) > rng.uniform(size=(size, 1))).argmax(axis=1)
+            exits.append((factor * logits, labels, np.ones(size)))
+        return exits
+
+    def test_many_rows_find_their_own(self):
+        factors = [0.5, 1.0, 3.0]
+        np.testing.assert_allclose(fit_exit_temperatures(self.draw([8000] * 3, factors)), factors, rtol=0.1)
+
+    def test_few_rows_borrow_from_the_others(self):
+        """Of an exit of eight rows; alone, they can say anything."""
+        temperatures = np.array(
+            [fit_exit_temperatures(self.draw([500, 8, 500], [2.0] * 3, seed))[1] for seed in range(40)]
+        )
+        assert np.mean((temperatures > 1.5) & (temperatures < 2.6)) > 0.9
+
+    def test_an_exit_without_rows_has_that_of_all(self):
+        logits, labels, weight = self.draw([2000], [2.0])[0]
+        first, second = fit_exit_temperatures([(logits, labels, weight), (logits[:0], labels[:0], weight[:0])])
+        assert second == pytest.approx(fit_temperature(logits, labels))
+        assert first == pytest.approx(second, rel=0.02)
+
+    def test_exits_that_do_not_differ_share_one(self):
+        shared = [np.ptp(fit_exit_temperatures(self.draw([40] * 6, [2.0] * 6, seed))) == 0 for seed in range(40)]
+        assert np.mean(shared) > 0.7
+
+    def test_right_rows_at_one_exit_do_not_run_away(self):
+        exits = self.draw([200, 200], [1.0, 1.0])
+        exits[1] = (exits[1][0], exits[1][0].argmax(axis=1), exits[1][2])
+        assert 0.05 < fit_exit_temperatures(exits)[1] < 1
+
+
+@pytest.mark.parametrize("factors", [[1.0, 1.0, 1.0], [0.6, 1.5, 2.5]], ids=["calibrated", "not calibrated"])
+@pytest.mark.parametrize("n_rows", [100, 300, 1000])
+def test_calibrated_probabilities_are_no_worse_on_new_rows(factors, n_rows):
+    """In the mean over 20 calibration sets; at one exit, three of a hundred rows leave."""
+    rng = np.random.default_rng(0)
+
+    def draw(n_rows):
+        logits = 2 * rng.normal(size=(n_rows, 3, 4))
+        y = (softmax(logits[:, 2]).cumsum(axis=1) > rng.uniform(size=(n_rows, 1))).argmax(axis=1)
+        logits[:, :2] = logits[:, 2:]
+        return stack_exits(logits * np.array(factors)[:, None]), y
+
+    policy = RandomExit(random_state=0).fit(*draw(100))
+    policy.thresholds_ = np.array([0.5, 0.03, -np.inf])
+    X, y = draw(5000)
+
+    def loss():
+        return log_loss(y, policy.predict_proba(X))
+
+    before = loss()
+    after = [(policy.calibrate(*draw(n_rows)), loss())[1] for _ in range(20)]
+    assert np.mean(after) < before + 0.002
+    if factors[0] != 1:
+        assert np.mean(after) < before - 0.03
 
 
 def test_temperatures_of_an_earlier_call_are_kept(policy):
@@ -182,6 +248,7 @@ def test_one_class_only(policy):
     assert coverage_score(y, calibrated.predict_set(X, alpha=0.1), labels=calibrated.classes_) >= 0.9
 
 
+@pytest.mark.filterwarnings("ignore:the fitted temperature lies at the bound 20:UserWarning")
 @pytest.mark.parametrize("scale", [1e4, 1e300])
 @pytest.mark.parametrize("method", METHODS)
 def test_probabilities_of_zero_and_one(scale, method):
@@ -196,8 +263,8 @@ def test_probabilities_of_zero_and_one(scale, method):
 
 def test_a_temperature_does_not_part_what_rounding_joined():
     X, y = stack_exits(np.array([[[0, 1e-17]], [[1, 0]]])), np.array([1, 0])
-    policy = StaticExit(0).fit(X, y).calibrate(X, y)
-    assert policy.temperatures_.tolist() == [0.05]
+    policy = StaticExit(0).fit(X, y)
+    policy.temperatures_ = np.array([0.05])
     np.testing.assert_array_equal(policy.predict(X), StaticExit(0).fit(X, y).predict(X))
 
 

@@ -37,6 +37,7 @@ from skexit.utils._array_api import array_namespace
 from skexit.utils._module_names import set_module
 from skexit.utils._optional import check_torch
 from skexit.utils._sklearn import Interval, StrOptions
+from skexit.utils._warnings import silenced
 
 Floats = NDArray[np.float64]
 
@@ -351,7 +352,8 @@ class JEIGatedEnsemble(BudgetedPolicy):
         temperatures = np.ones(X.layout.n_exits)
         if self.temperature_scaling:
             for k in filter(X.layout.has_logits, range(X.layout.n_exits)):
-                temperatures[k] = fit_temperature(cast(Any, read_logits(X, k, rows)), labels[rows], weight[rows])
+                with silenced():  # at a bound, an exit knows nothing, which is what its gate should see
+                    temperatures[k] = fit_temperature(cast(Any, read_logits(X, k, rows)), labels[rows], weight[rows])
         return temperatures
 
     def _fit_gates(self, statistics: Floats, priced_losses: Floats, weight: Floats) -> list[DenseNetwork]:
