@@ -78,7 +78,8 @@ class CalibrationMixin:
         for k, batch, logits in self._answers(exits):
             probabilities = softmax(logits / temperatures[k])
             scores[batch, k] = 1 - probabilities[np.arange(len(logits)), labels[batch]]
-        self.temperatures_, self.conformal_scores_ = temperatures, ConformalScores(scores, stops)
+        self.temperatures_ = temperatures
+        self.conformal_scores_ = ConformalScores(scores, stops, labels)
         return self
 
     def _fit_temperatures(
@@ -97,7 +98,15 @@ class CalibrationMixin:
             leaving_at.append((logits, labels[rows], np.ones(len(rows))))
         return fit_exit_temperatures(leaving_at)
 
-    def predict_set(self, X: Any, alpha: float = 0.05, method: str = "gated") -> NDArray[np.bool_]:
+    def predict_set(
+        self,
+        X: Any,
+        alpha: float = 0.05,
+        method: str = "gated",
+        *,
+        class_conditional: bool = False,
+        allow_empty: bool = True,
+    ) -> NDArray[np.bool_]:
         """Classes that contain the true one with a probability of about ``1 - alpha``.
 
         A class is in the set of a sample if one minus its probability, at the exit where the sample stops, is at most
@@ -109,10 +118,21 @@ class CalibrationMixin:
         alpha : float, default=0.05
             Share of sets that may miss the true class; between 0 and 1, both excluded.
         method : {"general", "ims", "strict", "gated"}, default="gated"
-            Which calibration rows make the thresholds (JEI-DNN, 9.3). ``"general"``: one threshold from all rows, each
-            at the exit where it leaves. ``"ims"``: one per exit, from all rows at that exit. ``"strict"``: one per
-            exit, from the rows that leave there; where none does, sets are empty. ``"gated"``: as strict, but the
-            general one where fewer than 20 rows leave.
+            Which calibration rows make the thresholds (JEI-DNN, 9.3), and so for whom the true class is in the set with
+            ``1 - alpha``. ``"general"``: one threshold from all rows, each at the exit where it leaves; over all
+            samples together. ``"ims"``: one per exit, from all rows at that exit; over samples that all go to one exit,
+            so that nothing is guaranteed for those whom the policy lets leave there, nor for all samples. ``"strict"``:
+            one per exit, from the rows that leave there; among those who leave at an exit. Where no row does, sets are
+            empty. ``"gated"``: as strict, but the general one where fewer than 20 rows leave; among those who leave at
+            an exit, at the others.
+        class_conditional : bool, default=False
+            Whether each class has thresholds of its own, from the calibration rows of that class (Mondrian sets): the
+            guarantee then holds for the samples of each class. A class with too few rows, less than ``1 / alpha - 1``,
+            is in every set. With ``"strict"`` that is counted at each exit; with ``"gated"``, a class of which fewer
+            than 20 rows leave at an exit has its general threshold there.
+        allow_empty : bool, default=True
+            False adds to a set that would be empty the class of ``predict``. Sets only grow, and so does
+            the coverage, beyond ``1 - alpha`` where that is below the accuracy.
 
         Returns
         -------
@@ -132,10 +152,17 @@ class CalibrationMixin:
                 f"This {type(self).__name__} is not calibrated. Call 'calibrate' on rows that were not used in fitting "
                 "before 'predict_set'."
             )
-        thresholds = self.conformal_scores_.thresholds(alpha, method)
+        if class_conditional:
+            thresholds = self.conformal_scores_.class_thresholds(alpha, method, len(self.classes_))
+        else:
+            thresholds = self.conformal_scores_.thresholds(alpha, method)[:, None]
         sets = np.empty((len(exits), len(self.classes_)), dtype=bool)
         for k, rows, logits in ExitDecision(self).departures(exits):
-            sets[rows] = 1 - softmax(logits / self.temperatures_[k]) <= thresholds[k]
+            own = 1 - softmax(logits / self.temperatures_[k]) <= thresholds[k]
+            if not allow_empty:
+                empty = np.flatnonzero(~own.any(axis=1))
+                own[empty, np.argmax(logits[empty], axis=1)] = True
+            sets[rows] = own
         return sets
 
     def _drop_calibration(self) -> None:

@@ -66,11 +66,12 @@ class ConformalScores:
     """Conformal scores of calibration rows, from which the thresholds of the exits follow.
 
     `scores`, of shape (n_samples, n_exits), are one minus the probability of the true class. `exits` are those where
-    each row leaves.
+    each row leaves, and `labels` the indices of the true classes.
     """
 
     scores: NDArray[np.float64]
     exits: NDArray[np.int64]
+    labels: NDArray[np.int64]
 
     def thresholds(self, alpha: float, method: str) -> NDArray[np.float64]:
         """Largest score of a class that is in the set, at each exit (JEI-DNN, 9.3).
@@ -79,6 +80,15 @@ class ConformalScores:
         an exit; see :meth:`ExitPolicy.predict_set`. A threshold is ``inf`` where every class is in the set, ``-inf``
         where none is. A ValueError says if alpha is not between 0 and 1, or there is no such method.
         """
+        return self._thresholds(alpha, method, fewest_strict=1)
+
+    def class_thresholds(self, alpha: float, method: str, n_classes: int) -> NDArray[np.float64]:
+        """Thresholds of each class from its own rows, of shape (n_exits, n_classes); ``inf`` where they are few."""
+        of_class = [self.labels == label for label in range(n_classes)]
+        parts = [ConformalScores(self.scores[own], self.exits[own], self.labels[own]) for own in of_class]
+        return np.stack([part._thresholds(alpha, method, fewest_strict=0) for part in parts], axis=1)
+
+    def _thresholds(self, alpha: float, method: str, fewest_strict: int) -> NDArray[np.float64]:
         if method not in _METHODS:
             raise ValueError(f"method={method!r} must be 'general', 'ims', 'strict' or 'gated'.")
         n_exits = self.scores.shape[1]
@@ -88,7 +98,7 @@ class ConformalScores:
         if method == "general":
             return np.full(n_exits, general)
         leaving = [self.scores[self.exits == k, k] for k in range(n_exits)]
-        fewest, otherwise = (1, -math.inf) if method == "strict" else (FEWEST_ROWS, general)
+        fewest, otherwise = (fewest_strict, -math.inf) if method == "strict" else (FEWEST_ROWS, general)
         return np.array([conformal_threshold(own, alpha) if len(own) >= fewest else otherwise for own in leaving])
 
 

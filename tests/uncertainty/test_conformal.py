@@ -3,6 +3,7 @@
 import math
 from fractions import Fraction
 
+import joblib
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from instances import make_exits
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.metrics import log_loss
 
 import skexit.data._arrays
@@ -28,7 +30,8 @@ def calibrations(draw):
     """Scores of a few rows at a few exits, with ties, and where the rows leave."""
     n_samples, n_exits = draw(st.integers(1, 70)), draw(st.integers(1, 4))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    return ConformalScores(rng.integers(12, size=(n_samples, n_exits)) / 12, rng.integers(n_exits, size=n_samples))
+    scores, exits = rng.integers(12, size=(n_samples, n_exits)) / 12, rng.integers(n_exits, size=n_samples)
+    return ConformalScores(scores, exits, rng.integers(3, size=n_samples))
 
 
 def slow_threshold(scores, hundredths):
@@ -93,6 +96,20 @@ class TestThresholds:
     def test_formula(self, method, calibration, hundredths):
         expected = slow_thresholds(calibration.scores.tolist(), calibration.exits.tolist(), hundredths, method)
         np.testing.assert_array_equal(calibration.thresholds(hundredths / 100, method), expected)
+
+    @given(calibration=calibrations(), hundredths=HUNDREDTHS)
+    def test_of_each_class(self, method, calibration, hundredths):
+        """A fourth class has no rows, and is in every set."""
+        found = calibration.class_thresholds(hundredths / 100, method, 4)
+        for label in range(4):
+            own = calibration.labels == label
+            if own.any():
+                expected = slow_thresholds(
+                    calibration.scores[own].tolist(), calibration.exits[own].tolist(), hundredths, method
+                )
+                np.testing.assert_array_equal(found[:, label], np.where(np.isneginf(expected), np.inf, expected))
+            else:
+                assert np.isposinf(found[:, label]).all()
 
     @given(calibration=calibrations(), low=HUNDREDTHS, high=HUNDREDTHS)
     def test_grow_as_alpha_falls(self, method, calibration, low, high):
@@ -385,3 +402,67 @@ def test_ims_coverage_of_all_rows_at_each_exit():
         coverage.append((scores <= thresholds).mean(axis=0))
     error = np.std(coverage, axis=0) / np.sqrt(N_SETS)
     assert (np.abs(np.mean(coverage, axis=0) - 0.9) < 3 * error).all()
+
+
+def simulate_classes(n_samples, rng):
+    """Four classes, each harder to tell than the one before, and three exits."""
+    y = rng.integers(4, size=n_samples)
+    own = np.eye(4)[y] * np.array([4.0, 2.0, 1.0, 0.0])[y][:, None]
+    return stack_exits(np.stack([k + own + rng.normal(size=(n_samples, 4)) for k in range(3)], axis=1)), y
+
+
+@pytest.mark.parametrize(("method", "by_exit"), [("general", False), ("strict", True)])
+def test_coverage_of_each_class(method, by_exit):
+    """At each exit, too, with "strict"; a class of which no row leaves there is in every set."""
+    rng = np.random.default_rng(0)
+    policy = clone(BY_CONFIDENCE).fit(*simulate_classes(1000, rng))
+    excess, marginal = [[] for _ in range(4)], [[] for _ in range(4)]
+    for _ in range(N_SETS):
+        X, y = simulate_classes(160, rng)
+        calibration = policy.calibrate(X, y, temperature=False).conformal_scores_
+        X_new, y_new = simulate_classes(N_TEST, rng)
+        stops, rows = policy.predict_exit(X_new), np.arange(N_TEST)
+        covered = policy.predict_set(X_new, ALPHA, method, class_conditional=True)[rows, y_new]
+        regardless = policy.predict_set(X_new, ALPHA, method)[rows, y_new]
+        for label in range(4):
+            mine = y_new == label
+            counts = [np.sum((calibration.labels == label) & (calibration.exits == k)) for k in range(3)]
+            expected = np.array([expected_coverage(n) for n in (counts if by_exit else [sum(counts)] * 3)])
+            excess[label].append(np.mean(covered[mine] - expected[stops[mine]]))
+            marginal[label].append(regardless[mine].mean())
+    for values in excess:
+        error = np.std(values) / np.sqrt(len(values))
+        assert error < 0.005
+        assert abs(np.mean(values)) < 3 * error
+    assert np.mean(marginal[0]) > 0.95
+    assert np.mean(marginal[3]) < 0.85  # which class_conditional mends
+
+
+@pytest.mark.parametrize("class_conditional", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_sets_that_are_never_empty(policy, method, class_conditional):
+    X, y = make_exits(300, n_exits=3, n_classes=4, random_state=1)
+    calibrated = policy.with_budget(0.6).calibrate(X[:100], y[:100])
+    sets = calibrated.predict_set(X, 0.6, method, class_conditional=class_conditional)
+    filled = calibrated.predict_set(X, 0.6, method, class_conditional=class_conditional, allow_empty=False)
+    empty = ~sets.any(axis=1)
+    assert empty.any()
+    np.testing.assert_array_equal(filled[~empty], sets[~empty])
+    np.testing.assert_array_equal(filled[empty].sum(axis=1), 1)
+    np.testing.assert_array_equal(calibrated.classes_[filled[empty].argmax(axis=1)], calibrated.predict(X)[empty])
+
+
+def test_options_of_sets_go_by_the_order_of_classes_and_survive_saving(policy, tmp_path):
+    X, y = make_exits(300, n_exits=3, n_classes=4, random_state=1)
+    names = np.array(["d", "a", "c", "b"])
+    named = stack_exits(np.stack([X.logits(k) for k in range(3)], axis=1), classes=names)
+    by_name = ThresholdPolicy().fit(named, names[y]).calibrate(named, names[y])
+    by_number = ThresholdPolicy().fit(X, y).calibrate(X, y)
+    order = np.argsort(names)
+    expected = by_number.predict_set(X, 0.1, class_conditional=True)[:, order]
+    np.testing.assert_array_equal(by_name.predict_set(named, 0.1, class_conditional=True), expected)
+    joblib.dump(by_name, tmp_path / "policy.joblib")
+    read = joblib.load(tmp_path / "policy.joblib")
+    np.testing.assert_array_equal(read.predict_set(named, 0.1, class_conditional=True), expected)
+    with pytest.raises(NotFittedError, match="is not calibrated"):
+        by_name.without_fit_state().predict_set(named, class_conditional=True)
