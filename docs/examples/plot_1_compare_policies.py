@@ -111,7 +111,7 @@ for name, answer in answers.items():
     if name != "maximum probability":
         arrays = (y_test, *answer, *baseline)
         low, high = bootstrap_interval(
-            gain, *arrays, n_resamples=200, random_state=0
+            gain, *arrays, method="difference", n_resamples=200, random_state=0
         )
         print(f"{name:28s} {gain(*arrays):+.3f} [{low:+.3f}, {high:+.3f}]")
 

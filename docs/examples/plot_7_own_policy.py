@@ -125,7 +125,9 @@ def gain(y_true, y_pred, costs, other_y_pred, other_costs):
 
 
 arrays = (y_test, *answers["precision"], *answers["maximum probability"])
-low, high = bootstrap_interval(gain, *arrays, n_resamples=200, random_state=0)
+low, high = bootstrap_interval(
+    gain, *arrays, method="difference", n_resamples=200, random_state=0
+)
 print(f"{gain(*arrays):+.4f} [{low:+.4f}, {high:+.4f}]")
 
 # %%

@@ -171,6 +171,7 @@ class AccuracyCostDisplay:
                     y_pred,
                     confidence_level=confidence_level,
                     n_resamples=n_resamples,
+                    method="share",
                     random_state=random_state,
                 )
         return cls(curves, intervals=intervals, oracle=oracle).plot(**plot_parameters)

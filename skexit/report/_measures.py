@@ -19,7 +19,7 @@ class Measured:
     """Answers at certain exits, and how good they are.
 
     `budget` is the one that was set, if any. `exits` and `correct` have one entry per sample. The cost is a fraction of
-    the network's; the intervals are 95 % bootstrap intervals.
+    the network's; the intervals are of 95 %.
     """
 
     name: str
@@ -100,7 +100,9 @@ def is_within(measured: Measured, budget: float) -> bool:
 
 def difference_interval(first: Measured, second: Measured, **resampling: Any) -> tuple[float, float]:
     """95 % interval of how much more accurate the first is than the second, on the same rows."""
-    return bootstrap_interval(lambda a, b: float(a.mean() - b.mean()), first.correct, second.correct, **resampling)
+    return bootstrap_interval(
+        lambda a, b: float(a.mean() - b.mean()), first.correct, second.correct, method="difference", **resampling
+    )
 
 
 def _at_budgets(policy: ExitPolicy, budgets: Sequence[float]) -> list[Any]:
@@ -122,11 +124,14 @@ def _measure(
 ) -> Measured:
     correct = answers[np.arange(len(y)), exits] == y
     sample_costs = costs[exits]
-    low, high = bootstrap_interval(_accuracy_and_cost, correct, sample_costs, **resampling)
-    accuracy, cost = _accuracy_and_cost(correct, sample_costs)
-    regret = oracle_regret(y, answers, exits, costs)
-    return Measured(name, budget, exits, correct, accuracy, cost, (low[0], high[0]), (low[1], high[1]), regret)
-
-
-def _accuracy_and_cost(correct: NDArray[np.bool_], sample_costs: NDArray[np.float64]) -> tuple[float, float]:
-    return float(correct.mean()), float(sample_costs.mean())
+    return Measured(
+        name,
+        budget,
+        exits,
+        correct,
+        accuracy=float(correct.mean()),
+        cost=float(sample_costs.mean()),
+        accuracy_interval=bootstrap_interval(np.mean, correct, method="share", **resampling),
+        cost_interval=bootstrap_interval(np.mean, sample_costs, method="percentile", **resampling),
+        regret=oracle_regret(y, answers, exits, costs),
+    )

@@ -199,7 +199,7 @@ def _curve(
     return [
         heading("Accuracy and cost"),
         picture(display, "Accuracy against mean cost of the policies, of single exits and of the oracle."),
-        paragraph("Further left is cheaper, further up is better. Bands are 95 % bootstrap intervals.", "note"),
+        paragraph("Further left is cheaper, further up is better. Bands are 95 % intervals.", "note"),
     ]
 
 
@@ -310,8 +310,9 @@ def _making(request: Request) -> list[str]:
                 "Made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, by skexit.report.write_report",
                 "Versions": f"skexit {__version__}, scikit-learn {sklearn.__version__}, NumPy {np.__version__}, "
                 f"Python {platform.python_version()}",
-                "Intervals": f"percentile bootstrap over rows, {request.n_resamples:,} resamples, random_state="
-                f"{request.random_state}; they say what other rows would change, not what fitting again would",
+                "Intervals": "binomial for accuracies, a bootstrap over rows for the rest, with "
+                f"{request.n_resamples:,} resamples, random_state={request.random_state}; they say what other rows "
+                "would change, not what fitting again would",
                 "Choice": "the best policy was chosen on the rows that it is measured on, which favours it where many "
                 "are compared",
             }

@@ -65,9 +65,10 @@ Raises
 ImportError
     If matplotlib is not installed.""",
     "bootstrap": """n_resamples : int, default=0
-    Draws of the rows for bootstrap intervals of the accuracies; 0 for none.
+    Draws of the rows for intervals of the accuracies, as of
+    ``bootstrap_interval(..., method="share")``; 0 for none.
 confidence_level : float, default=0.95
-    Share of the resamples inside an interval.
+    Between 0 and 1, both excluded.
 random_state : int, RandomState instance or None, default=None
     Seeds the bootstrap.
 oracle : OracleResult, default=None

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from instances import make_exits
+from scipy.stats import binomtest, norm
+from scipy.stats import t as student_t
 from sklearn.metrics import roc_auc_score
 
 from skexit import ThresholdPolicy, oracle
@@ -452,6 +454,107 @@ def mean(values):
     return float(np.mean(values))
 
 
+def wider(tail, n_samples):
+    """The tail of percentiles that makes the interval of a mean as wide as the t-interval."""
+    return norm.cdf(np.sqrt(n_samples / (n_samples - 1)) * student_t.ppf(tail, n_samples - 1))
+
+
+def draw_answers(n_samples, p, rng):
+    """Five exits that are right for a share p of the samples or somewhat less, and six thresholds on a useful score."""
+    right = norm.cdf(0.8 * rng.normal(size=(n_samples, 1)) + 0.6 * rng.normal(size=(n_samples, 5)))
+    right = right < np.linspace(p - 0.4 * (1 - p), p, 5)
+    scores = rng.random((n_samples, 5)) + 0.7 * right
+    scores[:, -1] = np.inf
+    exits = np.argmax(scores[:, None] >= np.linspace(0.02, 1.7, 6)[:, None], axis=2)
+    costs = np.linspace(0.2, 1, 5)[exits]
+    return np.ones(n_samples), np.take_along_axis(right, exits, axis=1).astype(float), costs
+
+
+class TestShare:
+    @pytest.mark.parametrize("p", [0.5, 0.8, 0.97, 1.0])
+    @pytest.mark.parametrize("n_samples", [30, 200, 1000])
+    def test_coverage_of_accuracy(self, p, n_samples):
+        """Percentiles hold .97 in 59 % of 30 samples each."""
+        rng, n_held = np.random.default_rng(0), 0
+        for seed in range(200):
+            right = rng.random(n_samples) < p
+            low, high = bootstrap_interval(np.mean, right, n_resamples=100, random_state=seed)
+            n_held += low <= p <= high
+            assert low < high
+        assert n_held / 200 >= 0.93
+
+    @pytest.mark.parametrize("p", [0.8, 0.97, 1.0])
+    @pytest.mark.parametrize(
+        ("metric", "parameters"), [(area_under_accuracy_cost, {}), (accuracy_at_budget, {"budget": 0.7})]
+    )
+    def test_coverage_of_numbers_from_the_hull(self, p, metric, parameters):
+        truth = metric(*draw_answers(100_000, p, np.random.default_rng(1)), **parameters)
+        rng, n_held = np.random.default_rng(2), 0
+        for seed in range(80):
+            low, high = bootstrap_interval(
+                metric, *draw_answers(60, p, rng), n_resamples=60, random_state=seed, **parameters
+            )
+            n_held += low <= truth <= high
+            assert low < high
+        assert n_held / 80 >= 0.92
+
+    @pytest.mark.parametrize("n_right", [0, 1, 15, 29, 30])
+    def test_is_the_exact_binomial_interval(self, n_right):
+        right = np.arange(30) < n_right
+        found = bootstrap_interval(np.mean, right, n_resamples=4000, confidence_level=0.9, random_state=0)
+        expected = binomtest(n_right, 30).proportion_ci(0.9, method="exact")
+        np.testing.assert_allclose(found, expected, atol=0.02 if 0 < n_right < 30 else 1e-12)
+
+    def test_rounding_does_not_take_a_share_out_of_its_range(self):
+        low, high = bootstrap_interval(lambda values: np.mean(values) * (1 + 1e-15), np.ones(30), random_state=0)
+        assert (low, high) == (pytest.approx(0.025 ** (1 / 30)), 1)
+
+    def test_weights_that_differ_are_worth_fewer_rows(self):
+        rng = np.random.default_rng(0)
+        right, weight = rng.random(300) < 0.9, rng.pareto(1.5, size=300) + 0.01
+
+        def weighted(right, weight):
+            return np.average(right, weights=weight)
+
+        low, high = bootstrap_interval(weighted, right, weight, random_state=0)
+        even_low, even_high = bootstrap_interval(weighted, right, np.ones(300), random_state=0)
+        assert high - low > 1.3 * (even_high - even_low)
+
+    def test_numbers_that_vary_little_are_no_share(self):
+        values = np.random.default_rng(0).normal(0.9, 0.02, size=200)
+        found = bootstrap_interval(np.mean, values, random_state=0)
+        assert found == bootstrap_interval(np.mean, values, method="percentile", random_state=0)
+
+    def test_out_of_range(self):
+        with pytest.raises(ValueError, match=r"method='share' is for numbers between 0 and 1, .* method='percentile'"):
+            bootstrap_interval(np.mean, np.arange(5.0), method="share", n_resamples=10)
+        with pytest.raises(ValueError, match=r"method='difference' is for numbers between -1 and 1, "):
+            bootstrap_interval(np.mean, np.arange(5.0), method="difference", n_resamples=10)
+
+
+class TestDifference:
+    @pytest.mark.parametrize("n_samples", [30, 200])
+    @pytest.mark.parametrize("shares", [(0.02, 0.01), (0.1, 0.02), (0.3, 0.3), (0.0, 0.0)])
+    def test_coverage(self, n_samples, shares):
+        """Of the difference where the first alone is right for one share, and the second alone for the other."""
+        rng, n_held = np.random.default_rng(0), 0
+        for seed in range(200):
+            draws = rng.choice([1, -1, 0], p=[*shares, 1 - sum(shares)], size=n_samples)
+            low, high = bootstrap_interval(np.mean, draws, method="difference", n_resamples=100, random_state=seed)
+            n_held += low <= shares[0] - shares[1] <= high
+            assert low < high
+        assert n_held / 200 >= 0.93
+
+    def test_is_the_formula(self):
+        first, second = np.arange(40) < 30, np.arange(40) >= 8  # 8 and 10 that one has alone
+        found = bootstrap_interval(
+            lambda a, b: a.mean() - b.mean(), first, second, method="difference", n_resamples=4000, random_state=0
+        )
+        p_12, p_21 = (8 + 1) / 42, (10 + 1) / 42
+        half = norm.ppf(0.975) * np.sqrt((p_12 + p_21 - (p_12 - p_21) ** 2) / 42)
+        np.testing.assert_allclose(found, [p_12 - p_21 - half, p_12 - p_21 + half], atol=0.01)
+
+
 class TestBootstrap:
     def test_coverage_of_a_mean(self):
         """Over 400 data sets, a 90 % interval misses low and high at about 5 % each.
@@ -470,13 +573,22 @@ class TestBootstrap:
     def test_equals_a_loop(self):
         y_true, y_pred, exits, costs = make_answers(0)
         found = bootstrap_interval(
-            oracle_regret, y_true, y_pred, exits, costs=costs, n_resamples=50, confidence_level=0.8, random_state=3
+            oracle_regret,
+            y_true,
+            y_pred,
+            exits,
+            costs=costs,
+            n_resamples=50,
+            confidence_level=0.8,
+            method="percentile",
+            random_state=3,
         )
         rng, values = np.random.RandomState(3), []
         for _ in range(50):
             rows = rng.randint(40, size=40)
             values.append(oracle_regret(y_true[rows], y_pred[rows], exits[rows], costs))
-        np.testing.assert_allclose(found, np.percentile(values, [10, 90], axis=0))
+        tail = wider(0.1, 40)
+        np.testing.assert_allclose(found, np.quantile(values, [tail, 1 - tail], axis=0))
         assert all(isinstance(bound, OracleRegret) and type(bound.cost) is float for bound in found)
 
     def test_seeds(self):
@@ -505,7 +617,10 @@ class TestBootstrap:
         values = np.random.default_rng(0).random(20)
         rng = np.random.RandomState(0)
         means = [values[rng.randint(20, size=20)].mean() for _ in range(1000)]
-        np.testing.assert_allclose(bootstrap_interval(mean, values, random_state=0), np.percentile(means, [2.5, 97.5]))
+        tail = wider(0.025, 20)
+        np.testing.assert_allclose(
+            bootstrap_interval(mean, values, method="percentile", random_state=0), np.quantile(means, [tail, 1 - tail])
+        )
 
     def test_arrays_and_frames(self):
         correct, scores = make_scores(0, n_samples=40)
@@ -532,8 +647,11 @@ class TestBootstrap:
             rows = rng.randint(3, size=3)
             values.append(exit_auroc(correct[rows], scores[rows])[0])
         assert 0 < np.isnan(values).sum() < 200
-        low, high = bootstrap_interval(exit_auroc, correct, scores, n_resamples=200, random_state=0)
-        assert (low[0], high[0]) == pytest.approx(tuple(np.nanpercentile(values, [2.5, 97.5])))
+        low, high = bootstrap_interval(
+            exit_auroc, correct, scores, method="percentile", n_resamples=200, random_state=0
+        )
+        tail = wider(0.025, 3)
+        assert (low[0], high[0]) == pytest.approx(tuple(np.nanquantile(values, [tail, 1 - tail])))
         assert np.isnan([low[1], high[1]]).all()
 
     @pytest.mark.parametrize(
@@ -574,7 +692,9 @@ class TestBootstrap:
             exit_distribution_by_class, y_true, exits, n_exits=2, labels=[0, 1, 2], random_state=0
         )
         assert low.shape == (3, 2)
-        assert low[0].tolist() == high[0].tolist() == [1, 0]
+        assert low[0, 1] == 0
+        assert high[0, 0] == 1
+        assert (low[:2] < high[:2]).all()
         assert np.isnan(low[2]).all()
 
     def test_errors(self):
@@ -585,6 +705,8 @@ class TestBootstrap:
         for level in (0, 1, 95, np.nan, "0.9"):
             with pytest.raises(ValueError, match=rf"^confidence_level={level!r} must be between 0 and 1\.$"):
                 bootstrap_interval(mean, [1, 2], confidence_level=level)
+        with pytest.raises(ValueError, match=r"^method='bca' must be 'auto', 'share', 'difference' or 'percentile'\."):
+            bootstrap_interval(mean, [1, 2], method="bca")
         for number in (0, 10.5):
             with pytest.raises(ValueError, match=rf"^n_resamples={number} must be a positive integer\.$"):
                 bootstrap_interval(mean, [1, 2], n_resamples=number)

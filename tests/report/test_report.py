@@ -131,6 +131,7 @@ def test_figures_of_the_policies(data, policy, tmp_path):
         lambda first, second: first.mean() - second.mean(),
         correct_rows(whole, X, y),
         correct_rows(best, X, y),
+        method="difference",
         random_state=0,
     )
     assert page.says(
