@@ -252,7 +252,14 @@ class BudgetCurve:
 
 
 def budget_curve(
-    estimator: Any, X: Any, y: ArrayLike, budgets: ArrayLike, *, cv: Any = 5, n_jobs: int | None = None
+    estimator: Any,
+    X: Any,
+    y: ArrayLike,
+    budgets: ArrayLike,
+    *,
+    cv: Any = 5,
+    n_jobs: int | None = None,
+    params: dict[str, Any] | None = None,
 ) -> BudgetCurve:
     """Accuracy and mean cost of an estimator over budgets, by cross-validation.
 
@@ -275,6 +282,9 @@ def budget_curve(
         As of :func:`~sklearn.model_selection.cross_validate`; an int stratifies. All budgets have the same folds.
     n_jobs : int, default=None
         Number of folds that are fitted at once.
+    params : dict of str to array-like of shape (n_samples,), default=None
+        What ``fit`` takes besides X and y, as for :func:`~sklearn.model_selection.cross_validate`. The
+        folds get its ``"groups"``, too.
 
     Returns
     -------
@@ -304,19 +314,17 @@ def budget_curve(
     checked = _check_budgets(budgets)
     parameter, policy = _budget_parameter(estimator)
     # The folds are drawn once: a splitter that shuffles by chance would part the budgets.
-    folds = list(check_cv(cv, y, classifier=True).split(X, y))
+    folds = list(check_cv(cv, y, classifier=True).split(X, y, (params or {}).get("groups")))
+    cross_validated = partial(_cross_validate, estimator, parameter, X=X, y=y, cv=folds, n_jobs=n_jobs, params=params)
     if hasattr(policy, "with_budget"):
         middle = float(np.sort(checked)[len(checked) // 2])
         scoring = partial(_score_at_budgets, budgets=checked.tolist())
-        scores = _cross_validate(estimator, parameter, middle, X, y, folds, n_jobs, scoring)
+        scores = cross_validated(middle, scoring=scoring)
         accuracies, costs = (
             np.array([scores[f"test_{name}_{index}"] for index in range(len(checked))]) for name in ("accuracy", "cost")
         )
         return BudgetCurve(checked, accuracies, costs)
-    by_budget = [
-        _cross_validate(estimator, parameter, budget, X, y, folds, n_jobs, accuracy_and_cost())
-        for budget in checked.tolist()
-    ]
+    by_budget = [cross_validated(budget, scoring=accuracy_and_cost()) for budget in checked.tolist()]
     accuracies, costs = (
         np.array([scores[name] for scores in by_budget]) for name in ("test_accuracy", "test_mean_cost")
     )
@@ -346,13 +354,9 @@ def _budget_parameter(estimator: Any) -> tuple[str, Any]:
     return "budget", estimator
 
 
-def _cross_validate(
-    estimator: Any, parameter: str, budget: float, X: Any, y: Any, folds: Any, n_jobs: int | None, scoring: Any
-) -> dict[str, Any]:
+def _cross_validate(estimator: Any, parameter: str, budget: float, **arguments: Any) -> dict[str, Any]:
     fitted_at = clone(estimator).set_params(**{parameter: budget})
-    results: dict[str, Any] = cross_validate(
-        fitted_at, X, y, cv=folds, n_jobs=n_jobs, scoring=scoring, error_score="raise"
-    )
+    results: dict[str, Any] = cross_validate(fitted_at, error_score="raise", **arguments)
     return results
 
 

@@ -76,6 +76,7 @@ def train(
     training: Training,
     random_state: np.random.RandomState,
     offset: ReadRows | None = None,
+    groups: NDArray[np.int64] | None = None,
     description: str | None = None,
 ) -> DenseNetwork:
     """Train a network by mini-batches that are read when they are needed.
@@ -88,7 +89,7 @@ def train(
     import torch
 
     n_samples = len(targets)
-    rows, held_out = split_rows(n_samples, training, random_state)
+    rows, held_out = split_rows(n_samples, training, random_state, groups)
     mean, scale = scaling(read, rows, training.batch_size)
     model = build([len(mean), *hidden_layer_sizes, n_outputs], torch_generator(random_state))
     target_type = torch.float32 if n_outputs == 1 else torch.int64
@@ -120,14 +121,39 @@ def train(
 
 
 def split_rows(
-    n_samples: int, training: Training, random_state: np.random.RandomState, fewest_held_out: int = 0
+    n_samples: int,
+    training: Training,
+    random_state: np.random.RandomState,
+    groups: NDArray[np.int64] | None = None,
+    fewest_held_out: int = 0,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows to train on, and with early stopping a tenth to hold out, or none where that is too few; in random order."""
+    """Rows to train on, and with early stopping a tenth to hold out, or none where that is too few; in random order.
+
+    Rows of a group stay together: those held out are whole groups, about a tenth of the rows or the smallest group.
+    """
     rows = random_state.permutation(n_samples)
     n_held_out = n_samples // 10 if training.early_stopping else 0
     if n_held_out < fewest_held_out:
         n_held_out = 0
-    return rows[n_held_out:], rows[:n_held_out]
+    if groups is None or n_held_out == 0:
+        return rows[n_held_out:], rows[:n_held_out]
+    is_held_out = np.isin(groups[rows], _groups_to_hold_out(groups, n_held_out, random_state))
+    return rows[~is_held_out], rows[is_held_out]
+
+
+def _groups_to_hold_out(
+    groups: NDArray[np.int64], n_held_out: int, random_state: np.random.RandomState
+) -> list[np.int64]:
+    """Random groups of no more rows in all, or the smallest where each has more; none where there is one group."""
+    numbers, sizes = np.unique(groups, return_counts=True)
+    if len(numbers) == 1:
+        return []
+    chosen, left = [], max(n_held_out, sizes.min())
+    for index in random_state.permutation(len(numbers)):
+        if sizes[index] <= left:
+            chosen.append(numbers[index])
+            left -= sizes[index]
+    return chosen
 
 
 def add_offset(outputs: torch.Tensor, offset: ReadRows | None, rows: NDArray[np.int64]) -> torch.Tensor:

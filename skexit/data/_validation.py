@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
-from sklearn.model_selection import KFold, StratifiedKFold, check_cv
+from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold, check_cv
 from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, validate_data
@@ -183,23 +183,98 @@ def encode_labels(y: Any, layout: ExitLayout) -> tuple[NDArray[Any], NDArray[np.
     return classes, index_of_labels(y, classes)
 
 
+def validate_groups(groups: Any, y: Any, sample_weight: Any = None) -> NDArray[np.int64] | None:
+    """Number of the group of each row of positive weight; None where no groups are given."""
+    if groups is None:
+        return None
+    checked = column_or_1d(groups, dtype=object)
+    if len(checked) != len(y):
+        raise ValueError(f"groups has {len(checked)} values, but there are {len(y)} rows. Give the group of each row.")
+    missing = [row for row, group in enumerate(checked) if _is_missing(group)]
+    if missing:
+        raise ValueError(
+            f"groups lacks the group of {len(missing)} rows, first of row {missing[0]}. Give a group to each row: one "
+            "of its own to a row that is like no other."
+        )
+    used = check_sample_weight(sample_weight, y) > 0
+    numbers: dict[Any, int] = {}
+    return np.array([numbers.setdefault(group, len(numbers)) for group in checked[used]])
+
+
+def _is_missing(value: Any) -> bool:
+    try:
+        return value is None or bool(value != value)
+    except TypeError:  # pandas' NA is neither equal to itself nor not
+        return True
+
+
 def cross_validation_splits(
-    cv: Any, labels: NDArray[np.int64], random_state: int | np.random.RandomState | None
+    cv: Any,
+    labels: NDArray[np.int64],
+    random_state: int | np.random.RandomState | None,
+    groups: NDArray[np.int64] | None = None,
 ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Training and test rows of each fold; an int shuffles, and stratifies where classes allow."""
-    n_samples = len(labels)
-    if not isinstance(cv, Integral):
-        splits = list(check_cv(cv, labels, classifier=True).split(labels, labels))
-        test_rows = np.concatenate([test for _, test in splits])
-        if not np.array_equal(np.sort(test_rows), np.arange(n_samples)):
+    """Training and test rows of each fold, with the rows of a group in one fold.
+
+    An int shuffles, and stratifies where classes allow.
+    """
+    if isinstance(cv, Integral):
+        return _shuffled_splits(int(cv), labels, random_state, groups)
+    try:
+        splits = list(check_cv(cv, labels, classifier=True).split(labels, labels, groups))
+    except ValueError as error:
+        if groups is None and "groups" in str(error):
             raise ValueError(
-                f"cv={cv!r} must put each of the {n_samples} rows of positive weight into exactly one test fold."
-            )
-        return splits
-    n_splits = min(int(cv), n_samples)
+                f"cv={cv!r} needs groups, and fit was given none. Call fit(X, y, groups=...); in a Pipeline or a "
+                "search, enable metadata routing and request them by set_fit_request(groups=True). Or set cv to an "
+                "integer."
+            ) from error
+        raise
+    _check_test_folds(cv, [test for _, test in splits], labels, groups)
+    return splits
+
+
+def _check_test_folds(
+    cv: Any, folds: list[NDArray[np.intp]], labels: NDArray[np.int64], groups: NDArray[np.int64] | None
+) -> None:
+    """Raise unless each row is in one test fold, together with its group."""
+    if not np.array_equal(np.sort(np.concatenate(folds)), np.arange(len(labels))):
+        raise ValueError(
+            f"cv={cv!r} must put each of the {len(labels)} rows of positive weight into exactly one test fold."
+        )
+    if groups is not None and sum(len(np.unique(groups[fold])) for fold in folds) > groups.max() + 1:
+        raise ValueError(
+            f"cv={cv!r} divides groups between folds. Set cv to an integer or to GroupKFold(), or leave out groups."
+        )
+
+
+def _shuffled_splits(
+    n_splits: int,
+    labels: NDArray[np.int64],
+    random_state: int | np.random.RandomState | None,
+    groups: NDArray[np.int64] | None,
+) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     counts = np.bincount(labels)
-    kind = StratifiedKFold if counts[counts > 0].min() >= n_splits else KFold
-    return list(kind(n_splits, shuffle=True, random_state=random_state).split(labels, labels))
+    if groups is None:
+        n_splits = min(n_splits, len(labels))
+        kind = StratifiedKFold if counts[counts > 0].min() >= n_splits else KFold
+        return list(kind(n_splits, shuffle=True, random_state=random_state).split(labels, labels))
+    n_groups = groups.max() + 1
+    if n_groups == 1:
+        raise ValueError("groups has one group, which cannot be divided. Give two groups or more, or leave out groups.")
+    if n_groups < n_splits:
+        raise ValueError(
+            f"cv={n_splits} asks for more folds than there are groups with rows of positive weight, {n_groups}. Set cv "
+            f"to at most {n_groups}; where a policy fits heads, theirs too, as by heads=ExitHeads(cv={n_groups})."
+        )
+    if counts[counts > 0].min() >= n_splits:
+        kind = StratifiedGroupKFold(n_splits, shuffle=True, random_state=random_state)
+        splits = list(kind.split(labels, labels, groups))
+        # With few groups, it may leave a fold without rows.
+        if all(len(test) for _, test in splits):
+            return splits
+    kind = GroupKFold(n_splits, shuffle=True, random_state=random_state)
+    return list(kind.split(labels, labels, groups))
 
 
 def read_logits(X: ExitArray, k: int, rows: Any = None) -> NDArray[np.float64] | None:

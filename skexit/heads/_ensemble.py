@@ -14,7 +14,7 @@ from skexit.data._arrays import enough_rows
 from skexit.data._estimator import cost_columns
 from skexit.data._layout import add_heads
 from skexit.data._lazy import MergedLogits, TransformedLogits, answer_from_exits
-from skexit.data._validation import read_logits, validate_new_data, validate_training_data
+from skexit.data._validation import read_logits, validate_groups, validate_new_data, validate_training_data
 from skexit.heads._heads import check_two_classes, fit_heads
 from skexit.heads._transformer import LogitsTransformer
 from skexit.uncertainty import fit_mixture
@@ -100,12 +100,16 @@ class ExitEnsemble(LogitsTransformer):
         self.layout = layout
 
     @_fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> ExitEnsemble:
+    def fit(
+        self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
+    ) -> ExitEnsemble:
         """Fit heads where they are needed, and the mixture of each exit.
 
         Parameters
         ----------
         %(X_y_weight)s
+        groups : array-like of shape (n_samples,), default=None
+            Group of each sample, which the heads keep together.
 
         Returns
         -------
@@ -117,11 +121,13 @@ class ExitEnsemble(LogitsTransformer):
         ValueError
             If X does not fit its layout, is not finite, or y has a class that X does not know.
         """
-        self._fit(X, y, sample_weight)
+        self._fit(X, y, sample_weight, groups)
         return self
 
     @_fit_context(prefer_skip_nested_validation=False)
-    def fit_transform(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Any:
+    def fit_transform(
+        self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
+    ) -> Any:
         """Fit, and mix the logits of X; those of heads that were fitted are cross-fitted.
 
         Parameters
@@ -129,13 +135,15 @@ class ExitEnsemble(LogitsTransformer):
         %(X_y)s
         sample_weight : array-like of shape (n_samples,), default=None
             Rows of zero weight train nothing, and get the logits of ``transform``.
+        groups : array-like of shape (n_samples,), default=None
+            Group of each sample, which the heads keep together.
 
         Returns
         -------
         ExitArray of shape (n_samples, n_columns_out)
             A DataFrame after ``set_output(transform="pandas")``.
         """
-        with_logits = self._fit(X, y, sample_weight)
+        with_logits = self._fit(X, y, sample_weight, groups)
         new = validate_new_data(self, X)
         mixed = answer_from_exits(with_logits, len(self.classes_), self._mix)
         if len(with_logits) == len(new):
@@ -159,12 +167,13 @@ class ExitEnsemble(LogitsTransformer):
         weights = as_like(self.weights_[k, : k + 1], logits)
         return xp.sum(seen * weights[None, :, None], axis=1) + as_like(self.biases_[k], logits)
 
-    def _fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None) -> ExitArray:
+    def _fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None, groups: ArrayLike | None) -> ExitArray:
         """Fit on the rows of positive weight; gives these with logits that are not mixed yet."""
         used, self.classes_, labels, weight = validate_training_data(self, X, y, sample_weight)
         check_two_classes(self.classes_)
         self.layout_ = used.layout
-        self.heads_, with_logits = fit_heads(self.heads, used, self.classes_, labels, weight)
+        numbers = validate_groups(groups, y, sample_weight)
+        self.heads_, with_logits = fit_heads(self.heads, used, self.classes_, labels, weight, groups=numbers)
         n_exits = self.layout_.n_exits
         self.weights_ = np.zeros((n_exits, n_exits))
         self.biases_ = np.empty((n_exits, len(self.classes_)))

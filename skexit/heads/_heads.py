@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 from sklearn.utils import check_random_state
 from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import has_fit_parameter
 
 from skexit._nn._dense import DenseNetwork, check_hidden_layer_sizes
 from skexit.data import ExitArray, ExitLayout
@@ -23,6 +24,7 @@ from skexit.data._lazy import MergedLogits, TransformedLogits
 from skexit.data._overlays import LogitsSource
 from skexit.data._validation import (
     cross_validation_splits,
+    validate_groups,
     validate_new_data,
     validate_partial_data,
     validate_training_data,
@@ -175,12 +177,16 @@ class ExitHeads(LogitsTransformer):
     fit_state_: PartialFit | None = None
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> ExitHeads:
+    def fit(
+        self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
+    ) -> ExitHeads:
         """Train the heads on all rows.
 
         Parameters
         ----------
         %(X_y_weight)s
+        groups : array-like of shape (n_samples,), default=None
+            Group of each sample; used with `temperature_scaling`, as by ``fit_transform``.
 
         Returns
         -------
@@ -190,12 +196,14 @@ class ExitHeads(LogitsTransformer):
         Raises
         ------
         ValueError
-            If X does not fit its layout, is not finite, or y has a class that X does not know.
+            If X does not fit its layout, is not finite, or y has a class that X does not know, or
+            there are fewer groups than folds.
         """
         used, classes, labels, weight = validate_training_data(self, X, y, sample_weight)
+        numbers = validate_groups(groups, y, sample_weight)
         self._fit(used, classes, labels, weight)
         if self.temperature_scaling:
-            folds, fold_of_row = self._cross_fit(used, labels, weight)
+            folds, fold_of_row = self._cross_fit(used, labels, weight, numbers)
             self._calibrate(folds, fold_of_row, used, labels, weight)
         return self
 
@@ -258,7 +266,9 @@ class ExitHeads(LogitsTransformer):
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit_transform(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Any:
+    def fit_transform(
+        self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
+    ) -> Any:
         """Train the heads, and add cross-fitted logits to X.
 
         Parameters
@@ -266,6 +276,9 @@ class ExitHeads(LogitsTransformer):
         %(X_y)s
         sample_weight : array-like of shape (n_samples,), default=None
             Rows of zero weight train nothing, and get the logits of ``transform``.
+        groups : array-like of shape (n_samples,), default=None
+            Group of each sample, such as the scene of which it is a picture. Rows of a group are in
+            the same fold: their logits come from heads that were trained without any of them.
 
         Returns
         -------
@@ -274,9 +287,10 @@ class ExitHeads(LogitsTransformer):
         """
         used, classes, labels, weight = validate_training_data(self, X, y, sample_weight)
         if used.layout.n_exits == 1:  # no decision will be learned from the logits
-            return self.fit(X, y, sample_weight).transform(X)
+            return self.fit(X, y, sample_weight, groups).transform(X)
+        numbers = validate_groups(groups, y, sample_weight)
         self._fit(used, classes, labels, weight)
-        folds, fold_of_row = self._cross_fit(used, labels, weight)
+        folds, fold_of_row = self._cross_fit(used, labels, weight, numbers)
         if self.temperature_scaling:
             self._calibrate(folds, fold_of_row, used, labels, weight)
         new = validate_new_data(self, X)
@@ -355,12 +369,12 @@ class ExitHeads(LogitsTransformer):
         return range(k) if self.cascade or self.training == "boosted" else range(0)
 
     def _cross_fit(
-        self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]
+        self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64], groups: NDArray[np.int64] | None
     ) -> tuple[list[ExitHeads], NDArray[np.intp]]:
         """Heads for each fold, trained without it, and the fold of each row."""
         folds: list[ExitHeads] = []
         fold_of_row = np.empty(len(X), dtype=np.intp)
-        for train_rows, test_rows in cross_validation_splits(self.cv, labels, self.random_state):
+        for train_rows, test_rows in cross_validation_splits(self.cv, labels, self.random_state, groups):
             fold_of_row[test_rows] = len(folds)
             fold = copy.copy(self)
             fold.networks_ = self._train(X[train_rows], labels[train_rows], weight[train_rows])
@@ -411,11 +425,12 @@ def fit_heads(
     labels: NDArray[np.int64],
     weight: NDArray[np.float64],
     random_state: int | np.random.RandomState | None = 0,
+    groups: NDArray[np.int64] | None = None,
 ) -> tuple[Any, ExitArray]:
     """Fit what gives logits to exits: a copy of `heads`, ExitHeads where an exit has no logits, or nothing.
 
     Gives the fitted heads, or None where no logits are missing and `heads` is None, and X with logits at every exit;
-    those of heads that were trained here are cross-fitted.
+    those of heads that were trained here are cross-fitted. Heads whose ``fit`` has no parameter `groups` split no rows.
     """
     X = X.with_layout(X.layout.replace(classes=classes))
     if heads is None:
@@ -424,7 +439,8 @@ def fit_heads(
         heads = ExitHeads(random_state=random_state)
     heads = clone(heads)
     if hasattr(heads, "fit_transform"):
-        return heads, heads.fit_transform(X, classes[labels], weight)
+        given = {"groups": groups} if has_fit_parameter(heads, "groups") else {}
+        return heads, heads.fit_transform(X, classes[labels], weight, **given)
     return heads, heads.fit(X, classes[labels]).transform(X)
 
 

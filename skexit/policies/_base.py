@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
+from inspect import signature
 from numbers import Integral
 from typing import Any, ClassVar, Self
 
@@ -15,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._estimator import ExitEstimator, cost_columns, warn_of_expensive_heads, warn_of_other_costs
-from skexit.data._validation import check_budget, validate_new_data, validate_training_data
+from skexit.data._validation import check_budget, validate_groups, validate_new_data, validate_training_data
 from skexit.data._walk import collect, walk_batches
 from skexit.heads._heads import fit_heads
 from skexit.policies._calibration import CalibrationMixin
@@ -79,6 +80,9 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         ``classes_``, ``layout_``, ``costs_`` and ``heads_`` are set before. `fitting_scores` gives the
         scores of the rows, and `record_distribution` sets the distribution that follows from them.
 
+        A policy that splits the rows has another parameter, `groups`: None, or an ndarray of shape
+        (n_samples,) of int with the group of each row, of which it keeps the rows together.
+
         Parameters
         ----------
         X : ExitArray of shape (n_samples, n_columns)
@@ -122,7 +126,9 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         return range(k)
 
     @_fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> ExitPolicy:
+    def fit(
+        self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
+    ) -> ExitPolicy:
         """Learn when samples may stop. An earlier calibration is dropped.
 
         Parameters
@@ -133,6 +139,9 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
             Class labels.
         sample_weight : array-like of shape (n_samples,), default=None
             Weight of each sample; all count alike by default.
+        groups : array-like of shape (n_samples,), default=None
+            Group of each sample, such as the scene of which it is a picture. Wherever rows are
+            split, those of a group stay together.
 
         Returns
         -------
@@ -143,14 +152,21 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         ------
         ValueError
             If X does not fit its layout or is not finite, y has a class that X does not know, or
-            the budget does not pay for the first exit.
+            the budget does not pay for the first exit, or there are fewer groups than folds.
         """
         exits, self.classes_, labels, weight = validate_training_data(self, X, y, sample_weight)
-        self._fit_on(self._fit_heads(exits, labels, weight), labels, weight)
+        numbers = validate_groups(groups, y, sample_weight)
+        self._fit_on(self._fit_heads(exits, labels, weight, numbers), labels, weight, numbers)
         warn_of_expensive_heads(self.layout_)
         return self
 
-    def _fit_on(self, exits: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> Self:
+    def _fit_on(
+        self,
+        exits: ExitArray,
+        labels: NDArray[np.int64],
+        weight: NDArray[np.float64],
+        groups: NDArray[np.int64] | None = None,
+    ) -> Self:
         """Fit on exits that all have logits, now that these are there."""
         self.layout_ = exits.layout
         self.costs_ = self.layout_.cost_fractions
@@ -158,9 +174,10 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         budget = getattr(self, "budget", None)
         if budget is not None:
             self._check_budget(budget)
-        self.fit_policy(
-            answer_with_most_confident(exits) if getattr(self, "use_most_confident", False) else exits, labels, weight
-        )
+        if getattr(self, "use_most_confident", False):
+            exits = answer_with_most_confident(exits)
+        splits_rows = "groups" in signature(self.fit_policy).parameters
+        self.fit_policy(exits, labels, weight, **({"groups": groups} if splits_rows else {}))
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:
@@ -328,10 +345,12 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         if self.layout_.n_exits > 1:
             check_budget(budget, self.layout_)
 
-    def _fit_heads(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> ExitArray:
+    def _fit_heads(
+        self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64], groups: NDArray[np.int64] | None
+    ) -> ExitArray:
         """Fit `heads`, by default where an exit lacks logits; gives X with logits at every exit."""
         random_state = getattr(self, "random_state", 0)
-        self.heads_, with_logits = fit_heads(self.heads, X, self.classes_, labels, weight, random_state)
+        self.heads_, with_logits = fit_heads(self.heads, X, self.classes_, labels, weight, random_state, groups)
         return with_logits
 
     def _with_classes(self, X: ExitArray) -> ExitArray:

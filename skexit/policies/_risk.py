@@ -11,10 +11,10 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from skexit.data import ExitArray, ExitLayout
-from skexit.data._validation import check_budget, encode_labels, validate_training_data
+from skexit.data._validation import check_budget, encode_labels, validate_groups, validate_training_data
 from skexit.policies._base import ExitPolicy
 from skexit.policies._quotas import equal_thresholds
 from skexit.policies._thresholds import ThresholdPolicy
@@ -152,14 +152,20 @@ class RiskControlledPolicy(ExitPolicy):
         self.random_state = random_state
 
     @_fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X: Any, y: ArrayLike) -> RiskControlledPolicy:
+    def fit(self, X: Any, y: ArrayLike, groups: ArrayLike | None = None) -> RiskControlledPolicy:
         """Fit the policies, unless they are frozen, and find the cheapest budget that qualifies.
 
         Rows have no weights: the guarantee is for rows that count alike.
 
+        It needs rows that do not depend on each other. Where some do, such as pictures of one scene,
+        give their groups: then each group is one observation, by its mean loss, and the guarantee is
+        for the expected mean loss of new groups.
+
         Parameters
         ----------
         %(X_y)s
+        groups : array-like of shape (n_samples,), default=None
+            Group of each sample. A group fits or tests, as a whole.
 
         Returns
         -------
@@ -170,12 +176,14 @@ class RiskControlledPolicy(ExitPolicy):
         ------
         ValueError
             If X does not fit its layout or is not finite, y has a class that X does not know, a
-            policy has no budget, a budget cannot be met, or a loss is outside [-1, 1].
+            policy has no budget, a budget cannot be met, a loss is outside [-1, 1], there is one
+            group only, or there are fewer than a policy has folds.
         """
+        numbers = validate_groups(groups, y)
         exits, classes, labels, _ = validate_training_data(self, X, y, None)
         true = classes[labels]
-        policies, rows = self._fit_policies(exits, classes, true)
-        tests = [self._test_budgets(policy, exits, true, rows) for policy in policies]
+        policies, rows = self._fit_policies(exits, classes, true, numbers)
+        tests = [self._test_budgets(policy, exits, true, rows, numbers) for policy in policies]
         best = min(tests, key=lambda test: test.cost)  # the first of equals, as where none qualifies
         self.policy_, self.budget_, self.n_calibration_ = best.policy, best.budget, len(rows)
         is_list = isinstance(self.policy, list | tuple)
@@ -195,8 +203,10 @@ class RiskControlledPolicy(ExitPolicy):
         self.exit_distribution_ = np.bincount(self._stops(testing), minlength=len(self.costs_)) / len(rows)
         return self
 
-    def _fit_policies(self, X: ExitArray, classes: NDArray[Any], y: NDArray[Any]) -> tuple[list[Any], NDArray[np.intp]]:
-        """The fitted policies, and the rows that test them, in random order."""
+    def _fit_policies(
+        self, X: ExitArray, classes: NDArray[Any], y: NDArray[Any], groups: NDArray[np.int64] | None
+    ) -> tuple[list[Any], NDArray[np.intp]]:
+        """The fitted policies, and the rows that test them, in random order, or with their groups in random order."""
         given = (
             list(self.policy) if isinstance(self.policy, list | tuple) else [self.policy or ThresholdPolicy(budget=1.0)]
         )
@@ -210,21 +220,39 @@ class RiskControlledPolicy(ExitPolicy):
                 )
             if isinstance(policy, FrozenEstimator):
                 check_is_fitted(policy.estimator)
-        random_state = check_random_state(self.random_state)
         if all(isinstance(policy, FrozenEstimator) for policy in given):
-            return [policy.estimator for policy in given], random_state.permutation(len(X))
-        fitting, testing = train_test_split(
-            np.arange(len(X)), test_size=self.calibration_size, random_state=random_state
-        )
+            return [policy.estimator for policy in given], self._divide(np.arange(len(X)), groups, fits=False)[1]
+        fitting, testing = self._divide(np.arange(len(X)), groups, fits=True)
         known = X.with_layout(X.layout.replace(classes=classes))[fitting]
         return [
             policy.estimator
             if isinstance(policy, FrozenEstimator)
-            else _with_feasible_budget(clone(policy), X.layout).fit(known, y[fitting])
+            else _fit_with_groups(_with_feasible_budget(clone(policy), X.layout), known, y[fitting], groups, fitting)
             for policy in given
         ], testing
 
-    def _test_budgets(self, fitted: Any, X: ExitArray, y: NDArray[Any], rows: NDArray[np.intp]) -> _Tests:
+    def _divide(
+        self, rows: NDArray[np.intp], groups: NDArray[np.int64] | None, *, fits: bool
+    ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Rows that fit, if any shall, and rows that test; groups are not divided."""
+        random_state = check_random_state(self.random_state)
+        units = rows if groups is None else np.arange(groups.max() + 1)
+        if not fits:
+            fitting, testing = units[:0], random_state.permutation(units)
+        elif len(units) == 1 and groups is not None:
+            raise ValueError(
+                "groups has one group, but some must fit the policy and others test it. Give more groups, or freeze a "
+                "policy that was fitted on other rows: policy=FrozenEstimator(policy)."
+            )
+        else:
+            fitting, testing = train_test_split(units, test_size=self.calibration_size, random_state=random_state)
+        if groups is None:
+            return fitting, testing
+        return np.flatnonzero(np.isin(groups, fitting)), _by_group(groups, testing)
+
+    def _test_budgets(
+        self, fitted: Any, X: ExitArray, y: NDArray[Any], rows: NDArray[np.intp], groups: NDArray[np.int64] | None
+    ) -> _Tests:
         """Test one budget after another until one does not qualify, and keep the last that did."""
         X = X.with_layout(X.layout.replace(classes=fitted.classes_))
         encode_labels(y, X.layout)
@@ -236,6 +264,8 @@ class RiskControlledPolicy(ExitPolicy):
                 candidate = fitted.with_budget(float(budget))
             stops = candidate.predict_exit(X)
             losses = self._losses(y, answers[np.arange(len(y)), stops], answers[:, -1])
+            if groups is not None:
+                losses = _means(losses, groups[rows])
             tests.risks[index] = losses.mean()
             tests.p_values[index] = self._p_value(losses)
             if tests.p_values[index] > self._level():
@@ -281,7 +311,7 @@ class RiskControlledPolicy(ExitPolicy):
         return losses
 
     def _p_value(self, losses: Floats) -> float:
-        if self.loss == "error":
+        if self.loss == "error" and np.isin(losses, [0, 1]).all():
             return binomial_p_value(losses, self.alpha)
         return betting_p_value((1 + losses) / 2, (1 + self.alpha) / 2, self._level())
 
@@ -307,3 +337,23 @@ class RiskControlledPolicy(ExitPolicy):
 
     def fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
         raise NotImplementedError  # fit does not come here
+
+
+def _fit_with_groups(
+    policy: Any, X: ExitArray, y: NDArray[Any], groups: NDArray[np.int64] | None, rows: NDArray[np.intp]
+) -> Any:
+    """The policy, fitted; it gets the groups of these rows if it takes groups."""
+    if groups is None or not has_fit_parameter(policy, "groups"):
+        return policy.fit(X, y)
+    return policy.fit(X, y, groups=groups[rows])
+
+
+def _by_group(groups: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.intp]:
+    """The rows of some groups, in the order of these."""
+    return np.concatenate([np.flatnonzero(groups == group) for group in order])
+
+
+def _means(losses: Floats, groups: NDArray[np.int64]) -> Floats:
+    """Mean loss of each group, in the order in which these come."""
+    _, first, number = np.unique(groups, return_index=True, return_inverse=True)
+    return (np.bincount(number, losses) / np.bincount(number))[np.argsort(first)]

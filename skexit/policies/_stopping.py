@@ -182,11 +182,13 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         prices = self.estimators_[k].predict(np.asarray(to_device(evidence, "cpu")))
         return as_like(prices, evidence)
 
-    def fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
+    def fit_policy(
+        self, X: ExitArray, labels: NDArray[np.int64], weight: Floats, groups: NDArray[np.int64] | None = None
+    ) -> None:
         if self.use_features and not any(X.layout.n_features):
             raise ValueError("use_features=True, but no exit has features. Give X its features, or leave them out.")
         rewards = self._rewards(X, labels, weight)
-        splits = cross_validation_splits(self.cv, labels, self.random_state) if X.layout.n_exits > 1 else []
+        splits = cross_validation_splits(self.cv, labels, self.random_state, groups) if X.layout.n_exits > 1 else []
         evidence = collect(self._evidence, X, range(X.layout.n_exits - 1), uses_features=self.uses_features)
         # The penalty is in rows, so that weights must count as rows do.
         self._fit_prices(evidence, rewards, weight / weight.mean(), splits)

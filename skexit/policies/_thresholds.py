@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from skexit.data import ExitArray, ExitLayout
 from skexit.policies._base import ExitPolicy
@@ -115,13 +115,18 @@ class ThresholdPolicy(BudgetedPolicy):
             return vote(memory["votes"])
         return SCORES[self.criterion](probabilities)
 
-    def fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
-        self.policy_ = None if isinstance(self.criterion, str) else self._fit_criterion(X, labels, weight)
+    def fit_policy(
+        self, X: ExitArray, labels: NDArray[np.int64], weight: Floats, groups: NDArray[np.int64] | None = None
+    ) -> None:
+        self.policy_ = None if isinstance(self.criterion, str) else self._fit_criterion(X, labels, weight, groups)
         self.fit_thresholds(X, weight)
 
-    def _fit_criterion(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> ExitPolicy:
+    def _fit_criterion(
+        self, X: ExitArray, labels: NDArray[np.int64], weight: Floats, groups: NDArray[np.int64] | None
+    ) -> ExitPolicy:
         if not isinstance(self.criterion, FrozenEstimator):
-            return clone(self.criterion).fit(X, self.classes_[labels], sample_weight=weight)
+            given = {"groups": groups} if has_fit_parameter(self.criterion, "groups") else {}
+            return clone(self.criterion).fit(X, self.classes_[labels], sample_weight=weight, **given)
         policy = self.criterion.estimator
         check_is_fitted(policy)
         if policy.layout_.n_logits != X.layout.n_logits or policy.layout_.n_features != X.layout.n_features:

@@ -210,6 +210,7 @@ def train_scheduler(
     from_confidence: bool,
     training: Training,
     random_state: np.random.RandomState,
+    groups: NDArray[np.int64] | None = None,
     description: str | None = None,
 ) -> tuple[list[DenseNetwork], Floats, dict[str, float], int]:
     """Learn utilities and assignments; gives networks, mean assignment and losses of all rows, and number of epochs.
@@ -225,7 +226,7 @@ def train_scheduler(
 
     n_samples, n_exits = correct.shape
     n_inputs = n_classes + _N_CONFIDENCES
-    rows, held_out = split_rows(n_samples, training, random_state, fewest_held_out=_FEWEST_HELD_OUT)
+    rows, held_out = split_rows(n_samples, training, random_state, groups, fewest_held_out=_FEWEST_HELD_OUT)
     mean, scale = scaling(read, rows, training.batch_size)
     generator = torch_generator(random_state)
     models = build_scheduler(n_exits, n_inputs, hidden_ratio, 2 if from_confidence else 1, generator)

@@ -186,16 +186,24 @@ class EENetPolicy(BudgetedPolicy):
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
+    def fit_policy(
+        self,
+        X: ExitArray,
+        labels: NDArray[np.int64],
+        weight: NDArray[np.float64],
+        groups: NDArray[np.int64] | None = None,
+    ) -> None:
         self.networks_: list[DenseNetwork] = []
         self.learned_distribution_: NDArray[np.float64] | None = None
         self.losses_: dict[str, float] = {}
         self.n_epochs_ = 0
         if len(self.costs_) > 1 and (self.learn_scores or self.learn_distribution):
-            self._train(X, labels, weight)
+            self._train(X, labels, weight, groups)
         self.fit_thresholds(X, weight)
 
-    def _train(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
+    def _train(
+        self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64], groups: NDArray[np.int64] | None
+    ) -> None:
         check_torch("EENetPolicy trains its networks with")
         self.networks_, self.learned_distribution_, self.losses_, self.n_epochs_ = train_scheduler(
             lambda rows: _read_inputs(X, rows),
@@ -214,6 +222,7 @@ class EENetPolicy(BudgetedPolicy):
                 patience=self.patience,
             ),
             random_state=check_random_state(self.random_state),
+            groups=groups,
             description="utilities and assignments" if self.verbose else None,
         )
 

@@ -239,7 +239,9 @@ class EMExitAssigner(BudgetedPolicy):
         _, labels = encode_labels(y, exits.layout)
         return expectation(correct_exits(exits, labels), self.exit_prior_, self.lam_, self.costs_, self.noise)[0]
 
-    def fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
+    def fit_policy(
+        self, X: ExitArray, labels: NDArray[np.int64], weight: Floats, groups: NDArray[np.int64] | None = None
+    ) -> None:
         check_hidden_layer_sizes(self.router_hidden_layer_sizes, "router_hidden_layer_sizes")
         if X.layout.n_exits > 1:
             check_torch("EMExitAssigner trains its routers with")
@@ -250,8 +252,8 @@ class EMExitAssigner(BudgetedPolicy):
         targets = self._targets(state)[pattern_of_row]
         random_state = check_random_state(self.random_state)
         chooses = self.budget is not None and self.confidence_weight == "auto" and X.layout.n_exits > 1
-        held_out = self._cross_fit_routers(X, labels, targets, weight, random_state) if chooses else None
-        self.routers_ = self._train_routers(X, targets, weight, random_state)
+        held_out = self._cross_fit_routers(X, labels, targets, weight, random_state, groups) if chooses else None
+        self.routers_ = self._train_routers(X, targets, weight, random_state, groups)
         probability = self._router_probabilities(X, self.routers_)
         self.fit_state_ = replace(state, router_probability=probability, held_out_probability=held_out)
         self._set_weights_and_thresholds()
@@ -307,7 +309,12 @@ class EMExitAssigner(BudgetedPolicy):
         return posterior
 
     def _train_routers(
-        self, X: ExitArray, targets: Floats, weight: Floats, random_state: np.random.RandomState
+        self,
+        X: ExitArray,
+        targets: Floats,
+        weight: Floats,
+        random_state: np.random.RandomState,
+        groups: NDArray[np.int64] | None,
     ) -> list[DenseNetwork]:
         n_epochs = number_of_epochs(self.max_epochs, len(X), 1, _MOST_EPOCHS)
         training = Training(self.learning_rate, self.l2, n_epochs, self.batch_size, early_stopping=True)
@@ -320,6 +327,7 @@ class EMExitAssigner(BudgetedPolicy):
                 n_outputs=1,
                 training=training,
                 random_state=random_state,
+                groups=groups,
                 description=f"router of exit {k}" if self.verbose else None,
             )
             for k in range(X.layout.n_exits - 1)
@@ -332,12 +340,19 @@ class EMExitAssigner(BudgetedPolicy):
         targets: Floats,
         weight: Floats,
         random_state: np.random.RandomState,
+        groups: NDArray[np.int64] | None,
     ) -> NDArray[np.float32]:
         """Probabilities that routers trained on other rows give to each row."""
         # They are kept to choose weights for other budgets; single precision is enough for that.
         probability = np.empty((len(X), X.layout.n_exits), dtype=np.float32)
-        for fit_rows, held_out in cross_validation_splits(self.cv, labels, random_state):
-            routers = self._train_routers(X[fit_rows], targets[fit_rows], weight[fit_rows], random_state)
+        for fit_rows, held_out in cross_validation_splits(self.cv, labels, random_state, groups):
+            routers = self._train_routers(
+                X[fit_rows],
+                targets[fit_rows],
+                weight[fit_rows],
+                random_state,
+                None if groups is None else groups[fit_rows],
+            )
             probability[held_out] = self._router_probabilities(X[held_out], routers)
         return probability
 

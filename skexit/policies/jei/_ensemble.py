@@ -20,7 +20,7 @@ from skexit.data._arrays import enough_rows
 from skexit.data._estimator import warn_of_expensive_heads
 from skexit.data._lazy import MergedLogits, TransformedLogits, fit_in_memory
 from skexit.data._overlays import LogitsSource, OverlaidSource
-from skexit.data._validation import cross_validation_splits, read_logits, validate_training_data
+from skexit.data._validation import cross_validation_splits, read_logits, validate_groups, validate_training_data
 from skexit.data._walk import no_features, own_logits, walk_batches
 from skexit.heads import ExitHeads
 from skexit.heads._heads import check_two_classes
@@ -234,7 +234,14 @@ class JEIGatedEnsemble(BudgetedPolicy):
         self.random_state = random_state
         self.verbose = verbose
 
-    def lambda_path(self, X: Any, y: ArrayLike, lams: ArrayLike, sample_weight: ArrayLike | None = None) -> LambdaPath:
+    def lambda_path(
+        self,
+        X: Any,
+        y: ArrayLike,
+        lams: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        groups: ArrayLike | None = None,
+    ) -> LambdaPath:
         """Fit a policy for each of several prices, each from where the last one ended.
 
         Parameters
@@ -244,6 +251,8 @@ class JEIGatedEnsemble(BudgetedPolicy):
             Prices, in the order in which to fit them. `lam` and `budget` are not used.
         sample_weight : array-like of shape (n_samples,), default=None
             Weight of each sample; all count alike by default.
+        groups : array-like of shape (n_samples,), default=None
+            Group of each sample. Rows of a group are in the same fold.
 
         Returns
         -------
@@ -261,8 +270,9 @@ class JEIGatedEnsemble(BudgetedPolicy):
         first = clone(self).set_params(budget=None)
         first._validate_params()
         exits, first.classes_, labels, weight = validate_training_data(first, X, y, sample_weight)
-        trainer = first._make_trainer(exits, labels, weight) if first._trains_jointly(exits) else None
-        with_logits = None if trainer else first._fit_heads(exits, labels, weight)
+        numbers = validate_groups(groups, y, sample_weight)
+        trainer = first._make_trainer(exits, labels, weight, numbers) if first._trains_jointly(exits) else None
+        with_logits = None if trainer else first._fit_heads(exits, labels, weight, numbers)
         policies = []
         for lam in prices.tolist():
             policy = copy.copy(first).set_params(lam=lam)
@@ -274,24 +284,28 @@ class JEIGatedEnsemble(BudgetedPolicy):
         accuracies = np.array([policy._fitting_accuracy() for policy in policies])
         return LambdaPath(prices, costs, accuracies, policies)
 
-    def _fit_heads(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> ExitArray:
+    def _fit_heads(
+        self, X: ExitArray, labels: NDArray[np.int64], weight: Floats, groups: NDArray[np.int64] | None
+    ) -> ExitArray:
         if self._trains_jointly(X):
-            return self._train_jointly(self._make_trainer(X, labels, weight), X, labels, weight)
+            return self._train_jointly(self._make_trainer(X, labels, weight, groups), X, labels, weight)
         self.n_epochs_ = 0
-        return super()._fit_heads(X, labels, weight)
+        return super()._fit_heads(X, labels, weight, groups)
 
     def _trains_jointly(self, X: ExitArray) -> bool:
         n_exits = X.layout.n_exits
         return self.joint and n_exits > 1 and not all(X.layout.has_logits(k) for k in range(n_exits))
 
-    def _make_trainer(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> JointTrainer:
+    def _make_trainer(
+        self, X: ExitArray, labels: NDArray[np.int64], weight: Floats, groups: NDArray[np.int64] | None
+    ) -> JointTrainer:
         if self.heads is not None:
             raise ValueError("heads are not trained further: pass joint=False with them, or leave heads=None.")
         check_two_classes(self.classes_)
         check_torch("JEIGatedEnsemble trains classifiers and gates jointly with")
         random_state = check_random_state(self.random_state)
         folds = np.empty(len(labels), dtype=np.int64)
-        for fold, (_, held_out) in enumerate(cross_validation_splits(self.cv, labels, random_state)):
+        for fold, (_, held_out) in enumerate(cross_validation_splits(self.cv, labels, random_state, groups)):
             folds[held_out] = fold
         X = self._with_classes(X)
         rows = enough_rows(len(X), X.layout.n_exits * len(self.classes_))
