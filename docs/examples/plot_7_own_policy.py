@@ -43,7 +43,6 @@ class PrecisionPolicy(BudgetedPolicy):
         self.layout = layout
 
     def fit_policy(self, X, labels, weight):
-        weight = weight / weight.mean()  # strength is a number of rows
         shape = X.layout.n_exits, len(self.classes_)
         self.precisions_ = np.empty(shape)
         for k in range(X.layout.n_exits):

@@ -26,11 +26,13 @@ def validate_training_data(
     """Check what was passed to ``fit``, and keep its layout as ``_layout_in`` of the estimator.
 
     Gives X without the rows of zero weight, its logits in the order of the classes; the sorted classes; the index of
-    each row's label among them; and the sample weights, all positive.
+    each row's label among them; and the sample weights, all positive. Their mean is 1: only ratios of weights count.
     """
     checked, y = _validate_first(estimator, X, y)
     classes, labels = encode_labels(y, checked.layout)
-    return _drop_weightless(checked, classes, labels, sample_weight)
+    checked, classes, labels, weight = _drop_weightless(checked, classes, labels, sample_weight)
+    weight = weight / weight.max()  # equal weights become exactly 1, and no sum overflows
+    return checked, classes, labels, weight / weight.mean()
 
 
 def validate_partial_data(

@@ -90,7 +90,7 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         labels : ndarray of shape (n_samples,)
             Index into ``classes_`` of each row's label.
         weight : ndarray of shape (n_samples,)
-            Positive weights.
+            Positive weights, 1 in the mean.
         """
 
     def uses_features(self, k: int) -> bool:

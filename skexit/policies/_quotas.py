@@ -148,7 +148,7 @@ def shared_threshold(scores: Floats, costs: Floats, budget: float, sample_weight
     n_leaving = _numbers_passing(departures.levels)
     spent = departures.means(np.broadcast_to(costs, scores.shape), weight)[n_leaving]
     # The mean cost falls as samples leave: the first within the budget.
-    first = min(int(np.argmax(spent <= budget + 1e-12)), len(spent) - 1)
+    first = min(int(np.argmax(spent <= budget + 1e-9)), len(spent) - 1)
     _warn_if_missed(budget - spent[first], budget, costs, weight)
     return equal_thresholds(threshold_between(departures.levels, int(n_leaving[first])), len(costs))
 
@@ -206,8 +206,9 @@ def _fill_quota(scores: Floats, weight: Floats, *, quota: float, smallest: float
     falling = scores[order]
     n_passing = _numbers_passing(falling)
     mass = np.concatenate([[0.0], np.cumsum(weight[order])])[n_passing]
-    chosen = int(np.argmin(np.abs(mass - quota)))
-    slack = 1e-9 * mass[-1]
+    slack = 1e-9 * mass[-1]  # rounding must neither choose between two that are as near, nor miss the smallest
+    distance = np.abs(mass - quota)
+    chosen = int(np.argmax(distance <= distance.min() + slack))
     chosen = max(chosen, int(np.searchsorted(mass, smallest - slack)))
     chosen = min(chosen, len(mass) - 1)
     return threshold_between(falling, int(n_passing[chosen])), float(mass[chosen])

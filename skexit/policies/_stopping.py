@@ -190,8 +190,7 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         rewards = self._rewards(X, labels, weight)
         splits = cross_validation_splits(self.cv, labels, self.random_state, groups) if X.layout.n_exits > 1 else []
         evidence = collect(self._evidence, X, range(X.layout.n_exits - 1), uses_features=self.uses_features)
-        # The penalty is in rows, so that weights must count as rows do.
-        self._fit_prices(evidence, rewards, weight / weight.mean(), splits)
+        self._fit_prices(evidence, rewards, weight, splits)
         scores = np.zeros(rewards.shape)
         for k in range(X.layout.n_exits - 1):
             scores[:, k] = self._score_evidence(k, evidence[k])

@@ -263,10 +263,12 @@ def check_fitting_again(fits: PolicyFits) -> None:
 
 
 def check_scaled_weights(fits: PolicyFits) -> None:
-    """Weights multiplied by a constant change nothing."""
-    cure = "Divide weights by their mean or sum before they meet a constant, such as a penalty"
+    """Weights multiplied by a constant change nothing, and equal weights are as none."""
+    cure = "Leave fit as it is: it makes the mean of the weights 1 before fit_policy sees them"
     if fits.takes_weights:
-        _require_same_fit(fits.on("scaled").policy, fits.on("weighted"), "with all weights times 8", cure)
+        _require_same_fit(fits.on("heavy").policy, fits.on("weighted"), "with all weights times 7e6", cure)
+        _require_same_fit(fits.on("normalised").policy, fits.on("weighted"), "with weights that sum to 1", cure)
+        _require_same_fit(fits.on("equal").policy, fits.on("main"), "with a weight of 0.1 for each row", cure)
 
 
 def check_zero_weights(fits: PolicyFits) -> None:

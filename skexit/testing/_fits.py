@@ -42,19 +42,22 @@ def make_data(name: str) -> CheckData:
     """Data for the checks; the same object in every call.
 
     ``"main"`` has four exits with logits and features, and words as classes that are not sorted; ``"large"`` has twice
-    its rows. ``"logits"``, ``"features"`` and ``"binary"`` are other layouts; in the third, the last exit costs more
-    than the network. ``"weighted"`` is ``"main"`` with weights, of which some are zero; ``"scaled"`` has eight times
-    these weights, and ``"dropped"`` lacks the rows of zero weight.
+    its rows. ``"logits"``, ``"features"`` and ``"binary"`` are other layouts; in the third, the last exit costs
+    more than the network. ``"weighted"`` is ``"main"`` with
+    weights, of which some are zero; ``"heavy"`` and ``"normalised"`` have multiples of these weights, and ``"dropped"``
+    lacks the rows of zero weight. ``"equal"`` is ``"main"`` with a weight of 0.1 for each row.
     """
     if name in _LAYOUTS:
         return _make_exits(**_LAYOUTS[name])
     main = make_data("main")
     weight = np.random.default_rng(1).uniform(0.5, 1.5, N_ROWS)
     weight[::7] = 0
+    if name == "equal":
+        return CheckData(main.X, main.y, np.full(N_ROWS, 0.1))
     if name == "dropped":
         kept = weight > 0
         return CheckData(main.X[kept], main.y[kept], weight[kept])
-    return CheckData(main.X, main.y, {"weighted": 1, "scaled": 8}[name] * weight)
+    return CheckData(main.X, main.y, {"weighted": 1, "heavy": 7e6, "normalised": 1 / weight.sum()}[name] * weight)
 
 
 def _make_exits(
