@@ -672,3 +672,33 @@ class TestUnusualData:
         assert other.networks_ is policy.networks_
         for network, old in zip(policy.networks_, before, strict=True):
             np.testing.assert_array_equal(network.weights[0], old.weights[0])
+
+
+class TestManyClasses:
+    @pytest.mark.parametrize(("n_classes", "n_seen"), [(1000, 1000), (1001, 100), (5000, 100)])
+    def test_networks_see_the_largest_of_many_probabilities(self, n_classes, n_seen):
+        probabilities = softmax(np.random.default_rng(0).normal(size=(20, n_classes)))
+        votes = count_votes(probabilities, None)
+        inputs = exit_inputs(probabilities, votes)
+        expected = probabilities if n_seen == n_classes else -np.sort(-probabilities, axis=1)[:, :n_seen]
+        np.testing.assert_array_equal(inputs[:, :n_seen], expected)
+        np.testing.assert_array_equal(inputs[:, n_seen], probabilities.max(axis=1))
+        assert inputs.shape == (20, n_seen + 3)
+        on_torch = exit_inputs(torch.from_numpy(probabilities), torch.from_numpy(votes))
+        np.testing.assert_allclose(on_torch.numpy(), inputs)
+
+    @pytest.mark.parametrize("init", ["confidence", "random"])
+    def test_their_size_does_not_grow_with_the_classes(self, init):
+        n_classes = 10_000
+        rng = np.random.default_rng(0)
+        y = np.repeat(rng.integers(n_classes, size=40), 3)
+        logits = rng.normal(size=(120, 3, n_classes)).astype(np.float32)
+        logits[np.arange(120), :, y] += np.array([4, 6, 8])
+        X = stack_exits(logits, classes=np.arange(n_classes))
+        policy = EENetPolicy(0.6, init=init, max_epochs=2, random_state=0).fit(X, y)
+        assert [network.weights[0].shape[0] for network in policy.networks_] == [103, 104, 105]
+        assert policy.mean_cost(X) <= 0.6
+        # Which class is which does not matter.
+        order = rng.permutation(n_classes)
+        renamed = stack_exits(logits[:, :, order], classes=np.arange(n_classes))
+        np.testing.assert_allclose(policy.exit_scores(renamed), policy.exit_scores(X))

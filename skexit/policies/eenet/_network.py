@@ -30,6 +30,8 @@ SMALLEST_SHARE = 1e-6
 _SMALLEST_MASS = 1e-12
 
 _N_CONFIDENCES = 3
+#: With more classes, networks would have millions of weights, and see the largest probabilities only, so many.
+_MOST_CLASSES, _N_LARGEST = 1000, 100
 _NEGATIVE_SLOPE = 0.01
 #: The unit that starts as the confidence is shifted by this many standard deviations, which leaves
 #: most rows on the straight part of the leaky rectifier.
@@ -43,12 +45,15 @@ _FEWEST_HELD_OUT = 20
 def exit_inputs(probabilities: Any, votes: Any, utilities: Any = None) -> Any:
     """What the network of an exit sees (EENet, eq. 5-8).
 
-    The class probabilities, the largest of them, one minus their normalised entropy, the share of the votes for the
-    most frequent class, and the utilities of earlier exits, of shape (n_samples, k). The votes, of shape (n_samples,
-    n_classes), tell how many exits up to this one predict each class.
+    The class probabilities, or of more than 1,000 classes the 100 largest in falling order; the largest, one minus
+    their normalised entropy, the share of the votes for the most frequent class, and the utilities of earlier exits, of
+    shape (n_samples, k). The votes, of shape (n_samples, n_classes), tell how many exits up to this one predict each
+    class.
     """
     xp = array_namespace(probabilities)
     confidences = [max_probability(probabilities), normalized_entropy(probabilities), vote(votes)]
+    if probabilities.shape[1] > _MOST_CLASSES:
+        probabilities = xp.sort(probabilities, axis=1, descending=True)[:, :_N_LARGEST]
     return side_by_side(xp.concat([probabilities, xp.stack(confidences, axis=1)], axis=1), utilities)
 
 
@@ -180,9 +185,8 @@ def start_at_confidence(
         for k, model in enumerate(models):
             hidden, _, output = cast(Any, model)
             slope, intercept = _logistic_regression(confidences[:, k], correct[:, k], sample_weight)
-            n_classes = hidden.in_features - k - _N_CONFIDENCES
             hidden.weight[0] = 0
-            hidden.weight[0, n_classes] = 1
+            hidden.weight[0, hidden.in_features - k - _N_CONFIDENCES] = 1
             hidden.bias[0] = _SHIFT
             output.weight.zero_()
             output.weight[0, 0] = slope
@@ -218,14 +222,14 @@ def train_scheduler(
     Each exit's network takes `exit_inputs` and the utilities of earlier exits, and gives the logits of utility and
     assignment. After the number of epochs they were at their best; 0 where the start was.
 
-    `read` takes row numbers and returns the `exit_inputs` of all exits side by side, of shape (n_rows, n_exits *
-    (n_classes + 3)). With `from_confidence`, networks start by `start_at_confidence` and geometric shares, else with
-    random weights. With early stopping, no rows are held out where these would be less than 20.
+    `read` takes row numbers and returns the `exit_inputs` of all exits side by side. With `from_confidence`, networks
+    start by `start_at_confidence` and geometric shares, else with random weights. With early stopping, no rows are held
+    out where these would be less than 20.
     """
     import torch
 
     n_samples, n_exits = correct.shape
-    n_inputs = n_classes + _N_CONFIDENCES
+    n_inputs = (n_classes if n_classes <= _MOST_CLASSES else _N_LARGEST) + _N_CONFIDENCES
     rows, held_out = split_rows(n_samples, training, random_state, groups, fewest_held_out=_FEWEST_HELD_OUT)
     mean, scale = scaling(read, rows, training.batch_size)
     generator = torch_generator(random_state)
@@ -248,7 +252,7 @@ def train_scheduler(
         in_order = enough_in_order(rows)
         confidences = np.empty((len(in_order), n_exits))
         for own in gen_batches(len(in_order), training.batch_size):
-            confidences[own] = read_inputs(in_order[own])[:, :, n_classes]
+            confidences[own] = read_inputs(in_order[own])[:, :, -_N_CONFIDENCES]
         shares = tilted_distribution(np.zeros(n_exits), np.arange(n_exits, dtype=float), loss.costs, loss.budget)
         start_at_confidence(models, confidences, correct[in_order], sample_weight[in_order], shares)
     n_epochs = minimize(

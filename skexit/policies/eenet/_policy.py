@@ -103,6 +103,9 @@ class EENetPolicy(BudgetedPolicy):
     -----
     `with_budget` tilts the distribution that was learned for the first budget; nothing is trained again.
 
+    With more than 1,000 classes, a network sees the 100 largest probabilities, in falling order, rather than that of
+    each class: its size, half the square of its inputs, does not grow with the classes.
+
     The paper's networks have no biases. Here they have, for inputs are standardised in training. As
     probabilities sum to one, a bias of a hidden unit says nothing that its weights could not.
 
