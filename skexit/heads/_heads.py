@@ -310,7 +310,7 @@ class ExitHeads(LogitsTransformer):
 
     def exit_logits(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
         network = self.networks_[k]
-        if self.cascade and not len(self.hidden_layer_sizes):
+        if self.cascade and not len(self.hidden_layer_sizes) and self.uses_features(k):
             features = memory["seen"] = side_by_side(memory.get("seen"), features)
         if network is None:
             return logits
@@ -363,10 +363,13 @@ class ExitHeads(LogitsTransformer):
         return [k for k, network in enumerate(self.networks_) if network is not None]
 
     def uses_features(self, k: int) -> bool:
-        return self.cascade or self.networks_[k] is not None
+        # Linear heads of a cascade see the features of earlier exits, also of those that have no head.
+        hands_on_features = self.cascade and not len(self.hidden_layer_sizes)
+        return any(network is not None for network in self.networks_[k : None if hands_on_features else k + 1])
 
     def earlier_exits(self, k: int) -> range:
-        return range(k) if self.cascade or self.training == "boosted" else range(0)
+        depends = self.networks_[k] is not None and (self.cascade or self.training == "boosted")
+        return range(k) if depends else range(0)
 
     def _cross_fit(
         self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64], groups: NDArray[np.int64] | None

@@ -39,7 +39,10 @@ class LogLinearModel:
     def predict(self, inputs: Any) -> Any:
         """Predictions, as an array of the inputs' namespace, dtype and device."""
         xp = array_namespace(inputs)
-        exponent = inputs @ as_like(self.coefficients, inputs) + self.intercept
+        if not self.coefficients.any():  # whatever the inputs, so that they may lack columns
+            exponent = self.intercept * xp.ones_like(inputs[:, 0])
+        else:
+            exponent = inputs @ as_like(self.coefficients, inputs) + self.intercept
         return xp.exp(xp.clip(exponent, -_LARGEST_EXPONENT, _LARGEST_EXPONENT))
 
 

@@ -19,6 +19,7 @@ from skexit.policies._base import ExitPolicy
 from skexit.policies._quotas import equal_thresholds
 from skexit.policies._thresholds import ThresholdPolicy
 from skexit.uncertainty import betting_p_value, binomial_p_value
+from skexit.utils._array_api import array_namespace
 from skexit.utils._module_names import set_module
 from skexit.utils._sklearn import HasMethods, Interval, StrOptions, _fit_context
 from skexit.utils._warnings import silenced, warn
@@ -326,14 +327,15 @@ class RiskControlledPolicy(ExitPolicy):
         return getattr(self.policy_, "use_most_confident", False)
 
     def uses_features(self, k: int) -> bool:
-        return self.policy_.uses_features(k)
+        return self.budget_ is not None and self.policy_.uses_features(k)
 
     def earlier_exits(self, k: int) -> range:
-        return self.policy_.earlier_exits(k)
+        return self.policy_.earlier_exits(k) if self.budget_ is not None else range(0)
 
     def score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
-        scores = self.policy_.score_exit(k, logits, features, memory)
-        return scores if self.budget_ is not None else 0 * scores
+        if self.budget_ is None:
+            return array_namespace(logits).zeros_like(logits[:, 0])
+        return self.policy_.score_exit(k, logits, features, memory)
 
     def fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
         raise NotImplementedError  # fit does not come here

@@ -16,7 +16,7 @@ from skexit.data._validation import cross_validation_splits
 from skexit.data._walk import collect, correct_exits
 from skexit.policies._budgeted import BudgetedPolicy, FitState
 from skexit.policies._evidence import exit_evidence
-from skexit.policies._log_linear import fit_log_linear
+from skexit.policies._log_linear import LogLinearModel, fit_log_linear
 from skexit.policies._quotas import equal_thresholds, rewarding_threshold, shared_threshold
 from skexit.policies._rewards import expected_rewards
 from skexit.uncertainty import softmax
@@ -164,13 +164,20 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         self.random_state = random_state
 
     def uses_features(self, k: int) -> bool:
-        return self.use_features
+        return self.use_features and k < len(self.estimators_) and not self._is_constant(k)
+
+    def earlier_exits(self, k: int) -> range:
+        return range(k) if k < len(self.estimators_) and not self._is_constant(k) else range(0)
+
+    def _is_constant(self, k: int) -> bool:
+        """Whether the price of an exit is the same for all samples, as where nothing is gained beyond it."""
+        model = self.estimators_[k]
+        return isinstance(model, LogLinearModel) and not model.coefficients.any()
 
     def score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
-        evidence = self._evidence(k, logits, features, memory)
-        if k == self.layout_.n_exits - 1:
+        if k == len(self.estimators_):
             return array_namespace(logits).zeros_like(logits[:, 0])
-        return self._score_evidence(k, evidence)
+        return self._score_evidence(k, self._evidence(k, logits, features, memory))
 
     def _score_evidence(self, k: int, evidence: Any) -> Any:
         # Where prices are equal, the less likely to be wrong leaves first.
@@ -189,7 +196,7 @@ class OptimalStoppingPolicy(BudgetedPolicy):
             raise ValueError("use_features=True, but no exit has features. Give X its features, or leave them out.")
         rewards = self._rewards(X, labels, weight)
         splits = cross_validation_splits(self.cv, labels, self.random_state, groups) if X.layout.n_exits > 1 else []
-        evidence = collect(self._evidence, X, range(X.layout.n_exits - 1), uses_features=self.uses_features)
+        evidence = collect(self._evidence, X, range(X.layout.n_exits - 1), uses_features=lambda k: self.use_features)
         self._fit_prices(evidence, rewards, weight, splits)
         scores = np.zeros(rewards.shape)
         for k in range(X.layout.n_exits - 1):
@@ -227,7 +234,7 @@ class OptimalStoppingPolicy(BudgetedPolicy):
 
     def _evidence(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
         evidence = exit_evidence(softmax(logits), memory)
-        if not self.use_features:
+        if not self.use_features or features is None:
             return evidence
         xp = array_namespace(evidence)
         return xp.concat([evidence, xp.astype(features, evidence.dtype)], axis=1)

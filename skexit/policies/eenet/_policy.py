@@ -81,11 +81,14 @@ class EENetPolicy(BudgetedPolicy):
     Attributes
     ----------
     networks_ : list of DenseNetwork, one per exit
-        Each gives the logits of utility and assignment. Empty where there is nothing to learn: with
-        one exit, or with neither scores nor distribution to learn.
+        Each gives the logits of utility and assignment. Empty where there is nothing to learn: with one exit, or with
+        neither scores nor distribution to learn. Scores with an infinite `confidence_weight` are not learned.
     learned_distribution_ : ndarray of shape (n_exits,) or None
         Mean assignment of the fitting samples, before it is tilted to meet the budget. None where
         there are no networks.
+    uses_networks_ : bool
+        Whether scores depend on networks. False without `learn_scores`, and with an infinite
+        `confidence_weight`; then predictions run none.
     losses_ : dict of str to float
         Losses on the fitting samples: ``"utility"`` (eq. 11), ``"budget"`` (eq. 14) and
         ``"assignment"`` (eq. 15). Empty where there are no networks.
@@ -200,7 +203,7 @@ class EENetPolicy(BudgetedPolicy):
         self.learned_distribution_: NDArray[np.float64] | None = None
         self.losses_: dict[str, float] = {}
         self.n_epochs_ = 0
-        if len(self.costs_) > 1 and (self.learn_scores or self.learn_distribution):
+        if len(self.costs_) > 1 and (self._learns_scores() or self.learn_distribution):
             self._train(X, labels, weight, groups)
         self.fit_thresholds(X, weight)
 
@@ -230,12 +233,20 @@ class EENetPolicy(BudgetedPolicy):
         )
 
     def earlier_exits(self, k: int) -> range:
-        return range(k if self.learn_scores and self.networks_ else 0)
+        return range(k if self.uses_networks_ else 0)
+
+    def _learns_scores(self) -> bool:
+        return self.learn_scores and self.confidence_weight < np.inf
+
+    @property
+    def uses_networks_(self) -> bool:
+        """Whether scores depend on networks."""
+        return len(self.networks_) > 0 and self._learns_scores()
 
     def score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
         probabilities = softmax(logits)
         confidence = max_probability(probabilities)
-        if not (self.learn_scores and self.networks_):
+        if not self.uses_networks_:
             return confidence
         memory["votes"] = count_votes(probabilities, memory.get("votes"))
         inputs = exit_inputs(probabilities, memory["votes"], memory.get("utilities"))

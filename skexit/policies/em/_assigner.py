@@ -124,7 +124,8 @@ class EMExitAssigner(BudgetedPolicy):
         * c_k)``, with the t that meets the budget; 0 makes the shares geometric. Chosen with `confidence_weight_` from
         0, 0.5 and 1; 1 where that weight is given.
     routers_ : list of DenseNetwork, one per exit but the last
-        Each gives the logit of the probability of stopping.
+        Each gives the logit of the probability of stopping. Empty where `confidence_weight` is infinite: none are
+        trained.
     uses_routers_ : bool
         Whether scores depend on routers. False where `confidence_weight_` is infinite, and with a
         single exit; then no router runs, and no features are read for them.
@@ -243,12 +244,17 @@ class EMExitAssigner(BudgetedPolicy):
         self, X: ExitArray, labels: NDArray[np.int64], weight: Floats, groups: NDArray[np.int64] | None = None
     ) -> None:
         check_hidden_layer_sizes(self.router_hidden_layer_sizes, "router_hidden_layer_sizes")
-        if X.layout.n_exits > 1:
+        uses_confidence_alone = self.confidence_weight == np.inf
+        if X.layout.n_exits > 1 and not uses_confidence_alone:
             check_torch("EMExitAssigner trains its routers with")
         correct, confidence = _correct_and_confident(X, labels)
         patterns, pattern_weight, pattern_of_row = group_patterns(correct, weight)
         state = AssignerFitState(correct, confidence, weight, patterns, pattern_weight)
         self._find_assignments(state)
+        if uses_confidence_alone:
+            self.routers_, self.fit_state_ = [], state
+            self._set_weights_and_thresholds()
+            return
         targets = self._targets(state)[pattern_of_row]
         random_state = check_random_state(self.random_state)
         chooses = self.budget is not None and self.confidence_weight == "auto" and X.layout.n_exits > 1
