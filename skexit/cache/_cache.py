@@ -16,7 +16,6 @@ is there in full or not at all. Nothing is ever unpickled.
 from __future__ import annotations
 
 import os
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +111,7 @@ class FeatureCache:
         self.shards = open_shards(folder, manifest, local_bytes)
         self.n_bytes = sum(shard.n_bytes for shard in self.shards)
         self._edges = np.concatenate([[0], np.cumsum([shard.n_rows for shard in self.shards], dtype=np.int64)])
+        self._y: NDArray[Any] | None = None
         self._missing = ""
         if self.complete and self.n_rows != manifest.n_rows:
             self._missing = (
@@ -133,9 +133,15 @@ class FeatureCache:
         """All rows, to be read when they are asked for."""
         return ExitArray(self, self.layout)
 
-    @cached_property
+    @property
     def y(self) -> NDArray[Any] | None:
         """Labels of all rows, None when the loader gave none."""
+        # A cached_property of Python 3.11 holds a lock meanwhile, which a forked child would wait for.
+        if self._y is None:
+            self._y = self._read_labels()
+        return self._y
+
+    def _read_labels(self) -> NDArray[Any] | None:
         labelled = [shard.has(LABELS) for shard in self.shards]
         if not any(labelled):
             return None

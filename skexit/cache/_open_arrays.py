@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections import OrderedDict
 from collections.abc import Hashable
 from threading import Lock
@@ -13,6 +14,12 @@ from numpy.typing import NDArray
 
 #: What reading a single row may bring into memory: systems map the pages around it, too. Linux was seen to map 300 kB.
 _FAULT_BYTES = 2**18
+
+#: Threads may share a cache. One lock serves all caches, and no thread holds it while a process forks: a child that
+#: inherited a held lock would wait for ever for a thread that it does not have.
+_LOCK = Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
 
 
 class OpenArrays:
@@ -31,18 +38,17 @@ class OpenArrays:
         self._n_resident = 0
         self._arrays: OrderedDict[Hashable, NDArray[Any]] = OrderedDict()
         self._n_bytes = 0
-        self._lock = Lock()  # threads may share a cache
 
     def get(self, key: Hashable) -> NDArray[Any] | None:
         """The array, None if it is not open."""
-        with self._lock:
+        with _LOCK:
             if key in self._arrays:
                 self._arrays.move_to_end(key)
             return self._arrays.get(key)
 
     def add(self, key: Hashable, array: NDArray[Any]) -> None:
         """Keep an array, and let others go for it."""
-        with self._lock:
+        with _LOCK:
             self._drop(key)
             self._arrays[key] = array
             self._n_bytes += array.nbytes
@@ -59,7 +65,7 @@ class OpenArrays:
 
     def count(self, n_bytes: int) -> None:
         """Count bytes as read, and give all pages back when they are too many."""
-        with self._lock:
+        with _LOCK:
             self._n_resident = min(self._n_resident + n_bytes, self._n_bytes)
             if self._n_resident > self.max_resident and hasattr(mmap, "MADV_DONTNEED"):
                 self._n_resident = 0
@@ -69,7 +75,7 @@ class OpenArrays:
 
     def drop(self, key: Hashable) -> None:
         """Let an array go, if it is open."""
-        with self._lock:
+        with _LOCK:
             self._drop(key)
 
     def _drop(self, key: Hashable) -> None:
