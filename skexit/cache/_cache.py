@@ -16,7 +16,6 @@ is there in full or not at all. Nothing is ever unpickled.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from skexit.cache._folders import open_folder
+from skexit.cache._json_files import json_checksum
 from skexit.cache._manifest import block_name, read_manifest
-from skexit.cache._shards import LABELS, open_shards
+from skexit.cache._shards import LABELS, Shard, open_shards
 from skexit.cache._writer import CacheWriter as CacheWriter
 from skexit.data import ExitArray, ExitLayout
 
@@ -39,7 +39,8 @@ class FeatureCache:
     Parameters
     ----------
     path : str or path-like
-        Folder of the cache, or a URL that fsspec knows: ``"s3://bucket/cache"`` (extra ``remote``).
+        Folder of the cache, or a URL that fsspec knows: ``"s3://bucket/cache"`` (extra ``remote``). A relative folder
+        is that of the present working directory, also when it changes later; ``~`` is the user's home.
     allow_partial : bool, default=False
         Open a cache whose extraction has not finished, with the rows that it has so far.
     local_bytes : int, default=16 * 2**30
@@ -68,7 +69,7 @@ class FeatureCache:
     Raises
     ------
     FileNotFoundError
-        If there is no cache at `path`.
+        If there is no cache at `path`, or none any more when rows are read.
     ValueError
         If the cache is not complete, comes from a newer version, or is damaged.
     ImportError
@@ -108,9 +109,7 @@ class FeatureCache:
         self.dtype = np.dtype(np.float32)
         self.stored_dtype = manifest.dtype
         self.origin = manifest.origin
-        self.shards = open_shards(folder, manifest, local_bytes)
-        self.n_bytes = sum(shard.n_bytes for shard in self.shards)
-        self._edges = np.concatenate([[0], np.cumsum([shard.n_rows for shard in self.shards], dtype=np.int64)])
+        self._keep_shards(open_shards(folder, manifest, local_bytes))
         self._y: NDArray[Any] | None = None
         self._missing = ""
         if self.complete and self.n_rows != manifest.n_rows:
@@ -214,20 +213,30 @@ class FeatureCache:
         return f"FeatureCache({str(self.path)!r}, {self.n_rows} rows, {self.layout.n_exits} exits{state})"
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker process may have another working directory.
-        path = self.path.absolute() if isinstance(self.path, Path) else self.path
         return {
-            "path": path,
+            "path": self.path,
             "allow_partial": self.allow_partial,
             "local_bytes": self.local_bytes,
             "origin": self.origin,
+            "n_shards": len(self.shards),
+            "rows": self._checksum_of_rows(),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        parameters = {name: value for name, value in state.items() if name != "origin"}
-        self.__init__(**parameters)  # type: ignore[misc]
+        self.__init__(  # type: ignore[misc]
+            state["path"], allow_partial=state["allow_partial"], local_bytes=state["local_bytes"]
+        )
+        message = f"the cache at {str(self.path)!r} is not the one this array was taken from: "
         if self.origin != state["origin"]:
-            raise ValueError(
-                f"the cache at {str(self.path)!r} is not the one this array was taken from: it was "
-                "extracted from another model or with other settings."
-            )
+            raise ValueError(f"{message}it was extracted from another model or with other settings.")
+        self._keep_shards(self.shards[: state["n_shards"]])  # others may have been added since
+        if self._checksum_of_rows() != state["rows"]:
+            raise ValueError(f"{message}it has other rows.")
+
+    def _keep_shards(self, shards: list[Shard]) -> None:
+        self.shards = shards
+        self.n_bytes = sum(shard.n_bytes for shard in shards)
+        self._edges = np.concatenate([[0], np.cumsum([shard.n_rows for shard in shards], dtype=np.int64)])
+
+    def _checksum_of_rows(self) -> int:
+        return json_checksum({"shards": [shard.checksum for shard in self.shards]})

@@ -35,7 +35,7 @@ class LocalFolder:
     """A folder of this machine."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = absolute(path)
 
     def sizes(self) -> dict[str, dict[str, int]]:
         return {
@@ -113,6 +113,11 @@ class RemoteFolder:
 def is_url(path: str | os.PathLike[str]) -> bool:
     """Whether a path is a URL such as ``s3://bucket/cache``."""
     return "://" in os.fspath(path)
+
+
+def absolute(path: str | os.PathLike[str]) -> Path:
+    """The path wherever this process and its workers go; ``~`` is the user's home."""
+    return Path(os.path.expanduser(path)).absolute()
 
 
 def open_folder(path: str | os.PathLike[str]) -> Folder:

@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from skexit.cache._cache import FeatureCache
+from skexit.cache._folders import absolute
 from skexit.cache._shards import LABELS, Shard
 from skexit.cache._writer import CacheWriter
 
@@ -71,7 +72,7 @@ def merge_caches(
     if not caches:
         raise ValueError("sources is empty; give at least one cache.")
     for cache in caches:
-        _check_source(cache, caches[0], Path(destination))
+        _check_source(cache, caches[0], absolute(destination))
     _check_labels(caches)
     shards = [(shard, Path(cache.path, shard.name)) for cache in caches for shard in cache.shards]
     n_merged, n_rows = _find_merged(destination, [shard for shard, _ in shards])

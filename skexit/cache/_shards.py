@@ -19,7 +19,7 @@ from skexit.cache._array_files import checksum as _checksum
 from skexit.cache._durable import begin_sync, sync_files, sync_folder
 from skexit.cache._folders import Folder, LocalFolder, copy_file
 from skexit.cache._json_files import check_count, dump_json, json_checksum, parse_json
-from skexit.cache._manifest import Manifest
+from skexit.cache._manifest import MANIFEST, Manifest, read_manifest
 from skexit.cache._open_arrays import OpenArrays
 
 LABELS = "y.npy"
@@ -81,12 +81,16 @@ class Shard:
             described = self.files.get(name)
             if described is None:
                 raise self._damage(name, "the shard has no such file")
-            with (
-                self._naming(name),
-                self.folder.open(f"{self.name}/{name}", described.n_bytes + MAX_HEADER_BYTES) as file,
-            ):
-                array = map_array(file, described)
-                self._check(name, array, os.fstat(file.fileno()))
+            try:
+                with (
+                    self._naming(name),
+                    self.folder.open(f"{self.name}/{name}", described.n_bytes + MAX_HEADER_BYTES) as file,
+                ):
+                    array = map_array(file, described)
+                    self._check(name, array, os.fstat(file.fileno()))
+            except ValueError:
+                self._check_in_place()
+                raise
             self._open_arrays.add(key, array)
         return array
 
@@ -110,6 +114,26 @@ class Shard:
             if _checksum(array) != self.files[name].crc32:
                 raise ValueError("its checksum differs")
             self._checked[name] = stamp
+
+    def _check_in_place(self) -> None:
+        """Raise an error if the cache is not there any more, or another is: what a file lacks is no damage then."""
+        path = str(self.folder.path)
+        try:
+            shards = read_manifest(self.folder).shards
+            if shards is not None:
+                same = self.checksum in shards[self.number : self.number + 1]
+            else:  # rows are being added
+                same = self.checksum == json_checksum(parse_json(self.folder.read(f"{self.name}/{_SHARD}")))
+        except FileNotFoundError as error:
+            if MANIFEST not in str(error):
+                return
+            raise FileNotFoundError(
+                f"the cache {path!r} is not there any more. Open it with FeatureCache where it is now."
+            ) from None
+        except ValueError:
+            return
+        if not same:
+            raise ValueError(f"another cache is at {path!r} now. Open it with FeatureCache again.")
 
     def _read_description(self, description: dict[str, Any], manifest: Manifest) -> dict[str, Any]:
         number = check_count("number", description.get("number"))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skexit.cache._folders import LocalFolder, is_url
+from skexit.cache._folders import LocalFolder, absolute, is_url
 from skexit.cache._json_files import temporary_name, write_json
 from skexit.cache._lock import LOCK, FolderLock
 from skexit.cache._manifest import DTYPES, MANIFEST, Manifest, block_name, make_fingerprint, read_manifest
@@ -37,7 +37,7 @@ class CacheWriter:
     Parameters
     ----------
     path : str or path-like
-        Folder of the cache. When it has one already, rows are added after those it has.
+        Folder of the cache; ``~`` is the user's home. When it has one already, rows are added after those it has.
     layout : ExitLayout
         Columns, classes and costs of the exits.
     origin : dict of str to str
@@ -76,7 +76,7 @@ class CacheWriter:
             raise ValueError(f"dtype={dtype!r} must be 'float32' or 'float16'.")
         if is_url(path):
             raise ValueError(f"{str(path)!r} is a URL; write the cache to a folder of this machine, and copy it then.")
-        self.path = Path(path)
+        self.path = absolute(path)
         self.layout = layout
         self.dtype = np.dtype(dtype)
         self.shard_rows = shard_rows or max(1, _SHARD_BYTES // (layout.n_columns * self.dtype.itemsize))

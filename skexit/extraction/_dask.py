@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skexit.cache import FeatureCache
+from skexit.cache._folders import absolute
 from skexit.extraction._extractor import ExitExtractor
 from skexit.extraction._parts import count_parts, extract_part, is_complete, join_parts, loader_of_part
 from skexit.utils._optional import optional_import
@@ -74,7 +75,7 @@ def extract_on_dask(
     with optional_import("extract_on_dask needs", "distributed"):
         import cloudpickle
         from distributed import as_completed
-    folder = Path(path).absolute()
+    folder = absolute(path)
     if is_complete(folder):
         return extractor.extract(loader, folder, **options)
     n_parts = count_parts(folder, n_parts or 4 * len(client.scheduler_info()["workers"]))

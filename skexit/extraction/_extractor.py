@@ -35,6 +35,7 @@ from skexit.backbone._modules import (
 from skexit.backbone._outputs import as_logits
 from skexit.backbone._pooling import Pool, check_pool, pool_name, pool_output
 from skexit.cache import CacheWriter, FeatureCache
+from skexit.cache._folders import absolute, is_url
 from skexit.cache._writer import check_same_cache
 from skexit.data import ExitLayout
 from skexit.extraction._batches import Batch, check_fixed_order, check_same_labels, read_batches, skip_cached_rows
@@ -177,7 +178,8 @@ class ExitExtractor:
             If another process is extracting into the folder.
         """
         rank, n_workers = rank_and_size(worker)
-        folder = Path(path)
+        folder = absolute(path)  # reading the loader may change the working directory
+        path = path if is_url(path) else folder
         if (n_workers > 1 or found_parts(folder)) and not is_complete(folder):
             options: dict[str, Any] = {"classes": classes, "shard_rows": shard_rows, "progress": progress}
             return extract_as_worker(partial(self._extract_part, **options), loader, folder, rank, n_workers)
