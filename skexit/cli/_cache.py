@@ -52,8 +52,9 @@ def _reporting_errors(command: Callable[[argparse.Namespace], None]) -> Callable
         try:
             command(options)
         except (ImportError, OSError, RuntimeError, ValueError) as error:
-            lines = [str(error), *getattr(error, "__notes__", [])]
-            print(f"skexit cache {options.action}: error: {chr(10).join(lines)}", file=sys.stderr)
+            lines = [line for text in (str(error), *getattr(error, "__notes__", [])) for line in text.split("\n")]
+            message = "\n".join(map(printable, lines))
+            print(f"skexit cache {options.action}: error: {message}", file=sys.stderr)
             return 1
         return 0
 
@@ -73,7 +74,8 @@ def _verify(options: argparse.Namespace) -> None:
     cache.verify(progress=not options.quiet)
     if not options.quiet:
         complete = "" if cache.complete else "; the extraction has not finished"
-        print(f"{cache.path}: {cache.n_rows:,} rows, {_size(cache.n_bytes)}, no file is damaged{complete}")
+        rows = f"{cache.n_rows:,} rows, {_size(cache.n_bytes)}"
+        print(f"{printable(options.cache)}: {rows}, no file is damaged{complete}")
 
 
 def _merge(options: argparse.Namespace) -> None:
@@ -81,7 +83,7 @@ def _merge(options: argparse.Namespace) -> None:
 
     cache = merge_caches(options.sources, options.destination, progress=not options.quiet)
     if not options.quiet:
-        print(f"{cache.path}: {cache.n_rows:,} rows, {_size(cache.n_bytes)}")
+        print(f"{printable(options.destination)}: {cache.n_rows:,} rows, {_size(cache.n_bytes)}")
 
 
 def describe(cache: FeatureCache) -> str:
@@ -104,7 +106,16 @@ def describe(cache: FeatureCache) -> str:
     for k, (cost, fraction) in enumerate(zip(layout.costs, layout.cost_fractions, strict=True)):
         table.append((str(k), str(layout.n_logits[k]), str(layout.n_features[k]), f"{cost:,.6g}", f"{fraction:.1%}"))
     lines = [*_aligned(facts), "", *_columns(table), "", "origin", *(f"  {line}" for line in _aligned(cache.origin))]
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(printable(line).rstrip() for line in lines)
+
+
+def printable(text: str) -> str:
+    """The text with all that a terminal may obey, or that moves what stands beside it, as escape sequences.
+
+    >>> printable("\\x1b[31mnéa\\u202e")
+    '\\\\x1b[31mnéa\\\\u202e'
+    """
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _classes(cache: FeatureCache) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from skexit._version import __version__
-from skexit.cli._cache import add_cache_command
+from skexit.cli._cache import add_cache_command, printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +33,7 @@ def _report(options: argparse.Namespace) -> int:
     try:
         print(_write_report(options.cache, options.policies, options.out, options.budget))
     except (ImportError, OSError, ValueError) as error:
-        print(f"skexit report: error: {error}", file=sys.stderr)
+        print(f"skexit report: error: {printable(str(error))}", file=sys.stderr)
         return 1
     return 0
 

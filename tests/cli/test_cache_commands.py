@@ -162,3 +162,36 @@ def test_usage(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert "usage: skexit cache" in capsys.readouterr().err
+
+
+HOSTILE = {"model": "\x1b[31mred\x1b[0m", "a\x1b]0;title\x07b": "x", "data": "two\nlines\r\u202eback", "name": "é中"}
+
+
+def untrusted(folder):
+    """A cache whose origin and classes hold what a terminal obeys; and one of another origin, to be told from it."""
+    layout = ExitLayout([2, 2], [0, 0], classes=["\x1b[2J", "ok"], cost_unit="\x1b[5m")
+    for name, origin in (("a", HOSTILE), ("b", {"model": "\x9b31m", "c\x1b[1m": "y"})):
+        with CacheWriter(folder / name, layout, origin=origin) as writer:
+            writer.append([np.zeros((1, 2))] * 2, [None, None])
+    return [str(folder / name) for name in "ab"]
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "merge", "missing", "report"])
+def test_nothing_that_a_terminal_obeys_is_printed(tmp_path, capsys, command):
+    a, b = untrusted(tmp_path)
+    main(
+        {
+            "info": ["cache", "info", a],
+            "verify": ["cache", "verify", a],
+            "merge": ["cache", "merge", a, b, str(tmp_path / "c")],
+            "missing": ["cache", "info", str(tmp_path / "\x1b[31m")],
+            "report": ["report", a, str(tmp_path / "p.joblib"), "--out", str(tmp_path / "out.html")],
+        }[command]
+    )
+    printed = "".join(capsys.readouterr())
+    assert printed
+    assert all(line.isprintable() for line in printed.split("\n")), printed
+    if command == "info":
+        assert r"\x1b[31mred\x1b[0m" in printed
+        assert "é中" in printed
+        assert r"two\nlines\r\u202eback" in printed
