@@ -25,7 +25,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
             file.write(dump_json(content))
         sync_files([temporary])
         os.replace(temporary, path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)

@@ -27,10 +27,15 @@ class FolderLock:
                 f"another process is writing into {str(folder)!r}: wait until it has ended, or give another folder. "
                 "A process that was killed does not count."
             ) from None
+        except BaseException:  # an interruption; it may have come when the lock was held
+            self._lock.release(force=True)
+            raise
 
     def release(self) -> None:
         """Let others write."""
-        # Removed while it is held: who opened it just now finds that it has no name any more, and does not take it.
-        with suppress(OSError):
-            self._file.unlink()
-        self._lock.release()
+        try:
+            # Removed while it is held: who opened it just now finds that it has no name any more, and does not take it.
+            with suppress(OSError):
+                self._file.unlink()
+        finally:
+            self._lock.release()

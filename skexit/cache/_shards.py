@@ -187,16 +187,17 @@ class ShardWriter:
     def __init__(self, path: Path, number: int, dtype: np.dtype, cache: str) -> None:
         self._path = path
         self._folder = path / f"{UNFINISHED}{number:05d}"
-        self._folder.mkdir()
+        self._folder.mkdir(exist_ok=True)
         self._number = number
         self._dtype = dtype
         self._cache = cache
         self._files: dict[str, _GrowingArray] = {}
         self._taken: dict[str, ArrayFile] = {}
         self._labels: list[NDArray[Any]] = []
+        self._is_whole = True
         self.n_rows = 0
 
-    def append(self, blocks: dict[str, NDArray[Any]], y: Any) -> int:
+    def append(self, blocks: dict[str, NDArray[Any]], y: Any) -> None:
         n_rows = {len(block) for block in blocks.values()}
         labels = None if y is None else _check_labels(y)
         if labels is not None:
@@ -207,25 +208,28 @@ class ShardWriter:
             raise ValueError("some batches have labels and others none; give labels for all rows or for none.")
         # Nothing is written before everything is found right, so that a refused batch leaves no trace.
         stored = {name: _to_storage(block, self._dtype, name) for name, block in blocks.items()}
+        self._begin_change()
         for name, block in stored.items():
             if name not in self._files:
                 self._files[name] = _GrowingArray(self._folder / name, block.shape[1], self._dtype)
             self._files[name].append(block)
         if labels is not None:
             self._labels.append(labels)
-        added = n_rows.pop()
-        self.n_rows += added
-        return added
+        self.n_rows += n_rows.pop()
+        self._is_whole = True
 
     def take(self, shard: Shard, source: Path) -> None:
         """Fill the shard with the files of another, from its folder."""
+        self._begin_change()
         for name in shard.files:
             copy_file(source / name, self._folder / name)
         self._taken = shard.files
         self.n_rows = shard.n_rows
+        self._is_whole = True
 
     def close(self) -> int:
         """Complete the shard, and give the checksum of its description."""
+        self._begin_change()
         files = self._taken | {name: file.close() for name, file in self._files.items()}
         if self._labels:
             labels = np.concatenate(self._labels)
@@ -248,7 +252,17 @@ class ShardWriter:
     def discard(self) -> None:
         for file in self._files.values():
             file.abandon()
-        shutil.rmtree(self._folder)
+        with suppress(OSError):  # it may have become a complete shard; what is left is removed by the next writer
+            shutil.rmtree(self._folder)
+
+    def _begin_change(self) -> None:
+        """Raise a RuntimeError if an earlier change has not come to its end."""
+        if not self._is_whole:
+            raise RuntimeError(
+                f"writing into {str(self._path)!r} was interrupted in the middle of a shard. Open another CacheWriter "
+                "to go on after the complete shards."
+            )
+        self._is_whole = False
 
 
 class _GrowingArray:

@@ -111,7 +111,7 @@ class CacheWriter:
                     raise ValueError(f"the {part} of exit {k} have shape {np.shape(block)}; the layout says {width}.")
                 if width:
                     blocks[block_name(k, part)] = np.asarray(block)
-        self.n_rows += self._shard.append(blocks, y)
+        self._shard.append(blocks, y)
         if self._shard.n_rows >= self.shard_rows:
             self._close_shard()
 
@@ -128,7 +128,6 @@ class CacheWriter:
         self._close_shard()
         self._shard = self._new_shard()
         self._shard.take(shard, source)
-        self.n_rows += shard.n_rows
         self._close_shard()
 
     def __enter__(self) -> CacheWriter:
@@ -137,6 +136,16 @@ class CacheWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        try:
+            self._end(error)
+        finally:
+            # Twice, as Ctrl-C may come just before it, too.
+            try:
+                self._lock.release()
+            finally:
+                self._lock.release()
+
+    def _end(self, error: BaseException | None) -> None:
         try:
             if error is None:
                 self._complete()
@@ -151,7 +160,11 @@ class CacheWriter:
                 )
             if self._shard is not None:
                 self._shard.discard()
-            self._lock.release()
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows in complete shards and in the one being written."""
+        return self._n_closed + (0 if self._shard is None else self._shard.n_rows)
 
     def _begin(self, manifest: Manifest, n_cached: int | None) -> None:
         """Find what the folder holds, and mark it as a cache that is not complete."""
@@ -167,7 +180,7 @@ class CacheWriter:
         else:
             found = self._manifest = replace(manifest, fingerprint=make_fingerprint(manifest))
         shards = open_shards(folder, found)
-        self.n_rows = sum(shard.n_rows for shard in shards)
+        self._n_closed = sum(shard.n_rows for shard in shards)
         if n_cached not in (None, self.n_rows):
             raise RuntimeError(
                 f"another process has written into {str(self.path)!r} meanwhile: it has {self.n_rows} rows now, not "
@@ -189,6 +202,7 @@ class CacheWriter:
     def _close_shard(self) -> None:
         if self._shard is not None:
             self._checksums.append(self._shard.close())
+            self._n_closed += self._shard.n_rows
             self._shard = None
 
     def _write_manifest(self) -> None:
