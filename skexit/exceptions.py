@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ExpensiveHeadsWarning", "InconsistentVersionWarning", "RoutersUnusedWarning"]
+__all__ = ["ExpensiveHeadsWarning", "InconsistentVersionWarning", "LayoutLostWarning", "RoutersUnusedWarning"]
 
 
 class ExpensiveHeadsWarning(UserWarning):
@@ -65,6 +65,22 @@ class InconsistentVersionWarning(UserWarning):
             f"{self.current_version}. It may fail or decide otherwise than it did. Load it with the version that "
             "saved it, or fit it again with this one."
         )
+
+
+class LayoutLostWarning(UserWarning):
+    """What the columns of X mean was lost on the way, and had to be guessed.
+
+    A scaler, ``numpy.asarray``, ``numpy.vstack`` or a file drops the layout of an :class:`~skexit.ExitArray`.
+    An estimator that is given the rest warns if it has to do with one exit, with costs by default, or with
+    columns that look like logits as features. Pass ``layout=X.layout``, apply transformers by
+    :class:`~skexit.ExitTransformer`, or leave standardising to :class:`~skexit.ExitHeads`.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> from skexit.exceptions import LayoutLostWarning
+    >>> warnings.simplefilter("error", LayoutLostWarning)  # rather than go on with a guess
+    """
 
 
 class RoutersUnusedWarning(UserWarning):

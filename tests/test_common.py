@@ -23,12 +23,18 @@ from skexit.uncertainty._conformal import ConformalScores
 pytestmark = pytest.mark.filterwarnings("ignore:the mean cost on the fitting data:UserWarning")
 
 
+# Plain arrays say nothing of exits.
+without_exits = pytest.mark.filterwarnings("ignore::skexit.exceptions.LayoutLostWarning")
+
+
+@without_exits
 @parametrize_with_checks(estimators())
 def test_scikit_learn_checks(estimator, check):
     check(estimator)
 
 
 @pytest.mark.slow
+@without_exits
 @parametrize_with_checks(EXACT_HEADS)
 def test_scikit_learn_checks_of_boosted_heads(estimator, check):
     check(estimator)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from skexit.data._layout import FRAME_ATTRIBUTE, ExitLayout, resolve_layout
+from skexit.data._blocks import as_numpy, logit_blocks, warn_of_probabilities
+from skexit.data._layout import ExitLayout, attributes_of_frame, resolve_layout
 from skexit.data._sources import ArraySource, ColumnSource
 
 if TYPE_CHECKING:
@@ -75,8 +76,8 @@ class ExitArray:
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_columns)
-            Values of all columns.
+        X : array-like of shape (n_samples, n_columns), or (n_samples, n_exits, n_classes)
+            Values of all columns; in three dimensions, the logits of every exit.
         layout : ExitLayout or int, default=None
             Columns of the exits, or the number of exits into which they split evenly. By default
             that of X, where it knows one; else X is one exit of features.
@@ -87,10 +88,23 @@ class ExitArray:
         """
         if isinstance(X, ExitArray) and layout is None:
             return X
-        array = np.asarray(X)
+        array = as_numpy(X)
+        if array.ndim == 3:
+            exits = cls._from_logits(array)
+            return exits if layout is None else relabel(exits, layout)
         if array.ndim != 2:
-            raise ValueError(f"X has shape {array.shape}; it must be two-dimensional, one row per sample.")
-        return cls(ArraySource(array), resolve_layout(layout, X, array.shape[1]))
+            raise ValueError(
+                f"X has shape {array.shape}; it must be two-dimensional, one row per sample, or (n_samples, "
+                "n_exits, n_classes) for logits."
+            )
+        exits = cls(ArraySource(array), resolve_layout(layout, X, array.shape[1]))
+        warn_of_probabilities([exits.logits(k) for k in range(exits.layout.n_exits)])
+        return exits
+
+    @classmethod
+    def _from_logits(cls, logits: NDArray[Any]) -> ExitArray:
+        blocks = [block for block in logit_blocks(logits, "X") if block is not None]
+        return cls(ArraySource(np.hstack(blocks)), ExitLayout([block.shape[1] for block in blocks]))
 
     @classmethod
     def from_frame(cls, frame: pd.DataFrame, layout: ExitLayout | None = None) -> ExitArray:
@@ -209,7 +223,7 @@ class ExitArray:
         import pandas as pd
 
         frame = pd.DataFrame(np.asarray(self), columns=self.layout.column_names(), index=index)
-        frame.attrs[FRAME_ATTRIBUTE] = self.layout.to_dict()
+        frame.attrs.update(attributes_of_frame(self.layout))
         return frame
 
     def __getitem__(self, key: Any) -> Any:
@@ -267,6 +281,25 @@ class ExitArray:
         if self._rows is None and isinstance(rows, slice):
             return rows
         return self._absolute(rows)
+
+
+def relabel(X: ExitArray, layout: ExitLayout | int) -> ExitArray:
+    """X with other costs or classes; the columns must stay those of its exits."""
+    layout = resolve_layout(layout, X, X.shape[1])
+    if (X.layout.n_logits, X.layout.n_features) != (layout.n_logits, layout.n_features):
+        raise ValueError(
+            f"layout={layout} divides the columns otherwise than X, which has {X.layout}. Leave layout=None, or pass "
+            "numpy.asarray(X)."
+        )
+    known = X.layout.classes
+    if layout.classes is None or known is None:
+        return X.with_layout(layout if known is None else layout.replace(classes=known))
+    if not np.array_equal(layout.classes, known):
+        raise ValueError(
+            f"layout has the classes {layout.classes.tolist()}, but X has {known.tolist()}. Leave layout=None or its "
+            "classes=None to go by X; if X is wrong, correct it by X.with_layout(layout)."
+        )
+    return X.with_layout(layout)
 
 
 def enough_rows(n_rows: int, n_numbers: int) -> NDArray[np.intp]:

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from skexit import _version
 from skexit.data._arrays import ExitArray
 from skexit.data._layout import ExitLayout
-from skexit.exceptions import ExpensiveHeadsWarning, InconsistentVersionWarning
+from skexit.exceptions import ExpensiveHeadsWarning, InconsistentVersionWarning, LayoutLostWarning
 from skexit.utils._docstring import shared_docs
 from skexit.utils._html import WithTable
 from skexit.utils._sklearn import _VisualBlock
@@ -109,6 +109,29 @@ def warn_of_other_costs(estimator: ExitEstimator, X: ExitArray) -> None:
             "mean_cost stay fractions of the costs that were fitted. If X is right, give it those costs: "
             "X.with_layout(X.layout.replace(costs=...))."
         )
+
+
+def warn_of_lost_exits(estimator: ExitEstimator, layout: ExitLayout) -> ExitLayout:
+    """Warn where X said nothing of exits, so that it is a single one; gives the layout with that as settled.
+
+    A budget of 1, which is kept all the same, is no reason to warn.
+    """
+    budget = getattr(estimator, "budget", None)
+    if layout._guessed != "exits" or budget == 1:
+        return layout
+    name = type(estimator).__name__
+    nothing = "and there is nothing to decide" if budget is None else f"and budget={budget!r} cannot be kept"
+    warn(
+        LayoutLostWarning(
+            f"X says nothing of exits, so that {name} has one exit, which costs 1, {nothing}. A scaler, numpy.asarray, "
+            "numpy.vstack or a file drops the layout of an ExitArray. Keep it in one of three ways: (1) pass "
+            "layout=X.layout of the ExitArray to the first estimator of skexit after that step; (2) apply transformers "
+            "of scikit-learn exit by exit, as ExitTransformer(StandardScaler()); (3) leave the scaler out: ExitHeads "
+            "standardises features itself. Logits of shape (n_samples, n_exits, n_classes) are taken as they are. "
+            "If one exit is meant, pass layout=1."
+        )
+    )
+    return layout._as_guess(None)
 
 
 def without_rows(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -11,12 +12,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from skexit.data._layout_checks import check_classes, check_costs, check_head_costs, check_network_cost, check_widths
+from skexit.exceptions import LayoutLostWarning
 from skexit.utils._module_names import set_module
+from skexit.utils._warnings import warn
 
 _COLUMN_NAME = re.compile(r"exit(\d+)__(logit|feature)(\d+)")
 
 #: Key under which :meth:`skexit.ExitArray.to_frame` stores the layout in ``DataFrame.attrs``.
 FRAME_ATTRIBUTE = "skexit_layout"
+
+#: Key in it for what was not said of X.
+_GUESSED = "guessed"
 
 #: What a multiply-add costs in the units that count operations.
 MULTIPLY_ADD_COST = {"FLOPs": 2, "MACs": 1}
@@ -34,8 +41,9 @@ class ExitLayout:
     ----------
     n_logits : sequence of int, one per exit
         Number of logit columns of each exit: the number of classes, or 0 where an exit has no logits.
-    n_features : sequence of int, one per exit
-        Number of feature columns of each exit, 0 where an exit has none.
+    n_features : sequence of int, one per exit, default=None
+        Number of feature columns of each exit, 0 where an exit has none. By default no exit has any:
+        ``ExitLayout([10] * 9)`` is nine exits with the logits of ten classes.
     costs : array-like of shape (n_exits,), default=None
         Cumulative cost of an answer at each exit, strictly increasing, in `cost_unit`. By default
         the fractions ``(k + 1) / n_exits``.
@@ -85,10 +93,13 @@ class ExitLayout:
     'e2c67ebdf33eccd6'
     """
 
+    #: What was not said of X: its ``"exits"``, or their ``"costs"`` and classes; None where all was.
+    _guessed: str | None = None
+
     def __init__(
         self,
         n_logits: Sequence[int],
-        n_features: Sequence[int],
+        n_features: Sequence[int] | None = None,
         *,
         costs: ArrayLike | None = None,
         cost_unit: str | None = None,
@@ -97,13 +108,13 @@ class ExitLayout:
         head_costs: ArrayLike | None = None,
     ) -> None:
         self.n_logits = tuple(int(width) for width in n_logits)
-        self.n_features = tuple(int(width) for width in n_features)
-        _check_widths(self.n_logits, self.n_features)
-        self.costs = _check_costs(costs, self.n_exits)
-        self.head_costs = _check_head_costs(head_costs, self.costs)
-        self.network_cost = _check_network_cost(network_cost, self.costs, self.head_costs)
+        self.n_features = tuple(int(width) for width in ([0] * len(n_logits) if n_features is None else n_features))
+        check_widths(self.n_logits, self.n_features)
+        self.costs = check_costs(costs, self.n_exits)
+        self.head_costs = check_head_costs(head_costs, self.costs)
+        self.network_cost = check_network_cost(network_cost, self.costs, self.head_costs)
         self.cost_unit = "fraction" if costs is None and cost_unit is None else cost_unit
-        self.classes = _check_classes(classes, max(self.n_logits))
+        self.classes = check_classes(classes, max(self.n_logits))
         widths = np.column_stack([self.n_logits, self.n_features]).ravel()
         self._edges = np.concatenate([[0], np.cumsum(widths)])
 
@@ -231,7 +242,14 @@ class ExitLayout:
             "network_cost": self.network_cost,
             "head_costs": self.head_costs,
         }
-        return ExitLayout(**(parameters | changes))
+        layout = ExitLayout(**(parameters | changes))
+        return layout if self._guessed is None else layout._as_guess(self._guessed)
+
+    def _as_guess(self, part: str | None) -> ExitLayout:
+        """A copy that knows what was not said of X."""
+        layout = copy.copy(self)
+        layout._guessed = part
+        return layout
 
     def to_dict(self) -> dict[str, Any]:
         """The layout as a dict that JSON can hold; `from_dict` reads it back.
@@ -364,13 +382,9 @@ def resolve_layout(layout: ExitLayout | int | None, X: Any, n_columns: int) -> E
     `X` is what the user passed, before it became an array. An int splits the columns evenly into that many exits. A
     ValueError says if the layout does not have `n_columns` columns.
     """
-    if layout is None and hasattr(X, "columns"):
-        layout = _layout_of_frame(X)
-    elif layout is None:
-        own = getattr(X, "layout", None)  # a torch tensor has a layout of another kind
-        layout = own if isinstance(own, ExitLayout) else None
+    layout = own_layout(X) if layout is None else layout
     if layout is None:
-        layout = 1
+        return ExitLayout.even(n_columns, 1)._as_guess("exits")
     if isinstance(layout, int | np.integer) and not isinstance(layout, bool):
         return ExitLayout.even(n_columns, int(layout))
     if not isinstance(layout, ExitLayout):
@@ -383,88 +397,54 @@ def resolve_layout(layout: ExitLayout | int | None, X: Any, n_columns: int) -> E
     return layout
 
 
+def own_layout(X: Any) -> ExitLayout | None:
+    """The layout that X itself knows, None for a plain array."""
+    if hasattr(X, "columns"):
+        return _layout_of_frame(X)
+    own = getattr(X, "layout", None)  # a torch tensor has a layout of another kind
+    return own if isinstance(own, ExitLayout) else None
+
+
 def _layout_of_frame(frame: Any) -> ExitLayout | None:
     layout = ExitLayout.from_column_names(list(frame.columns))
+    if layout is None:
+        return None
     stored = getattr(frame, "attrs", {}).get(FRAME_ATTRIBUTE)
-    if layout is None or stored is None:
-        return layout
-    stored = ExitLayout.from_dict(stored)
+    if stored is None:
+        return layout._as_guess("costs")
+    guessed = stored.get(_GUESSED)
+    stored = ExitLayout.from_dict({name: value for name, value in stored.items() if name != _GUESSED})
     if (stored.n_logits, stored.n_features) != (layout.n_logits, layout.n_features):
         raise ValueError(
             "the columns of the DataFrame are not those of the layout kept in its attrs. Pass "
             f"layout=, or delete attrs[{FRAME_ATTRIBUTE!r}]."
         )
-    return stored
+    return stored._as_guess(guessed)
+
+
+def attributes_of_frame(layout: ExitLayout) -> dict[str, Any]:
+    """What ``DataFrame.attrs`` hold of a layout."""
+    guessed = {} if layout._guessed is None else {_GUESSED: layout._guessed}
+    return {FRAME_ATTRIBUTE: layout.to_dict() | guessed}
+
+
+def warn_of_default_costs(layout: ExitLayout) -> ExitLayout:
+    """Warn where a DataFrame tells exits, but no costs and classes; gives the layout with the defaults as settled."""
+    if layout._guessed != "costs":
+        return layout
+    logits = "" if layout.n_classes is None else ", and logits are read in the order of the sorted classes"
+    warn(
+        LayoutLostWarning(
+            "the columns of the DataFrame name its exits, but attrs, where to_frame() keeps costs and classes, say "
+            f"nothing: files and many operations lose them. Costs are now {layout.costs.round(4).tolist()}{logits}. "
+            "Save X.layout.to_dict() beside the file, as JSON; then pass layout=ExitLayout.from_dict(...), or "
+            "ExitArray.from_frame(frame, layout)."
+        )
+    )
+    return layout._as_guess(None)
 
 
 def _plain_label(label: Any) -> Any:
     """A class label such that labels that are equal are written the same: 1, 1.0 and True as 1."""
     label = label.item() if isinstance(label, np.generic) else label
     return int(label) if isinstance(label, bool | float) and float(label).is_integer() else label
-
-
-def _check_widths(n_logits: tuple[int, ...], n_features: tuple[int, ...]) -> None:
-    if len(n_logits) != len(n_features) or not n_logits:
-        raise ValueError(
-            f"n_logits={list(n_logits)} and n_features={list(n_features)} must have one entry for "
-            "each exit, and there must be an exit."
-        )
-    for k, (logits, features) in enumerate(zip(n_logits, n_features, strict=True)):
-        if min(logits, features) < 0 or logits + features == 0:
-            raise ValueError(f"exit {k} has {logits} logits and {features} features; give it one or the other.")
-    present = {width for width in n_logits if width}
-    if len(present) > 1:
-        raise ValueError(f"n_logits={list(n_logits)}: every exit that has logits needs the same number.")
-    if present == {1}:
-        raise ValueError(
-            "n_logits=1: an exit needs one logit a class. For a binary network with a single output z, stack [0, z]."
-        )
-
-
-def _check_costs(costs: ArrayLike | None, n_exits: int) -> NDArray[np.float64]:
-    if costs is None:
-        return np.arange(1, n_exits + 1) / n_exits
-    costs = np.asarray(costs, dtype=np.float64)
-    if costs.shape != (n_exits,):
-        raise ValueError(f"costs has shape {costs.shape}; give one cumulative cost for each of {n_exits} exits.")
-    if not np.isfinite(costs).all() or costs[0] <= 0 or (np.diff(costs) <= 0).any():
-        raise ValueError(
-            f"costs={costs.tolist()} must be positive, finite and strictly increasing: the cost of "
-            "an answer at exit k includes all that comes before it. For costs of single stages "
-            "pass numpy.cumsum(costs)."
-        )
-    return costs
-
-
-def _check_head_costs(head_costs: ArrayLike | None, costs: NDArray[np.float64]) -> NDArray[np.float64]:
-    checked = np.zeros(len(costs)) if head_costs is None else np.asarray(head_costs, dtype=np.float64)
-    if checked.shape != costs.shape:
-        raise ValueError(f"head_costs has shape {checked.shape}; give one cost for each of {len(costs)} exits.")
-    if not ((checked >= 0) & (checked < costs)).all():
-        raise ValueError(
-            f"head_costs={checked.tolist()} must be 0 or more and below costs={costs.tolist()}, which include them."
-        )
-    return checked
-
-
-def _check_network_cost(
-    network_cost: float | None, costs: NDArray[np.float64], head_costs: NDArray[np.float64]
-) -> float:
-    if network_cost is None:
-        return float(costs[-1] - head_costs[-1])
-    if not 0 < network_cost < np.inf:
-        raise ValueError(
-            f"network_cost={network_cost!r} must be positive and finite: it is the whole of all fractions."
-        )
-    return float(network_cost)
-
-
-def _check_classes(classes: ArrayLike | None, n_logits: int) -> NDArray[Any] | None:
-    if classes is None:
-        return None
-    classes = np.asarray(classes)
-    if classes.ndim != 1 or len(np.unique(classes)) != len(classes):
-        raise ValueError("classes must be one-dimensional, without repeated labels.")
-    if n_logits and len(classes) != n_logits:
-        raise ValueError(f"classes has {len(classes)} labels but each exit has {n_logits} logits.")
-    return classes

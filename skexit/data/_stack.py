@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from skexit.data._arrays import ExitArray
+from skexit.data._blocks import Blocks, logit_blocks, logits_of_probabilities, split_exits
 from skexit.data._layout import ExitLayout
 from skexit.data._sources import ArraySource
 
@@ -17,6 +17,7 @@ def stack_exits(
     logits: ArrayLike | Sequence[ArrayLike | None] | None = None,
     features: ArrayLike | Sequence[ArrayLike | None] | None = None,
     *,
+    probabilities: ArrayLike | Sequence[ArrayLike | None] | None = None,
     costs: ArrayLike | None = None,
     classes: ArrayLike | None = None,
     cost_unit: str | None = None,
@@ -27,10 +28,15 @@ def stack_exits(
     ----------
     logits : array-like of shape (n_samples, n_exits, n_classes), or list of n_exits arrays of \
 shape (n_samples, n_classes) or None, default=None
-        Logits of each exit; in a list, None where an exit has none.
+        Logits of each exit; in a list, None where an exit has none. A single column z, as of a binary
+        network with a sigmoid, becomes ``[0, z]``. A logit of -inf, as of a class that is masked, becomes that
+        of the probability 1e-30.
     features : list of n_exits arrays of shape (n_samples, n_features_k) or None, or array-like of \
 shape (n_samples, n_exits, n_features), default=None
         Features of each exit; in a list, None where an exit has none.
+    probabilities : as `logits`, default=None
+        Class probabilities of exits that have no `logits`. Their logarithms become the logits; what is
+        below 1e-12, as the zeros of a forest, counts as 1e-12. A single column p becomes ``[1 - p, p]``.
     costs : array-like of shape (n_exits,), default=None
         Cumulative cost of an answer at each exit, in `cost_unit`, strictly increasing. By default
         the fractions ``(k + 1) / n_exits``.
@@ -47,7 +53,13 @@ shape (n_samples, n_exits, n_features), default=None
     Raises
     ------
     ValueError
-        If there are neither logits nor features, or the arrays do not fit each other.
+        If there is nothing to stack, the arrays do not fit each other, or the probabilities of a row are
+        negative or do not sum to 1.
+
+    Warns
+    -----
+    UserWarning
+        If all logits of an exit look like probabilities.
 
     Examples
     --------
@@ -63,53 +75,39 @@ shape (n_samples, n_exits, n_features), default=None
     >>> X.layout.n_logits, X.layout.n_features
     ((0, 10), (4, 8))
     """
-    logit_blocks = _split_exits(logits, "logits")
-    feature_blocks = _split_exits(features, "features")
-    n_exits = max(len(logit_blocks), len(feature_blocks))
-    logit_blocks = logit_blocks or [None] * n_exits
-    feature_blocks = feature_blocks or [None] * n_exits
-    if n_exits == 0:
-        raise ValueError("stack_exits needs logits, features, or both.")
-    if len(logit_blocks) != len(feature_blocks):
+    blocks = {
+        "logits": logit_blocks(logits),
+        "probabilities": logits_of_probabilities(probabilities),
+        "features": split_exits(features, "features"),
+    }
+    n_exits = _number_of_exits(blocks)
+    of_logits, of_probabilities, feature_blocks = (part or [None] * n_exits for part in blocks.values())
+    both_given = [k for k in range(n_exits) if of_logits[k] is not None and of_probabilities[k] is not None]
+    if both_given:
         raise ValueError(
-            f"logits has {len(logit_blocks)} exits and features {len(feature_blocks)}; put None where an exit has none."
+            f"exit {both_given[0]} has logits and probabilities; pass one of them, and None for it in the other list."
         )
-    blocks = [block for pair in zip(logit_blocks, feature_blocks, strict=True) for block in pair]
-    lengths = {len(block) for block in blocks if block is not None}
+    all_logits = [of_probabilities[k] if of_logits[k] is None else of_logits[k] for k in range(n_exits)]
+    columns = [block for pair in zip(all_logits, feature_blocks, strict=True) for block in pair if block is not None]
+    lengths = {len(block) for block in columns}
     if len(lengths) > 1:
         raise ValueError(f"the arrays have different numbers of rows: {sorted(lengths)}.")
     layout = ExitLayout(
-        n_logits=[0 if block is None else block.shape[1] for block in logit_blocks],
+        n_logits=[0 if block is None else block.shape[1] for block in all_logits],
         n_features=[0 if block is None else block.shape[1] for block in feature_blocks],
         costs=costs,
         cost_unit=cost_unit,
         classes=classes,
     )
-    array = np.concatenate([block for block in blocks if block is not None], axis=1)
-    return ExitArray(ArraySource(np.ascontiguousarray(array)), layout)
+    return ExitArray(ArraySource(np.ascontiguousarray(np.concatenate(columns, axis=1))), layout)
 
 
-def _split_exits(blocks: Any, name: str) -> list[NDArray[Any] | None]:
-    if blocks is None:
-        return []
-    if not isinstance(blocks, list | tuple):
-        blocks = np.asarray(blocks)
-        if blocks.ndim != 3:
-            width = "n_classes" if name == "logits" else "n_features"
-            raise ValueError(
-                f"{name} has shape {blocks.shape}; pass (n_samples, n_exits, {width}), or a list of arrays, one per "
-                "exit."
-            )
-        blocks = list(np.moveaxis(blocks, 1, 0))
-    return [_as_block(block, name, k) for k, block in enumerate(blocks)]
-
-
-def _as_block(block: Any, name: str, k: int) -> NDArray[Any] | None:
-    if block is None:
-        return None
-    array = np.asarray(block)
-    if array.ndim != 2:
-        raise ValueError(f"{name}[{k}] has shape {array.shape}; it must be (n_samples, width).")
-    if array.dtype.kind in "fiub":
-        return array if array.dtype.kind == "f" else array.astype(np.float64)
-    raise ValueError(f"{name}[{k}] has dtype {array.dtype}; it must be numeric.")
+def _number_of_exits(blocks: dict[str, Blocks]) -> int:
+    counts = {name: len(part) for name, part in blocks.items() if part}
+    if not counts:
+        raise ValueError("stack_exits needs logits, features, or both.")
+    (first, n_exits), *others = counts.items()
+    for name, count in others:
+        if count != n_exits:
+            raise ValueError(f"{first} has {n_exits} exits and {name} {count}; put None where an exit has none.")
+    return n_exits

@@ -10,14 +10,18 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold, check_cv
 from sklearn.utils import column_or_1d
-from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import check_consistent_length, validate_data
 
-from skexit.data._arrays import ExitArray
-from skexit.data._layout import ExitLayout, resolve_layout
+from skexit.data._arrays import ExitArray, relabel
+from skexit.data._blocks import as_numpy
+from skexit.data._layout import ExitLayout, own_layout, resolve_layout, warn_of_default_costs
 from skexit.data._overlays import OverlaidSource
+from skexit.data._sources import ArraySource
+from skexit.exceptions import LayoutLostWarning
 from skexit.utils._checks import check_budget_is_fraction, check_sample_weight
 from skexit.utils._labels import index_of_labels
+from skexit.utils._warnings import warn
 
 
 def validate_training_data(
@@ -30,6 +34,7 @@ def validate_training_data(
     """
     checked, y = _validate_first(estimator, X, y)
     classes, labels = encode_labels(y, checked.layout)
+    _warn_of_logits_as_features(estimator, checked, classes, labels)
     checked, classes, labels, weight = _drop_weightless(checked, classes, labels, sample_weight)
     weight = weight / weight.max()  # equal weights become exactly 1, and no sum overflows
     return checked, classes, labels, weight / weight.mean()
@@ -51,7 +56,7 @@ def validate_partial_data(
         checked, known = validate_new_data(estimator, X), estimator.classes_
         y = column_or_1d(y, warn=True)
         check_consistent_length(checked, y)
-        check_classification_targets(y)
+        _check_class_labels(y, checked.layout.replace(classes=known))
         if classes is not None and not np.array_equal(np.unique(classes), known):
             raise ValueError(
                 f"classes={np.asarray(classes).tolist()} are not those of the first call to partial_fit, "
@@ -63,18 +68,57 @@ def validate_partial_data(
 
 def _validate_first(estimator: BaseEstimator, X: Any, y: Any) -> tuple[ExitArray, NDArray[Any]]:
     """Check X and y where nothing is fitted yet, and keep the layout."""
+    checked, y = validate_exits(estimator, X, y)
+    _check_class_labels(y, checked.layout)
+    estimator._layout_in = checked.layout
+    return sort_classes(checked), y
+
+
+def validate_exits(estimator: BaseEstimator, X: Any, y: Any) -> tuple[ExitArray, Any]:
+    """Check X, and y unless it is None, where nothing is fitted yet; the layout is that of the estimator or of X."""
+    X = _with_exits(X)
     if isinstance(X, ExitArray):
         validate_data(estimator, X, y, skip_check_array=True)
         _check_not_empty(estimator, X)
-        checked = X if estimator.layout is None else _with_layout(X, estimator.layout)
-        y = column_or_1d(y, warn=True)
-        check_consistent_length(X, y)
+        checked = X if estimator.layout is None else relabel(X, estimator.layout)
+        if y is not None:
+            y = column_or_1d(y, warn=True)
+            check_consistent_length(X, y)
     else:
-        array, y = validate_data(estimator, X, y, dtype=[np.float64, np.float32])
-        checked = ExitArray.from_array(array, resolve_layout(estimator.layout, X, array.shape[1]))
-    check_classification_targets(y)
-    estimator._layout_in = checked.layout
-    return sort_classes(checked), y
+        own = _own_layout(estimator, X)
+        layout = estimator.layout if own is None else own
+        # Logits are checked when they are read, where more can be said of what is wrong with them.
+        has_logits = isinstance(layout, ExitLayout) and any(layout.n_logits)
+        array = validate_data(estimator, X, y, dtype=[np.float64, np.float32], ensure_all_finite=not has_logits)
+        array, y = (array, None) if y is None else array
+        checked = ExitArray.from_array(array, resolve_layout(layout, array, array.shape[1]))
+        if own is not None and estimator.layout is not None:
+            checked = relabel(checked, estimator.layout)
+    return checked.with_layout(warn_of_default_costs(checked.layout)), y
+
+
+def _own_layout(estimator: BaseEstimator, X: Any) -> ExitLayout | None:
+    """The layout that X knows; where the columns of a DataFrame contradict themselves, `layout` settles it."""
+    try:
+        return own_layout(X)
+    except ValueError:
+        if estimator.layout is None:
+            raise
+        return None
+
+
+def _with_exits(X: Any) -> Any:
+    """What was passed as X, with the logits of an array of three dimensions as an ExitArray."""
+    if isinstance(X, list | tuple) and len(X) and np.ndim(X[0]) == 2:
+        if not isinstance(X[0], list | tuple):
+            raise ValueError(
+                f"X is a list of {len(X)} arrays. Arrays of one exit each are put together by stack_exits(logits=X) or "
+                "stack_exits(features=X), those of one sample each by numpy.stack(X)."
+            )
+        X = np.asarray(X)
+    elif hasattr(X, "requires_grad"):  # a tensor, of any device
+        X = as_numpy(X)
+    return ExitArray.from_array(X) if isinstance(X, np.ndarray) and X.ndim == 3 else X
 
 
 def _drop_weightless(
@@ -90,18 +134,9 @@ def _drop_weightless(
 
 def validate_new_data(estimator: BaseEstimator, X: Any) -> ExitArray:
     """Check what was passed to a method of a fitted estimator; logits are in the order of ``classes_``."""
-    layout: ExitLayout = estimator._layout_in
-    if not isinstance(X, ExitArray):
-        array = validate_data(estimator, X, reset=False, dtype=[np.float64, np.float32])
-        return sort_classes(ExitArray.from_array(array, layout))
-    # Before scikit-learn's check of the number of columns: layouts say more.
-    if (X.layout.n_logits, X.layout.n_features) != (layout.n_logits, layout.n_features):
-        raise ValueError(
-            f"X has the layout {X.layout}, but {type(estimator).__name__} was fitted with {layout}. Pass the "
-            "exits that it was fitted with."
-        )
-    validate_data(estimator, X, reset=False, skip_check_array=True)
-    _check_not_empty(estimator, X)
+    X, known = validate_new_exits(estimator, X), estimator._layout_in.classes
+    if X.layout.classes is None and known is not None:
+        X = X.with_layout(X.layout.replace(classes=known))
     X = sort_classes(X)
     if X.layout.classes is not None and not np.array_equal(X.layout.classes, estimator.classes_):
         raise ValueError(
@@ -109,6 +144,26 @@ def validate_new_data(estimator: BaseEstimator, X: Any) -> ExitArray:
             f"with {estimator.classes_.tolist()}. Pass logits of the classes that it was fitted with."
         )
     return X
+
+
+def validate_new_exits(estimator: BaseEstimator, X: Any) -> ExitArray:
+    """X of a method of a fitted estimator, which has the columns that were fitted; a plain array has their layout."""
+    X = _with_exits(X)
+    own, fitted = _own_layout(estimator, X), estimator._layout_in
+    # Before scikit-learn's check of the number of columns: layouts say more.
+    if own is not None and (own.n_logits, own.n_features) != (fitted.n_logits, fitted.n_features):
+        raise ValueError(
+            f"X has the layout {own}, but {type(estimator).__name__} was fitted with {fitted}. Pass the "
+            "exits that it was fitted with."
+        )
+    if isinstance(X, ExitArray):
+        validate_data(estimator, X, reset=False, skip_check_array=True)
+        _check_not_empty(estimator, X)
+        return X
+    array = validate_data(
+        estimator, X, reset=False, dtype=[np.float64, np.float32], ensure_all_finite=not any(fitted.n_logits)
+    )
+    return ExitArray(ArraySource(array), fitted if own is None or own._guessed else own)
 
 
 def sort_classes(X: ExitArray) -> ExitArray:
@@ -136,17 +191,6 @@ class _ReorderedLogits(OverlaidSource):
 
     def read_logits(self, k: int, rows: Any) -> NDArray[Any]:
         return super().read_logits(k, rows)[:, self.order]
-
-
-def _with_layout(X: ExitArray, layout: ExitLayout | int) -> ExitArray:
-    """X with other costs or classes; the columns must stay those of its exits."""
-    layout = resolve_layout(layout, X, X.shape[1])
-    if (X.layout.n_logits, X.layout.n_features) != (layout.n_logits, layout.n_features):
-        raise ValueError(
-            f"layout={layout} divides the columns otherwise than X, which has {X.layout}. Leave layout=None, or pass "
-            "numpy.asarray(X)."
-        )
-    return X.with_layout(layout)
 
 
 def _check_not_empty(estimator: BaseEstimator, X: ExitArray) -> None:
@@ -208,6 +252,56 @@ def _is_missing(value: Any) -> bool:
         return value is None or bool(value != value)
     except TypeError:  # pandas' NA is neither equal to itself nor not
         return True
+
+
+def _check_class_labels(y: NDArray[Any], layout: ExitLayout) -> None:
+    """Raise a ValueError where y is continuous, and warn where it looks like rounded numbers rather than classes."""
+    kind = type_of_target(y, input_name="y")
+    if kind not in ("binary", "multiclass"):
+        cure = (
+            "Divide the range of a continuous target into classes first, as by numpy.digitize."
+            if kind == "continuous"
+            else f"y has dtype {y.dtype}; convert labels to integers or strings, as by y.astype(str)."
+        )
+        raise ValueError(
+            f"Unknown label type: {kind}. skexit is for classification only: y holds one class label a row. {cure}"
+        )
+    if layout.n_classes is None and y.dtype.kind in "iuf" and _looks_continuous(y):
+        warn(
+            f"y has {len(np.unique(y))} different numbers in {len(y)} rows, each of which becomes a class: it looks "
+            "like a target of regression, and skexit is for classification only. If the numbers are classes, say so: "
+            "stack_exits(..., classes=...). Else divide their range into classes, as by numpy.digitize."
+        )
+
+
+def _looks_continuous(y: NDArray[Any]) -> bool:
+    """Whether numbers are nearly all different, or at least few of a kind, with many left out between them."""
+    values = np.unique(y)
+    if len(values) <= 20:
+        return False
+    share_of_range = len(values) / (float(values[-1]) - float(values[0]) + 1)
+    return len(values) > len(y) / 2 or (len(values) > len(y) / 4 and share_of_range < 0.8)
+
+
+def _warn_of_logits_as_features(
+    estimator: BaseEstimator, X: ExitArray, classes: NDArray[Any], labels: NDArray[np.int64]
+) -> None:
+    """Warn where `layout` is a number of exits, and the largest of an exit's columns tells the class, as of logits."""
+    widths = X.layout.n_features
+    if not isinstance(estimator.layout, Integral) or set(widths) != {len(classes)} or len(classes) < 2:
+        return
+    largest = np.argmax(X.features(len(widths) - 1), axis=1)
+    share = np.mean(largest == labels)
+    by_chance = np.bincount(largest, minlength=len(classes)) @ np.bincount(labels) / len(labels) ** 2
+    if share > by_chance + 5 * np.sqrt(by_chance * (1 - by_chance) / len(labels)):
+        warn(
+            LayoutLostWarning(
+                f"layout={estimator.layout} takes the {widths[0]} columns of each exit for features, on which heads "
+                f"are trained, but they look like logits: there is one for each of {len(classes)} classes, and the "
+                f"largest at the last exit is that of the label in {share:.0%} of the rows. Declare logits by "
+                f"layout=ExitLayout([{widths[0]}] * {len(widths)}), or pass stack_exits(logits)."
+            )
+        )
 
 
 def cross_validation_splits(
@@ -292,11 +386,19 @@ def read_features(X: ExitArray, k: int, rows: Any = None) -> NDArray[np.float64]
 
 def _finite(block: NDArray[Any], k: int, part: str) -> NDArray[np.float64]:
     # A sum is not finite if an element is not, and takes a tenth of the time of isfinite().all().
-    if not np.isfinite(np.sum(block, dtype=np.float64)) and not np.isfinite(block).all():
+    with np.errstate(invalid="ignore"):
+        total = np.sum(block, dtype=np.float64)
+    if not np.isfinite(total) and not np.isfinite(block).all():
         row = np.flatnonzero(~np.isfinite(block).all(axis=1))[0]
+        cure = "Remove such rows, or look for an overflow in the network."
+        if part == "logits" and not (np.isnan(block) | np.isposinf(block)).any():
+            cure = (
+                "All of them are -inf: logarithms of probabilities of 0, or masked classes. Pass probabilities as "
+                "stack_exits(probabilities=...) and logits as stack_exits(logits=...), which both put a small "
+                "probability in place of 0, or let the network mask by a large negative number such as -1e4."
+            )
         raise ValueError(
-            f"X contains NaN or infinity: the {part} of exit {k} (first in row {row} of those read). Remove such rows, "
-            "or look for an overflow in the network."
+            f"X contains NaN or infinity: the {part} of exit {k} (first in row {row} of those read). {cure}"
         )
     return block.astype(np.float64, copy=False)
 

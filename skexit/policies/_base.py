@@ -15,7 +15,13 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from skexit.data import ExitArray, ExitLayout
-from skexit.data._estimator import ExitEstimator, cost_columns, warn_of_expensive_heads, warn_of_other_costs
+from skexit.data._estimator import (
+    ExitEstimator,
+    cost_columns,
+    warn_of_expensive_heads,
+    warn_of_lost_exits,
+    warn_of_other_costs,
+)
 from skexit.data._validation import check_budget, validate_groups, validate_new_data, validate_training_data
 from skexit.data._walk import collect, walk_batches
 from skexit.heads._heads import fit_heads
@@ -134,7 +140,8 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         Parameters
         ----------
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Logits and features of the exits. Where an exit has no logits, :class:`~skexit.ExitHeads` is fitted first.
+            Logits and features of the exits; logits alone also of shape (n_samples, n_exits, n_classes). Where an exit
+            has no logits, :class:`~skexit.ExitHeads` is fitted first.
         y : array-like of shape (n_samples,)
             Class labels.
         sample_weight : array-like of shape (n_samples,), default=None
@@ -154,11 +161,18 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
             If X does not fit its layout or is not finite, y has a class that X does not know, or
             the budget does not pay for the first exit, or there are fewer groups than folds.
         """
-        exits, self.classes_, labels, weight = validate_training_data(self, X, y, sample_weight)
+        exits, self.classes_, labels, weight = self._validate_training_data(X, y, sample_weight)
         numbers = validate_groups(groups, y, sample_weight)
         self._fit_on(self._fit_heads(exits, labels, weight, numbers), labels, weight, numbers)
         warn_of_expensive_heads(self.layout_)
         return self
+
+    def _validate_training_data(
+        self, X: Any, y: Any, sample_weight: Any
+    ) -> tuple[ExitArray, NDArray[Any], NDArray[np.int64], NDArray[np.float64]]:
+        """X with its classes in order, the classes, indices of labels, and weights, of the rows of positive weight."""
+        exits, classes, labels, weight = validate_training_data(self, X, y, sample_weight)
+        return exits.with_layout(warn_of_lost_exits(self, exits.layout)), classes, labels, weight
 
     def _fit_on(
         self,

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_consistent_length, check_random_state
 
 from skexit.data import ExitArray, ExitLayout
+from skexit.data._layout import warn_of_default_costs
 from skexit.data._validation import encode_labels, sort_classes
 from skexit.data._walk import correct_exits
 from skexit.policies._base import ExitPolicy
@@ -197,7 +198,9 @@ def oracle(X: Any, y: ArrayLike, *, layout: ExitLayout | int | None = None) -> O
     >>> oracle(stack_exits(logits), [0, 1])
     OracleResult(exits=array([0, 1]), accuracy=1.0, mean_cost=0.75)
     """
-    X = sort_classes(ExitArray.from_array(X, layout))
+    X = ExitArray.from_array(X, layout)
+    warn_of_default_costs(X.layout)
+    X = sort_classes(X)
     check_consistent_length(X, y)
     _, labels = encode_labels(y, X.layout)
     return OracleResult._from_correct(correct_exits(X, labels), X.layout.cost_fractions)

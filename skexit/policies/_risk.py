@@ -14,7 +14,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from skexit.data import ExitArray, ExitLayout
-from skexit.data._validation import check_budget, encode_labels, validate_groups, validate_training_data
+from skexit.data._validation import check_budget, encode_labels, validate_groups
 from skexit.policies._base import ExitPolicy
 from skexit.policies._quotas import equal_thresholds
 from skexit.policies._thresholds import ThresholdPolicy
@@ -181,7 +181,7 @@ class RiskControlledPolicy(ExitPolicy):
             group only, or there are fewer than a policy has folds.
         """
         numbers = validate_groups(groups, y)
-        exits, classes, labels, _ = validate_training_data(self, X, y, None)
+        exits, classes, labels, _ = self._validate_training_data(X, y, None)
         true = classes[labels]
         policies, rows = self._fit_policies(exits, classes, true, numbers)
         tests = [self._test_budgets(policy, exits, true, rows, numbers) for policy in policies]

@@ -14,7 +14,7 @@ SHARED = {
     Heads to fit where exits have no logits; by default ``ExitHeads()`` with this `random_state`, or 0
     where there is none.""",
     "layout": """layout : ExitLayout or int, default=None
-    Layout of X, or the number of exits into which its columns split evenly. By default found
+    Layout of X, or the number of exits of features into which its columns split evenly. By default found
     in X: from an ExitArray, or from column names; else X is one exit of features.""",
     "use_most_confident": """use_most_confident : bool, default=False
     Answer with the most confident exit so far, rather than with the last that ran.""",
@@ -42,7 +42,7 @@ heads_ : ExitHeads or None
     Fitted; a Pipeline ends in a policy.
 %(X_y)s""",
     "X": """X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-    Logits and features of the exits.""",
+    Logits and features of the exits; logits alone also of shape (n_samples, n_exits, n_classes).""",
     "X_y": """%(X)s
 y : array-like of shape (n_samples,)
     Class labels.""",

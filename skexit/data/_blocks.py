@@ -1,0 +1,125 @@
+"""The logits and features of single exits, as users have them, as blocks of X."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skexit.utils._warnings import warn
+
+#: One block of shape (n_samples, width) for each exit, None where an exit has none.
+Blocks: TypeAlias = list[NDArray[Any] | None]
+
+#: Least probability that counts: probabilities below it, zeros above all, are raised to it.
+SMALLEST_PROBABILITY = 1e-12
+#: Probability of a class that is masked by -inf; so small that it is none at any temperature.
+MASKED_PROBABILITY = 1e-30
+
+#: How far from 1 the rounding of half precision, with many classes, may take the sum of a row.
+_SUM_TOLERANCE = 0.01
+
+
+def logit_blocks(blocks: Any, name: str = "logits") -> Blocks:
+    """Logits of each exit: a single column z becomes [0, z], and a logit of -inf stands for a small probability."""
+    checked = [None if block is None else _checked_logits(block) for block in split_exits(blocks, name)]
+    warn_of_probabilities(checked)
+    return checked
+
+
+def logits_of_probabilities(blocks: Any) -> Blocks:
+    """Logarithms of the probabilities of each exit; a single column p becomes [1 - p, p]."""
+    return [
+        None if block is None else _log_of_probabilities(block, k)
+        for k, block in enumerate(split_exits(blocks, "probabilities"))
+    ]
+
+
+def split_exits(blocks: Any, name: str) -> Blocks:
+    """The blocks of the exits, from an array of three dimensions or a sequence of blocks."""
+    if blocks is None:
+        return []
+    if not isinstance(blocks, list | tuple):
+        blocks = as_numpy(blocks)
+        if blocks.ndim != 3:
+            width = "n_features" if name == "features" else "n_classes"
+            raise ValueError(
+                f"{name} has shape {blocks.shape}; pass (n_samples, n_exits, {width}), or a list of arrays, one per "
+                "exit."
+            )
+        blocks = list(np.moveaxis(blocks, 1, 0))
+    return [_as_block(block, name, k) for k, block in enumerate(blocks)]
+
+
+def as_numpy(values: Any) -> NDArray[Any]:
+    """An array, or a tensor of any device and precision, as an array of NumPy."""
+    if str(getattr(values, "dtype", "")) == "torch.bfloat16":  # NumPy does not have it
+        values = values.float()
+    return np.asarray(values.numpy(force=True) if hasattr(values, "requires_grad") else values)
+
+
+def warn_of_probabilities(
+    logits: Sequence[NDArray[Any] | None], cure: str = "Pass probabilities as stack_exits(probabilities=...)."
+) -> None:
+    """Warn where all rows of an exit's logits are non-negative and sum to one."""
+    for k, block in enumerate(logits):
+        # A few rows settle it for nearly all logits.
+        if block is not None and _sum_to_one(block[:16]) and _sum_to_one(block):
+            warn(
+                f"every row of the logits of exit {k} is non-negative and sums to 1, as probabilities do. Taken for "
+                f"logits they are never sure, so that confidences and losses come out wrong. {cure}"
+            )
+            return
+
+
+def _sum_to_one(block: NDArray[Any]) -> bool:
+    return bool(
+        len(block) and (block >= 0).all() and (np.abs(block.sum(axis=1, dtype=np.float64) - 1) <= _SUM_TOLERANCE).all()
+    )
+
+
+def _as_block(block: Any, name: str, k: int) -> NDArray[Any] | None:
+    if block is None:
+        return None
+    array = as_numpy(block)
+    if array.ndim != 2:
+        raise ValueError(f"{name}[{k}] has shape {array.shape}; it must be (n_samples, width).")
+    if array.dtype.kind in "fiub":
+        return array if array.dtype.kind == "f" else array.astype(np.float64)
+    raise ValueError(f"{name}[{k}] has dtype {array.dtype}; it must be numeric.")
+
+
+def _checked_logits(logits: NDArray[Any]) -> NDArray[Any]:
+    if logits.shape[1] == 1:
+        logits = np.hstack([np.zeros_like(logits), logits])
+    masked = np.isneginf(logits)
+    # A sample without any class is left to be refused where it is read.
+    masked &= ~masked.all(axis=1, keepdims=True)
+    if not masked.any() or not np.isfinite(logits[~masked]).all():
+        return logits
+    # 0 * -inf is no number, as in an entropy.
+    floor = np.logaddexp.reduce(logits, axis=1, keepdims=True, dtype=np.float64) + np.log(MASKED_PROBABILITY)
+    least = np.where(masked, np.inf, logits).min(axis=1, keepdims=True)
+    return np.where(masked, np.minimum(floor, least), logits).astype(logits.dtype)
+
+
+def _log_of_probabilities(probabilities: NDArray[Any], k: int) -> NDArray[Any]:
+    if probabilities.shape[1] == 1:
+        probabilities = np.hstack([1 - probabilities, probabilities])
+    is_negative = np.logical_not((probabilities >= 0).all(axis=1))  # or NaN
+    sums = probabilities.sum(axis=1, dtype=np.float64)
+    wrong = np.flatnonzero(is_negative | ~(np.abs(sums - 1) <= _SUM_TOLERANCE))
+    if len(wrong):
+        row = wrong[0]
+        fault = (
+            f"has the value {probabilities[row].min():.6g}" if is_negative[row] else f"sums to {sums[row]:.6g}, not 1"
+        )
+        raise ValueError(
+            f"probabilities[{k}]: row {row} {fault}. Every row needs the probability of each class, non-negative and "
+            "summing to 1: divide percentages and counts by their sum, and pass logits, or scores of any size, as "
+            "stack_exits(logits=...)."
+        )
+    floored = np.maximum(probabilities, SMALLEST_PROBABILITY, dtype=np.float64)
+    return np.log(floored).astype(np.promote_types(probabilities.dtype, np.float32))

@@ -1,0 +1,76 @@
+"""What a layout must be: widths, costs and classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def check_widths(n_logits: tuple[int, ...], n_features: tuple[int, ...]) -> None:
+    if len(n_logits) != len(n_features) or not n_logits:
+        raise ValueError(
+            f"n_logits={list(n_logits)} and n_features={list(n_features)} must have one entry for "
+            "each exit, and there must be an exit."
+        )
+    for k, (logits, features) in enumerate(zip(n_logits, n_features, strict=True)):
+        if min(logits, features) < 0 or logits + features == 0:
+            raise ValueError(f"exit {k} has {logits} logits and {features} features; give it one or the other.")
+    present = {width for width in n_logits if width}
+    if len(present) > 1:
+        raise ValueError(f"n_logits={list(n_logits)}: every exit that has logits needs the same number.")
+    if present == {1}:
+        raise ValueError(
+            "n_logits=1: an exit needs one logit a class. stack_exits makes [0, z] of the single output z of a binary "
+            "network."
+        )
+
+
+def check_costs(costs: ArrayLike | None, n_exits: int) -> NDArray[np.float64]:
+    if costs is None:
+        return np.arange(1, n_exits + 1) / n_exits
+    costs = np.asarray(costs, dtype=np.float64)
+    if costs.shape != (n_exits,):
+        raise ValueError(f"costs has shape {costs.shape}; give one cumulative cost for each of {n_exits} exits.")
+    if not np.isfinite(costs).all() or costs[0] <= 0 or (np.diff(costs) <= 0).any():
+        raise ValueError(
+            f"costs={costs.tolist()} must be positive, finite and strictly increasing: the cost of "
+            "an answer at exit k includes all that comes before it. For costs of single stages "
+            "pass numpy.cumsum(costs)."
+        )
+    return costs
+
+
+def check_classes(classes: ArrayLike | None, n_logits: int) -> NDArray[Any] | None:
+    if classes is None:
+        return None
+    classes = np.asarray(classes)
+    if classes.ndim != 1 or len(np.unique(classes)) != len(classes):
+        raise ValueError("classes must be one-dimensional, without repeated labels.")
+    if n_logits and len(classes) != n_logits:
+        raise ValueError(f"classes has {len(classes)} labels but each exit has {n_logits} logits.")
+    return classes
+
+
+def check_head_costs(head_costs: ArrayLike | None, costs: NDArray[np.float64]) -> NDArray[np.float64]:
+    checked = np.zeros(len(costs)) if head_costs is None else np.asarray(head_costs, dtype=np.float64)
+    if checked.shape != costs.shape:
+        raise ValueError(f"head_costs has shape {checked.shape}; give one cost for each of {len(costs)} exits.")
+    if not ((checked >= 0) & (checked < costs)).all():
+        raise ValueError(
+            f"head_costs={checked.tolist()} must be 0 or more and below costs={costs.tolist()}, which include them."
+        )
+    return checked
+
+
+def check_network_cost(
+    network_cost: float | None, costs: NDArray[np.float64], head_costs: NDArray[np.float64]
+) -> float:
+    if network_cost is None:
+        return float(costs[-1] - head_costs[-1])
+    if not 0 < network_cost < np.inf:
+        raise ValueError(
+            f"network_cost={network_cost!r} must be positive and finite: it is the whole of all fractions."
+        )
+    return float(network_cost)
