@@ -83,9 +83,10 @@ def exit_costs(
         FLOPs count a multiply-add as two operations, MACs as one. What is counted are the multiply-adds of
         convolutions, matrix products (linear layers, recurrent cells) and attention. Milliseconds are the median of
         repeated runs on the device of the network, at the batch size of `example_input`.
-    head : "output", None or list of n_exits str or None, default="output"
-        What gives the logits. ``"output"``: the network's own output is the last exit's, whose cost is that of the
-        whole network. None: no exit has logits. A list names the module that is the head of each exit.
+    head : "output", None, list of n_exits str or None, or dict of str to str, default="output"
+        What gives the logits. ``"output"``: the network's own output is the last exit's, whose
+        cost is that of the whole network. None: no exit has logits. A list names the module that
+        is the head of each exit, a dict does so by the names of exits.
     n_repeats : int, default=20
         Number of timed runs for ``"ms"``.
 
@@ -120,7 +121,7 @@ def exit_costs(
         raise ValueError(f"n_repeats={n_repeats} must be at least 1.")
     find_modules(model, exits, "exits")
     n_rows = len(tensors_of(example_input)[0])
-    run = _Run(model, list(exits), resolve_heads(model, head, len(exits)))
+    run = _Run(model, list(exits), resolve_heads(model, head, exits))
     with _left_as_found(model), torch.no_grad():
         model.eval()
         if unit == "ms":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import TypeAlias
@@ -12,8 +12,8 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-#: The `head` parameter: the network's own output, none, or one module name or None per exit.
-Head: TypeAlias = str | Sequence[str | None] | None
+#: The `head` parameter: the network's own output, none, or one module name or None per exit, in order or by exit.
+Head: TypeAlias = str | Sequence[str | None] | Mapping[str, str | None] | None
 
 #: The head that is the network's own output rather than a module.
 NETWORK_OUTPUT = "output"
@@ -38,16 +38,26 @@ def find_modules(model: nn.Module, names: Sequence[str], parameter: str) -> list
     return [modules[name] for name in names]
 
 
-def resolve_heads(model: nn.Module, head: Head, n_exits: int) -> list[str | None]:
+def resolve_heads(model: nn.Module, head: Head, exits: Sequence[str]) -> list[str | None]:
     """One head for each exit: a module name, ``"output"``, or None.
 
-    A ValueError says if `head` has not one entry for each exit, or names an unknown module.
+    A ValueError says if `head` has not one entry for each exit, or names an unknown exit or module.
     """
+    n_exits = len(exits)
+    if isinstance(head, Mapping):
+        for name in head:
+            if name not in exits:
+                raise ValueError(
+                    f"head has the key {name!r}, which is no exit. A dict has the names of exits as keys, those of "
+                    f"their heads as values; exits={list(exits)}."
+                )
+        head = [head.get(name) for name in exits]
     if head is None or head == NETWORK_OUTPUT:
         return [None] * (n_exits - 1) + [head]
     if isinstance(head, str) or len(head) != n_exits:
         raise ValueError(
-            f"head={head!r} must be 'output', None, or a list with a module name or None for each of {n_exits} exits."
+            f"head={head!r} must be 'output', None, or a list with a module name or None for each of {n_exits} exits; "
+            "a dict gives them by exit."
         )
     if names := own_heads(head).values():
         find_modules(model, list(names), "head")

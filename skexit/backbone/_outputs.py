@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 
 def logits_in(output: Any) -> Any:
@@ -13,12 +14,21 @@ def logits_in(output: Any) -> Any:
     return output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
 
 
+def two_logits(logits: Any) -> Any:
+    """Logits [0, z] in place of the one, z, of a binary network; a vector is taken for a column. Others as they are."""
+    if not isinstance(logits, torch.Tensor):
+        return logits
+    if logits.ndim == 1:
+        logits = logits.unsqueeze(1)
+    return nn.functional.pad(logits, (1, 0)) if logits.shape[-1] == 1 and logits.ndim == 2 else logits
+
+
 def as_logits(output: Any, source: str, advice: str) -> torch.Tensor:
-    """The logits in what a network or a head gave.
+    """The logits in what a network or a head gave, two where it gave one.
 
     Raises a ValueError, which names the source and ends with the advice, if they are no matrix.
     """
-    logits = logits_in(output)
+    logits = two_logits(logits_in(output))
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
         shape = f" of shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else ""
         raise ValueError(

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from skexit.backbone._inputs import Inputs, call, map_tensors, tensors_of
-from skexit.backbone._outputs import first_tensor, logits_in
+from skexit.backbone._outputs import first_tensor, logits_in, two_logits
 from skexit.backbone._rows import select_rows
 from skexit.backbone._stages import Stage
 
@@ -88,5 +88,5 @@ def _run_plain(
         output = call(model, map_tensors(torch.clone, inputs))  # it may work on them in place
     if isinstance(output, list | tuple) and len(output) == len(exits):
         output = output[-1]
-    logits = logits_in(output)
+    logits = two_logits(logits_in(output))
     return outputs, logits if isinstance(logits, torch.Tensor) else None

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from skexit.backbone._inputs import Inputs
 from skexit.backbone._modules import Head, find_modules, resolve_heads
+from skexit.backbone._outputs import two_logits
 from skexit.backbone._recording import Recording, record
 
 
@@ -36,7 +37,7 @@ class RecordedNetwork:
     def __init__(self, model: nn.Module, exits: Sequence[str], example_input: Inputs, head: Head) -> None:
         find_modules(model, exits, "exits")
         self._model, self._exits = model, exits
-        self._recording = record(model, exits, resolve_heads(model, head, len(exits)), example_input)
+        self._recording = record(model, exits, resolve_heads(model, head, exits), example_input)
 
     def cut(self, ends: Iterable[int]) -> dict[int, Stage]:
         """The stages that end at some of the exits, by exit; what lies between two of them is one stage.
@@ -51,7 +52,7 @@ class RecordedNetwork:
             roots, before = carried, name
             head = _Part(self._model, self._recording, roots, before)
             stages[k] = Stage(
-                network, None if logits is None else head.compute(logits, f"the logits of {self._exits[k]!r}")
+                network, None if logits is None else head.compute_logits(logits, f"the logits of {self._exits[k]!r}")
             )
         return stages
 
@@ -85,6 +86,17 @@ class _Part:
             self._copies[node] = self._copy(node)
         self._graph.output(fx.node.map_arg(targets, lambda node: self._copies[node]))
         return fx.GraphModule(_with_constants(self._model, self._recording.constants), self._graph)
+
+    def compute_logits(self, target: fx.Node, after: str) -> fx.GraphModule:
+        """A graph of the logits, two where there is one."""
+        logits = self.compute(target, after)
+        value = target.meta["val"]
+        if value.ndim == 1 or value.shape[1:] == (1,):
+            (end,) = logits.graph.find_nodes(op="output")
+            with logits.graph.inserting_before(end):
+                end.args = (logits.graph.call_function(two_logits, end.args),)
+            logits.recompile()
+        return logits
 
     def _needed(self, targets: list[fx.Node]) -> list[fx.Node]:
         """Nodes that the targets depend on, in the order of the recording."""

@@ -38,6 +38,7 @@ from skexit.cache import CacheWriter, FeatureCache
 from skexit.cache._folders import absolute, is_url
 from skexit.cache._writer import check_same_cache
 from skexit.data import ExitLayout
+from skexit.data._blocks import warn_of_probabilities
 from skexit.extraction._batches import Batch, check_fixed_order, check_same_labels, read_batches, skip_cached_rows
 from skexit.extraction._fingerprints import input_digest, model_fingerprint
 from skexit.extraction._parts import Worker, extract_as_worker, found_parts, is_complete, rank_and_size
@@ -62,11 +63,12 @@ class ExitExtractor:
         ``"max"`` over the tokens that the attention mask counts. Several are joined in the order given. ``"auto"`` is
         ``("avg", "max", "grid2")`` for maps and ``("first", "mean")`` for tokens. A callable gets the tensor and gives
         one of shape (n_samples, n_features). Two-dimensional outputs are kept as they are.
-    head : "output", None or list of n_exits str or None, default="output"
+    head : "output", None, list of n_exits str or None, or dict of str to str, default="output"
         What gives the logits. ``"output"``: the network's own output, a tensor or something with ``logits``, is the
         last exit's; a list of n_exits tensors has the logits of every exit. None: no exit has logits. A list names the
         module that is the head of each exit, None for an exit without one; ``"output"`` is allowed in it, and is the
-        exit's own where the output is a list of n_exits tensors.
+        exit's own where the output is a list of n_exits tensors. A dict has exits as keys, and says the same by name:
+        ``{"layer1": "head1", "layer2": "output"}``. The single logit z of a binary network becomes ``[0, z]``.
     dtype : {"float32", "float16"}, default="float32"
         Type in which logits and features are stored.
     cost_unit : {"FLOPs", "MACs", "ms"}, default="FLOPs"
@@ -121,7 +123,7 @@ class ExitExtractor:
             raise ValueError(f"cost_unit={cost_unit!r} must be one of {list(COST_UNITS)}.")
         self.exits = exit_points(model) if exits is None else exits
         find_modules(model, self.exits, "exits")
-        self._heads = resolve_heads(model, head, len(self.exits))
+        self._heads = resolve_heads(model, head, self.exits)
         self.pool = pool
         self.head = head
         self.dtype = dtype
@@ -290,6 +292,11 @@ class ExitExtractor:
                 "dimension of a module's output must be the samples."
             )
         if not np.isfinite(array).all():
+            if part == "logits" and not (np.isnan(array) | np.isposinf(array)).any():
+                raise ValueError(
+                    f"exit {self.exits[k]!r} gave logits of -inf in batch {batch.number} of the loader. Let the "
+                    "network mask classes by a large negative number such as -1e4, which half precision has, too."
+                )
             raise ValueError(
                 f"exit {self.exits[k]!r} gave {part} that are infinite or NaN in batch {batch.number} of the loader. "
                 "Look at that batch for missing values or a wrong scale."
@@ -297,6 +304,9 @@ class ExitExtractor:
         return array
 
     def _layout(self, first: Batch, output: _Output, classes: ArrayLike | None) -> ExitLayout:
+        warn_of_probabilities(
+            output.logits, "Name the module before the softmax as head=, or leave the softmax out of the network."
+        )
         costs = exit_costs(self.model, self.exits, first.rows(0, 1).inputs, self.cost_unit, head=self.head)
         return ExitLayout(
             n_logits=[0 if block is None else block.shape[1] for block in output.logits],
@@ -313,7 +323,7 @@ class ExitExtractor:
             "model": model_fingerprint(self.model),
             "exits": json.dumps(list(self.exits)),
             "pool": pool_name(self.pool),
-            "head": json.dumps(self.head if self.head is None or isinstance(self.head, str) else list(self.head)),
+            "head": json.dumps(self.head if self.head is None or isinstance(self.head, str) else self._heads),
             "dtype": self.dtype,
             "cost_unit": self.cost_unit,
             "classes": json.dumps(None if classes is None else np.asarray(classes).tolist()),

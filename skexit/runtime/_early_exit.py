@@ -45,7 +45,7 @@ class EarlyExitModel(EvaluationModule):
         Gives logits before the policy sees them, where the policy was fitted on what ``heads.transform`` gave.
     pool : str, sequence of str or callable, default="auto"
         What is kept of an exit's output, as in extraction.
-    head : "output", None or list of n_exits str or None, default="output"
+    head : "output", None, list of n_exits str or None, or dict of str to str, default="output"
         Which logits are the network's own, as in extraction.
     example_input : tensor, tuple of tensors or dict of tensors, default=None
         One input or more, on the device of the network. The network is then cut and checked at once;
@@ -114,7 +114,7 @@ class EarlyExitModel(EvaluationModule):
         check_pool(pool)
         self.exits = exit_points(model) if exits is None else list(exits)
         find_modules(model, self.exits, "exits")
-        resolve_heads(model, head, len(self.exits))
+        resolve_heads(model, head, self.exits)
         self.pool = pool
         self.head = head
         self.latency = latency
