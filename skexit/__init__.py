@@ -3,7 +3,7 @@
 from skexit._version import __version__ as __version__
 from skexit.cache import FeatureCache, merge_caches
 from skexit.data import ExitArray, ExitLayout, stack_exits
-from skexit.heads import ExitEnsemble, ExitHeads
+from skexit.heads import ExitEnsemble, ExitHeads, ExitTransformer
 from skexit.persistence import TRUSTED_TYPES
 from skexit.pipeline import ExitPipeline, make_exit_pipeline, recommended_pipeline
 from skexit.policies import (
@@ -29,6 +29,7 @@ __all__ = [
     "ExitHeads",
     "ExitLayout",
     "ExitPipeline",
+    "ExitTransformer",
     "FeatureCache",
     "JEIGatedEnsemble",
     "LambdaPath",

@@ -33,6 +33,7 @@ _ESTIMATORS = [
     "ExitHeads",
     "ExitLayout",
     "ExitPipeline",
+    "ExitTransformer",
     "JEIGatedEnsemble",
     "OptimalStoppingPolicy",
     "RandomExit",

@@ -2,12 +2,14 @@
 
 import numpy as np
 from sklearn.linear_model import Ridge
+from sklearn.preprocessing import StandardScaler
 
 from skexit import (
     EENetPolicy,
     EMExitAssigner,
     ExitEnsemble,
     ExitHeads,
+    ExitTransformer,
     JEIGatedEnsemble,
     OptimalStoppingPolicy,
     RandomExit,
@@ -75,6 +77,7 @@ def estimators():
         EMExitAssigner(),
         ExitEnsemble(),
         ExitHeads(),
+        ExitTransformer(StandardScaler()),
         JEIGatedEnsemble(),
         OptimalStoppingPolicy(),
         RandomExit(),

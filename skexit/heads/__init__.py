@@ -1,10 +1,11 @@
-"""Classifiers at the exits, and mixtures of them: transformers that add logits to X.
+"""Transformers of the features of exits, classifiers at the exits, and mixtures of them.
 
 When a sample stops is decided in :mod:`skexit.policies`.
 """
 
 from skexit.heads._ensemble import ExitEnsemble
+from skexit.heads._exit_transformer import ExitTransformer
 from skexit.heads._heads import ExitHeads
 from skexit.heads._transformer import LogitsTransformer
 
-__all__ = ["ExitEnsemble", "ExitHeads", "LogitsTransformer"]
+__all__ = ["ExitEnsemble", "ExitHeads", "ExitTransformer", "LogitsTransformer"]

@@ -1,4 +1,4 @@
-"""What transformers that give logits to exits have in common."""
+"""What transformers that keep the exits of X, and those that give them logits, have in common."""
 
 from __future__ import annotations
 
@@ -22,7 +22,36 @@ from skexit.data._walk import collect
 from skexit.utils._sklearn import _get_output_config
 
 
-class LogitsTransformer(TransformerMixin, ExitEstimator):
+class LayoutTransformer(TransformerMixin, ExitEstimator):
+    """A transformer that keeps the exits of X; ``layout_out_`` is the layout of what it gives."""
+
+    layout_: ExitLayout
+    layout_out_: ExitLayout
+
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
+        """Names of the columns that ``transform`` gives.
+
+        Parameters
+        ----------
+        input_features : ignored
+            The names follow from the layout.
+
+        Returns
+        -------
+        ndarray of shape (n_columns_out,) of str
+            Such as ``exit0__logit0``.
+        """
+        check_is_fitted(self)
+        return np.asarray(self.layout_out_.column_names(), dtype=object)
+
+    def _output(self, source: ColumnSource, original: Any, layout: ExitLayout | None = None) -> Any:
+        output = ExitArray(source, self.layout_out_ if layout is None else layout)
+        if _get_output_config("transform", self)["dense"] == "pandas":
+            return output.to_frame(index=getattr(original, "index", None))
+        return output
+
+
+class LogitsTransformer(LayoutTransformer):
     """A transformer that lays logits over those of X, from what the exits up to each show.
 
     A subclass writes `fit`, `exit_logits`, `new_logits` and `earlier_exits`, and sets ``classes_``,
@@ -30,8 +59,6 @@ class LogitsTransformer(TransformerMixin, ExitEstimator):
     """
 
     classes_: NDArray[Any]
-    layout_: ExitLayout
-    layout_out_: ExitLayout
 
     @abstractmethod
     def exit_logits(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
@@ -109,22 +136,6 @@ class LogitsTransformer(TransformerMixin, ExitEstimator):
         at_once = self._fit_in_memory(new) and any(self.earlier_exits(k) for k in self.new_logits())
         return self._output(LogitsSource(new, self._logits(new)) if at_once else TransformedLogits(new, self), X)
 
-    def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
-        """Names of the columns that ``transform`` gives.
-
-        Parameters
-        ----------
-        input_features : ignored
-            The names follow from the layout.
-
-        Returns
-        -------
-        ndarray of shape (n_columns_out,) of str
-            Such as ``exit0__logit0``.
-        """
-        check_is_fitted(self)
-        return np.asarray(self.layout_out_.column_names(), dtype=object)
-
     def _fit_in_memory(self, X: ExitArray) -> bool:
         return fit_in_memory(len(X), X.layout.n_exits, len(self.classes_))
 
@@ -134,12 +145,6 @@ class LogitsTransformer(TransformerMixin, ExitEstimator):
         exits = range(max(new, default=-1) + 1)
         logits = collect(self.exit_logits, X, exits, uses_features=self.uses_features)
         return {k: values for k, values in logits.items() if k in new}
-
-    def _output(self, source: ColumnSource, original: Any) -> Any:
-        output = ExitArray(source, self.layout_out_)
-        if _get_output_config("transform", self)["dense"] == "pandas":
-            return output.to_frame(index=getattr(original, "index", None))
-        return output
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

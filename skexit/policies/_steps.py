@@ -11,9 +11,10 @@ from array_api_compat import device
 from skexit.data import ExitLayout
 from skexit.data._validation import order_of_classes
 from skexit.data._walk import Memories
+from skexit.heads import ExitTransformer
 from skexit.policies._decision import ExitDecision, unfrozen
 from skexit.uncertainty import softmax
-from skexit.utils._array_api import array_namespace, in_double
+from skexit.utils._array_api import array_namespace, as_like, in_double
 
 
 class NetworkDecision(ExitDecision):
@@ -25,15 +26,36 @@ class NetworkDecision(ExitDecision):
 
     def __init__(self, steps: Sequence[Any]) -> None:
         *transformers, policy = steps
+        self.of_features: list[ExitTransformer] = []
+        while transformers and isinstance(unfrozen(transformers[0]), ExitTransformer):
+            self.of_features.append(unfrozen(transformers.pop(0)))
         for step in transformers:
-            if not hasattr(step, "exit_logits"):
-                raise ValueError(
-                    f"{type(step).__name__} has no exit_logits, so that it cannot be put to one exit after another. "
-                    "Steps before a policy may be ExitHeads and ExitEnsemble."
-                )
+            _check_gives_logits(step)
         super().__init__(policy, transformers)
         self.layout: ExitLayout = unfrozen(steps[0])._layout_in
         self._class_order = order_of_classes(self.layout.classes)
+
+    def transform_features(self, k: int, features: Any) -> Any:
+        """Features of exit `k` after the ExitTransformers, which work on the CPU."""
+        if features is None or not self.of_features:
+            return features
+        array = features.numpy(force=True) if hasattr(features, "numpy") else features
+        for transformer in self.of_features:
+            array = transformer.exit_features(k, array)
+        return as_like(array, features)
+
+
+def _check_gives_logits(step: Any) -> None:
+    if isinstance(unfrozen(step), ExitTransformer):
+        raise ValueError(
+            f"{step!r} comes after a step that gives logits. One exit at a time, ExitTransformers are applied before "
+            "heads only: put it first in the pipeline, and fit the pipeline again."
+        )
+    if not hasattr(step, "exit_logits"):
+        raise ValueError(
+            f"{type(step).__name__} has no exit_logits, so that it cannot be put to one exit after another. Steps "
+            "before a policy may be ExitHeads and ExitEnsemble, after a scaler or the like in ExitTransformer."
+        )
 
 
 class ExitState:
@@ -115,7 +137,7 @@ def decide(steps: Sequence[Any], k: int, logits: Any, features: Any, state: Exit
         return ExitStep(nobody, state)
     _check_order(decision, k, state)
     memories = state._memories.map(lambda noted: noted)  # the state that was passed can be passed again
-    features = features if needs_features else None
+    features = decision.transform_features(k, features) if needs_features else None
     answer = decision.answer(k, logits, features, memories)
     leaves = decision.leaves(k, answer, features, memories)
     if leaves is None:

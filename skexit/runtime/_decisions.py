@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class Decisions(NetworkDecision):
     """Which samples leave at an exit of a live network, and with which logits.
 
-    A pipeline ends with the policy; its other steps give logits, as ExitHeads and ExitEnsemble do. `heads` has
-    `exit_logits`, and gives logits before the pipeline's steps do.
+    A pipeline ends with the policy; its other steps give logits, as ExitHeads and ExitEnsemble do, but for the first
+    ones, which may be ExitTransformers. `heads` has `exit_logits`, and gives logits before the pipeline's steps do.
 
     `steps` are what gives logits, one after the other, and the policy. `classes` are on a device where they are
     numbers. An exit's logits are divided by its temperature; `temperatures` is None where all are 1.

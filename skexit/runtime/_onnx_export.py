@@ -90,6 +90,11 @@ def export_onnx(live: EarlyExitModel, folder: str | Path) -> Path:
     _check_installed()
     network = live._cut_before()
     runner = network.all_exits
+    if runner.decisions.of_features:
+        raise ValueError(
+            f"{runner.decisions.of_features[0]!r} cannot be written as ONNX. Fit the pipeline without it: ExitHeads "
+            "standardise features themselves, and pool= takes a function that reduces them."
+        )
     stages = [_ExitStage(runner, k) for k in range(runner.decisions.n_exits)]
     files = [f"stage{k}.onnx" for k in range(len(stages))]
     text = policy_to_json(

@@ -191,7 +191,7 @@ def _encode_object(value: Any, place: str) -> dict[str, Any]:
 def _state_of_estimator(estimator: ExitEstimator) -> tuple[dict[str, Any], dict[str, Any]]:
     """Parameters, and attributes that `fit` has set, as far as answers depend on them."""
     parameters = {name: value for name, value in estimator.get_params(deep=False).items() if _is_plain(value)}
-    by_init = vars(type(estimator)())
+    by_init = estimator.get_params(deep=False)
     attributes = {
         name: value for name, value in vars(estimator).items() if name not in by_init and name not in ROW_STATE
     }

@@ -109,6 +109,7 @@ class StageRunner:
     def decide(self, k: int, batch: Batch) -> tuple[Any, Any]:
         """Logits with which exit `k` answers, and who leaves; None where no decision is made."""
         logits, features = self._read(k, batch)
+        features = self.decisions.transform_features(k, features)
         answer = self.decisions.answer(k, logits, features, batch.notes)
         return answer, self.decisions.leaves(k, answer, features, batch.notes)
 

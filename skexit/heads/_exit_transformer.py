@@ -1,0 +1,189 @@
+"""Transformers of scikit-learn, one for the features of each exit."""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import clone
+from sklearn.utils import Tags, get_tags
+from sklearn.utils.validation import check_is_fitted
+
+from skexit.data import ExitArray, ExitLayout
+from skexit.data._overlays import OverlaidSource
+from skexit.data._validation import read_features, validate_exits, validate_new_exits
+from skexit.heads._transformer import LayoutTransformer
+from skexit.utils._module_names import set_module
+from skexit.utils._sklearn import HasMethods, Interval, _fit_context
+
+
+@set_module("skexit")
+class ExitTransformer(LayoutTransformer):
+    """Apply a transformer of scikit-learn to the features of each exit, and leave logits as they are.
+
+    A scaler or PCA that sees all columns at once mixes exits and loses the layout of X. Here each exit
+    with features gets a transformer of its own, and X stays an :class:`~skexit.ExitArray` with the costs
+    and classes it had. Comes before heads and policies in a pipeline. :class:`~skexit.ExitHeads`
+    standardise features themselves, and need no scaler.
+
+    Parameters
+    ----------
+    transformer : estimator with `fit` and `transform`
+        A copy of it is fitted at each exit. It may change the number of features.
+    %(layout)s
+
+    Attributes
+    ----------
+    transformers_ : list of estimator or None
+        The fitted transformer of each exit; None where the exit has no features.
+    layout_ : ExitLayout
+        Layout of the X that was fitted.
+    layout_out_ : ExitLayout
+        The same with the numbers of features that ``transform`` gives.
+    %(columns)s
+
+    See Also
+    --------
+    ExitHeads : Classifiers at the exits.
+
+    Notes
+    -----
+    Features are transformed when they are read, as double precision. Where an exit has more rows than
+    are read at once (8,192, or 16 MiB), a transformer with ``partial_fit`` learns in one pass over
+    batches; any other gets all rows of an exit in memory.
+
+    A live network, :class:`~skexit.runtime.EarlyExitModel`, applies the transformers on the CPU. They
+    cannot be exported to ONNX.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn.decomposition import PCA
+    >>> from sklearn.pipeline import make_pipeline
+    >>> from skexit import ExitHeads, ExitTransformer, ThresholdPolicy, stack_exits
+    >>> rng = np.random.default_rng(0)
+    >>> y = rng.integers(2, size=200)
+    >>> X = stack_exits(features=[y[:, None] + rng.normal(size=(200, 5)), 3 * y[:, None] + rng.normal(size=(200, 8))])
+    >>> pca = ExitTransformer(PCA(2)).fit(X)
+    >>> pca.transform(X)
+    ExitArray(200 rows, 4 columns, 2 exits, float64)
+    >>> pipeline = make_pipeline(pca, ExitHeads(), ThresholdPolicy(budget=0.7)).fit(X, y)
+    >>> pipeline[-1].costs_.tolist()
+    [0.5, 1.0]
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "transformer": [HasMethods(["fit", "transform"])],
+        "layout": [ExitLayout, Interval(Integral, 1, None, closed="left"), None],
+    }
+
+    transformers_: list[Any]
+
+    def __init__(self, transformer: Any, *, layout: ExitLayout | int | None = None) -> None:
+        self.transformer = transformer
+        self.layout = layout
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X: Any, y: ArrayLike | None = None) -> ExitTransformer:
+        """Fit a transformer at each exit that has features.
+
+        Parameters
+        ----------
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
+        y : array-like of shape (n_samples,), default=None
+            Labels, for transformers that need them.
+
+        Returns
+        -------
+        self : ExitTransformer
+            The fitted transformer.
+
+        Raises
+        ------
+        ValueError
+            If X does not fit its layout, or features are not finite.
+        """
+        exits, labels = validate_exits(self, X, y)
+        self._layout_in = self.layout_ = exits.layout
+        self.transformers_ = [
+            self._fit_exit(exits, k, labels) if width else None for k, width in enumerate(exits.layout.n_features)
+        ]
+        widths = [
+            self.exit_features(k, read_features(exits, k, slice(0, 1))).shape[1] for k in range(exits.layout.n_exits)
+        ]
+        self.layout_out_ = exits.layout.replace(n_features=widths)
+        return self
+
+    def _fit_exit(self, X: ExitArray, k: int, y: NDArray[Any] | None) -> Any:
+        transformer = clone(self.transformer)
+        n_batches = len(list(X.batches()))
+        if n_batches == 1 or not hasattr(transformer, "partial_fit"):
+            return transformer.fit(read_features(X, k), y)
+        # Of even size: some, as IncrementalPCA, need a number of rows in each.
+        for rows in np.array_split(np.arange(len(X)), n_batches):
+            transformer.partial_fit(read_features(X, k, rows), None if y is None else y[rows])
+        return transformer
+
+    def transform(self, X: Any) -> Any:
+        """Transform the features of each exit, when they are read.
+
+        Parameters
+        ----------
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits.
+
+        Returns
+        -------
+        ExitArray of shape (n_samples, n_columns_out)
+            A DataFrame after ``set_output(transform="pandas")``.
+        """
+        check_is_fitted(self)
+        new = validate_new_exits(self, X)
+        return self._output(
+            _TransformedFeatures(new, self), X, new.layout.replace(n_features=self.layout_out_.n_features)
+        )
+
+    def exit_features(self, k: int, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Transform the features of exit `k`.
+
+        Parameters
+        ----------
+        k : int
+            The exit, counted from 0.
+        features : ndarray of shape (n_samples, n_features)
+            Features of the exit, as they are in X.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_features_out)
+            Those of `features` where the exit has none.
+        """
+        transformer = self.transformers_[k]
+        if transformer is None:
+            return features
+        if len(features) == 0:
+            return np.empty((0, self.layout_out_.n_features[k]))
+        transformed = transformer.transform(features)
+        dense = transformed.toarray() if hasattr(transformed, "toarray") else transformed
+        return np.asarray(dense, dtype=np.float64)
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = get_tags(self.transformer).target_tags.required
+        return tags
+
+
+class _TransformedFeatures(OverlaidSource):
+    """The columns of an ExitArray, with transformed features."""
+
+    def __init__(self, base: ExitArray, transformer: ExitTransformer) -> None:
+        super().__init__(base, np.dtype(np.float64))
+        self.transformer = transformer
+
+    def read(self, layout: ExitLayout, k: int, part: str, rows: Any) -> NDArray[Any]:
+        if part == "logits":
+            return self.read_logits(k, rows)
+        return self.transformer.exit_features(k, read_features(self.base, k, rows))
