@@ -168,9 +168,11 @@ def interrupt(*args):
 
 def write_until_interrupted(path, connection):
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    connection.send("writing")
+    write(path / "0")
+    number = 0
     try:
-        for number in range(10**6):
+        connection.send("writing")
+        for number in range(1, 10**6):
             write(path / str(number))
     except BaseException as error:
         FolderLock(path / str(number)).release()
@@ -191,6 +193,7 @@ def test_real_signals(tmp_path):
         connection.recv()
         time.sleep(random.uniform(0, 0.1))
         os.kill(process.pid, signal.SIGINT)
+        assert connection.poll(60)
         name, number = connection.recv()
         process.join()
         assert name == "KeyboardInterrupt"
