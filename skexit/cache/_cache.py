@@ -25,7 +25,7 @@ from tqdm import tqdm
 from skexit.cache._folders import open_folder
 from skexit.cache._json_files import json_checksum
 from skexit.cache._manifest import block_name, read_manifest
-from skexit.cache._shards import LABELS, Shard, open_shards
+from skexit.cache._shards import INPUTS, LABELS, Shard, open_shards
 from skexit.cache._writer import CacheWriter as CacheWriter
 from skexit.data import ExitArray, ExitLayout
 
@@ -111,6 +111,7 @@ class FeatureCache:
         self.origin = manifest.origin
         self._keep_shards(open_shards(folder, manifest, local_bytes))
         self._y: NDArray[Any] | None = None
+        self._inputs: NDArray[np.uint32] | None = None
         self._missing = ""
         if self.complete and self.n_rows != manifest.n_rows:
             self._missing = (
@@ -139,6 +140,13 @@ class FeatureCache:
         if self._y is None:
             self._y = self._read_labels()
         return self._y
+
+    @property
+    def inputs(self) -> NDArray[np.uint32] | None:
+        """Checksums of the inputs that the rows were extracted from, None where they are not known."""
+        if self._inputs is None and self.shards and all(shard.has(INPUTS) for shard in self.shards):
+            self._inputs = np.concatenate([shard.open(INPUTS) for shard in self.shards])
+        return self._inputs
 
     def _read_labels(self) -> NDArray[Any] | None:
         labelled = [shard.has(LABELS) for shard in self.shards]

@@ -23,6 +23,8 @@ from skexit.cache._manifest import MANIFEST, Manifest, read_manifest
 from skexit.cache._open_arrays import OpenArrays
 
 LABELS = "y.npy"
+#: Checksums of the inputs that the rows were extracted from.
+INPUTS = "inputs.npy"
 #: Folders of shards that are being written begin with this.
 UNFINISHED = "unfinished-"
 
@@ -145,7 +147,7 @@ class Shard:
         files = description.get("files")
         if not isinstance(files, dict):
             raise ValueError("it names no files")
-        strange = sorted(set(files) - {*manifest.blocks, LABELS})
+        strange = sorted(set(files) - {*manifest.blocks, LABELS, INPUTS})
         if strange:
             raise ValueError(f"it names {strange[0]!r}, which is no file of this cache")
         return files
@@ -158,10 +160,10 @@ class Shard:
                 file = self.files[name]
                 if file.shape != (self.n_rows, width) or file.dtype.newbyteorder("=") != manifest.dtype:
                     raise ValueError(f"shape {file.shape} and dtype {file.dtype} do not fit the cache")
-        if self.has(LABELS):
-            with self._naming(LABELS):
-                if self.files[LABELS].shape != (self.n_rows,):
-                    raise ValueError(f"shape {self.files[LABELS].shape} does not fit {self.n_rows} rows")
+        for name in filter(self.has, (LABELS, INPUTS)):
+            with self._naming(name):
+                if self.files[name].shape != (self.n_rows,):
+                    raise ValueError(f"shape {self.files[name].shape} does not fit {self.n_rows} rows")
 
     @contextmanager
     def _naming(self, name: str) -> Iterator[None]:
@@ -193,19 +195,14 @@ class ShardWriter:
         self._cache = cache
         self._files: dict[str, _GrowingArray] = {}
         self._taken: dict[str, ArrayFile] = {}
-        self._labels: list[NDArray[Any]] = []
+        self._columns: dict[str, list[NDArray[Any]]] = {}
         self._is_whole = True
         self.n_rows = 0
 
-    def append(self, blocks: dict[str, NDArray[Any]], y: Any) -> None:
-        n_rows = {len(block) for block in blocks.values()}
-        labels = None if y is None else _check_labels(y)
-        if labels is not None:
-            n_rows.add(len(labels))
+    def append(self, blocks: dict[str, NDArray[Any]], columns: dict[str, NDArray[Any]]) -> None:
+        n_rows = {len(block) for block in (*blocks.values(), *columns.values())}
         if len(n_rows) != 1:
             raise ValueError(f"the exits and labels of a batch have different numbers of rows: {sorted(n_rows)}.")
-        if self.n_rows and (labels is None) == bool(self._labels):
-            raise ValueError("some batches have labels and others none; give labels for all rows or for none.")
         # Nothing is written before everything is found right, so that a refused batch leaves no trace.
         stored = {name: _to_storage(block, self._dtype, name) for name, block in blocks.items()}
         self._begin_change()
@@ -213,8 +210,8 @@ class ShardWriter:
             if name not in self._files:
                 self._files[name] = _GrowingArray(self._folder / name, block.shape[1], self._dtype)
             self._files[name].append(block)
-        if labels is not None:
-            self._labels.append(labels)
+        for name, column in columns.items():
+            self._columns.setdefault(name, []).append(column)
         self.n_rows += n_rows.pop()
         self._is_whole = True
 
@@ -231,10 +228,10 @@ class ShardWriter:
         """Complete the shard, and give the checksum of its description."""
         self._begin_change()
         files = self._taken | {name: file.close() for name, file in self._files.items()}
-        if self._labels:
-            labels = np.concatenate(self._labels)
-            np.save(self._folder / LABELS, labels, allow_pickle=False)
-            files[LABELS] = ArrayFile(labels.shape, labels.dtype, _checksum(labels))
+        for name, parts in self._columns.items():
+            column = np.concatenate(parts)
+            np.save(self._folder / name, column, allow_pickle=False)
+            files[name] = ArrayFile(column.shape, column.dtype, _checksum(column))
         description: dict[str, Any] = {
             "number": self._number,
             "n_rows": self.n_rows,
@@ -333,15 +330,6 @@ def _convert(block: NDArray[Any], dtype: np.dtype) -> NDArray[Any]:
         # The same numbers in a fraction of the time: torch uses the processor's own instructions for this.
         return torch.from_numpy(block).half().numpy()
     return block.astype(dtype)
-
-
-def _check_labels(y: Any) -> NDArray[Any]:
-    labels = np.asarray(y)
-    if labels.ndim != 1 or labels.dtype.kind not in "iubfU":
-        raise ValueError(
-            f"labels have shape {labels.shape} and dtype {labels.dtype}; give one number or string for each row."
-        )
-    return labels
 
 
 def open_shards(folder: Folder, manifest: Manifest, local_bytes: int = 0) -> list[Shard]:

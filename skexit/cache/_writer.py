@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from skexit.cache._folders import LocalFolder, absolute, is_url
 from skexit.cache._json_files import temporary_name, write_json
+from skexit.cache._labels import check_labels, check_same_kind
 from skexit.cache._lock import LOCK, FolderLock
 from skexit.cache._manifest import DTYPES, MANIFEST, Manifest, block_name, make_fingerprint, read_manifest
-from skexit.cache._shards import UNFINISHED, Shard, ShardWriter, open_shards
+from skexit.cache._shards import INPUTS, LABELS, UNFINISHED, Shard, ShardWriter, open_shards
 from skexit.data import ExitLayout
 
 #: Folders inside a cache that hold caches of some of its rows, until these are joined, begin with this.
@@ -81,6 +82,8 @@ class CacheWriter:
         self.dtype = np.dtype(dtype)
         self.shard_rows = shard_rows or max(1, _SHARD_BYTES // (layout.n_columns * self.dtype.itemsize))
         self._shard: ShardWriter | None = None
+        #: What the rows so far have of labels and checksums of inputs, by name of the file; None without rows.
+        self._known_columns: dict[str, np.dtype] | None = None
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = FolderLock(self.path)
         try:
@@ -89,7 +92,7 @@ class CacheWriter:
             self._lock.release()
             raise
 
-    def append(self, logits: list[Any], features: list[Any], y: Any = None) -> None:
+    def append(self, logits: list[Any], features: list[Any], y: Any = None, *, inputs: Any = None) -> None:
         """Add rows.
 
         Parameters
@@ -97,8 +100,11 @@ class CacheWriter:
         logits, features : list of n_exits arrays of shape (n_rows, width) or None
             What each exit gave; None where the layout has no such columns.
         y : array-like of shape (n_rows,), default=None
-            Labels of the rows.
+            Labels of the rows: strings, integers or floats.
+        inputs : array-like of shape (n_rows,), default=None
+            Checksums of the inputs that the rows come from, by which these are recognised.
         """
+        columns = self._check_columns(y, inputs)
         if self._shard is None:
             self._shard = self._new_shard()
         blocks: dict[str, NDArray[Any]] = {}
@@ -111,9 +117,21 @@ class CacheWriter:
                     raise ValueError(f"the {part} of exit {k} have shape {np.shape(block)}; the layout says {width}.")
                 if width:
                     blocks[block_name(k, part)] = np.asarray(block)
-        self._shard.append(blocks, y)
+        self._shard.append(blocks, columns)
+        self._known_columns = {name: column.dtype for name, column in columns.items()}
         if self._shard.n_rows >= self.shard_rows:
             self._close_shard()
+
+    def _check_columns(self, y: Any, inputs: Any) -> dict[str, NDArray[Any]]:
+        """Labels and checksums as arrays, held to those of the rows before."""
+        columns = {} if y is None else {LABELS: check_labels(y)}
+        if inputs is not None:
+            columns[INPUTS] = np.asarray(inputs, dtype=np.uint32)
+        if self._known_columns is not None:
+            check_same_kind(self._known_columns.get(LABELS), columns.get(LABELS))
+            if (INPUTS in self._known_columns) != (INPUTS in columns):
+                raise ValueError("some batches have inputs and others none; give inputs for all rows or for none.")
+        return columns
 
     def append_shard(self, shard: Shard, source: Path) -> None:
         """Add a complete shard of another cache, as second names of its files or as copies of them.
@@ -187,6 +205,10 @@ class CacheWriter:
                 f"{n_cached}. Extract again to go on from there."
             )
         self._checksums = [shard.checksum for shard in shards]
+        if shards:
+            self._known_columns = {
+                name: shards[-1].files[name].dtype for name in (LABELS, INPUTS) if shards[-1].has(name)
+            }
         for leftover in self.path.glob(f"{UNFINISHED}*"):
             shutil.rmtree(leftover)
         self._write_manifest()

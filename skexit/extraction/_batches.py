@@ -4,16 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DistributedSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from skexit.backbone._inputs import Inputs, map_tensors, tensors_of
 from skexit.backbone._loaders import read_item
 from skexit.cache import FeatureCache
+from skexit.extraction._fingerprints import row_checksums
+from skexit.utils._warnings import warn
+
+#: Why a loader may give other inputs than before, and what helps.
+RANDOM_INPUTS = (
+    "Where it changes inputs at random, or pads them to the longest of a batch and batches have changed, pass "
+    "check_data=False to keep the rows as they are cached."
+)
 
 
 @dataclass(frozen=True)
@@ -23,6 +39,7 @@ class Batch:
     number: int
     inputs: Inputs
     y: NDArray[Any] | None
+    checksums: NDArray[np.uint32]
 
     @property
     def n_rows(self) -> int:
@@ -30,12 +47,15 @@ class Batch:
 
     def rows(self, start: int, stop: int) -> Batch:
         labels = None if self.y is None else self.y[start:stop]
-        return Batch(self.number, map_tensors(lambda tensor: tensor[start:stop], self.inputs), labels)
+        return Batch(
+            self.number, map_tensors(lambda tensor: tensor[start:stop], self.inputs), labels, self.checksums[start:stop]
+        )
 
 
 def read_batches(loader: Iterable[Any], classes: NDArray[Any] | None) -> Iterator[Batch]:
     """The batches of a loader that have rows."""
     has_labels = None
+    repeats = _Repeats(loader)
     for number, item in enumerate(loader):
         batch = _read_batch(number, item, classes)
         if has_labels is None:
@@ -46,7 +66,42 @@ def read_batches(loader: Iterable[Any], classes: NDArray[Any] | None) -> Iterato
                 f"{'some' if has_labels else 'none'}; give labels with every batch or with none."
             )
         if batch.n_rows:
+            repeats.look_at(batch)
             yield batch
+    repeats.look_at_all()
+
+
+class _Repeats:
+    """Warns where every worker of a loader gives all items of an IterableDataset."""
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        is_stream = isinstance(loader, DataLoader) and isinstance(loader.dataset, IterableDataset)
+        self._n_workers = loader.num_workers if is_stream and isinstance(loader, DataLoader) else 0
+        self._checksums: list[NDArray[np.uint32]] = []
+
+    def look_at(self, batch: Batch) -> None:
+        """The first batches are those of one worker after the other."""
+        if self._n_workers < 2:
+            return
+        if batch.number < self._n_workers and any(map(partial(np.array_equal, batch.checksums), self._checksums)):
+            self._warn()
+        else:
+            self._checksums.append(batch.checksums)
+
+    def look_at_all(self) -> None:
+        """Workers may give the same items in other orders."""
+        if self._n_workers > 1 and self._checksums:
+            _, counts = np.unique(np.concatenate(self._checksums), return_counts=True)
+            if not (counts % self._n_workers).any():
+                self._warn()
+
+    def _warn(self) -> None:
+        warn(
+            f"loader: its {self._n_workers} workers give the same rows, which are cached as often. Let the "
+            "IterableDataset divide its items among them, by torch.utils.data.get_worker_info(), or give "
+            "num_workers=0; and extract into another folder."
+        )
+        self._n_workers = 0
 
 
 def _read_batch(number: int, item: Any, classes: NDArray[Any] | None) -> Batch:
@@ -58,7 +113,7 @@ def _read_batch(number: int, item: Any, classes: NDArray[Any] | None) -> Batch:
         raise ValueError(f"loader: the parts of batch {number} have different numbers of rows: {lengths}.")
     if labels is not None and classes is not None:
         labels = _as_classes(labels, classes, number)
-    return Batch(number, inputs, labels)
+    return Batch(number, inputs, labels, row_checksums(inputs))
 
 
 def _as_classes(labels: NDArray[Any], classes: NDArray[Any], number: int) -> NDArray[Any]:
@@ -91,14 +146,14 @@ def check_fixed_order(loader: Iterable[Any]) -> None:
             )
 
 
-def skip_cached_rows(batches: Iterator[Batch], found: FeatureCache | None) -> Iterator[Batch]:
-    """The batches, without the rows that the cache has already."""
+def skip_cached_rows(batches: Iterator[Batch], found: FeatureCache | None, check: bool) -> Iterator[Batch]:
+    """The batches, without the rows that the cache has already; these are compared with it if `check` says so."""
     n_cached = 0 if found is None else found.n_rows
     start = 0
     for batch in batches:
         n_skipped = min(max(n_cached - start, 0), batch.n_rows)
-        if found is not None and n_skipped:
-            check_same_labels(batch.rows(0, n_skipped), found, start)
+        if found is not None and n_skipped and check:
+            _check_same_rows(batch.rows(0, n_skipped), found, start)
         if n_skipped < batch.n_rows:
             yield batch.rows(n_skipped, batch.n_rows) if n_skipped else batch
         start += batch.n_rows
@@ -108,8 +163,8 @@ def skip_cached_rows(batches: Iterator[Batch], found: FeatureCache | None) -> It
         )
 
 
-def check_same_labels(batch: Batch, found: FeatureCache, start: int) -> None:
-    """Raise a ValueError unless the batch has the labels that the cache has from row `start` on."""
+def _check_same_rows(batch: Batch, found: FeatureCache, start: int) -> None:
+    """Raise a ValueError unless the batch has the labels and inputs that the cache has from row `start` on."""
     if found.y is None or batch.y is None:
         agree = found.y is None and batch.y is None
     else:
@@ -118,4 +173,9 @@ def check_same_labels(batch: Batch, found: FeatureCache, start: int) -> None:
         raise ValueError(
             f"loader: the labels of batch {batch.number} are not those that the cache {str(found.path)!r} has for the "
             "same rows. Give the loader it was begun with, or another folder."
+        )
+    if found.inputs is not None and not np.array_equal(found.inputs[start : start + batch.n_rows], batch.checksums):
+        raise ValueError(
+            f"loader: the inputs of batch {batch.number} are not those that the rows of the cache {str(found.path)!r} "
+            f"were extracted from. Give the loader it was begun with, or another folder. {RANDOM_INPUTS}"
         )

@@ -39,7 +39,7 @@ from skexit.cache._folders import absolute, is_url
 from skexit.cache._writer import check_same_cache
 from skexit.data import ExitLayout
 from skexit.data._blocks import warn_of_probabilities
-from skexit.extraction._batches import Batch, check_fixed_order, check_same_labels, read_batches, skip_cached_rows
+from skexit.extraction._batches import RANDOM_INPUTS, Batch, check_fixed_order, read_batches, skip_cached_rows
 from skexit.extraction._fingerprints import input_digest, model_fingerprint
 from skexit.extraction._parts import Worker, extract_as_worker, found_parts, is_complete, rank_and_size
 
@@ -137,6 +137,7 @@ class ExitExtractor:
         classes: ArrayLike | None = None,
         shard_rows: int | None = None,
         worker: Worker = None,
+        check_data: bool = True,
         progress: bool = True,
     ) -> FeatureCache:
         """Run the network over a loader and write a cache.
@@ -161,6 +162,11 @@ class ExitExtractor:
             Which of several processes this is that extract into the same folder, each some of the rows:
             ``(rank, n_workers)``, or ``"torchrun"`` for the ``RANK`` and ``WORLD_SIZE`` that torchrun sets. Each
             returns when the whole cache is there. By default there is no other.
+        check_data : bool, default=True
+            Whether all rows that the folder has already are compared with the loader, by their labels and by
+            checksums of their inputs. The loader is read for this, the network does not run. False takes them on
+            trust: a complete cache of as many rows as the loader gives is returned at once, and inputs may have been
+            changed at random since.
         progress : bool, default=True
             Show a progress bar, if the output is a terminal.
 
@@ -172,10 +178,10 @@ class ExitExtractor:
         Raises
         ------
         ValueError
-            If the loader is empty, shuffles, or gives other labels than the cache has; the folder holds the cache of
-            another model, with other settings or of other data; or the network does not call each exit exactly once, or
-            gives infinities or NaN. With several workers also if the loader's rows cannot be read by index, costs are
-            times, or one process has begun to extract into the folder.
+            If the loader is empty, shuffles, or gives other labels or inputs than the cache has; the folder holds the
+            cache of another model, with other settings or of other data; or the network does not call each exit exactly
+            once, or gives infinities or NaN. With several workers also if the loader's rows cannot be read by index,
+            costs are times, or one process has begun to extract into the folder.
         RuntimeError
             If another process is extracting into the folder.
         """
@@ -183,7 +189,8 @@ class ExitExtractor:
         folder = absolute(path)  # reading the loader may change the working directory
         path = path if is_url(path) else folder
         if (n_workers > 1 or found_parts(folder)) and not is_complete(folder):
-            options: dict[str, Any] = {"classes": classes, "shard_rows": shard_rows, "progress": progress}
+            options: dict[str, Any] = {"classes": classes, "shard_rows": shard_rows, "check_data": check_data}
+            options["progress"] = progress
             return extract_as_worker(partial(self._extract_part, **options), loader, folder, rank, n_workers)
         check_fixed_order(loader)
         batches = read_batches(loader, None if classes is None else np.asarray(classes))
@@ -191,21 +198,23 @@ class ExitExtractor:
         if first is None:
             raise ValueError("loader is empty; give at least one batch.")
         origin = self._origin(first, classes)
-        found = _find_cache(path, origin)
+        check_data = check_data and rank == 0  # one worker compares for all
+        found = _find_cache(path, origin, check_data)
         n_rows = count_rows(loader)
-        if found is not None and found.complete and found.n_rows == n_rows:
-            check_same_labels(first, found, 0)
+        if found is not None and found.complete and found.n_rows == n_rows and not check_data:
             return found
         with evaluating(self.model):
-            outputs = map(self._run, skip_cached_rows(chain([first], batches), found))
+            outputs = map(self._run, skip_cached_rows(chain([first], batches), found, check_data))
             # Running one batch before the folder is made: what cannot be extracted leaves no cache behind.
             first_output = list(islice(outputs, 1))
+            if found is not None and found.complete and not first_output:
+                return found
             layout = self._layout(first, first_output[0], classes) if found is None else found.layout
             with (
                 CacheWriter(
                     path,
                     layout,
-                    origin=origin,
+                    origin=origin if found is None else found.origin,
                     dtype=self.dtype,
                     shard_rows=shard_rows,
                     n_cached=0 if found is None else found.n_rows,
@@ -213,7 +222,7 @@ class ExitExtractor:
                 tqdm(initial=writer.n_rows, total=n_rows, unit=" rows", disable=None if progress else True) as bar,
             ):
                 for output in chain(first_output, outputs):
-                    writer.append(output.logits, output.features, output.y)
+                    writer.append(output.logits, output.features, output.y, inputs=output.inputs)
                     bar.update(output.n_rows)
         return FeatureCache(path)
 
@@ -251,6 +260,7 @@ class ExitExtractor:
                 None if block is None else self._to_numpy(block, "logits", k, batch) for k, block in enumerate(logits)
             ],
             y=batch.y,
+            inputs=batch.checksums,
         )
 
     def _hook_features(
@@ -338,18 +348,25 @@ class _Output:
     logits: list[NDArray[np.float32] | None]
     features: list[NDArray[np.float32]]
     y: NDArray[Any] | None
+    inputs: NDArray[np.uint32]
 
     @property
     def n_rows(self) -> int:
         return len(self.features[0])
 
 
-def _find_cache(path: str | os.PathLike[str], origin: dict[str, str]) -> FeatureCache | None:
+def _find_cache(path: str | os.PathLike[str], origin: dict[str, str], check_data: bool) -> FeatureCache | None:
     try:
         found = FeatureCache(path, allow_partial=True)
     except FileNotFoundError:
         return None
-    check_same_cache(found.path, found.origin, origin)
+    first_input = found.origin.get("first input", "")
+    check_same_cache(found.path, found.origin, origin | {"first input": first_input})
+    if check_data and first_input != origin["first input"]:
+        raise ValueError(
+            f"the folder {str(found.path)!r} holds a cache that differs in first input. Give another folder, or the "
+            f"loader it was begun with. {RANDOM_INPUTS}"
+        )
     return found
 
 

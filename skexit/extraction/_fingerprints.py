@@ -8,7 +8,9 @@ import zlib
 from collections.abc import Mapping
 from itertools import chain
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from skexit.backbone._inputs import Inputs, tensors_of
@@ -32,6 +34,18 @@ def input_digest(inputs: Inputs) -> str:
     for name, tensor in named:
         _update_digest(digest, name, tensor)
     return digest.hexdigest()
+
+
+def row_checksums(inputs: Inputs) -> NDArray[np.uint32]:
+    """A checksum of each row of the inputs, over all their values."""
+    named = sorted(inputs.items()) if isinstance(inputs, Mapping) else [("", tensors_of(inputs)[0])]
+    kinds = [(name, str(tensor.dtype), tuple(tensor.shape[1:])) for name, tensor in named]
+    checksums = [zlib.crc32(repr(kinds).encode())] * len(named[0][1])
+    for _, tensor in named:
+        if tensor.numel():
+            rows = tensor.detach().cpu().contiguous().reshape(len(tensor), -1).view(torch.uint8).numpy()
+            checksums = [zlib.crc32(row, before) for row, before in zip(rows, checksums, strict=True)]
+    return np.array(checksums, dtype=np.uint32)
 
 
 def _update_digest(digest: hashlib._Hash, name: str, tensor: torch.Tensor) -> None:

@@ -1,0 +1,47 @@
+"""Labels that a cache takes: those that it gives back as they were."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Labels of one kind can be joined without a change to any of them.
+_KINDS = {"U": "strings", "f": "floats", "b": "integers", "i": "integers", "u": "integers"}
+
+
+def check_labels(y: Any) -> NDArray[Any]:
+    """The labels as an array; a ValueError says if they are not one number or string for each row."""
+    labels = np.asarray(y)
+    if labels.ndim == 1 and labels.dtype.kind in "OT" and all(isinstance(label, str) for label in labels):
+        labels = labels.astype(str)  # as pandas gives strings
+    if labels.ndim != 1 or labels.dtype.kind not in _KINDS:
+        raise ValueError(
+            f"labels have shape {labels.shape} and dtype {labels.dtype}; give one number or string for each row."
+        )
+    if labels.dtype == np.uint64:  # joined with int64, these would become floats
+        if (labels >= 2**63).any():
+            raise ValueError(f"labels have the value {labels.max()}; give integers below 2**63, or strings.")
+        labels = labels.astype(np.int64)
+    if not isinstance(y, np.ndarray) and labels.dtype.kind in "Uf":
+        _check_kept(labels, y)
+    return labels
+
+
+def check_same_kind(found: np.dtype | None, labels: NDArray[Any] | None) -> None:
+    """Raise a ValueError if labels are of another kind than those before them, of which this is the dtype or None."""
+    if (found is None) != (labels is None):
+        raise ValueError("some batches have labels and others none; give labels for all rows or for none.")
+    if found is not None and labels is not None and _KINDS[found.kind] != _KINDS[labels.dtype.kind]:
+        raise ValueError(
+            f"labels are {_KINDS[labels.dtype.kind]}, but those of the rows before are {_KINDS[found.kind]}; give one "
+            "kind for all rows."
+        )
+
+
+def _check_kept(labels: NDArray[Any], y: Any) -> None:
+    """NumPy makes strings of numbers beside strings, rounds large integers beside floats, and ends strings at zeros."""
+    for label, given in zip(labels.tolist(), y, strict=True):
+        if label != given and given == given:
+            raise ValueError(f"labels have the value {given!r}, which is kept as {label!r}; give labels of one type.")
