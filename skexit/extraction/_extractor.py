@@ -40,6 +40,7 @@ from skexit.cache._writer import check_same_cache
 from skexit.data import ExitLayout
 from skexit.data._blocks import warn_of_probabilities
 from skexit.extraction._batches import RANDOM_INPUTS, Batch, check_fixed_order, read_batches, skip_cached_rows
+from skexit.extraction._callables import callable_fingerprint
 from skexit.extraction._fingerprints import input_digest, model_fingerprint
 from skexit.extraction._parts import Worker, extract_as_worker, found_parts, is_complete, rank_and_size
 
@@ -62,7 +63,8 @@ class ExitExtractor:
         or ``"grid4"``; of token sequences, whose shape is (n_samples, n_tokens, n_channels), ``"first"``, ``"mean"`` or
         ``"max"`` over the tokens that the attention mask counts. Several are joined in the order given. ``"auto"`` is
         ``("avg", "max", "grid2")`` for maps and ``("first", "mean")`` for tokens. A callable gets the tensor and gives
-        one of shape (n_samples, n_features). Two-dimensional outputs are kept as they are.
+        one of shape (n_samples, n_features); a cache knows it by its code, what the code reads, and its state, or by
+        its attribute ``fingerprint``, a string, if it has one. Two-dimensional outputs are kept as they are.
     head : "output", None, list of n_exits str or None, or dict of str to str, default="output"
         What gives the logits. ``"output"``: the network's own output, a tensor or something with ``logits``, is the
         last exit's; a list of n_exits tensors has the logits of every exit. None: no exit has logits. A list names the
@@ -125,6 +127,7 @@ class ExitExtractor:
         find_modules(model, self.exits, "exits")
         self._heads = resolve_heads(model, head, self.exits)
         self.pool = pool
+        self._pool_name = pool_name(pool) + (f" {callable_fingerprint(pool)}" if callable(pool) else "")
         self.head = head
         self.dtype = dtype
         self.cost_unit = cost_unit
@@ -332,7 +335,7 @@ class ExitExtractor:
         return {
             "model": model_fingerprint(self.model),
             "exits": json.dumps(list(self.exits)),
-            "pool": pool_name(self.pool),
+            "pool": self._pool_name,
             "head": json.dumps(self.head if self.head is None or isinstance(self.head, str) else self._heads),
             "dtype": self.dtype,
             "cost_unit": self.cost_unit,
