@@ -17,6 +17,11 @@ from skexit.cache._writer import CacheWriter
 #: What the origins of caches may differ in: other data of the same model.
 _DATA = ("data", "first input")
 
+_COSTS_DIFFER = (
+    "Costs are those of one row of the first batch: extract again from loaders that begin with inputs of one shape, such "
+    "as texts padded to one length, and with cost_unit='FLOPs' or 'MACs' rather than 'ms'."
+)
+
 
 def merge_caches(
     sources: Sequence[str | os.PathLike[str]], destination: str | os.PathLike[str], *, progress: bool = False
@@ -99,14 +104,15 @@ def _check_source(cache: FeatureCache, first: FeatureCache, destination: Path) -
     if differing:
         raise ValueError(
             f"the caches {str(first.path)!r} and {str(cache.path)!r} cannot be merged: they differ in "
-            f"{', '.join(differing)}."
+            f"{', '.join(differing)}." + (f" {_COSTS_DIFFER}" if "costs of the layout" in differing else "")
         )
 
 
 def _kind(cache: FeatureCache) -> dict[str, Any]:
     """What caches have in common that can be merged."""
     origin = {name: value for name, value in cache.origin.items() if name not in _DATA}
-    return origin | {"dtype": cache.stored_dtype.name, "layout": cache.layout.to_dict()}
+    layout = {f"{name} of the layout": value for name, value in cache.layout.to_dict().items()}
+    return origin | {"dtype": cache.stored_dtype.name} | layout
 
 
 def _check_labels(caches: Sequence[FeatureCache]) -> None:

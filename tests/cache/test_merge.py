@@ -132,8 +132,8 @@ class TestRefused:
         [
             ({"origin": ORIGIN | {"model": "b"}}, "model"),
             ({"origin": ORIGIN | {"pool": "max"}}, "pool"),
-            ({"layout": LAYOUT.replace(costs=[10, 31])}, "layout"),
-            ({"layout": LAYOUT.replace(classes=["yes", "no"]), "dtype": "float16"}, "dtype, layout"),
+            ({"layout": LAYOUT.replace(costs=[10, 31])}, "costs of the layout"),
+            ({"layout": LAYOUT.replace(classes=["yes", "no"]), "dtype": "float16"}, "classes of the layout, dtype"),
         ],
     )
     def test_other_models_and_settings(self, sources, tmp_path, change, named):
