@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from skexit.cache._folders import Folder
-from skexit.cache._json_files import FORMAT_VERSION, check_count, parse_json
+from skexit.cache._json_files import FORMAT_VERSION, check_count, dump_json, parse_json
 from skexit.data import ExitLayout
 
 MANIFEST = "manifest.json"
@@ -97,6 +97,22 @@ def read_manifest(folder: Folder) -> Manifest:
         raise FileNotFoundError(f"there is no cache at {str(folder.path)!r}: it has no {MANIFEST}.") from None
     except ValueError as error:
         raise ValueError(f"the manifest of the cache {str(folder.path)!r} cannot be used: {error}.") from error
+
+
+def check_readable(manifest: Manifest) -> None:
+    """Raise a ValueError if a manifest, once it is written, would be refused or read as another."""
+    for name, value in manifest.origin.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise ValueError(f"origin={{{name!r}: {value!r}}} must have strings as names and values; give str(value).")
+    try:
+        found = Manifest.from_dict(parse_json(dump_json(manifest.to_dict())))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"the layout and origin of the cache could not be read again: {error}. Give short strings as origin, and "
+            "finite numbers or strings as classes."
+        ) from error
+    if found.identity != manifest.identity:
+        raise ValueError("classes and cost_unit of the layout must be strings or numbers that JSON keeps as they are.")
 
 
 def make_fingerprint(manifest: Manifest) -> str:

@@ -17,7 +17,15 @@ from skexit.cache._folders import LocalFolder, absolute, is_url
 from skexit.cache._json_files import temporary_name, write_json
 from skexit.cache._labels import check_labels, check_same_kind
 from skexit.cache._lock import LOCK, FolderLock
-from skexit.cache._manifest import DTYPES, MANIFEST, Manifest, block_name, make_fingerprint, read_manifest
+from skexit.cache._manifest import (
+    DTYPES,
+    MANIFEST,
+    Manifest,
+    block_name,
+    check_readable,
+    make_fingerprint,
+    read_manifest,
+)
 from skexit.cache._shards import INPUTS, LABELS, UNFINISHED, Shard, ShardWriter, open_shards
 from skexit.data import ExitLayout
 
@@ -84,6 +92,7 @@ class CacheWriter:
         self._shard: ShardWriter | None = None
         #: What the rows so far have of labels and checksums of inputs, by name of the file; None without rows.
         self._known_columns: dict[str, np.dtype] | None = None
+        check_readable(Manifest(layout, self.dtype, origin))
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = FolderLock(self.path)
         try:
@@ -107,13 +116,18 @@ class CacheWriter:
         columns = self._check_columns(y, inputs)
         if self._shard is None:
             self._shard = self._new_shard()
+        if not len(logits) == len(features) == self.layout.n_exits:
+            raise ValueError(
+                f"logits and features have {len(logits)} and {len(features)} exits, not {self.layout.n_exits}."
+            )
         blocks: dict[str, NDArray[Any]] = {}
         for k in range(self.layout.n_exits):
             for part, block, width in (
                 ("logits", logits[k], self.layout.n_logits[k]),
                 ("features", features[k], self.layout.n_features[k]),
             ):
-                if (0 if block is None else np.shape(block)[1]) != width:
+                shape = (0, 0) if block is None else np.shape(block)
+                if len(shape) != 2 or shape[1] != width:
                     raise ValueError(f"the {part} of exit {k} have shape {np.shape(block)}; the layout says {width}.")
                 if width:
                     blocks[block_name(k, part)] = np.asarray(block)
