@@ -141,7 +141,7 @@ class ExitEnsemble(LogitsTransformer):
         Returns
         -------
         ExitArray of shape (n_samples, n_columns_out)
-            A DataFrame after ``set_output(transform="pandas")``.
+            A DataFrame after ``set_output(transform="pandas")`` or ``"polars"``.
         """
         with_logits = self._fit(X, y, sample_weight, groups)
         new = validate_new_data(self, X)

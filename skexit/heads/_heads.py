@@ -32,7 +32,7 @@ from skexit.data._validation import (
 from skexit.heads._boosting import PREDICTION_REWEIGHTING
 from skexit.heads._partial_fit import PartialFit, train_further
 from skexit.heads._training import HeadTrainer, HeadTraining
-from skexit.heads._transformer import LogitsTransformer
+from skexit.heads._transformer import LogitsTransformer, logits_by
 from skexit.uncertainty import fit_temperature
 from skexit.utils._array_api import side_by_side
 from skexit.utils._html import exit_table
@@ -283,7 +283,7 @@ class ExitHeads(LogitsTransformer):
         Returns
         -------
         ExitArray of shape (n_samples, n_columns_out)
-            A DataFrame after ``set_output(transform="pandas")``.
+            A DataFrame after ``set_output(transform="pandas")`` or ``"polars"``.
         """
         used, classes, labels, weight = validate_training_data(self, X, y, sample_weight)
         if used.layout.n_exits == 1:  # no decision will be learned from the logits
@@ -443,8 +443,8 @@ def fit_heads(
     heads = clone(heads)
     if hasattr(heads, "fit_transform"):
         given = {"groups": groups} if has_fit_parameter(heads, "groups") else {}
-        return heads, heads.fit_transform(X, classes[labels], weight, **given)
-    return heads, heads.fit(X, classes[labels]).transform(X)
+        return heads, logits_by(heads, "fit_transform", X, classes[labels], weight, **given)
+    return heads, logits_by(heads.fit(X, classes[labels]), "transform", X)
 
 
 def check_two_classes(classes: NDArray[Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn import config_context
 from sklearn.base import TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
@@ -46,9 +47,11 @@ class LayoutTransformer(TransformerMixin, ExitEstimator):
 
     def _output(self, source: ColumnSource, original: Any, layout: ExitLayout | None = None) -> Any:
         output = ExitArray(source, self.layout_out_ if layout is None else layout)
-        if _get_output_config("transform", self)["dense"] == "pandas":
-            return output.to_frame(index=getattr(original, "index", None))
-        return output
+        container = _get_output_config("transform", self)["dense"]
+        if container == "pandas":
+            return output.to_frame(index=original.index if hasattr(original, "iloc") else None)
+        # scikit-learn makes other frames itself, but of plain arrays.
+        return output if container == "default" else np.asarray(output)
 
 
 class LogitsTransformer(LayoutTransformer):
@@ -128,7 +131,7 @@ class LogitsTransformer(LayoutTransformer):
         Returns
         -------
         ExitArray of shape (n_samples, n_columns_out)
-            A DataFrame after ``set_output(transform="pandas")``.
+            A DataFrame after ``set_output(transform="pandas")`` or ``"polars"``.
         """
         check_is_fitted(self)
         new = validate_new_data(self, X)
@@ -151,3 +154,12 @@ class LogitsTransformer(LayoutTransformer):
         tags.target_tags.required = True
         tags.target_tags.one_d_labels = True
         return tags
+
+
+def logits_by(transformer: Any, method: str, X: ExitArray, *arguments: Any, **named: Any) -> ExitArray:
+    """The logits that a method of a transformer gives to X, as an ExitArray whatever output users have set."""
+    with config_context(transform_output="default"):
+        output = getattr(transformer, method)(X, *arguments, **named)
+    if isinstance(output, ExitArray):
+        return output
+    return ExitArray.from_array(output, getattr(transformer, "layout_out_", None))

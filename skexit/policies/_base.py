@@ -25,6 +25,7 @@ from skexit.data._estimator import (
 from skexit.data._validation import check_budget, validate_groups, validate_new_data, validate_training_data
 from skexit.data._walk import collect, walk_batches
 from skexit.heads._heads import fit_heads
+from skexit.heads._transformer import logits_by
 from skexit.policies._calibration import CalibrationMixin
 from skexit.policies._decision import ExitDecision
 from skexit.policies._most_confident import answer_with_most_confident
@@ -372,7 +373,7 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
 
     def _add_logits(self, X: ExitArray) -> ExitArray:
         """X with the logits that the fitted heads give it."""
-        return self._with_classes(X) if self.heads_ is None else self.heads_.transform(X)
+        return self._with_classes(X) if self.heads_ is None else logits_by(self.heads_, "transform", X)
 
     def _check_new(self, X: Any) -> ExitArray:
         check_is_fitted(self)
