@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import hashlib
 import importlib
 import json
 import math
@@ -22,9 +23,13 @@ from skexit.data._estimator import ROW_STATE, ExitEstimator
 from skexit.exceptions import InconsistentVersionWarning
 from skexit.persistence import TRUSTED_TYPES
 from skexit.pipeline import ExitPipeline
+from skexit.policies import ExitPolicy
 from skexit.utils._warnings import warn
 
 _FORMAT, _FORMAT_VERSION = "skexit", 1
+#: Key of the digest of all other keys. Most of what a policy consists of could be left out or changed, and it would
+#: still answer, otherwise.
+_DIGEST = "sha256"
 #: Marks an object of JSON that stands for something that JSON does not have.
 _KIND = "__kind__"
 #: Kinds of NumPy arrays whose bytes say everything: bool, integers, floats, and strings.
@@ -59,7 +64,8 @@ def policy_to_json(policy: Any) -> str:
     Raises
     ------
     ValueError
-        If there is anything else in it, as a regressor of scikit-learn.
+        If there is anything else in it, as a regressor of scikit-learn, or thresholds, costs or temperatures are
+        not those of a fitted policy.
 
     See Also
     --------
@@ -82,7 +88,7 @@ def policy_to_json(policy: Any) -> str:
         "skexit_version": _version.__version__,
         "content": _encode(policy, type(policy).__name__),
     }
-    return json.dumps(document, indent=1, allow_nan=False)
+    return json.dumps(document | {_DIGEST: _digest(document)}, indent=1, allow_nan=False)
 
 
 def policy_from_json(text: str) -> Any:
@@ -101,7 +107,8 @@ def policy_from_json(text: str) -> Any:
     Raises
     ------
     ValueError
-        If the text is of another format, is damaged, or names a class that is not skexit's.
+        If the text is of another format, was changed or damaged in any way, or names a class that is not
+        skexit's. A digest in it is for damage; it is no signature, and says nothing of who wrote it.
 
     Warns
     -----
@@ -125,12 +132,22 @@ def policy_from_json(text: str) -> Any:
             f"this JSON has version {version!r} of the format, but skexit {_version.__version__} reads "
             f"{_FORMAT_VERSION}. Write it again with this version of skexit."
         )
+    if document.pop(_DIGEST, None) != _digest(document):
+        raise ValueError(
+            f"this JSON was changed after it was written: its {_DIGEST} is that of another text. Write the policy "
+            "again with policy_to_json."
+        )
     content = _decode(document["content"])
     saved_version = str(document.get("skexit_version", "unknown"))
     if saved_version != _version.__version__:
         name = type(content).__name__ if isinstance(content, BaseEstimator) else "a policy"
         warn(InconsistentVersionWarning(name, saved_version, _version.__version__))
     return content
+
+
+def _digest(document: dict[str, Any]) -> str:
+    """Digest of everything in the document, however it is laid out."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def _encode(value: Any, place: str) -> Any:
@@ -175,6 +192,8 @@ def _encode_object(value: Any, place: str) -> dict[str, Any]:
         name = f"{kind.__module__}.{kind.__qualname__}"
         if name not in TRUSTED_TYPES:
             raise _not_writable(name, place)
+        if isinstance(value, ExitPolicy):
+            _check_policy(value, place)
         if isinstance(value, ExitEstimator):
             parameters, attributes = _state_of_estimator(value)
         elif isinstance(value, ExitLayout):
@@ -256,7 +275,28 @@ def _decode_object(value: dict[str, Any]) -> Any:
         raise ValueError(f"this JSON has an object of {name!r}, which is no class of skexit that it may have.")
     made = kind(**{field: _decode(part) for field, part in value["parameters"].items()})
     made.__dict__.update({field: _decode(part) for field, part in value["attributes"].items()})
+    if isinstance(made, ExitPolicy):
+        _check_policy(made, name)
     return made
+
+
+def _check_policy(policy: ExitPolicy, place: str) -> None:
+    """Raise a ValueError where a policy decides by numbers that no fitted one has."""
+    if not hasattr(policy, "layout_"):
+        return  # not fitted
+    shape = (policy.layout_.n_exits,)
+    thresholds, costs, temperatures = (
+        np.asarray(getattr(policy, name)) for name in ("thresholds_", "costs_", "temperatures_")
+    )
+    for name, values, is_right in (
+        ("thresholds_", thresholds, lambda: not np.isnan(thresholds).any() and np.isneginf(thresholds[-1])),
+        ("costs_", costs, lambda: np.isfinite(costs).all() and (np.diff(costs, prepend=0) > 0).all()),
+        ("temperatures_", temperatures, lambda: np.isfinite(temperatures).all() and (temperatures > 0).all()),
+    ):
+        if values.shape != shape or not is_right():
+            raise ValueError(
+                f"{place}.{name} is {values.tolist()}, which no policy fitted on {shape[0]} exits has. Fit it again."
+            )
 
 
 _DECODERS: dict[str, Callable[[dict[str, Any]], Any]] = {

@@ -21,7 +21,7 @@ from skexit import (
     ThresholdPolicy,
 )
 from skexit.extraction import ExitExtractor
-from skexit.runtime import EarlyExitModel, OnnxEarlyExit, export_onnx
+from skexit.runtime import EarlyExitModel, OnnxEarlyExit, export_onnx, policy_to_json
 from skexit.runtime._prepared import start
 
 pytest.importorskip("onnxruntime")
@@ -298,6 +298,9 @@ def test_a_bad_folder(cnn_folder, tmp_path):
     with pytest.raises(ValueError, match=r"policy\.json cannot be read: this is no JSON"):
         OnnxEarlyExit(tmp_path)
     (tmp_path / "policy.json").write_text(json.dumps(json.loads(text) | {"content": {"steps": []}}))
+    with pytest.raises(ValueError, match=r"policy\.json cannot be read: this JSON was changed"):
+        OnnxEarlyExit(tmp_path)
+    (tmp_path / "policy.json").write_text(policy_to_json({"steps": []}))
     with pytest.raises(ValueError, match="was not written by skexit"):
         OnnxEarlyExit(tmp_path)
 

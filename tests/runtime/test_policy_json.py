@@ -1,4 +1,7 @@
 import base64
+import copy
+import functools
+import hashlib
 import json
 import subprocess
 import sys
@@ -12,7 +15,15 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 
-from skexit import ExitEnsemble, ExitHeads, OptimalStoppingPolicy, RiskControlledPolicy, ThresholdPolicy, stack_exits
+from skexit import (
+    ExitEnsemble,
+    ExitHeads,
+    OptimalStoppingPolicy,
+    RiskControlledPolicy,
+    StaticExit,
+    ThresholdPolicy,
+    stack_exits,
+)
 from skexit.exceptions import InconsistentVersionWarning
 from skexit.runtime import policy_from_json, policy_to_json
 
@@ -158,7 +169,11 @@ def test_nan_and_numpy_numbers():
 
 
 def changed(**changes):
-    return json.dumps(json.loads(policy_to_json(1)) | changes)
+    """A document as somebody would write it by hand, with a digest that is right."""
+    document = json.loads(policy_to_json(1)) | changes
+    del document["sha256"]
+    digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+    return json.dumps(document | {"sha256": digest})
 
 
 ARRAY = {"__kind__": "array", "dtype": "<f8", "shape": [1], "order": "C", "data": base64.b64encode(bytes(8)).decode()}
@@ -187,6 +202,84 @@ LAYOUT = {"__kind__": "skexit.ExitLayout", "parameters": {"n_logits": [3], "n_fe
 )
 def test_what_is_not_read(text, message):
     with pytest.raises(ValueError, match=message):
+        policy_from_json(text)
+
+
+def places(value, path=()):
+    """Every place in a document of JSON, and what is there."""
+    yield path, value
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in parts:
+        yield from places(part, (*path, key))
+
+
+def damaged(document):
+    """The document with each of its parts left out, replaced or added to, one after the other."""
+    for path, value in places(document):
+        replacements = [other for other in (None, "a", [], {}, True, 7) if type(other) is not type(value)]
+        if isinstance(value, int | float):
+            replacements += [float("nan"), value + 1]
+        for new in [*replacements, DELETED] if path else []:
+            changed = copy.deepcopy(document)
+            *parents, key = path
+            holder = functools.reduce(lambda part, name: part[name], parents, changed)
+            if new is DELETED:
+                del holder[key]
+            else:
+                holder[key] = new
+            yield changed
+        if isinstance(value, dict):
+            changed = copy.deepcopy(document)
+            functools.reduce(lambda part, name: part[name], path, changed)["unknown"] = 1
+            yield changed
+
+
+DELETED = object()
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        OptimalStoppingPolicy(random_state=0),
+        make_pipeline(ExitHeads(random_state=0), ThresholdPolicy()),
+        {"steps": (StaticExit(1),), "inputs": [{"name": "x", "shape": [None, 3]}], "by_name": False},
+    ],
+    ids=lambda estimator: type(estimator).__name__,
+)
+def test_nothing_that_was_changed_is_read(estimator, data):
+    if not isinstance(estimator, dict):
+        estimator = clone(estimator).fit(*data)
+    text = policy_to_json(estimator)
+    document = json.loads(text)
+    policy_from_json(json.dumps(document, sort_keys=True))  # layout and order of keys do not matter
+    for changed in damaged(document):
+        with pytest.raises(ValueError, match=r"this JSON (was|has version)"):
+            policy_from_json(json.dumps(changed))
+
+
+@pytest.mark.parametrize(
+    ("attribute", "values"),
+    [
+        ("thresholds_", [np.nan, -np.inf]),
+        ("thresholds_", [0.5, 0.5]),
+        ("thresholds_", [-np.inf]),
+        ("costs_", [1.0, 0.5]),
+        ("costs_", [0.0, 1.0]),
+        ("costs_", [0.5, np.inf]),
+        ("temperatures_", [1.0, 0.0]),
+        ("temperatures_", [1.0, np.nan]),
+        ("temperatures_", 1.0),
+    ],
+)
+def test_what_no_fitted_policy_has_is_not_written(attribute, values, data, monkeypatch):
+    policy = ThresholdPolicy().fit(*data)
+    setattr(policy, attribute, np.asarray(values))
+    with pytest.raises(ValueError, match=rf"ThresholdPolicy\.{attribute} is .*, which no policy fitted on 2 exits has"):
+        policy_to_json(policy)
+    with monkeypatch.context() as patch:
+        patch.setattr("skexit.runtime._policy_json._check_policy", lambda policy, place: None)
+        text = policy_to_json(policy)
+    with pytest.raises(ValueError, match=f"{attribute} is"):
         policy_from_json(text)
 
 
