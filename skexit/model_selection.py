@@ -136,7 +136,16 @@ def neg_mean_cost_scorer(estimator: Any, X: Any, y: ArrayLike | None = None) -> 
 
 def _accuracy_and_cost(estimator: Any, X: Any, y: ArrayLike, *, lam: float) -> dict[str, float]:
     accuracy, mean_cost = _measure(*policy_and_data(estimator, X), y)
-    return {"accuracy": accuracy, "mean_cost": mean_cost, "utility": accuracy - lam * mean_cost}
+    return _Scores({"accuracy": accuracy, "mean_cost": mean_cost, "utility": accuracy - lam * mean_cost})
+
+
+class _Scores(dict[str, float]):
+    """Scores by name. A search whose `refit` is `best_within` looks there for that, in its ``score``."""
+
+    def __missing__(self, refit: Any) -> float:
+        if getattr(refit, "func", None) is _best_within:
+            return self[refit.keywords["score"]]
+        raise KeyError(refit)
 
 
 def _utility(estimator: Any, X: Any, y: ArrayLike, *, lam: float) -> float:
@@ -153,8 +162,10 @@ def _measure(policy: Any, X: Any, y: ArrayLike) -> tuple[float, float]:
     return float(accuracy_score(y, policy.predict(X))), float(policy.mean_cost(X))
 
 
-def best_within(budget: float, *, one_standard_error: bool = False) -> Callable[[Mapping[str, Any]], int]:
-    """Take the most accurate setting of a search whose mean cost stays within a budget.
+def best_within(
+    budget: float, *, score: str = "accuracy", cost: str = "mean_cost", one_standard_error: bool = False
+) -> Callable[[Mapping[str, Any]], int]:
+    """Take the setting of a search with the best score, the accuracy, whose mean cost stays within a budget.
 
     A setting is within the budget if its cost, as a mean over the test folds, is at most that (up
     to a rounding error of 1e-9). A policy meets its own budget on the rows it was fitted on, and on
@@ -164,23 +175,29 @@ def best_within(budget: float, *, one_standard_error: bool = False) -> Callable[
     ----------
     budget : float
         Highest mean cost of a sample, a fraction in (0, 1] of the network's cost.
+    score : str, default="accuracy"
+        Name of the score among those of the search, such as ``"f1"`` for ``scoring={"f1": "f1_macro",
+        "mean_cost": neg_mean_cost_scorer}``. Higher is better.
+    cost : str, default="mean_cost"
+        Name of the mean cost, or of minus the mean cost, among the scores.
     one_standard_error : bool, default=False
-        Take the cheapest setting whose accuracy is at most one standard error below that of the most accurate one: its
-        standard deviation over the folds, with n - 1 degrees of freedom, over the square root of their number n.
+        Take the cheapest setting whose score is at most one standard error below that of the best one: its standard
+        deviation over the folds, with n - 1 degrees of freedom, over the square root of their number n.
 
     Returns
     -------
     callable
         The `refit` of :class:`~sklearn.model_selection.GridSearchCV` or
-        :class:`~sklearn.model_selection.RandomizedSearchCV` with ``scoring=accuracy_and_cost()``.
-        Called with ``cv_results_``, it gives the index of the setting. Of settings that are equally accurate it takes
-        the cheapest, and of these the first; settings that could not be scored (nan) are left out. It can be pickled.
+        :class:`~sklearn.model_selection.RandomizedSearchCV` with ``scoring=accuracy_and_cost()``, or a dict
+        of scorers. Called with ``cv_results_``, it gives the index of the setting. Of settings that are
+        equally good it takes the cheapest, and of these the first; settings that could not be
+        scored (nan) are left out. It can be pickled.
 
     Raises
     ------
     ValueError
-        If the budget is not in (0, 1]; when called, if no setting is within it, the scores are not
-        those of `accuracy_and_cost`, or a standard error is asked for of a single fold.
+        If the budget is not in (0, 1]; when called, if no setting is within it, the search has no scores
+        of these names, or a standard error is asked for of a single fold.
 
     Examples
     --------
@@ -195,12 +212,21 @@ def best_within(budget: float, *, one_standard_error: bool = False) -> Callable[
     >>> search.best_params_
     {'budget': 0.7}
     """
-    return partial(_best_within, budget=check_budget_is_fraction(budget), one_standard_error=bool(one_standard_error))
+    return partial(
+        _best_within,
+        budget=check_budget_is_fraction(budget),
+        score=score,
+        cost=cost,
+        one_standard_error=bool(one_standard_error),
+    )
 
 
-def _best_within(cv_results: Mapping[str, Any], *, budget: float, one_standard_error: bool) -> int:
-    accuracies, costs = (_mean_scores(cv_results, name) for name in ("accuracy", "mean_cost"))
-    scored = np.isfinite(accuracies) & np.isfinite(costs)
+def _best_within(
+    cv_results: Mapping[str, Any], *, budget: float, score: str, cost: str, one_standard_error: bool
+) -> int:
+    # Scorers have it negated, as higher must be better for them.
+    scores, costs = _mean_scores(cv_results, score), np.abs(_mean_scores(cv_results, cost))
+    scored = np.isfinite(scores) & np.isfinite(costs)
     if not scored.any():
         raise ValueError("no setting could be scored: all are nan. Search with error_score='raise' to see why.")
     allowed = np.flatnonzero(scored & (costs <= budget + _TOLERANCE))
@@ -209,27 +235,31 @@ def _best_within(cv_results: Mapping[str, Any], *, budget: float, one_standard_e
             f"budget={budget!r} is met by no setting: the cheapest costs {costs[scored].min():.4g} of the "
             "network's cost. Raise the budget, or search over cheaper settings."
         )
-    best = allowed[np.lexsort((costs[allowed], -accuracies[allowed]))[0]]
+    best = allowed[np.lexsort((costs[allowed], -scores[allowed]))[0]]
     if not one_standard_error:
         return int(best)
-    near = allowed[accuracies[allowed] >= accuracies[best] - _standard_error(cv_results, best)]
-    return int(near[np.lexsort((-accuracies[near], costs[near]))[0]])
+    near = allowed[scores[allowed] >= scores[best] - _standard_error(cv_results, score, best)]
+    return int(near[np.lexsort((-scores[near], costs[near]))[0]])
 
 
 def _mean_scores(cv_results: Mapping[str, Any], name: str) -> NDArray[np.float64]:
     key = f"mean_test_{name}"
     if key not in cv_results:
-        raise ValueError(f"cv_results_ has no {key!r}; search with scoring=accuracy_and_cost().")
+        known = [key.removeprefix("mean_test_") for key in cv_results if key.startswith("mean_test_")]
+        raise ValueError(
+            f"cv_results_ has no {key!r}; its scores are {known}. Search with scoring=accuracy_and_cost(), or name "
+            "yours by score= and cost= of best_within."
+        )
     return np.asarray(cv_results[key], dtype=np.float64)
 
 
-def _standard_error(cv_results: Mapping[str, Any], setting: int) -> float:
-    """Standard error of a setting's mean accuracy over the folds."""
-    n_folds = sum(name.startswith("split") and name.endswith("_test_accuracy") for name in cv_results)
+def _standard_error(cv_results: Mapping[str, Any], score: str, setting: int) -> float:
+    """Standard error of a setting's mean score over the folds."""
+    n_folds = sum(name.startswith("split") and name.endswith(f"_test_{score}") for name in cv_results)
     if n_folds < 2:
         raise ValueError("one_standard_error=True needs two folds or more; raise cv.")
-    accuracies = [cv_results[f"split{fold}_test_accuracy"][setting] for fold in range(n_folds)]
-    return float(np.std(accuracies, ddof=1) / np.sqrt(n_folds))
+    scores = [cv_results[f"split{fold}_test_{score}"][setting] for fold in range(n_folds)]
+    return float(np.std(scores, ddof=1) / np.sqrt(n_folds))
 
 
 @dataclass(frozen=True, eq=False)

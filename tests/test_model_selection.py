@@ -229,11 +229,41 @@ class TestSearches:
     def test_other_scores_are_refused(self, data):
         X, y = data
         search = GridSearchCV(StaticExit(), {"exit": [1]}, cv=2, refit=best_within(0.6))
-        message = r"^cv_results_ has no 'mean_test_accuracy'; search with scoring=accuracy_and_cost\(\)\.$"
+        message = r"^cv_results_ has no 'mean_test_accuracy'; its scores are \['score'\]\. Search with scoring=acc"
         with pytest.raises(ValueError, match=message):
             search.fit(X, y)
         with pytest.raises(ValueError, match="has no 'mean_test_mean_cost'"):
             best_within(0.5)({"mean_test_accuracy": [0.5]})
+
+
+class TestOtherScores:
+    def test_best_f1_within_a_budget(self, data):
+        X, y = data
+        scoring = {"f1": "f1_macro", "cost": neg_mean_cost_scorer}
+        search = GridSearchCV(make_pipeline(), {"policy__budget": [0.5, 0.6, 0.9]}, scoring=scoring, cv=2)
+        search.set_params(refit=best_within(0.7, score="f1", cost="cost")).fit(X, y)
+        scores, costs = (search.cv_results_[f"mean_test_{name}"] for name in ("f1", "cost"))
+        allowed = np.flatnonzero(-costs <= 0.7)
+        assert len(allowed) < 3
+        assert search.best_index_ == allowed[np.argmax(scores[allowed])]
+        assert best_within(0.7, score="f1", cost="cost", one_standard_error=True)(search.cv_results_) in allowed
+
+    def test_names_that_are_not_there(self, data):
+        results = {"mean_test_f1": np.ones(1), "mean_test_cost": np.ones(1)}
+        with pytest.raises(
+            ValueError, match=r"no 'mean_test_accuracy'; its scores are \['f1', 'cost'\]\. .* by score="
+        ):
+            best_within(1.0)(results)
+        assert best_within(1.0, score="f1", cost="cost")(results) == 0
+
+    @pytest.mark.parametrize("refit", [best_within(0.9), best_within(0.9, score="utility"), "utility"], ids=str)
+    def test_score_of_a_search(self, refit, data):
+        X, y = data
+        search = GridSearchCV(make_pipeline(), {"policy__budget": [0.6]}, scoring=accuracy_and_cost(0.1), cv=2)
+        search.set_params(refit=refit).fit(X, y)
+        expected = accuracy_and_cost(0.1)(search.best_estimator_, X, y)
+        name = refit if isinstance(refit, str) else refit.keywords["score"]
+        assert search.score(X, y) == expected[name]
 
 
 def results_of(accuracies, costs):
