@@ -42,9 +42,23 @@ _ESTIMATORS = [
     "ThresholdPolicy",
 ]
 
-#: Types of fitted estimators, for ``skops.io.load(file, trusted=skexit.TRUSTED_TYPES)``. Each holds
-#: arrays, numbers and estimators only, and none runs anything from the file when it is loaded.
-TRUSTED_TYPES = [f"skexit.{name}" for name in _ESTIMATORS] + [f"skexit.persistence.{name}" for name in _MODULES]
+#: Types that skexit's fitted estimators are made of.
+SAVED_TYPES = [f"skexit.{name}" for name in _ESTIMATORS] + [f"skexit.persistence.{name}" for name in _MODULES]
+
+#: What a search by skexit's scorers holds besides. skops asks for the function of a partial on its own.
+_IN_SEARCHES = [
+    "functools.partial",
+    "skexit.model_selection._accuracy_and_cost",
+    "skexit.model_selection._best_within",
+    "skexit.model_selection._utility",
+    "skexit.model_selection.neg_mean_cost_scorer",
+    "sklearn.model_selection._split.KFold",
+    "sklearn.model_selection._split.StratifiedKFold",
+]
+
+#: Types of fitted estimators and searches, for ``skops.io.load(file, trusted=skexit.TRUSTED_TYPES)``.
+#: None runs anything from the file when it is loaded.
+TRUSTED_TYPES = SAVED_TYPES + _IN_SEARCHES
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,11 @@
 """What is saved, what is loaded, what is refused, and what a notebook shows."""
 
 import copy
+import functools
 import importlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from hypothesis import strategies as st
 from instances import POLICIES, estimators, make_exits
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import make_pipeline
 
 import skexit
@@ -30,13 +33,16 @@ from skexit import (
     ExitLayout,
     JEIGatedEnsemble,
     OptimalStoppingPolicy,
+    StaticExit,
     ThresholdPolicy,
     make_exit_pipeline,
     persistence,
     stack_exits,
 )
 from skexit.exceptions import InconsistentVersionWarning
+from skexit.model_selection import accuracy_and_cost, best_within, neg_mean_cost_scorer, utility_scorer
 from skexit.runtime import policy_from_json, policy_to_json
+from skexit.runtime._policy_json import _decode
 
 skops_io = pytest.importorskip("skops.io")
 from skops.io.exceptions import UntrustedTypesFoundException  # noqa: E402
@@ -160,10 +166,38 @@ def test_every_trusted_type_is_needed_and_exists(data, calibrated):
     learned = ExitHeads(random_state=0).partial_fit(X, y)
     found |= set(skops_io.get_untrusted_types(data=skops_io.dumps(learned)))
     found |= set(skops_io.get_untrusted_types(data=skops_io.dumps(make_exit_pipeline(ThresholdPolicy()))))
-    assert sorted(found) == skexit.TRUSTED_TYPES
-    for name in skexit.TRUSTED_TYPES:
+    assert sorted(found) == persistence.SAVED_TYPES
+    for name in persistence.SAVED_TYPES:
         module, _, class_name = name.rpartition(".")
         assert isinstance(getattr(importlib.import_module(module), class_name), type)
+
+
+@pytest.mark.parametrize(
+    ("scoring", "refit", "cv"),
+    [
+        (accuracy_and_cost(0.1), best_within(0.9), 2),
+        (utility_scorer(0.1), True, KFold(2)),
+        (neg_mean_cost_scorer, True, 2),
+    ],
+)
+def test_a_search_by_our_scorers(scoring, refit, cv, data):
+    X, y = data
+    search = GridSearchCV(StaticExit(), {"exit": [0, 1]}, scoring=scoring, refit=refit, cv=cv).fit(X, y)
+    loaded = load_with_skops(skops_io.dumps(search))
+    assert loaded.score(X, y) == search.score(X, y)
+    np.testing.assert_array_equal(loaded.predict(X), search.predict(X))
+
+
+@pytest.mark.parametrize("name", sorted(set(skexit.TRUSTED_TYPES) - set(persistence.SAVED_TYPES)))
+def test_json_has_no_types_of_searches(name):
+    document = {"__kind__": name, "parameters": {}, "attributes": {}}
+    with pytest.raises(ValueError, match="which is no class of skexit that it may have"):
+        _decode(document)
+
+
+def test_a_partial_of_another_function_is_refused():
+    with pytest.raises(UntrustedTypesFoundException, match="abs"):
+        load_with_skops(skops_io.dumps(functools.partial(os.path.abspath, "x")))
 
 
 def fit_quickly(estimator, X, y):
@@ -173,7 +207,7 @@ def fit_quickly(estimator, X, y):
 
 def test_trusted_types_have_names_that_last():
     """Not those of the modules where they are, which may move."""
-    for name in skexit.TRUSTED_TYPES:
+    for name in persistence.SAVED_TYPES:
         assert name.rpartition(".")[0] in ("skexit", "skexit.persistence")
         module, _, class_name = name.rpartition(".")
         kind = getattr(importlib.import_module(module), class_name)

@@ -21,7 +21,7 @@ from skexit import _version
 from skexit.data import ExitLayout
 from skexit.data._estimator import ROW_STATE, ExitEstimator
 from skexit.exceptions import InconsistentVersionWarning
-from skexit.persistence import TRUSTED_TYPES
+from skexit.persistence import SAVED_TYPES
 from skexit.pipeline import ExitPipeline
 from skexit.policies import ExitPolicy
 from skexit.utils._warnings import warn
@@ -190,7 +190,7 @@ def _encode_object(value: Any, place: str) -> dict[str, Any]:
         parameters = {parameter: getattr(value, parameter)}
     else:
         name = f"{kind.__module__}.{kind.__qualname__}"
-        if name not in TRUSTED_TYPES:
+        if name not in SAVED_TYPES:
             raise _not_writable(name, place)
         if isinstance(value, ExitPolicy):
             _check_policy(value, place)
@@ -268,7 +268,7 @@ def _decode_object(value: dict[str, Any]) -> Any:
     name = value[_KIND]
     if name in _CONTAINERS:
         kind: Any = _CONTAINERS[name][0]
-    elif name in TRUSTED_TYPES:
+    elif name in SAVED_TYPES:
         module, _, class_name = name.rpartition(".")
         kind = getattr(importlib.import_module(module), class_name)
     else:
