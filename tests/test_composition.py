@@ -1,5 +1,6 @@
 """Estimators in the hands of scikit-learn: pipelines, searches, persistence, routing, display."""
 
+import os
 import subprocess
 import sys
 
@@ -10,6 +11,8 @@ import pytest
 import sklearn
 from instances import make_exits
 from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.ensemble import AdaBoostClassifier, BaggingClassifier, StackingClassifier, VotingClassifier
 from sklearn.experimental import enable_halving_search_cv  # noqa: F401
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import (
@@ -19,7 +22,9 @@ from sklearn.model_selection import (
     cross_val_predict,
     cross_validate,
 )
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline
+from sklearn.semi_supervised import SelfTrainingClassifier
 from sklearn.utils import estimator_html_repr
 
 from skexit import EMExitAssigner, ExitArray, ExitHeads, FeatureCache, ThresholdPolicy, stack_exits
@@ -254,3 +259,60 @@ class TestImport:
     def test_adds_little_to_the_time_of_scikit_learn(self, imported):
         """Of the processor, so that a busy machine does not decide."""
         assert float(imported[0]) < 1.0
+
+
+class TestWrappers:
+    @pytest.mark.parametrize(
+        ("wrapper", "inner"),
+        [
+            (VotingClassifier([("policy", ThresholdPolicy(budget=0.6))]), lambda fitted: fitted.estimators_[0]),
+            (StackingClassifier([("policy", ThresholdPolicy(budget=0.6))], cv=2), lambda fitted: fitted.estimators_[0]),
+            (
+                CalibratedClassifierCV(ThresholdPolicy(budget=0.6), cv=2),
+                lambda fitted: fitted.calibrated_classifiers_[0].estimator,
+            ),
+            (OneVsRestClassifier(ThresholdPolicy(budget=0.6)), lambda fitted: fitted.estimators_[0]),
+        ],
+        ids=lambda value: type(value).__name__,
+    )
+    def test_those_that_pass_x_on_keep_the_layout(self, wrapper, inner):
+        X, y = make_exits(150, 3, 2, 0)
+        fitted = clone(wrapper).fit(X, y)
+        assert inner(fitted).layout_.n_logits == X.layout.n_logits
+        assert fitted.score(X, y) > 0.6
+
+    @pytest.mark.parametrize(
+        "wrapper",
+        [BaggingClassifier(n_estimators=2), AdaBoostClassifier(n_estimators=2), SelfTrainingClassifier()],
+        ids=lambda wrapper: type(wrapper).__name__,
+    )
+    def test_those_that_make_plain_arrays_take_a_layout(self, wrapper):
+        X, y = make_exits(150, 3, 3, 0)
+        y[:10] = -1 if isinstance(wrapper, SelfTrainingClassifier) else y[:10]
+        policy = ThresholdPolicy(budget=0.6, layout=X.layout)
+        fitted = clone(wrapper).set_params(estimator=policy).fit(np.asarray(X), y)
+        policies = getattr(fitted, "estimators_", None) or [fitted.estimator_]
+        assert {each.layout_.n_exits for each in policies} == {3}
+
+    def test_torch_tensors(self):
+        torch = pytest.importorskip("torch")
+        X, y = make_exits(150, 3, 3, 0)
+        tensor = torch.from_numpy(np.asarray(X))
+        policy = ThresholdPolicy(budget=0.6, layout=X.layout).fit(tensor, torch.from_numpy(y))
+        np.testing.assert_array_equal(
+            policy.predict_exit(tensor), ThresholdPolicy(budget=0.6).fit(X, y).predict_exit(X)
+        )
+
+    def test_torch_tensors_with_dispatch(self):
+        """In a process of its own, as SciPy must know of it before it is imported."""
+        pytest.importorskip("torch")
+        code = (
+            "import numpy as np, sklearn, torch\n"
+            "from skexit import ExitHeads, ThresholdPolicy\n"
+            "sklearn.set_config(array_api_dispatch=True)\n"
+            "X, y = torch.randn(60, 8, dtype=torch.float64), torch.arange(60) % 2\n"
+            "policy = ThresholdPolicy(layout=2, heads=ExitHeads(random_state=0)).fit(X, y)\n"
+            "assert (policy.predict_exit(X) == policy.predict_exit(np.asarray(X))).all()\n"
+        )
+        environment = {**os.environ, "SCIPY_ARRAY_API": "1"}
+        subprocess.run([sys.executable, "-c", code], check=True, env=environment)

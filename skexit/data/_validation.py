@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn import config_context
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold, check_cv
 from sklearn.utils import column_or_1d
@@ -23,7 +24,11 @@ from skexit.utils._checks import check_budget_is_fraction, check_sample_weight
 from skexit.utils._labels import index_of_labels
 from skexit.utils._warnings import warn
 
+#: Fits are in NumPy; with scikit-learn's dispatch, its checks would give other arrays back.
+_in_numpy = config_context(array_api_dispatch=False)
 
+
+@_in_numpy
 def validate_training_data(
     estimator: BaseEstimator, X: Any, y: Any, sample_weight: Any
 ) -> tuple[ExitArray, NDArray[Any], NDArray[np.int64], NDArray[np.float64]]:
@@ -40,6 +45,7 @@ def validate_training_data(
     return checked, classes, labels, weight / weight.mean()
 
 
+@_in_numpy
 def validate_partial_data(
     estimator: BaseEstimator, X: Any, y: Any, classes: Any, sample_weight: Any, *, is_first: bool
 ) -> tuple[ExitArray, NDArray[Any], NDArray[np.int64], NDArray[np.float64]]:
@@ -132,6 +138,7 @@ def _drop_weightless(
     return checked, classes, labels, weight
 
 
+@_in_numpy
 def validate_new_data(estimator: BaseEstimator, X: Any) -> ExitArray:
     """Check what was passed to a method of a fitted estimator; logits are in the order of ``classes_``."""
     X, known = validate_new_exits(estimator, X), estimator._layout_in.classes
