@@ -18,8 +18,8 @@ from skexit.cache._writer import CacheWriter
 _DATA = ("data", "first input")
 
 _COSTS_DIFFER = (
-    "Costs are those of one row of the first batch: extract again from loaders that begin with inputs of one shape, "
-    "such as texts padded to one length, and with cost_unit='FLOPs' or 'MACs' rather than 'ms'."
+    "Costs are those of one row of the first batch: extract again from loaders that begin with inputs of one "
+    "shape, such as texts padded to one length, and with cost_unit='FLOPs' or 'MACs' rather than 'ms'."
 )
 
 
