@@ -256,7 +256,11 @@ class TestOtherScores:
             best_within(1.0)(results)
         assert best_within(1.0, score="f1", cost="cost")(results) == 0
 
-    @pytest.mark.parametrize("refit", [best_within(0.9), best_within(0.9, score="utility"), "utility"], ids=str)
+    @pytest.mark.parametrize(
+        "refit",
+        [best_within(0.9), best_within(0.9, score="utility"), "utility"],
+        ids=["accuracy", "utility", "by name"],
+    )
     def test_score_of_a_search(self, refit, data):
         X, y = data
         search = GridSearchCV(make_pipeline(), {"policy__budget": [0.6]}, scoring=accuracy_and_cost(0.1), cv=2)
