@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from skexit.report._calibration import measure_calibration
-from skexit.report._measures import best_within, measure_exits, measure_policies
+from skexit.report._measures import best_within, measure_exits, measure_network, measure_policies
 from skexit.report._page import Request, render
 from skexit.utils._checks import check_budget_is_fraction
 from skexit.utils._optional import import_pyplot
@@ -47,7 +47,7 @@ def write_report(
     out : str or path-like
         File to write.
     budgets : sequence of float, default=()
-        Budgets that are asked about, as fractions in (0, 1] of the whole network's cost. Each
+        Budgets that are asked about, as fractions in (0, 1] of what the network costs without exits. Each
         policy that has ``with_budget`` is measured at each of them, the others as they are. With
         none, all policies are measured as they are.
     source : str, default=None
@@ -103,9 +103,10 @@ def write_report(
     best = next((candidate for candidate in chosen if candidate is not None), None) or best_within(candidates, None)
     assert best is not None
     static = measure_exits(best, labels, **resampling)
+    network = measure_network(X, labels, best, **resampling)
     calibration = measure_calibration(best, labels, random_state)
     request = Request(
         {name: repr(estimator) for name, estimator in policies.items()}, tuple(asked), source, n_resamples, random_state
     )
-    path.write_text(render(request, labels, candidates, chosen, best, static, calibration), encoding="utf-8")
+    path.write_text(render(request, labels, candidates, chosen, best, static, network, calibration), encoding="utf-8")
     return path

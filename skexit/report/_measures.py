@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skexit.data import ExitArray
+from skexit.data._validation import read_logits, sort_classes
 from skexit.metrics import OracleRegret, bootstrap_interval, oracle_regret
 from skexit.policies import ExitPolicy, OracleResult
 from skexit.policies._access import check_fits, policy_and_data
@@ -19,7 +21,7 @@ class Measured:
     """Answers at certain exits, and how good they are.
 
     `budget` is the one that was set, if any. `exits` and `correct` have one entry per sample. The cost is a fraction of
-    the network's; the intervals are of 95 %.
+    the network's, of which `head_cost` is for heads; the intervals are of 95 %.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Measured:
     accuracy_interval: tuple[float, float]
     cost_interval: tuple[float, float]
     regret: OracleRegret
+    head_cost: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def measure_policies(
             budget = getattr(policy, "budget", None)
             label = name if budget is None or not budgets else f"{name} at {100 * budget:.4g} %"
             answers = policy.predict_at_exits(data)
-            measured = _measure(label, budget, y, answers, policy.predict_exit(data), policy.costs_, **resampling)
+            measured = _measure(label, budget, y, answers, policy.predict_exit(data), policy, **resampling)
             candidates.append(Candidate(policy, name, data, answers, measured))
     return candidates
 
@@ -77,9 +80,24 @@ def measure_policies(
 def measure_exits(best: Candidate, y: NDArray[Any], **resampling: Any) -> list[Measured]:
     """Every exit of a candidate, as if all samples stopped there."""
     return [
-        _measure(f"all at exit {k}", None, y, best.answers, np.full(len(y), k), best.policy.costs_, **resampling)
+        _measure(f"all at exit {k}", None, y, best.answers, np.full(len(y), k), best.policy, **resampling)
         for k in range(best.answers.shape[1])
     ]
+
+
+def measure_network(X: Any, y: NDArray[Any], best: Candidate, **resampling: Any) -> Measured | None:
+    """The network without exits, where the rows have its answers: as logits of a last exit without added heads."""
+    if not (isinstance(X, ExitArray) or hasattr(X, "columns")):
+        return None
+    X = sort_classes(ExitArray.from_array(X))
+    layout, last = X.layout, X.layout.n_exits - 1
+    if not layout.has_logits(last) or layout.head_costs[last] or not np.isclose(layout.cost_fractions[last], 1):
+        return None
+    correct = best.policy.classes_[np.argmax(read_logits(X, last), axis=1)] == y
+    bound, exits = best.oracle(y), np.full(len(y), last)
+    regret = OracleRegret(bound.accuracy - float(correct.mean()), 1 - bound.mean_cost)
+    interval = bootstrap_interval(np.mean, correct, **resampling)
+    return Measured("the network", None, exits, correct, float(correct.mean()), 1.0, interval, (1.0, 1.0), regret)
 
 
 def best_within(candidates: Sequence[Candidate], budget: float | None) -> Candidate | None:
@@ -119,9 +137,10 @@ def _measure(
     y: NDArray[Any],
     answers: NDArray[Any],
     exits: NDArray[np.int64],
-    costs: NDArray[np.float64],
+    policy: ExitPolicy,
     **resampling: Any,
 ) -> Measured:
+    costs = policy.costs_
     correct = answers[np.arange(len(y)), exits] == y
     sample_costs = costs[exits]
     return Measured(
@@ -134,4 +153,5 @@ def _measure(
         accuracy_interval=bootstrap_interval(np.mean, correct, method="share", **resampling),
         cost_interval=bootstrap_interval(np.mean, sample_costs, method="percentile", **resampling),
         regret=oracle_regret(y, answers, exits, costs),
+        head_cost=float(policy.layout_.head_fractions[exits].mean()),
     )

@@ -23,6 +23,7 @@ from skexit.report._measures import Candidate, Measured, difference_interval, is
 _MOST_BARS = 20
 #: With more classes than this, the table of all is folded.
 _MOST_CLASSES = 30
+_OF_HEADS = "Of which heads"
 _COLUMNS = (
     "Policy",
     "Mean cost",
@@ -53,19 +54,21 @@ def render(
     chosen: Sequence[Candidate | None],
     best: Candidate,
     static: Sequence[Measured],
+    network: Measured | None,
     calibration: Calibration | None,
 ) -> str:
     """The page.
 
     `chosen` are the best candidates within each budget, or of all where there is no budget. The details of `best` are
-    shown; `static` is each exit of it, as if all samples stopped there, and `calibration` is that of it.
+    shown; `static` is each exit of it, as if all samples stopped there, and `calibration` is that of it. `network` is
+    the network without exits, None where its answers are not known.
     """
     return page(
         "Early exits: accuracy and cost",
         [
             *_question(request, y, best),
-            *_answers(request, candidates, chosen, static),
-            *_policies(y, candidates, best, static),
+            *_answers(request, candidates, chosen, static, network),
+            *_policies(y, candidates, best, _references(static, network)),
             *_curve(request, y, candidates, best, static),
             *_exits(y, candidates, best),
             *_classes(y, best),
@@ -94,8 +97,18 @@ def _question(request: Request, y: NDArray[Any], best: Candidate) -> list[str]:
     ]
 
 
+def _references(static: Sequence[Measured], network: Measured | None) -> list[Measured]:
+    """What policies are compared with: single exits, and the network unless it is the last of them."""
+    is_last = network is None or (static[-1].cost == 1 and np.array_equal(static[-1].correct, network.correct))
+    return [*static] if network is None or is_last else [*static, network]
+
+
 def _answers(
-    request: Request, candidates: Sequence[Candidate], chosen: Sequence[Candidate | None], static: Sequence[Measured]
+    request: Request,
+    candidates: Sequence[Candidate],
+    chosen: Sequence[Candidate | None],
+    static: Sequence[Measured],
+    network: Measured | None,
 ) -> list[str]:
     parts = [heading("The answer")]
     for budget, candidate in zip(request.budgets or [None], chosen, strict=True):
@@ -109,20 +122,27 @@ def _answers(
                 )
             )
         else:
-            parts.append(_answer(request, budget, candidate, static))
+            parts.append(_answer(request, budget, candidate, static, network))
     return parts
 
 
-def _answer(request: Request, budget: float | None, candidate: Candidate, static: Sequence[Measured]) -> str:
+def _answer(
+    request: Request, budget: float | None, candidate: Candidate, static: Sequence[Measured], network: Measured | None
+) -> str:
     measured, unit = candidate.measured, candidate.policy.layout_.cost_unit
     scope = "Of these policies" if budget is None else f"Within {_percent(budget)} of the whole network's cost"
     counted = f" in {unit}" if unit not in (None, "fraction") else ""
     statement = (
         f"{scope}, {measured.name} is the most accurate: {_percent(measured.accuracy)} of its answers are right "
-        f"(95 % interval {_interval(measured.accuracy_interval)}), at a mean cost of {_percent(measured.cost)}: a "
-        f"speedup of {1 / measured.cost:.2f}{counted}."
+        f"(95 % interval {_interval(measured.accuracy_interval)}), at a mean cost of {_percent(measured.cost)}"
+        f"{_of_heads(measured)}: a speedup of {1 / measured.cost:.2f}{counted}."
     )
-    details = [f"The whole network has {_compare(request, measured, static[-1])}."]
+    if network is not None:
+        details = [f"The whole network has {_compare(request, measured, network)}."]
+    else:
+        last = static[-1]
+        cost = f"a cost of {_percent(last.cost)}{_of_heads(last)}"
+        details = [f"With all samples at the last exit, at {cost}, there is {_compare(request, measured, last)}."]
     within = [exit for exit in static[:-1] if budget is None or is_within(exit, budget)]
     if within:
         other = max(within, key=lambda each: each.accuracy)
@@ -147,21 +167,31 @@ def _compare(request: Request, measured: Measured, other: Measured) -> str:
 
 
 def _policies(
-    y: NDArray[Any], candidates: Sequence[Candidate], best: Candidate, static: Sequence[Measured]
+    y: NDArray[Any], candidates: Sequence[Candidate], best: Candidate, references: Sequence[Measured]
 ) -> list[str]:
     ordered = sorted((each.measured for each in candidates), key=lambda each: each.cost)
-    rows = [_row(measured) for measured in [*ordered, *static]]
-    kinds = ["best" if measured is best.measured else "" for measured in ordered] + ["other"] * len(static)
+    rows = [_row(measured) for measured in [*ordered, *references]]
+    kinds = ["best" if measured is best.measured else "" for measured in ordered] + ["other"] * len(references)
     bound = best.oracle(y)
     rows.append(["oracle", _percent(bound.mean_cost), _percent(bound.accuracy), "", f"{1 / bound.mean_cost:.2f}"])
     rows[-1] += [""] * (len(_COLUMNS) - len(rows[-1]))
+    columns = [*_COLUMNS]
+    heads = [
+        *(each.head_cost for each in [*ordered, *references]),
+        best.policy.layout_.head_fractions[bound.exits].mean(),
+    ]
+    if any(heads):
+        columns.insert(2, _OF_HEADS)
+        rows = [[*row[:2], _percent(of_heads), *row[2:]] for row, of_heads in zip(rows, heads, strict=True)]
     return [
         heading("Policies"),
-        table(_COLUMNS, rows, [*kinds, "other"]),
+        table(columns, rows, [*kinds, "other"]),
         paragraph(
-            "Costs and budgets are fractions of the whole network's cost. The oracle stops each sample at the first "
-            "exit that is right; it sees the labels, and no policy can beat it. Differences to it are in percentage "
-            f"points. Single exits and the oracle are those of {best.source}. Details below are of the marked row.",
+            "Costs and budgets are fractions of the whole network's cost without added heads; costs include the heads. "
+            "A speedup is one over the cost: below 1, the network alone is cheaper. The oracle stops each sample at "
+            "the first exit that is right; it sees the labels, and no policy can beat it. Differences to it are in "
+            f"percentage points. Single exits and the oracle are those of {best.source}. Details below are of the "
+            "marked row.",
             "note",
         ),
     ]
@@ -289,16 +319,17 @@ def _calibration(calibration: Calibration | None) -> list[str]:
 
 def _costs(best: Candidate) -> list[str]:
     layout = best.policy.layout_
-    unit = layout.cost_unit or "no unit given"
+    columns = ["Exit", f"Cost ({layout.cost_unit or 'no unit given'})", "Of the whole network"]
     costs = zip(layout.costs, layout.cost_fractions, strict=True)
-    rows = [
-        [f"exit {k}", f"{cost:,.6g}" if cost < 1e6 else f"{cost:,.0f}", _percent(part)]
-        for k, (cost, part) in enumerate(costs)
-    ]
+    rows = [[f"exit {k}", _amount(cost), _percent(part)] for k, (cost, part) in enumerate(costs)]
+    if layout.head_costs.any():
+        columns.append(_OF_HEADS)
+        rows = [[*row, _percent(of_heads)] for row, of_heads in zip(rows, layout.head_fractions, strict=True)]
+        rows.append(["the network", _amount(layout.network_cost), _percent(1), ""])
     return [
         heading("What an answer costs"),
-        table(["Exit", f"Cost ({unit})", "Of the whole network"], rows),
-        paragraph("Costs are cumulative: an answer at an exit includes all that comes before it.", "note"),
+        table(columns, rows),
+        paragraph("Costs are cumulative: an answer at an exit includes all that comes before it, heads too.", "note"),
     ]
 
 
@@ -320,6 +351,14 @@ def _making(request: Request) -> list[str]:
         paragraph("The policies as they were given:"),
         definitions(request.policies, "code"),
     ]
+
+
+def _of_heads(measured: Measured) -> str:
+    return f", {_percent(measured.head_cost)} of it for heads" if measured.head_cost else ""
+
+
+def _amount(cost: float) -> str:
+    return f"{cost:,.6g}" if cost < 1e6 else f"{cost:,.0f}"
 
 
 def _percent(fraction: float) -> str:

@@ -77,12 +77,12 @@ def export_onnx(live: EarlyExitModel, folder: str | Path) -> Path:
     >>> from skexit.extraction import ExitExtractor
     >>> from skexit.runtime import EarlyExitModel, OnnxEarlyExit, export_onnx
     >>> _ = torch.manual_seed(0)
-    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
     >>> x, y = torch.randn(200, 8), torch.arange(200) % 3
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     cache = ExitExtractor(model, ["1", "2"]).extract([(x, y)], f"{folder}/cache")
+    ...     cache = ExitExtractor(model, ["1", "3"]).extract([(x, y)], f"{folder}/cache")
     ...     policy = ThresholdPolicy(budget=0.8).fit(cache.X, cache.y)
-    ...     live = EarlyExitModel(model, ["1", "2"], policy, example_input=x)
+    ...     live = EarlyExitModel(model, ["1", "3"], policy, example_input=x)
     ...     session = OnnxEarlyExit(export_onnx(live, f"{folder}/onnx"))
     >>> bool((session.predict(x.numpy()).exits == live(x).exits.numpy()).all())
     True

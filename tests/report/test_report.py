@@ -9,18 +9,23 @@ from html.parser import HTMLParser
 import matplotlib
 import numpy as np
 import pytest
+import torch
 from instances import make_exits
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from skexit import RandomExit, StaticExit, ThresholdPolicy, oracle, stack_exits
+from skexit import ExitHeads, RandomExit, StaticExit, ThresholdPolicy, oracle, recommended_pipeline, stack_exits
 from skexit.cache import CacheWriter
 from skexit.cli import main
+from skexit.extraction import ExitExtractor
 from skexit.metrics import OracleRegret, bootstrap_interval
 from skexit.policies._access import check_fits
 from skexit.report import write_report
 from skexit.report._measures import Measured, is_within
+from skexit.runtime import EarlyExitModel
 from skexit.uncertainty import coverage_score, expected_calibration_error, inefficiency_score
 
 matplotlib.use("Agg")
@@ -140,6 +145,79 @@ def test_figures_of_the_policies(data, policy, tmp_path):
         f"{100 * high:+.1f})"
     )
     assert page.marked[0][0] == "sure at 50 %"
+
+
+def run_plain(network, x):
+    """Answers of the network, and what it takes, counted by torch."""
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        answers = network(x)
+    return answers, counter.get_total_flops()
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory):
+    """A network of four stages, exits and inputs; the first half of the rows and their labels; the other half."""
+    torch.manual_seed(0)
+    stages = [nn.Sequential(nn.Conv2d(c, w, 3, padding=1), nn.ReLU()) for c, w in [(1, 8), (8, 8), (8, 12), (12, 12)]]
+    network = nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 3)).eval()
+    x, exits = torch.randn(300, 1, 8, 8), ["0", "1", "2", "3"]
+    noise = 0.1 * torch.randn(300, 3)
+    y = (network(x) - network(x).mean(0) + noise).argmax(1).numpy()
+    cache = ExitExtractor(network, exits).extract([(x, torch.as_tensor(y))], tmp_path_factory.mktemp("c") / "cache")
+    return network, exits, x[150:], (cache.X[:150], y[:150]), (cache.X[150:], y[150:])
+
+
+def with_trained_heads(X, y):
+    return recommended_pipeline(0.5, heads=ExitHeads((16,), cascade=True, max_epochs=2).fit(X, y))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        with_trained_heads,
+        lambda X, y: ThresholdPolicy(budget=0.6),
+        lambda X, y: make_pipeline(ExitHeads(), ThresholdPolicy(budget=1.0)),
+        lambda X, y: StaticExit(-1),
+    ],
+    ids=["ensemble", "heads", "all of the budget", "last exit"],
+)
+def test_a_speedup_is_over_the_network_without_exits(extracted, make, tmp_path):
+    """As torch counts the operations of the two networks."""
+    network, exits, x, fitting, (X, y) = extracted
+    fitted = make(*fitting).fit(*fitting)
+    plain, plain_flops = run_plain(network, x)
+    live_flops = run_plain(EarlyExitModel(network, exits, fitted, example_input=x[:1]), x)[1]
+    page = Page(write_report(X, y, {"a": fitted}, tmp_path / "r.html", n_resamples=50))
+    rows = {row[0]: dict(zip(page.table("Policy")[0], row, strict=True)) for row in page.table("Policy")}
+    assert float(rows["a"]["Speedup"]) == pytest.approx(plain_flops / live_flops, rel=0.03)
+    assert float(rows["a"]["Mean cost"].split()[0]) == pytest.approx(100 * live_flops / plain_flops, rel=0.03)
+    # The network is a row of its own, and is what the policy is compared with.
+    accuracy = (plain.argmax(1).numpy() == y).mean()
+    assert [rows["the network"][name] for name in ("Mean cost", "Accuracy", "Speedup")] == [
+        "100.0 %",
+        percent(accuracy),
+        "1.00",
+    ]
+    assert page.says(f"The whole network has {percent(accuracy)}")
+    policy = fitted[-1] if isinstance(fitted, Pipeline) else fitted
+    shares = policy.layout_.head_fractions
+    costs = next(table for table in page.tables if table[0][1] == "Cost (FLOPs)")
+    assert [row[3] for row in costs] == ["Of which heads", *map(percent, shares), ""]
+    assert costs[-1] == ["the network", f"{plain_flops // len(x):,}", "100.0 %", ""]
+    stops = policy.predict_exit(X if policy is fitted else fitted[:-1].transform(X))
+    assert rows["a"]["Of which heads"] == percent(shares[stops].mean())
+    assert page.says(f"{percent(shares[stops].mean())} of it for heads: a speedup of")
+
+
+def test_without_the_networks_answers_it_is_not_spoken_of(tmp_path):
+    X, y = make_exits(n_samples=200, n_exits=2, n_classes=3, random_state=0)
+    features = stack_exits(features=[X.features(k) for k in range(2)], costs=[100, 1000], cost_unit="FLOPs")
+    policy = ThresholdPolicy(budget=0.6).fit(features, y)
+    for rows in (features, np.asarray(features)):
+        page = Page(write_report(rows, y, {"a": policy}, tmp_path / "r.html", n_resamples=20))
+        assert not page.says("The whole network has")
+        assert page.says("With all samples at the last exit, at a cost of 104.8 %, 4.8 % of it for heads, there is")
+        assert "the network" not in [row[0] for row in page.table("Policy")]
 
 
 def test_exits_classes_and_costs(data, policy, tmp_path):
