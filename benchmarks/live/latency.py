@@ -228,9 +228,10 @@ def measure_throughput(setup: Setup, n_images: int) -> None:
     run_plain(), run_live()  # by then the allocator has its memory
     times = pd.DataFrame([{"plain": timed(run_plain)[0], "live": timed(run_live)[0]} for _ in range(N_THROUGHPUT_RUNS)])
     exits = run_live().exits.cpu().numpy()
-    milliseconds = measure_latency(live, batch_sizes=[TARGET_BATCH], example_input=batches[0]).costs(TARGET_BATCH)
+    latency = measure_latency(live, batch_sizes=[TARGET_BATCH], example_input=batches[0])
+    in_ms = latency.layout(setup.policy.layout_, TARGET_BATCH).cost_fractions
     print(f"\nthroughput, {n_images} images, ms:\n{times.round(0).to_string()}")
-    for unit, costs in (("FLOPs", setup.policy.costs_), ("ms", milliseconds / milliseconds[-1])):
+    for unit, costs in (("FLOPs", setup.policy.costs_), ("ms", in_ms)):
         cost = costs[exits].mean()
         ratios = times["live"] / (cost * times["plain"])
         print(f"mean cost in {unit} {cost:.4f}: live / (mean cost * plain) = {ratios.round(3).tolist()}")

@@ -53,10 +53,10 @@ def measure(name: str, arguments: argparse.Namespace) -> pd.DataFrame:
         fit, test = half_rows(len(setting.y), seed)
         for variant, policy in variants(name, seed).items():
             measured_as = variant if variant in ("BranchyNet", BASELINE) else "EENet"
-            *_, (unit, X, plain) = in_units(setting, name, measured_as, latency)
+            *_, (unit, X) = in_units(setting, name, measured_as, latency)
             for budget in BUDGETS:
-                fitted = fit_to(policy, X[fit], setting.y[fit], budget * plain)
-                cost = fitted.mean_cost(X[test]) * fitted.layout_.costs[-1]
+                fitted = fit_to(policy, X[fit], setting.y[fit], budget)
+                cost = fitted.mean_cost(X[test]) * fitted.layout_.network_cost
                 rows.append(
                     {
                         "setting": name,

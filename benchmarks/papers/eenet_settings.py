@@ -102,8 +102,8 @@ class Setting:
     def logits(self) -> ExitArray:
         """`X` without the features, in memory."""
         layout = self.X.layout
-        logits = [self.X.logits(k) for k in range(layout.n_exits)]
-        return stack_exits(logits, costs=layout.costs, cost_unit=layout.cost_unit, classes=layout.classes)
+        logits = stack_exits([self.X.logits(k) for k in range(layout.n_exits)])
+        return logits.with_layout(layout.replace(n_features=[0] * layout.n_exits, network_cost=self.plain_flops))
 
 
 def resnet(arguments: argparse.Namespace) -> Backbone:

@@ -51,14 +51,13 @@ def costs_in_ms(latency: pd.DataFrame, setting: str, policy: str) -> tuple[np.nd
     return rows["ms"].to_numpy(), float(rows["plain ms"].iloc[0])
 
 
-def in_units(
-    setting: Setting, name: str, policy: str, latency: pd.DataFrame | None
-) -> Iterator[tuple[str, ExitArray, float]]:
-    """The unit of costs, the logits with costs in it, and what the network costs."""
-    yield "FLOPs", setting.logits, setting.plain_flops
+def in_units(setting: Setting, name: str, policy: str, latency: pd.DataFrame | None) -> Iterator[tuple[str, ExitArray]]:
+    """The unit of costs, and the logits with costs in it."""
+    yield "FLOPs", setting.logits
     if latency is not None:
         ms, plain_ms = costs_in_ms(latency, name, policy)
-        yield "ms", setting.logits.with_layout(setting.logits.layout.replace(costs=ms, cost_unit="ms")), plain_ms
+        layout = setting.logits.layout.replace(costs=ms, cost_unit="ms", network_cost=plain_ms)
+        yield "ms", setting.logits.with_layout(layout)
 
 
 def measure(name: str, setting: Setting, latency: pd.DataFrame | None) -> pd.DataFrame:
@@ -67,9 +66,9 @@ def measure(name: str, setting: Setting, latency: pd.DataFrame | None) -> pd.Dat
     for seed in range(N_SPLITS):
         fit, test = half_rows(len(setting.y), seed)
         for policy_name, policy in policies(name, seed).items():
-            for unit, X, plain in in_units(setting, name, policy_name, latency):
+            for unit, X in in_units(setting, name, policy_name, latency):
                 for budget in BUDGETS[name]:
-                    fitted = fit_to(policy, X[fit], setting.y[fit], budget * plain)
+                    fitted = fit_to(policy, X[fit], setting.y[fit], budget)
                     rows.append(
                         {
                             "setting": name,
@@ -78,20 +77,18 @@ def measure(name: str, setting: Setting, latency: pd.DataFrame | None) -> pd.Dat
                             "policy": policy_name,
                             "split": seed,
                             "accuracy": fitted.score(X[test], setting.y[test]),
-                            "cost": fitted.mean_cost(X[test]) * fitted.layout_.costs[-1] / plain,
+                            "cost": fitted.mean_cost(X[test]),
                         }
                     )
     return pd.DataFrame(rows)
 
 
-def fit_to(policy: BudgetedPolicy, X: ExitArray, y: np.ndarray, cost: float) -> BudgetedPolicy:
-    """The policy, fitted for a mean cost in the unit of X, or for the last exit's if that is less."""
+def fit_to(policy: BudgetedPolicy, X: ExitArray, y: np.ndarray, budget: float) -> BudgetedPolicy:
+    """The policy, fitted for a budget."""
     with warnings.catch_warnings():
         # Votes and exits that do harm leave budget unspent; the tables say how much.
         warnings.simplefilter("ignore", UserWarning)
-        policy.set_params(budget=min(1.0, cost / X.layout.costs[-1])).fit(X, y)
-        # Heads of the policy may make the last exit dearer.
-        return policy.with_budget(min(1.0, cost / policy.layout_.costs[-1]))
+        return policy.set_params(budget=budget).fit(X, y)
 
 
 def exit_accuracies(name: str, setting: Setting) -> pd.DataFrame:

@@ -160,13 +160,13 @@ def fitted_policies(split: DataSplit, seed: int) -> Iterator[tuple[str, float, E
     yield from ((RECOMMENDED, budget, stopping.with_budget(budget), rows) for budget in BUDGETS)
 
 
-def measure_policy(policy: ExitPolicy, rows: DataSplit, network_cost: float) -> dict[str, float]:
+def measure_policy(policy: ExitPolicy, rows: DataSplit) -> dict[str, float]:
     """Cost, as a fraction of the network's, and what is right and what is said of how sure it is."""
     X, y = rows.test.X, rows.test.y
     policy.calibrate(rows.calibration.X, rows.calibration.y)
     probabilities = policy.predict_proba(X)
     result = {
-        "cost": policy.mean_cost(X) * policy.layout_.costs[-1] / network_cost,
+        "cost": policy.mean_cost(X),
         "accuracy": float((policy.classes_[probabilities.argmax(axis=1)] == y).mean()),
         "ECE": expected_calibration_error(y, probabilities, labels=policy.classes_),
     }
@@ -202,12 +202,11 @@ def _logits(policy: ExitPolicy, X: ExitArray) -> ExitArray:
 
 
 def measure_split(split: DataSplit, seed: int) -> dict[str, Rows]:
-    network_cost = split.fit.X.layout.costs[-1]
     results: dict[str, Rows] = {"splits": [], "exits": []}
     start = time.perf_counter()
     for method, setting, policy, rows in fitted_policies(split, seed):
         place = {"method": method, "setting": setting, "split": seed}
-        results["splits"].append(place | measure_policy(policy, rows, network_cost))
+        results["splits"].append(place | measure_policy(policy, rows))
         if setting == FITTED_BUDGET or method == PAPER:
             results["exits"] += [place | row for row in measure_exits(policy, rows)]
             print(f"split {seed}, {method}, {setting:g}: {time.perf_counter() - start:.0f} s", flush=True)

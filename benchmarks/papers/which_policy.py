@@ -121,8 +121,8 @@ def averages(X: ExitArray) -> ExitArray:
 
 def logits_only(X: ExitArray) -> ExitArray:
     layout = X.layout
-    logits = [X.logits(k) for k in range(layout.n_exits)]
-    return stack_exits(logits, costs=layout.costs, cost_unit=layout.cost_unit, classes=layout.classes)
+    logits = stack_exits([X.logits(k) for k in range(layout.n_exits)])
+    return logits.with_layout(layout.replace(n_features=[0] * layout.n_exits))
 
 
 def add_logits(
@@ -153,14 +153,13 @@ def measure(kind: str, X: ExitArray, y: np.ndarray, trained: ExitHeads, seed: in
     fit, test = half_rows(len(y), seed)
     network = np.mean(X.logits(X.layout.n_exits - 1, test).argmax(axis=1) == y[test])
     X_fit, X_test = add_logits(kind, X, y, fit, test, trained)
-    in_plain_costs = X_fit.layout.costs[-1] / X.layout.costs[-1]
     results: list[dict[str, object]] = []
     for name, policy in policies(seed).items():
         start = time.perf_counter()
         policy.fit(X_fit, y[fit])
         seconds = time.perf_counter() - start
         for budget in BUDGETS:
-            at_budget = policy.with_budget(min(1.0, budget / in_plain_costs))
+            at_budget = policy.with_budget(budget)
             results.append(
                 {
                     "heads": kind,
@@ -168,7 +167,7 @@ def measure(kind: str, X: ExitArray, y: np.ndarray, trained: ExitHeads, seed: in
                     "budget": budget,
                     "split": seed,
                     "accuracy": at_budget.score(X_test, y[test]),
-                    "cost": at_budget.mean_cost(X_test) * in_plain_costs,
+                    "cost": at_budget.mean_cost(X_test),
                     "network": network,
                     "seconds to fit": seconds,
                 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,7 +93,8 @@ def measure_network(X: Any, y: NDArray[Any], best: Candidate, **resampling: Any)
     layout, last = X.layout, X.layout.n_exits - 1
     if not layout.has_logits(last) or layout.head_costs[last] or not np.isclose(layout.cost_fractions[last], 1):
         return None
-    correct = best.policy.classes_[np.argmax(read_logits(X, last), axis=1)] == y
+    logits = cast(NDArray[np.float64], read_logits(X, last))
+    correct = best.policy.classes_[np.argmax(logits, axis=1)] == y
     bound, exits = best.oracle(y), np.full(len(y), last)
     regret = OracleRegret(bound.accuracy - float(correct.mean()), 1 - bound.mean_cost)
     interval = bootstrap_interval(np.mean, correct, **resampling)

@@ -27,6 +27,8 @@ class ExitLatency:
         Time to copy as many samples as the batch has, when others leave.
     spread_ms : ndarray of shape (n_batch_sizes, n_exits)
         Interquartile range of the repeated runs of the stages.
+    network_ms : ndarray of shape (n_batch_sizes,)
+        Time of a batch in the network as it is, without exits.
     """
 
     batch_sizes: NDArray[np.int64]
@@ -34,6 +36,7 @@ class ExitLatency:
     exit_ms: NDArray[np.float64]
     compaction_ms: NDArray[np.float64]
     spread_ms: NDArray[np.float64]
+    network_ms: NDArray[np.float64]
 
     def costs(self, batch_size: int) -> NDArray[np.float64]:
         """Milliseconds that one sample takes to leave at each exit, in batches of this size.
@@ -64,9 +67,15 @@ class ExitLatency:
         Returns
         -------
         ExitLayout
-            With costs in ms, of the batch size that was asked for.
+            With costs in ms, of the batch size that was asked for. Budgets are fractions of the time of the
+            network without exits; what pooling, heads and policy take is in ``head_costs``.
         """
-        return layout.replace(costs=self.costs(batch_size), cost_unit="ms")
+        return layout.replace(
+            costs=self.costs(batch_size),
+            cost_unit="ms",
+            network_cost=float(self._at(self.network_ms, batch_size)) / batch_size,
+            head_costs=np.cumsum(self._at(self.exit_ms, batch_size)) / batch_size,
+        )
 
     def compaction_pays(self, k: int, until: int, n_samples: int, n_staying: int) -> bool:
         """Whether to take out those who leave at an exit is quicker than to take them along to a later one.

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from skexit.backbone._costs import millisecond_clock
-from skexit.backbone._inputs import Inputs, map_tensors
-from skexit.backbone._modules import Head
+from skexit.backbone._inputs import Inputs, call, map_tensors
+from skexit.backbone._modules import Head, device_of
 from skexit.backbone._pooling import Pool
 from skexit.runtime._early_exit import EarlyExitModel
 from skexit.runtime._exit_latency import ExitLatency
@@ -76,6 +76,7 @@ def measure_latency(
     >>> latency.layout(X.layout, batch_size=4).cost_unit
     'ms'
     """
+    plain = model.model if isinstance(model, EarlyExitModel) else model.eval()
     if isinstance(model, EarlyExitModel):
         network = model.prepare(example_input)
     elif policy is None:
@@ -89,16 +90,30 @@ def measure_latency(
         raise ValueError(f"n_repeats={n_repeats} must be at least 1.")
     runner = runner_to_last_exit(network)
     with torch.inference_mode():
-        measured = [_measure(runner, _repeat_rows(example_input, int(size)), n_repeats) for size in sizes]
-    stage, at_exit, compaction, spread = (np.array(times) for times in zip(*measured, strict=True))
-    return ExitLatency(sizes, stage, at_exit, compaction, spread)
+        measured = [_measure(runner, plain, _repeat_rows(example_input, int(size)), n_repeats) for size in sizes]
+    stage, at_exit, compaction, spread, whole = (np.array(times) for times in zip(*measured, strict=True))
+    return ExitLatency(sizes, stage, at_exit, compaction, spread, whole)
 
 
-def _measure(runner: StageRunner, inputs: Inputs, n_repeats: int) -> tuple[NDArray[np.float64], ...]:
-    """Milliseconds of stages, exits and compaction, and the spread of the stages; each of shape (n_exits,)."""
-    runs = np.array([_time_stages(runner, inputs) for _ in range(_N_WARM_UP_RUNS + n_repeats)])[_N_WARM_UP_RUNS:]
+def _measure(runner: StageRunner, plain: nn.Module, inputs: Inputs, n_repeats: int) -> tuple[NDArray[np.float64], ...]:
+    """Milliseconds of stages, exits and compaction, the spread of the stages, and the time of the plain network.
+
+    All but the last have the shape (n_exits,). The two networks run in turn, so that a busy machine slows both.
+    """
+    n_runs = _N_WARM_UP_RUNS + n_repeats
+    times = [(_time_stages(runner, inputs), _time_plain(plain, inputs)) for _ in range(n_runs)][_N_WARM_UP_RUNS:]
+    runs, whole = (np.array(part) for part in zip(*times, strict=True))
     spread = np.subtract(*np.percentile(runs[:, 0], [75, 25], axis=0))
-    return (*np.median(runs, axis=0), spread)
+    return (*np.median(runs, axis=0), spread, np.median(whole))
+
+
+def _time_plain(plain: nn.Module, inputs: Inputs) -> float:
+    clock = millisecond_clock(device_of(plain))
+    # A network that works in place must not change the inputs of the next run.
+    own = map_tensors(lambda tensor: tensor.clone(), inputs)
+    start = clock()
+    call(plain, own)
+    return clock() - start
 
 
 def _time_stages(runner: StageRunner, inputs: Inputs) -> list[list[float]]:

@@ -251,9 +251,16 @@ def test_measured_latency(network, images, cache):
     np.testing.assert_allclose(latency.costs(32), latency.costs(16))
     np.testing.assert_allclose(latency.costs(4) * 4, np.cumsum(latency.stage_ms[1] + latency.exit_ms[1]))
     layout = latency.layout(cache.X.layout, 4)
-    X = cache.X.with_layout(layout)
-    in_ms = ThresholdPolicy(budget=0.7).fit(X, cache.y)
-    assert in_ms.exit_distribution_ @ layout.costs == pytest.approx(0.7 * latency.costs(4)[-1], rel=0.02)
+    # A budget is a part of the time of the network without exits, whatever the exits take.
+    assert latency.network_ms.shape == (3,)
+    assert (latency.network_ms > 0).all()
+    assert layout.network_cost == latency.network_ms[1] / 4
+    np.testing.assert_allclose(layout.head_costs * 4, np.cumsum(latency.exit_ms[1]))
+    for network_ms in (latency.costs(4)[-1], latency.costs(4)[-1] * 0.9):
+        latency.network_ms[1] = network_ms * 4
+        X = cache.X.with_layout(latency.layout(cache.X.layout, 4))
+        in_ms = ThresholdPolicy(budget=0.8).fit(X, cache.y)
+        assert in_ms.exit_distribution_ @ layout.costs == pytest.approx(0.8 * network_ms, rel=0.02)
 
 
 class TestErrors:
