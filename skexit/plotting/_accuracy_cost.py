@@ -27,13 +27,16 @@ class AccuracyCostDisplay:
     Parameters
     ----------
     curves : dict of str to (array-like of shape (n_points,), array-like of shape (n_points,))
-        Mean costs, as fractions of the whole network's, and accuracies of each method.
+        Mean costs, heads included, as fractions of the network's without them, and accuracies of each method.
     intervals : dict of str to (array-like of shape (n_points,), array-like of shape (n_points,)), default=None
         Lowest and highest accuracy that are plausible at each point, drawn as a band.
     deviations : dict of str to (array-like of shape (n_points,), array-like of shape (n_points,)), default=None
         Standard deviations of cost and accuracy at each point, drawn as error bars.
     oracle : OracleResult, default=None
         The bound for every policy, drawn as a star; of :func:`skexit.oracle`.
+    head_cost : float, default=0.0
+        What the heads of all exits cost at most, as a fraction of the network's cost; written below
+        the axis. `from_estimators` finds it.
 
     Attributes
     ----------
@@ -72,6 +75,7 @@ class AccuracyCostDisplay:
         intervals: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
         deviations: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
         oracle: OracleResult | None = None,
+        head_cost: float = 0.0,
     ) -> None:
         if not curves:
             raise ValueError("curves is empty; give the costs and accuracies of at least one method.")
@@ -80,6 +84,7 @@ class AccuracyCostDisplay:
         self.intervals = _reorder(intervals or {}, orders)
         self.deviations = _reorder(deviations or {}, orders)
         self.oracle = oracle
+        self.head_cost = head_cost
 
     @classmethod
     def from_estimators(
@@ -105,13 +110,15 @@ class AccuracyCostDisplay:
         %(plotted)s
         """
         predictions: dict[str, tuple[ArrayLike, ArrayLike]] = {}
+        head_cost = 0.0
         for name, policies in estimators.items():
             # A pipeline has a length, too: that of its steps.
             alone = isinstance(policies, BaseEstimator)
             answers = [_answers(policy, X) for policy in ([policies] if alone else policies)]
             if not answers:
                 raise ValueError(f"estimators[{name!r}] is empty; give at least one fitted policy.")
-            y_pred, costs = zip(*answers, strict=True)
+            y_pred, costs, of_heads = zip(*answers, strict=True)
+            head_cost = max(head_cost, *of_heads)
             predictions[name] = np.column_stack(y_pred), np.column_stack(costs)
         return cls.from_predictions(
             y,
@@ -120,6 +127,7 @@ class AccuracyCostDisplay:
             confidence_level=confidence_level,
             random_state=random_state,
             oracle=oracle,
+            head_cost=head_cost,
             **plot_parameters,
         )
 
@@ -133,6 +141,7 @@ class AccuracyCostDisplay:
         confidence_level: float = 0.95,
         random_state: int | np.random.RandomState | None = None,
         oracle: OracleResult | None = None,
+        head_cost: float = 0.0,
         **plot_parameters: Any,
     ) -> AccuracyCostDisplay:
         """Measure answers, and draw.
@@ -143,8 +152,10 @@ class AccuracyCostDisplay:
             Class labels.
         predictions : dict of str to (array-like, array-like), both of shape (n_samples, n_points)
             For each method the class that each of its points gives to each sample, and what that
-            sample costs, as a fraction of the whole network.
+            sample costs, as a fraction of the network without heads.
         %(bootstrap)s
+        head_cost : float, default=0.0
+            What the heads of all exits cost at most, as a fraction of the network's cost.
         %(plotted)s
 
         Raises
@@ -174,7 +185,7 @@ class AccuracyCostDisplay:
                     method="share",
                     random_state=random_state,
                 )
-        return cls(curves, intervals=intervals, oracle=oracle).plot(**plot_parameters)
+        return cls(curves, intervals=intervals, oracle=oracle, head_cost=head_cost).plot(**plot_parameters)
 
     @classmethod
     def from_cv_results(
@@ -250,7 +261,8 @@ class AccuracyCostDisplay:
         if self.oracle is not None:
             point = [100 * self.oracle.mean_cost], [100 * self.oracle.accuracy]
             (self.oracle_,) = self.ax_.plot(*point, "k*", markersize=11, label="oracle (sees the labels)")
-        self.ax_.set(xlabel="Mean cost (% of the whole network)", ylabel="Accuracy (%)")
+        heads = f", with heads of up to {100 * self.head_cost:.2g} %" if self.head_cost else ""
+        self.ax_.set(xlabel=f"Mean cost (% of the whole network{heads})", ylabel="Accuracy (%)")
         self.ax_.grid(alpha=0.3)
         self.ax_.legend(fontsize="small")
         return self
@@ -284,10 +296,11 @@ def _reorder(
     }
 
 
-def _answers(estimator: Any, X: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
+def _answers(estimator: Any, X: Any) -> tuple[NDArray[Any], NDArray[np.float64], float]:
+    """Answers and costs of the samples, and what the heads of all exits cost."""
     policy: ExitPolicy
     policy, X = policy_and_data(estimator, X)
-    return policy.predict(X), policy.costs_[policy.predict_exit(X)]
+    return policy.predict(X), policy.costs_[policy.predict_exit(X)], float(policy.layout_.head_fractions[-1])
 
 
 def _accuracies(y_true: NDArray[Any], y_pred: NDArray[Any]) -> NDArray[np.float64]:

@@ -225,6 +225,7 @@ def _curve(
             for label, line in lines.items()
         },
         oracle=best.oracle(y),
+        head_cost=max(float(each.policy.layout_.head_fractions[-1]) for each in candidates),
     ).plot()
     return [
         heading("Accuracy and cost"),

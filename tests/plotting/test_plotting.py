@@ -200,6 +200,15 @@ class TestAccuracyCost:
         assert display.figure_ is figure
 
 
+def test_the_axis_tells_what_heads_cost():
+    X, y = make_exits(100, 2, 3, random_state=0)
+    X = stack_exits(features=[X.features(k) for k in range(2)], costs=[100, 1000], cost_unit="FLOPs")
+    policies = [ThresholdPolicy(budget=budget).fit(X, y) for budget in (0.5, 0.9)]
+    display = AccuracyCostDisplay.from_estimators({"a": policies}, X, y)
+    # Two heads of 4 features and 3 classes: 48 FLOPs.
+    assert display.ax_.get_xlabel() == "Mean cost (% of the whole network, with heads of up to 4.8 %)"
+
+
 class TestExitDistribution:
     def test_a_bar_a_policy(self, data, policy):
         X, _ = data
