@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -155,12 +156,20 @@ def hidden_units(
 
 def drop_units(hidden: torch.Tensor, dropout: float, generator: torch.Generator) -> torch.Tensor:
     """Dropout by a generator of its own, so that torch's global one neither matters nor changes."""
+    return hidden * kept_units([hidden.shape], dropout, generator)[0] if dropout else hidden
+
+
+def kept_units(shapes: Sequence[Sequence[int]], dropout: float, generator: torch.Generator) -> list[torch.Tensor]:
+    """What hidden units are multiplied by, in arrays of the given shapes: zero where one is left out."""
     import torch
 
     if not dropout:
-        return hidden
-    kept = torch.rand(hidden.shape, generator=generator) >= dropout
-    return hidden * kept / (1 - dropout)
+        return [torch.ones(*shape) for shape in shapes]
+    sizes = [math.prod(shape) for shape in shapes]
+    # Four 16-bit numbers from each draw of 64 bits: the draws are what dropout takes its time for.
+    draws = torch.empty(-(-sum(sizes) // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
+    kept = (draws.view(torch.int16)[: sum(sizes)] >= round(dropout * 2**16) - 2**15) / (1 - dropout)
+    return [part.view(*shape) for part, shape in zip(kept.split(sizes), shapes, strict=True)]
 
 
 def to_dense(model: torch.nn.Sequential) -> DenseNetwork:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from skexit._nn._dense import DenseNetwork, build, hidden_units, to_dense, torch_generator
+from skexit._nn._dense import DenseNetwork, build, kept_units, torch_generator
 from skexit._nn._mini_batches import ReadRows, Training, add_offset, keep_in_memory, minimize, scaling
 
 if TYPE_CHECKING:
@@ -54,9 +54,11 @@ def train_cascade(
 
     def loss(batch: NDArray[np.int64]) -> torch.Tensor:
         target = torch.as_tensor(targets[batch])
-        outputs = [add_offset(logits, offset, batch) for logits in model(read_inputs(batch))]
-        losses = [functional.cross_entropy(logits, target, reduction="none") for logits in outputs]
-        return (sum(losses) * relative_weight[batch]).mean()
+        logits = add_offset(model(read_inputs(batch)), offset, batch)
+        losses = functional.cross_entropy(
+            logits.movedim(0, -1), target[:, None].expand(-1, len(logits)), reduction="none"
+        )
+        return losses.sum(dim=1) @ relative_weight[batch] / len(batch)
 
     minimize(
         loss,
@@ -82,31 +84,44 @@ class Cascade:
         dropout: float,
         generator: torch.Generator,
     ) -> None:
-        self.widths = list(widths)
-        self.n_seen = [width + hidden_layer_sizes[-1] * (k > 0) for k, width in enumerate(widths)]
-        self.heads = [build([n_seen, *hidden_layer_sizes, n_classes], generator) for n_seen in self.n_seen]
+        import torch
+        from torch import nn
+
+        from skexit.heads._cascade_gradient import parts
+
+        self.widths, self.hidden_layer_sizes = list(widths), list(hidden_layer_sizes)
+        n_seen = [width + hidden_layer_sizes[-1] * (k > 0) for k, width in enumerate(widths)]
+        networks = [build([n_inputs, *hidden_layer_sizes, n_classes], generator) for n_inputs in n_seen]
+        layers = [[layer for layer in network if isinstance(layer, nn.Linear)] for network in networks]
+        heads = [[(layer.weight, layer.bias) for layer in network] for network in layers]
+        # Two tensors that the parameters of all heads are parts of: each would take its time in every step.
+        weights = torch.cat([weight.detach().flatten() for head in heads for weight, _ in head])[None]
+        biases = torch.cat([bias.detach() for head in heads for _, bias in head])
+        self.heads = parts(heads, weights.detach(), biases.detach())
+        self._parameters = [weights.requires_grad_(), biases.requires_grad_()]
         self.dropout = dropout
         self.generator = generator
 
-    def __call__(self, features: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Logits of one head after another, with some hidden units left out."""
-        import torch
+    def __call__(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits of all heads, of shape (n_heads, n_samples, n_classes), with some hidden units left out."""
+        from skexit.heads._cascade_gradient import CascadeLogits
 
-        hidden = features[:, :0].float()
-        for head, own in zip(self.heads, features.split(self.widths, dim=1), strict=True):
-            hidden = hidden_units(head, torch.cat([own.float(), hidden], dim=1), self.dropout, self.generator)
-            yield head[-1](hidden)
+        sizes = [(len(features), size) for _ in self.heads for size in self.hidden_layer_sizes]
+        kept = kept_units(sizes, self.dropout, self.generator)
+        return CascadeLogits.apply(features.float(), self.widths, kept, self.heads, *self._parameters)
 
     def parameters(self) -> list[torch.Tensor]:
-        return [parameter for head in self.heads for parameter in head.parameters()]
+        """All weights, and all biases."""
+        return self._parameters
 
     def to_dense(self, mean: NDArray[np.float64], scale: NDArray[np.float64]) -> list[DenseNetwork]:
         """The heads for features that are not standardised, as plain NumPy."""
         dense = []
         starts = np.cumsum([0, *self.widths])
         for k, head in enumerate(self.heads):
-            own = slice(starts[k], starts[k + 1])
-            n_hidden = self.n_seen[k] - self.widths[k]
+            own, n_hidden = slice(starts[k], starts[k + 1]), head[0][0].shape[1] - self.widths[k]
             means, scales = np.append(mean[own], np.zeros(n_hidden)), np.append(scale[own], np.ones(n_hidden))
-            dense.append(to_dense(head).after_scaling(means, scales))
+            weights = tuple(weight.numpy().T.astype(np.float64) for weight, _ in head)
+            network = DenseNetwork(weights, tuple(bias.numpy().astype(np.float64) for _, bias in head))
+            dense.append(network.after_scaling(means, scales))
         return dense

@@ -352,6 +352,34 @@ class TestCascade:
         assert accuracy[False].mean() < 0.6
         assert accuracy[True].mean() > 0.85
 
+    @pytest.mark.parametrize("dropout", [0.0, 0.4])
+    @pytest.mark.parametrize("sizes", [(6,), (6, 4), (4, 5, 3)], ids=str)
+    def test_gradient_is_that_of_torch(self, sizes, dropout):
+        torch = pytest.importorskip("torch")
+        from skexit._nn._dense import kept_units
+        from skexit.heads._cascade import Cascade
+
+        generator, widths = torch.Generator().manual_seed(0), [3, 2, 4]
+        model = Cascade(widths, sizes, 3, dropout, generator)
+        weights, biases = model.parameters()
+        biases.detach().normal_(generator=generator)
+        features, state = torch.randn(7, 9, generator=generator), generator.get_state()
+        (model(features) ** 2).sum().backward()
+        kept = iter(kept_units([(7, size) for _ in widths for size in sizes], dropout, generator.set_state(state)))
+        leaves, logits, hidden = [], [], features[:, :0]
+        for own, head in zip(features.split(widths, dim=1), model.heads, strict=True):
+            units = torch.cat([own, hidden], dim=1)
+            for layer, (weight, bias) in enumerate(head):
+                leaves.append((weight.clone().requires_grad_(), bias.clone().requires_grad_()))
+                hidden, units = units, units @ leaves[-1][0].t() + leaves[-1][1]
+                if layer < len(head) - 1:
+                    units = torch.relu(units) * next(kept)
+            logits.append(units)
+        (torch.stack(logits) ** 2).sum().backward()
+        for found, of_layers in zip((weights, biases), zip(*leaves, strict=True), strict=True):
+            expected = torch.cat([leaf.grad.flatten() for leaf in of_layers])
+            torch.testing.assert_close(found.grad.flatten(), expected, rtol=1e-4, atol=1e-4)
+
     def test_later_features_do_not_matter_once_trained(self):
         X, y = make_features()
         heads = ExitHeads((6,), cascade=True, max_epochs=2, random_state=0).fit(X, y)
@@ -382,6 +410,17 @@ class TestCascade:
 
 
 class TestDropout:
+    @pytest.mark.parametrize("dropout", [0.1, 0.5, 0.9])
+    def test_leaves_out_its_share_and_keeps_the_mean(self, dropout):
+        torch = pytest.importorskip("torch")
+        from skexit._nn._dense import kept_units
+
+        first, second = kept_units([(100, 101), (50, 3)], dropout, torch.Generator().manual_seed(0))
+        assert (first.shape, second.shape) == ((100, 101), (50, 3))
+        assert first.unique().tolist() == pytest.approx([0, 1 / (1 - dropout)])
+        assert (first == 0).double().mean().item() == pytest.approx(dropout, abs=0.02)  # five standard errors
+        assert abs(np.corrcoef((first[:, :-1] == 0).flatten(), (first[:, 1:] == 0).flatten())[0, 1]) < 0.05
+
     def test_keeps_a_wide_head_from_learning_its_rows_by_heart(self):
         (X, y), (new, new_y) = make_features(150), make_features(600, seed=1)
         X, new = only_first_head(X), only_first_head(new)
@@ -669,6 +708,34 @@ class TestTrainings:
             )
             assert isinstance(found, torch.Tensor)
             np.testing.assert_allclose(found, fitted.transform(X).logits(k), rtol=1e-9)
+
+    @pytest.mark.parametrize("dropout", [0.0, 0.4])
+    @pytest.mark.parametrize("sizes", [(6,), (6, 4), (4, 5, 3)], ids=str)
+    def test_gradient_is_that_of_torch(self, sizes, dropout):
+        torch = pytest.importorskip("torch")
+        from skexit._nn._dense import kept_units
+        from skexit.heads._cascade import Cascade
+
+        generator, widths = torch.Generator().manual_seed(0), [3, 2, 4]
+        model = Cascade(widths, sizes, 3, dropout, generator)
+        weights, biases = model.parameters()
+        biases.detach().normal_(generator=generator)
+        features, state = torch.randn(7, 9, generator=generator), generator.get_state()
+        (model(features) ** 2).sum().backward()
+        kept = iter(kept_units([(7, size) for _ in widths for size in sizes], dropout, generator.set_state(state)))
+        leaves, logits, hidden = [], [], features[:, :0]
+        for own, head in zip(features.split(widths, dim=1), model.heads, strict=True):
+            units = torch.cat([own, hidden], dim=1)
+            for layer, (weight, bias) in enumerate(head):
+                leaves.append((weight.clone().requires_grad_(), bias.clone().requires_grad_()))
+                hidden, units = units, units @ leaves[-1][0].t() + leaves[-1][1]
+                if layer < len(head) - 1:
+                    units = torch.relu(units) * next(kept)
+            logits.append(units)
+        (torch.stack(logits) ** 2).sum().backward()
+        for found, of_layers in zip((weights, biases), zip(*leaves, strict=True), strict=True):
+            expected = torch.cat([leaf.grad.flatten() for leaf in of_layers])
+            torch.testing.assert_close(found.grad.flatten(), expected, rtol=1e-4, atol=1e-4)
 
     def test_later_features_do_not_matter_once_trained(self, heads):
         X, y = make_features(own_logits=False)
