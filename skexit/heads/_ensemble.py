@@ -78,8 +78,8 @@ class ExitEnsemble(LogitsTransformer):
     >>> ensemble = ExitEnsemble(layout=4).fit(X, y)  # the image comes in four strips
     >>> ensemble.weights_.round(1)
     array([[1.1, 0. , 0. , 0. ],
-           [0.6, 1. , 0. , 0. ],
-           [0.6, 0.7, 0.9, 0. ],
+           [0.7, 1. , 0. , 0. ],
+           [0.7, 0.7, 0.9, 0. ],
            [0.5, 0.8, 0.8, 0.6]])
     >>> pipeline = make_pipeline(ExitEnsemble(layout=4), ThresholdPolicy(budget=0.8)).fit(X, y)
     >>> policy = ThresholdPolicy(budget=0.8, heads=ExitEnsemble(), layout=4).fit(X, y)

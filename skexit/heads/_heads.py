@@ -34,6 +34,7 @@ from skexit.heads._partial_fit import PartialFit, train_further
 from skexit.heads._training import HeadTrainer, HeadTraining
 from skexit.heads._transformer import LogitsTransformer, logits_by
 from skexit.uncertainty import fit_temperature
+from skexit.uncertainty._temperature import match_confidence
 from skexit.utils._array_api import side_by_side
 from skexit.utils._html import exit_table
 from skexit.utils._module_names import set_module
@@ -46,10 +47,11 @@ class ExitHeads(LogitsTransformer):
 
     An exit that has logits already, such as the last exit of a frozen network, keeps them.
 
-    The logits that ``fit_transform`` gives are cross-fitted: each row's come from heads that were
-    trained without it. A policy that learns from the logits of heads trained on the same rows
-    would take them for better than they are. ``transform`` uses the heads trained on all rows, so
-    ``fit(X, y).transform(X)`` differs from ``fit_transform(X, y)``, as in
+    The logits that ``fit_transform`` gives are cross-fitted: each row's come from heads that were trained without it. A
+    policy that learns from the logits of heads trained on the same rows would take them for better than they are. A
+    temperature for each exit makes them as confident as heads of all rows are of new rows, so that a policy spends its
+    budget on new rows, too; it is extrapolated from heads of fewer rows. ``transform`` uses the heads trained on all
+    rows, so ``fit(X, y).transform(X)`` differs from ``fit_transform(X, y)``, as in
     :class:`sklearn.preprocessing.TargetEncoder`. With a single exit there is no decision to
     learn, and the two agree.
 
@@ -374,16 +376,63 @@ class ExitHeads(LogitsTransformer):
     def _cross_fit(
         self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64], groups: NDArray[np.int64] | None
     ) -> tuple[list[ExitHeads], NDArray[np.intp]]:
-        """Heads for each fold, trained without it, and the fold of each row."""
+        """Heads for each fold, trained without it but as confident as those of all rows, and the fold of each row."""
         folds: list[ExitHeads] = []
         fold_of_row = np.empty(len(X), dtype=np.intp)
         for train_rows, test_rows in cross_validation_splits(self.cv, labels, self.random_state, groups):
             fold_of_row[test_rows] = len(folds)
-            fold = copy.copy(self)
-            fold.networks_ = self._train(X[train_rows], labels[train_rows], weight[train_rows])
-            fold._temperatures = self._temperatures.copy()
-            folds.append(fold)
+            folds.append(self._trained_on(train_rows, X, labels, weight))
+        self._match_confidence(folds, fold_of_row, X, labels, weight)
         return folds, fold_of_row
+
+    def _trained_on(
+        self, rows: NDArray[np.intp], X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]
+    ) -> ExitHeads:
+        heads = copy.copy(self)
+        heads.networks_ = self._train(X[rows], labels[rows], weight[rows])
+        heads._temperatures = np.ones_like(self._temperatures)
+        return heads
+
+    def _match_confidence(
+        self,
+        folds: list[ExitHeads],
+        fold_of_row: NDArray[np.intp],
+        X: ExitArray,
+        labels: NDArray[np.int64],
+        weight: NDArray[np.float64],
+    ) -> None:
+        """Divide the logits of the folds by temperatures that make up for the rows that they were trained without.
+
+        Confidence in new rows changes with the rows that heads learn from. Its change from heads of fewer rows to those
+        of the folds is carried on to those of all rows, in proportion to the logarithm of the number of rows.
+        """
+        n_folds = len(folds)
+        n_left_out = max(2 * n_folds // 5, 2) if n_folds > 2 else 1
+        others, part = np.flatnonzero(fold_of_row < n_left_out), np.flatnonzero(fold_of_row >= n_left_out)
+        # Of two folds, a half of one: heads of a whole one are those of the other fold.
+        part = part[::2] if n_folds == 2 else part
+        n_fold = len(X) * (1 - 1 / n_folds)
+        if n_fold <= len(part):  # too few rows for smaller parts
+            return
+        smaller = self._trained_on(part, X, labels, weight)
+        rows = others[enough_rows(len(others), X.layout.n_exits * len(self.classes_))]
+        exponent = np.log(len(X) / n_fold) / np.log(n_fold / len(part))
+        of_smaller = smaller._logits(X[rows])
+        for k, logits in self._held_out_logits(folds, fold_of_row, X, rows).items():
+            temperature = match_confidence(of_smaller[k], logits, weight[rows]) ** exponent
+            for fold in folds:
+                fold._divide_logits(k, temperature)
+
+    def _held_out_logits(
+        self, folds: list[ExitHeads], fold_of_row: NDArray[np.intp], X: ExitArray, rows: NDArray[np.intp]
+    ) -> dict[int, NDArray[np.float64]]:
+        """Cross-fitted logits of some rows, by exit."""
+        said = {k: np.empty((len(rows), len(self.classes_))) for k in self.new_logits()}
+        for number, fold in enumerate(folds):
+            here = np.flatnonzero(fold_of_row[rows] == number)
+            for k, values in fold._logits(X[rows[here]]).items():
+                said[k][here] = values
+        return said
 
     def _calibrate(
         self,
@@ -395,18 +444,16 @@ class ExitHeads(LogitsTransformer):
     ) -> None:
         """Divide the logits of each head, those of the folds too, by the temperature that fits what these say best."""
         rows = enough_rows(len(X), X.layout.n_exits * len(self.classes_))
-        said = {k: np.empty((len(rows), len(self.classes_))) for k in self.new_logits()}
-        for number, fold in enumerate(folds):
-            here = np.flatnonzero(fold_of_row[rows] == number)
-            for k, values in fold._logits(X[rows[here]]).items():
-                said[k][here] = values
-        for k, logits in said.items():
+        for k, logits in self._held_out_logits(folds, fold_of_row, X, rows).items():
             temperature = fit_temperature(logits, labels[rows], weight[rows])
             for heads in (*folds, self):
-                if self.training == "boosted":  # later heads add to the sum as it was
-                    heads._temperatures[k] = temperature
-                else:
-                    heads.networks_[k] = cast(DenseNetwork, heads.networks_[k]).divided_by(temperature)
+                heads._divide_logits(k, temperature)
+
+    def _divide_logits(self, k: int, temperature: float) -> None:
+        if self.training == "boosted":  # later heads add to the sum as it was
+            self._temperatures[k] *= temperature
+        else:
+            self.networks_[k] = cast(DenseNetwork, self.networks_[k]).divided_by(temperature)
 
     def _layout_with_heads(self) -> ExitLayout:
         multiply_adds = np.cumsum([0 if head is None else head.n_multiply_adds for head in self.networks_])

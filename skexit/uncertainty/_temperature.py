@@ -168,6 +168,31 @@ def _posterior_temperature(group: _Rows, n_prior_rows: float, prior: float) -> f
     return math.exp(brentq(slope, low, high))
 
 
+def match_confidence(
+    logits: NDArray[np.float64], others: NDArray[np.float64], sample_weight: NDArray[np.float64]
+) -> float:
+    """Temperature at which the largest probabilities are on average those that other logits of the rows give.
+
+    Between 0.05 and 20; 1 where no temperature changes them.
+    """
+    margins = logits - logits.max(axis=1, keepdims=True)
+    if not margins.any():
+        return 1.0
+    aim = np.average(softmax(others).max(axis=1), weights=sample_weight)
+
+    def excess(log_temperature: float) -> float:
+        """It falls as the temperature rises."""
+        confidence = 1 / np.exp(margins * math.exp(-log_temperature)).sum(axis=1)
+        return float(np.average(confidence, weights=sample_weight) - aim)
+
+    low, high = math.log(LOWEST_TEMPERATURE), math.log(HIGHEST_TEMPERATURE)
+    if excess(low) <= 0:
+        return LOWEST_TEMPERATURE
+    if excess(high) >= 0:
+        return HIGHEST_TEMPERATURE
+    return math.exp(brentq(excess, low, high))
+
+
 def _checked_range(temperature: float) -> float:
     if temperature in (LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE):
         is_lowest = temperature == LOWEST_TEMPERATURE

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from skexit.uncertainty import expected_calibration_error, fit_temperature, softmax
-from skexit.uncertainty._temperature import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
+from skexit.uncertainty._temperature import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE, match_confidence
 
 
 @st.composite
@@ -290,3 +290,23 @@ def test_errors_of_the_calibration_error(arguments, message):
     arguments = {"y_true": [0, 1], "y_prob": [[0.7, 0.3], [0.4, 0.6]]} | arguments
     with pytest.raises(ValueError, match=message):
         expected_calibration_error(**arguments)
+
+
+class TestMatchConfidence:
+    @pytest.mark.parametrize("temperature", [0.1, 0.7, 1.0, 5.0])
+    def test_finds_the_temperature_that_logits_were_divided_by(self, temperature):
+        logits, weight = np.random.default_rng(0).normal(size=(50, 4)), np.ones(50)
+        assert match_confidence(logits, logits / temperature, weight) == pytest.approx(temperature)
+
+    def test_counts_rows_by_weight(self):
+        rng = np.random.default_rng(0)
+        logits, others, weight = rng.normal(size=(30, 3)), 2 * rng.normal(size=(30, 3)), rng.integers(1, 4, size=30)
+        copies = [np.repeat(values, weight, axis=0) for values in (logits, others)]
+        found = match_confidence(logits, others, weight.astype(float))
+        assert found == pytest.approx(match_confidence(*copies, np.ones(weight.sum())))
+
+    def test_bounds_and_equal_logits(self):
+        logits, weight = np.array([[1.0, 0], [0, 2.0]]), np.ones(2)
+        assert match_confidence(logits, 1e6 * logits, weight) == LOWEST_TEMPERATURE
+        assert match_confidence(logits, 0 * logits, weight) == HIGHEST_TEMPERATURE
+        assert match_confidence(0 * logits, logits, weight) == 1
