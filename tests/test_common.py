@@ -247,7 +247,8 @@ SET_METHODS = ["general", "ims", "strict", "gated"]
 
 @pytest.fixture(scope="module")
 def calibration_data():
-    return make_exits(n_samples=200, n_exits=4, n_classes=3, random_state=1)
+    X, y = make_exits(n_samples=200, n_exits=4, n_classes=3, random_state=1)
+    return ExitArray.from_array(5 * np.asarray(X), X.layout), y  # too sure of themselves
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,10 @@ _KINDS = {"U": "strings", "f": "floats", "b": "integers", "i": "integers", "u": 
 
 def check_labels(y: Any) -> NDArray[Any]:
     """The labels as an array; a ValueError says if they are not one number or string for each row."""
-    labels = np.asarray(y)
+    try:
+        labels = np.asarray(y)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"labels are no array ({error}); give one number or string for each row.") from error
     if labels.ndim == 1 and labels.dtype.kind in "OT" and all(isinstance(label, str) for label in labels):
         labels = labels.astype(str)  # as pandas gives strings
     if labels.ndim != 1 or labels.dtype.kind not in _KINDS:

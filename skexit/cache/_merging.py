@@ -101,6 +101,10 @@ def _check_source(cache: FeatureCache, first: FeatureCache, destination: Path) -
         raise ValueError(f"destination={str(destination)!r} is one of the sources; give another folder.")
     kind, expected = _kind(cache), _kind(first)
     differing = sorted(name for name in {*kind, *expected} if kind.get(name) != expected.get(name))
+    if "costs of the layout" in differing:  # of which others of the network or its heads follow
+        differing = [
+            name for name in differing if name not in ("head_costs of the layout", "network_cost of the layout")
+        ]
     if differing:
         raise ValueError(
             f"the caches {str(first.path)!r} and {str(cache.path)!r} cannot be merged: they differ in "

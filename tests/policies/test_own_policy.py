@@ -2,6 +2,7 @@
 
 import joblib
 import numpy as np
+import pytest
 import torch
 from agreement import AgreementPolicy
 from instances import make_exits
@@ -14,6 +15,8 @@ from skexit.runtime import EarlyExitModel
 from skexit.testing import parametrize_policy_checks
 
 
+# Plain arrays say nothing of exits.
+@pytest.mark.filterwarnings("ignore::skexit.exceptions.LayoutLostWarning")
 @parametrize_with_checks([AgreementPolicy()])
 def test_scikit_learn_checks(estimator, check):
     check(estimator)

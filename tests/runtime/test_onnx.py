@@ -201,9 +201,9 @@ class InPlace(nn.Module):
 def test_a_network_that_works_in_place(images, labels, tmp_path):
     torch.manual_seed(0)
     model, exits = InPlace(), ["stem", "body"]
-    cache = ExitExtractor(model, exits).extract([(images, labels)], tmp_path / "cache")
+    cache = ExitExtractor(model, exits, head=None).extract([(images, labels)], tmp_path / "cache")
     policy = ThresholdPolicy(budget=0.9, heads=ExitHeads(cascade=True, random_state=0)).fit(cache.X, cache.y)
-    live = EarlyExitModel(model, exits, policy, example_input=images)
+    live = EarlyExitModel(model, exits, policy, head=None, example_input=images)
     loop = OnnxEarlyExit(export_onnx(live, tmp_path / "onnx"))
     assert_same_answers(loop, live, images)
     at_stem = loop._stages[0].run([images.numpy()])

@@ -1,5 +1,6 @@
 """Warnings point at the user's line."""
 
+import hashlib
 import inspect
 import json
 
@@ -41,8 +42,10 @@ def _change_budget(X):
 
 
 def _read_json_of_another_version(X):
-    document = json.loads(policy_to_json(ThresholdPolicy(budget=0.5).fit(X, LABELS)))
-    policy_from_json(json.dumps(document | {"skexit_version": "0.0.1"}))
+    document = json.loads(policy_to_json(ThresholdPolicy(budget=0.5).fit(X, LABELS))) | {"skexit_version": "0.0.1"}
+    del document["sha256"]
+    digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+    policy_from_json(json.dumps(document | {"sha256": digest}))
 
 
 def _load_joblib_of_another_version(X, path):
