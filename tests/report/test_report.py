@@ -6,7 +6,7 @@ import struct
 import sys
 from html.parser import HTMLParser
 
-import matplotlib
+import matplotlib.pyplot
 import numpy as np
 import pytest
 import torch
