@@ -7,6 +7,6 @@ from skexit.utils._optional import optional_import
 
 with optional_import("skexit.backbone looks into networks of", "torch"):
     from skexit.backbone._costs import ExitCosts, exit_costs
-    from skexit.backbone._exit_points import exit_points
+    from skexit.backbone._exit_points import describe_exits, exit_points
 
-__all__ = ["ExitCosts", "exit_costs", "exit_points"]
+__all__ = ["ExitCosts", "describe_exits", "exit_costs", "exit_points"]

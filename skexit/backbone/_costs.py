@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from skexit.backbone._inputs import Inputs, as_arguments, call, map_tensors, tensors_of
+from skexit.backbone._counting import forward_on_own_device, left_as_found, run_counting_flops
+from skexit.backbone._inputs import Inputs, tensors_of
 from skexit.backbone._modules import (
     NETWORK_OUTPUT,
     Head,
@@ -27,7 +23,9 @@ from skexit.backbone._modules import (
     find_modules,
     own_heads,
     resolve_heads,
+    unwrapped,
 )
+from skexit.backbone._own_logits import own_logits_or_none
 
 COST_UNITS = ("FLOPs", "MACs", "ms")
 
@@ -119,17 +117,22 @@ def exit_costs(
         raise ValueError(f"unit={unit!r} must be one of {list(COST_UNITS)}.")
     if n_repeats < 1:
         raise ValueError(f"n_repeats={n_repeats} must be at least 1.")
+    model = unwrapped(model)
     find_modules(model, exits, "exits")
     n_rows = len(tensors_of(example_input)[0])
     run = _Run(model, list(exits), resolve_heads(model, head, exits))
-    with _left_as_found(model), torch.no_grad():
+    with left_as_found(model), torch.no_grad():
         model.eval()
         if unit == "ms":
             runs = _timed_runs(run, example_input, n_repeats) / n_rows
             costs, spread = np.median(runs, axis=0), np.subtract(*np.percentile(runs[:, :-1], [75, 25], axis=0))
         else:
             flops_per_operation = {"FLOPs": 1, "MACs": 2}[unit]
-            costs, spread = _counted_flops(run, example_input) / (flops_per_operation * n_rows), None
+            flops = run_counting_flops(model, example_input, run)
+            own = own_logits_or_none(model, run.heads, exits, example_input) if head == NETWORK_OUTPUT else None
+            if own is not None and any(own.places[:-1]):
+                flops[: len(exits) - 1] = n_rows * own.flops[:-1]
+            costs, spread = flops / (flops_per_operation * n_rows), None
     _check_increasing(costs[:-1], list(exits), unit)
     return ExitCosts(costs[:-1], unit, float(costs[-1]), spread)
 
@@ -143,7 +146,7 @@ class _Run:
     def __init__(self, model: nn.Module, exits: list[str], heads: list[str | None]) -> None:
         self.model = model
         self._exits = exits
-        self._heads = heads
+        self.heads = heads
         self._own_heads = own_heads(heads)
 
     def __call__(self, forward: Callable[[], Any], clock: Callable[[], float]) -> NDArray[np.float64]:
@@ -164,8 +167,7 @@ class _Run:
         check_called_once([name for name, _ in head_ends], list(self._own_heads.values()), "head")
         check_forward_order([name for name, _ in exit_ends], self._exits)
         ends = [
-            end if head == NETWORK_OUTPUT else reading
-            for (_, reading), head in zip(exit_ends, self._heads, strict=True)
+            end if head == NETWORK_OUTPUT else reading for (_, reading), head in zip(exit_ends, self.heads, strict=True)
         ]
         reached = np.array(ends, dtype=np.float64)
         starts, durations = self._head_times(dict(head_starts), dict(head_ends))
@@ -191,56 +193,9 @@ class _Run:
         return times[0], times[1]
 
 
-def _counted_flops(run: _Run, inputs: Inputs) -> NDArray[np.float64]:
-    """Cumulative FLOPs of the exits, and those of the network, for the whole batch."""
-    try:
-        with _left_as_found(run.model):
-            return _count(run, _forward_on_meta_device(run.model, inputs))
-    except Exception:
-        # The network may have needed values. Whatever else is wrong shows again on its own device.
-        return _count(run, _forward(run.model, inputs))
-
-
-def _count(run: _Run, forward: Callable[[], Any]) -> NDArray[np.float64]:
-    # The counter has no formula for fused kernels: it would count nothing for attention, for a
-    # transformer layer in its fast path, or for a recurrent layer on cuDNN.
-    with (
-        _COUNTING,
-        _without_fast_path(),
-        sdpa_kernel(SDPBackend.MATH),
-        torch.backends.cudnn.flags(enabled=False),
-        FlopCounterMode(display=False, custom_mapping=_FLOPS_OF_FUSED_KERNELS) as counter,
-    ):
-        return run(forward, counter.get_total_flops)
-
-
-#: These settings are the process's: of two threads that count, the second would put back what the first has set.
-_COUNTING = threading.Lock()
-
-
-@contextmanager
-def _without_fast_path() -> Iterator[None]:
-    found = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(found)
-
-
-def _flops_of_recurrent_layer(
-    inputs: Sequence[int], input_weight: Sequence[int], hidden_weight: Sequence[int], *args: Any, **kwargs: Any
-) -> int:
-    n_steps, n_samples, _ = inputs
-    return 2 * n_steps * n_samples * (math.prod(input_weight) + math.prod(hidden_weight))
-
-
-_FLOPS_OF_FUSED_KERNELS = {torch.ops.aten.mkldnn_rnn_layer: _flops_of_recurrent_layer}
-
-
 def _timed_runs(run: _Run, inputs: Inputs, n_repeats: int) -> NDArray[np.float64]:
     """Milliseconds for the whole batch in each run: cumulative ones of the exits, then those of the network."""
-    forward = _forward(run.model, inputs)
+    forward = forward_on_own_device(run.model, inputs)
     clock = millisecond_clock(device_of(run.model))
     for _ in range(_N_WARM_UP_RUNS):
         forward()
@@ -254,35 +209,6 @@ def millisecond_clock(device: torch.device) -> Callable[[], float]:
         return 1000 * time.perf_counter()
 
     return read
-
-
-def _forward(model: nn.Module, inputs: Inputs) -> Callable[[], Any]:
-    """A forward pass on the network's own device."""
-    device = device_of(model)
-    inputs = map_tensors(lambda tensor: tensor.to(device), inputs)
-    return lambda: call(model, inputs)
-
-
-def _forward_on_meta_device(model: nn.Module, inputs: Inputs) -> Callable[[], Any]:
-    """A forward pass that knows shapes only."""
-    tensors = chain(model.named_parameters(), model.named_buffers())
-    state = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
-    args, kwargs = as_arguments(map_tensors(lambda tensor: tensor.to("meta"), inputs))
-    return lambda: torch.func.functional_call(model, state, args, kwargs)
-
-
-@contextmanager
-def _left_as_found(model: nn.Module) -> Iterator[None]:
-    """Restore the random state and what each submodule has as plain attributes: its mode, counters, caches."""
-    attributes = {module: dict(vars(module)) for module in model.modules()}
-    device = device_of(model)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        try:
-            yield
-        finally:
-            for module, found in attributes.items():
-                vars(module).clear()
-                vars(module).update(found)
 
 
 def check_forward_order(called: list[str], exits: list[str]) -> None:

@@ -1,61 +1,148 @@
-"""Ready-made exit points of well-known backbones."""
+"""Where a network can stop: known families, and any network that runs."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from torch import nn
 
+from skexit.backbone._inputs import Inputs
+from skexit.backbone._modules import unwrapped
+from skexit.backbone._selection import choose_places
+from skexit.backbone._tracing import trace_modules
 
-def exit_points(model: nn.Module, each: str = "stage") -> list[str]:
-    """Names of the modules after which a known network can stop, in forward order.
+if TYPE_CHECKING:
+    import pandas as pd
 
-    A family is recognised by the name of the model's class or of a class it derives from.
+#: Exits of a network of no known family.
+_DEFAULT_N_EXITS = 4
+
+
+def exit_points(
+    model: nn.Module, each: str = "stage", *, example_input: Inputs | None = None, n_exits: int | None = None
+) -> list[str]:
+    """Names of the modules after which a network can stop, in forward order.
+
+    For networks of known families they follow from the class. For any other network they are found in a forward pass:
+    modules that are called once, past which nothing but their output goes on where there are such, at about equal steps
+    of cost. The last one is the last before the network's output.
 
     Parameters
     ----------
     model : torch.nn.Module
-        From torchvision, or built like it: ResNet, ResNeXt, Wide ResNet, DenseNet, MobileNetV2
-        and V3, EfficientNet, VisionTransformer. From Hugging Face, with or without a classifier:
-        BERT, RoBERTa, DistilBERT, ELECTRA, MPNet, DeBERTa, ViT.
+        Any network. Known are ResNet, ResNeXt, Wide ResNet, DenseNet, MobileNetV2 and V3, EfficientNet and
+        VisionTransformer of torchvision, and BERT, RoBERTa, DistilBERT, ELECTRA, MPNet, DeBERTa and ViT of Hugging
+        Face, with or without a classifier.
     each : {"stage", "block"}, default="stage"
-        Whether an exit stands after each stage or after each block. A stage ends where the resolution drops; in a
-        transformer it is three layers, counted from the last. The layers inside a dense block are no exits, because
-        later ones need them all: a DenseNet has the same exits either way.
+        Of known families, whether an exit stands after each stage or after each block. A stage ends where the
+        resolution drops; in a transformer it is three layers, counted from the last. The layers inside a dense block
+        are no exits, because later ones need them all: a DenseNet has the same exits either way.
+    example_input : tensor, tuple of tensors or dict of tensors, default=None
+        One batch of inputs; a tuple is passed by position, a dict by keyword. Needed for networks of no known family,
+        and with `n_exits`.
+    n_exits : int, default=None
+        Number of exits; there are fewer where the network has fewer places for them. By default those of the family,
+        or 4.
 
     Returns
     -------
     names : list of str
-        Module names. The last one is the last stage of the backbone.
+        Module names.
 
     Raises
     ------
     ValueError
-        If the family is not known.
+        If an input is needed, or the network has no place for an exit.
+
+    See Also
+    --------
+    describe_exits : All places for exits, with what they cost.
 
     Examples
     --------
-    >>> from torchvision.models import resnet18
+    >>> import torch
+    >>> from torchvision.models import resnet18, squeezenet1_1
     >>> from skexit.backbone import exit_points
     >>> model = resnet18(weights=None)
     >>> exit_points(model)
     ['layer1', 'layer2', 'layer3', 'layer4']
     >>> exit_points(model, each="block")[:3]
     ['layer1.0', 'layer1.1', 'layer2.0']
+    >>> exit_points(squeezenet1_1(weights=None), example_input=torch.zeros(1, 3, 64, 64), n_exits=3)
+    ['features.4', 'features.8', 'features.12']
     """
     if each not in ("stage", "block"):
         raise ValueError(f"each={each!r} must be 'stage' or 'block'.")
+    if n_exits is not None and n_exits < 1:
+        raise ValueError(f"n_exits={n_exits} must be at least 1.")
+    model = unwrapped(model)
+    names = _names_of_family(model, each) if n_exits is None else []
+    if names:
+        return names
+    if example_input is None:
+        raise ValueError(
+            f"the exit points of {type(model).__name__} are found by running it: pass example_input=x, one batch of "
+            "inputs, or the names of modules, exits=[...]."
+        )
+    places = choose_places(trace_modules(model, example_input), n_exits or _DEFAULT_N_EXITS)
+    if not places:
+        raise ValueError(
+            f"{type(model).__name__} has no module that is called once and gives a tensor of floats with one row per "
+            "sample, so that it has no place for an exit. Divide what it does into modules."
+        )
+    return [place.name for place in places]
+
+
+def describe_exits(model: nn.Module, example_input: Inputs) -> pd.DataFrame:
+    """All places where a network can have an exit, in forward order.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Any network.
+    example_input : tensor, tuple of tensors or dict of tensors
+        One batch of inputs.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row per module that is called once and gives a tensor of floats with one row per sample: its ``name``, the
+        ``shape`` of what it gives for a sample, the ``cost`` of the network up to there as a fraction of its FLOPs, how
+        many other tensors later modules need (``carried``), and whether a live network can be cut there (``live``):
+        whether these have one row per sample, too.
+
+    See Also
+    --------
+    exit_points : Chooses some of them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from skexit.backbone import describe_exits
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+    >>> describe_exits(model, torch.zeros(1, 8)).round(2)
+      name  shape  cost  carried  live
+    0    0  (16,)  0.30        0  True
+    1    1  (16,)  0.30        0  True
+    2    2  (16,)  0.89        0  True
+    3    3  (16,)  0.89        0  True
+    """
+    import pandas as pd
+
+    places = trace_modules(unwrapped(model), example_input)
+    rows = [(place.name, place.shape, place.cost, place.n_carried, place.is_cut) for place in places]
+    return pd.DataFrame(rows, columns=["name", "shape", "cost", "carried", "live"])
+
+
+def _names_of_family(model: nn.Module, each: str) -> list[str]:
+    """Exits of a network of a known family, none for others."""
     for parent in type(model).__mro__:
-        if parent.__name__ in _FAMILIES:
-            names = _FAMILIES[parent.__name__](model, each)
-            if names:
-                return names
-    raise ValueError(
-        f"exit points of {type(model).__name__} are not known; known are networks built like "
-        f"{', '.join(_FAMILIES)}. Give the names of the modules instead: ExitExtractor(model, exits=[...]); "
-        "model.named_modules() lists them."
-    )
+        if parent.__name__ in _FAMILIES and parent.__module__.partition(".")[0] in ("torchvision", "transformers"):
+            return _FAMILIES[parent.__name__](model, each)
+    return []
 
 
 def _resnet(model: nn.Module, each: str) -> list[str]:

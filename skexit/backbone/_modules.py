@@ -19,6 +19,17 @@ Head: TypeAlias = str | Sequence[str | None] | Mapping[str, str | None] | None
 NETWORK_OUTPUT = "output"
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside what torch.compile, DataParallel or DistributedDataParallel made of it."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(compiled := model._modules.get("_orig_mod"), nn.Module):
+            model = compiled
+        else:
+            return model
+
+
 def find_modules(model: nn.Module, names: Sequence[str], parameter: str) -> list[nn.Module]:
     """Find submodules by name; a ValueError says if there are no names, one is repeated, or the network lacks it."""
     if isinstance(names, str) or not names:

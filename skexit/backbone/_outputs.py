@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,3 +48,16 @@ def first_tensor(output: Any) -> torch.Tensor:
             if isinstance(value, torch.Tensor):
                 return value
     raise ValueError(f"an exit gave {type(output).__name__}, which has no tensor; name another module.")
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """The tensors in nested lists, tuples, mappings and dataclasses, in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, Mapping):
+        return [tensor for part in value.values() for tensor in tensors_in(part)]
+    if isinstance(value, list | tuple | set):
+        return [tensor for part in value for tensor in tensors_in(part)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [tensor for field in dataclasses.fields(value) for tensor in tensors_in(getattr(value, field.name))]
+    return []

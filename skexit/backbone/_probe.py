@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from skexit.backbone._inputs import Inputs, call, map_tensors, tensors_of
+from skexit.backbone._modules import NETWORK_OUTPUT
 from skexit.backbone._outputs import first_tensor, logits_in, two_logits
+from skexit.backbone._own_logits import own_logits_or_none
 from skexit.backbone._rows import select_rows
 from skexit.backbone._stages import Stage
 
@@ -28,19 +30,20 @@ def check_against_plain_network(
     The inputs are random ones that look like the example.
     """
     inputs = random_inputs(example_input)
-    expected, logits = _run_plain(model, exits, inputs)
+    expected, output = _run_plain(model, exits, inputs)
+    logits = _logits_of_exits(model, exits, example_input, output)
     first, *side = tensors_of(inputs)
     tensors, rows = [first], torch.arange(_N_SAMPLES, device=first.device)
     for k, (name, stage) in enumerate(zip(exits, stages, strict=True)):
         tensors = stage.network(*tensors, *side)
         if not _agree(tensors[0], expected[k][rows]):
             raise _not_cut(f"its part up to {name!r}")
+        own = logits[k]
+        if own is not None and stage.logits is not None and not _agree(stage.logits(*tensors, *side), own[rows]):
+            raise _not_cut(f"its logits of {name!r}")
         if len(rows) > 1:
             kept = torch.arange(len(rows) - 1, -1, -1, device=rows.device)[:-1]
             tensors, side, rows = select_rows(tensors, kept), select_rows(side, kept), rows[kept]
-    head = stages[-1].logits
-    if logits is not None and head is not None and not _agree(head(*tensors, *side), logits[rows]):
-        raise _not_cut("its last part")
 
 
 def _not_cut(part: str) -> ValueError:
@@ -74,9 +77,18 @@ def random_inputs(example_input: Inputs) -> Inputs:
     return map_tensors(draw, example_input)
 
 
-def _run_plain(
-    model: nn.Module, exits: Sequence[str], inputs: Inputs
-) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+def _logits_of_exits(
+    model: nn.Module, exits: Sequence[str], example_input: Inputs, output: Any
+) -> Sequence[torch.Tensor | None]:
+    """Logits that a network's output has for its exits; a network that cannot be traced has those of the last."""
+    own = own_logits_or_none(model, [NETWORK_OUTPUT], exits, example_input)
+    if own is not None:
+        return own.read(output)
+    logits = two_logits(logits_in(output))
+    return [None] * (len(exits) - 1) + [logits if isinstance(logits, torch.Tensor) else None]
+
+
+def _run_plain(model: nn.Module, exits: Sequence[str], inputs: Inputs) -> tuple[list[torch.Tensor], Any]:
     outputs: list[torch.Tensor] = []
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
@@ -86,7 +98,4 @@ def _run_plain(
         for name in exits:
             hooks.enter_context(model.get_submodule(name).register_forward_hook(keep))
         output = call(model, map_tensors(torch.clone, inputs))  # it may work on them in place
-    if isinstance(output, list | tuple) and len(output) == len(exits):
-        output = output[-1]
-    logits = two_logits(logits_in(output))
-    return outputs, logits if isinstance(logits, torch.Tensor) else None
+    return outputs, output

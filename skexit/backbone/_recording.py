@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -18,6 +18,7 @@ from skexit.backbone._costs import check_forward_order
 from skexit.backbone._inputs import Inputs, as_arguments
 from skexit.backbone._modules import check_called_once, own_heads
 from skexit.backbone._outputs import logits_in
+from skexit.backbone._own_logits import OwnLogits, own_logits_or_none
 from skexit.backbone._rows import is_channels_last
 
 _OPERATORS = torch.library.Library("skexit", "DEF")
@@ -42,14 +43,18 @@ class Recording:
     exits: list[list[fx.Node]]
     logits: list[fx.Node | None]
     constants: dict[str, torch.Tensor]
+    own: OwnLogits | None
+    """Where the network's output has logits of exits."""
 
 
-def record(model: nn.Module, exits: Sequence[str], heads: Sequence[str | None], inputs: Inputs) -> Recording:
+def record(
+    model: nn.Module, exits: Sequence[str], heads: Sequence[str | None], inputs: Inputs, opened: Collection[str] = ()
+) -> Recording:
     """Run a network in evaluation mode on shapes only, and record which module is called on what.
 
-    Modules that contain no exit are recorded as one call each; of those that do, every operation. The exits are in
-    forward order, the heads as `resolve_heads` gives them. The number of rows is left open; so is the length of
-    sequences of integers.
+    Modules that contain no exit are recorded as one call each; of those that do, and of those in `opened`, every
+    operation outside of modules without children. The exits are in forward order, the heads as `resolve_heads` gives
+    them. The number of rows is left open; so is the length of sequences of integers.
 
     A ValueError says if the network does not call an exit or head exactly once, calls exits in another order, or
     decides by the values of its inputs what to do.
@@ -57,11 +62,12 @@ def record(model: nn.Module, exits: Sequence[str], heads: Sequence[str | None], 
     args, kwargs = as_arguments(inputs)
     tensors = [_with_rows(tensor, _N_ROWS) for tensor in (*args, *kwargs.values())]
     names = [name for name, value in kwargs.items() if isinstance(value, torch.Tensor)]
-    recorder = _Recorder(model, exits, heads)
-    network = _WithFlatInputs(model, len(args), names, exits, heads)
+    recorder = _Recorder(model, exits, heads, opened)
+    own = own_logits_or_none(model, heads, exits, inputs)
+    network = _WithFlatInputs(model, len(args), names, own, "output" in heads)
     try:
-        with recorder.in_place_of_modules():
-            exported = _export(network, tensors)
+        with recorder.in_place_of_modules(), _without_cache(model):
+            exported = _export(network, tensors, recorder)
     except Exception as error:
         first_line = str(error).strip().partition("\n")[0]
         raise ValueError(
@@ -69,7 +75,7 @@ def record(model: nn.Module, exits: Sequence[str], heads: Sequence[str | None], 
             f"the values of its inputs, or takes what is no tensor: {first_line}"
         ) from error
     _explain_wrong_calls(recorder, exits, heads)
-    return _Reader(exported, recorder).read(exits, heads)
+    return _Reader(exported, recorder).read(exits, heads, own)
 
 
 def _with_rows(tensor: torch.Tensor, n_rows: int) -> torch.Tensor:
@@ -79,38 +85,69 @@ def _with_rows(tensor: torch.Tensor, n_rows: int) -> torch.Tensor:
     return tensor[rows].contiguous(memory_format=memory_format)
 
 
-def _export(network: nn.Module, tensors: list[torch.Tensor]) -> Any:
+@contextmanager
+def _without_cache(model: nn.Module) -> Iterator[None]:
+    """Have decoders of Hugging Face keep nothing for a next token inside."""
+    configs = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
+    changed = [config for config in configs.values() if getattr(config, "use_cache", False) is True]
+    for config in changed:
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config in changed:
+            config.use_cache = True
+
+
+def _export(network: nn.Module, tensors: list[torch.Tensor], recorder: _Recorder) -> Any:
     is_sequence = [not tensor.is_floating_point() and tensor.ndim == 2 for tensor in tensors]
     dynamic = torch.export.Dim.DYNAMIC
     shapes: list[dict[int, Any]] = [{0: dynamic, 1: dynamic} if sequence else {0: dynamic} for sequence in is_sequence]
     try:
-        return torch.export.export(network, (tensors,), dynamic_shapes={"tensors": shapes}, strict=False)
+        exported = torch.export.export(network, (tensors,), dynamic_shapes={"tensors": shapes}, strict=False)
     except Exception:
         if not any(is_sequence):
             raise
         # Some networks take sequences of one length only.
+        recorder.calls.clear()
         shapes = [{0: dynamic} for _ in tensors]
-        return torch.export.export(network, (tensors,), dynamic_shapes={"tensors": shapes}, strict=False)
+        exported = torch.export.export(network, (tensors,), dynamic_shapes={"tensors": shapes}, strict=False)
+    # What is changed through a view of it is changed for those who read it otherwise, too.
+    return exported.run_decompositions({}) if any(map(_changes_view, exported.graph.nodes)) else exported
+
+
+def _changes_view(node: fx.Node) -> bool:
+    """Whether an operation changes a part of a tensor, or a tensor in another shape."""
+    changed = node.args[0] if _is_in_place(node) and node.args else None
+    schema = getattr(getattr(changed, "target", None), "_schema", None)
+    return schema is not None and any(
+        result.alias_info is not None and not result.alias_info.is_write for result in schema.returns
+    )
+
+
+def _is_in_place(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
 
 
 class _WithFlatInputs(nn.Module):
     """A network that takes a list of tensors, and gives the logits that are its own output."""
 
     def __init__(
-        self, model: nn.Module, n_positional: int, names: list[str], exits: Sequence[str], heads: Sequence[str | None]
+        self, model: nn.Module, n_positional: int, names: list[str], own: OwnLogits | None, uses_output: bool
     ) -> None:
         super().__init__()
         self.model = model
         self._n_positional, self._names = n_positional, names
-        self._n_exits, self._uses_output = len(exits), "output" in heads
+        self._own, self._uses_output = own, uses_output
 
     def forward(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         args, named = tensors[: self._n_positional], tensors[self._n_positional :]
         output = self.model(*args, **dict(zip(self._names, named, strict=True)))
         if not self._uses_output:
             return []
-        if isinstance(output, list | tuple) and len(output) == self._n_exits:
-            return list(output)
+        if self._own is not None:
+            return [logits for logits in self._own.read(output) if logits is not None]
         logits = logits_in(output)
         if logits is None:
             raise ValueError(f"its output, a {type(output).__name__}, has no logits; pass head=None.")
@@ -138,11 +175,15 @@ class _Call:
 class _Recorder:
     """Has modules leave a note instead of computing."""
 
-    def __init__(self, model: nn.Module, exits: Sequence[str], heads: Sequence[str | None]) -> None:
+    def __init__(
+        self, model: nn.Module, exits: Sequence[str], heads: Sequence[str | None], opened: Collection[str]
+    ) -> None:
         modules = dict(model.named_modules(remove_duplicate=False))
         marked = [*exits, *own_heads(heads).values()]
         self.calls: list[_Call] = []
         self._open = {""} | {name for name in modules if any(other.startswith(f"{name}.") for other in marked)}
+        inside = [name for name in modules if any(f"{name}.".startswith(f"{other}.") for other in opened)]
+        self._open |= {name for name in inside if name in opened or any(modules[name].children())}
         self._marked = [name for name in marked if name in self._open]
         self._modules = modules
 
@@ -160,7 +201,7 @@ class _Recorder:
             yield
 
     def _closed_modules(self) -> list[str]:
-        """Children of open modules that are called as a whole; lists of modules never are."""
+        """Children of open modules that are called as a whole; mere containers of modules never are."""
         closed, waiting = [], [(name, self._modules[name]) for name in sorted(self._open)]
         seen: set[int] = set()
         while waiting:
@@ -169,7 +210,7 @@ class _Recorder:
                 name = f"{parent}.{child}" if parent else child
                 if name in self._open or id(submodule) in seen:
                     continue
-                if isinstance(submodule, nn.ModuleList | nn.ModuleDict):
+                if type(submodule).forward is nn.Module.forward:
                     waiting.append((name, submodule))
                 else:
                     seen.add(id(submodule))
@@ -185,8 +226,13 @@ class _Recorder:
             if is_marker:
                 output = original(*args, **kwargs)
                 return self._note(name, (pytree.tree_leaves(output),), {}, output, is_marker=True)
+            leaves, structure = pytree.tree_flatten((args, kwargs))
+            if not any(isinstance(leaf, torch.Tensor) for leaf in leaves):
+                return original(*args, **kwargs)  # the same for all samples
+            # Containers are copied: some modules change the lists that they are given.
+            copied, named = pytree.tree_unflatten(leaves, structure)
             with disable_proxy_modes_tracing():
-                output = original(*args, **kwargs)
+                output = original(*copied, **named)
             return self._note(name, args, kwargs, output)
 
         module.__dict__["forward"] = forward
@@ -256,7 +302,7 @@ class _Reader:
         self._outputs: dict[str, list[Any]] = {}
         self._constants: dict[str, torch.Tensor] = {}
 
-    def read(self, exits: Sequence[str], heads: Sequence[str | None]) -> Recording:
+    def read(self, exits: Sequence[str], heads: Sequence[str | None], own: OwnLogits | None) -> Recording:
         inputs: list[fx.Node] = []
         kinds = {spec.arg.name: spec for spec in self._exported.graph_signature.input_specs}
         results: list[Any] = []
@@ -276,11 +322,13 @@ class _Reader:
         for k, head in enumerate(heads):
             if head is not None and head != "output":
                 logits[k] = self._outputs[head][0]
-        if len(results) == len(exits) and "output" in heads:
-            logits = [results[k] if heads[k] in (None, "output") else logits[k] for k in range(len(exits))]
-        elif results:
-            logits[-1] = results[0]
-        return Recording(self._graph, inputs, [self._outputs[name] for name in exits], logits, self._constants)
+        places = [None] * (len(exits) - 1) + [(0, None)] if own is None else own.places
+        rest = iter(results)
+        for k, place in enumerate(places):
+            given = next(rest, None) if place is not None else None
+            if given is not None and heads[k] in (None, "output"):
+                logits[k] = given
+        return Recording(self._graph, inputs, [self._outputs[name] for name in exits], logits, self._constants, own)
 
     def _read_input(self, node: fx.Node, spec: Any, inputs: list[fx.Node]) -> fx.Node:
         if spec.kind is InputKind.USER_INPUT:
@@ -328,8 +376,7 @@ class _Reader:
         """Let what reads a tensor after it was changed in place read the change's result."""
         order = {node: index for index, node in enumerate(self._graph.nodes)}
         for node in list(self._graph.nodes):
-            schema = getattr(node.target, "_schema", None)
-            if schema is not None and schema.is_mutable and node.args and isinstance(node.args[0], fx.Node):
+            if _is_in_place(node) and node.args and isinstance(node.args[0], fx.Node):
                 changed = node.args[0]
                 for user in list(changed.users):
                     if order[user] > order[node]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,59 +38,126 @@ class RecordedNetwork:
     def __init__(self, model: nn.Module, exits: Sequence[str], example_input: Inputs, head: Head) -> None:
         find_modules(model, exits, "exits")
         self._model, self._exits = model, exits
-        self._recording = record(model, exits, resolve_heads(model, head, exits), example_input)
+        heads, opened = resolve_heads(model, head, exits), set[str]()
+        while True:
+            self._recording = record(model, exits, heads, example_input, opened)
+            self._carried = _CarriedTensors(self._recording)
+            # What such a module gives may be the same for all samples, and follow from their shapes: inside, one sees.
+            closed = self._carried.modules_without_rows() - opened
+            if not closed:
+                break
+            opened |= closed
 
     def cut(self, ends: Iterable[int]) -> dict[int, Stage]:
         """The stages that end at some of the exits, by exit; what lies between two of them is one stage.
 
         The exits are in rising order. A ValueError says if the network is not cut by them.
         """
-        stages, roots, before = {}, self._recording.inputs[:1], "the first input"
+        stages, roots = {}, self._recording.inputs[:1]
         for k in ends:
-            name, logits = f"exit {self._exits[k]!r}", self._recording.logits[k]
-            carried = _carried(self._recording, k)
-            network = _Part(self._model, self._recording, roots, before).compute(carried, name)
-            roots, before = carried, name
-            head = _Part(self._model, self._recording, roots, before)
-            stages[k] = Stage(
-                network, None if logits is None else head.compute_logits(logits, f"the logits of {self._exits[k]!r}")
-            )
+            logits, carried = self._recording.logits[k], self._carried.past(k)
+            self._check_carried(k, carried)
+            network = _Part(self._model, self._recording, roots).compute(carried)
+            head = None if logits is None else _Part(self._model, self._recording, carried).compute_logits(logits)
+            stages[k], roots = Stage(network, head), carried
         return stages
 
+    def _check_carried(self, k: int, carried: list[fx.Node]) -> None:
+        for node in carried:
+            if not self._carried.has_rows(node):
+                raise ValueError(
+                    f"the network is not cut by exit {self._exits[k]!r}: later modules need {_describe(node)}, which "
+                    "has not one row per sample, so that samples cannot leave there one by one. Name another exit."
+                )
 
-def _carried(recording: Recording, k: int) -> list[fx.Node]:
-    """Tensors of an exit that are pooled, or read after it."""
-    first, *others = recording.exits[k]
-    return [first] + [node for node in others if node.users]
+
+class _CarriedTensors:
+    """What goes on past each exit of a recording: values of the samples, computed before it and read after it."""
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+        self._place = {node: place for place, node in enumerate(recording.graph.nodes)}
+        self._n_rows = recording.inputs[0].meta["val"].shape[0]
+        self._of_samples: set[fx.Node] = set()
+        for node in recording.graph.nodes:
+            depends = node is recording.inputs[0] or not self._of_samples.isdisjoint(node.all_input_nodes)
+            if depends and not _is_size(node):
+                self._of_samples.add(node)
+
+    def past(self, k: int) -> list[fx.Node]:
+        """The tensor of exit `k` that is pooled, and all that later exits and logits of this or a later one need."""
+        first, end = self._recording.exits[k][0], max(self._place[node] for node in self._recording.exits[k])
+        waiting = [node for outputs in self._recording.exits[k + 1 :] for node in outputs]
+        waiting += [node for node in self._recording.logits[k:] if node is not None]
+        carried, seen = {first}, set[fx.Node]()
+        while waiting:
+            node = waiting.pop()
+            if node in seen or _is_size(node):
+                continue
+            seen.add(node)
+            if node in self._of_samples and self._place[node] <= end:
+                carried.add(node)
+            else:
+                waiting.extend(node.all_input_nodes)
+        return [first, *sorted(carried - {first}, key=self._place.__getitem__)]
+
+    def has_rows(self, node: fx.Node) -> bool:
+        """Whether a value is a tensor with one row per sample."""
+        value = node.meta.get("val")
+        return isinstance(value, torch.Tensor) and value.ndim > 0 and _is_same_size(value.shape[0], self._n_rows)
+
+    def modules_without_rows(self) -> set[str]:
+        """Names of modules, recorded as one call each, that give something that goes on but has no rows of samples."""
+        nodes = {node for k in range(len(self._recording.exits)) for node in self.past(k) if not self.has_rows(node)}
+        return {str(call.target) for call in map(_calling, nodes) if call is not None}
+
+
+def _is_size(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), torch.SymInt)
+
+
+def _is_same_size(size: Any, other: Any) -> bool:
+    """Whether two sizes that were left open are the same."""
+    return isinstance(size, torch.SymInt) and isinstance(other, torch.SymInt) and size.node.expr == other.node.expr
+
+
+def _calling(node: fx.Node) -> fx.Node | None:
+    """The call of a module that gives a value, None where it is no part of what a module gives."""
+    while node.target in (operator.getitem, getattr) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node if node.op == "call_module" else None
+
+
+def _describe(node: fx.Node) -> str:
+    """A value, in words."""
+    call, value = _calling(node), node.meta.get("val")
+    shape = f" of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else ""
+    return f"a tensor{shape} that {node.target if call is None else call.target} gives"
 
 
 class _Part:
-    """A graph of what leads from some values of a recording to others."""
+    """A graph of what leads from some values of a recording, and the inputs beside the first, to others."""
 
-    def __init__(self, model: nn.Module, recording: Recording, roots: list[fx.Node], before: str) -> None:
+    def __init__(self, model: nn.Module, recording: Recording, roots: list[fx.Node]) -> None:
         self._model = model
         self._recording = recording
-        self._before = before
         self._graph = fx.Graph()
         self._copies: dict[fx.Node, fx.Node] = {}
         for node in [*roots, *recording.inputs[1:]]:
-            if node not in self._copies:
-                copy = self._graph.placeholder(node.name)
-                copy.meta["val"] = node.meta["val"]
-                self._copies[node] = copy
+            copy = self._graph.placeholder(node.name)
+            copy.meta["val"] = node.meta["val"]
+            self._copies.setdefault(node, copy)
         self._roots = list(self._copies)
 
-    def compute(self, targets: list[fx.Node] | fx.Node, after: str) -> fx.GraphModule:
-        self._after = after
-        nodes = targets if isinstance(targets, list) else [targets]
-        for node in self._needed(nodes):
+    def compute(self, targets: list[fx.Node] | fx.Node) -> fx.GraphModule:
+        for node in self._needed(targets if isinstance(targets, list) else [targets]):
             self._copies[node] = self._copy(node)
         self._graph.output(fx.node.map_arg(targets, lambda node: self._copies[node]))
         return fx.GraphModule(_with_constants(self._model, self._recording.constants), self._graph)
 
-    def compute_logits(self, target: fx.Node, after: str) -> fx.GraphModule:
+    def compute_logits(self, target: fx.Node) -> fx.GraphModule:
         """A graph of the logits, two where there is one."""
-        logits = self.compute(target, after)
+        logits = self.compute(target)
         value = target.meta["val"]
         if value.ndim == 1 or value.shape[1:] == (1,):
             (end,) = logits.graph.find_nodes(op="output")
@@ -107,7 +175,10 @@ class _Part:
             if node in needed:
                 continue
             if node is self._recording.inputs[0]:
-                raise self._not_cut()
+                raise ValueError(
+                    "the network is not cut by its exits: later modules depend on a size of its first input that "
+                    "nothing after an exit has. Name other exits."
+                )
             needed.add(node)
             if self._size_of_root(node) is None:
                 waiting.extend(argument for argument in node.all_input_nodes if argument not in self._copies)
@@ -121,20 +192,13 @@ class _Part:
 
     def _size_of_root(self, node: fx.Node) -> tuple[fx.Node, int] | None:
         """A dimension of something at hand that is as large as the node says, if it is a size."""
-        value = node.meta.get("val")
-        if not isinstance(value, torch.SymInt):
+        if not _is_size(node):
             return None
         for root in self._roots:
             for dimension, size in enumerate(root.meta["val"].shape):
-                if isinstance(size, torch.SymInt) and size.node.expr == value.node.expr:
+                if _is_same_size(size, node.meta["val"]):
                     return self._copies[root], dimension
         return None
-
-    def _not_cut(self) -> ValueError:
-        return ValueError(
-            f"the network is not cut by its exits: something before {self._before} goes around it to {self._after}, as "
-            "a skip connection does. Name exits that everything passes through."
-        )
 
 
 def _with_constants(model: nn.Module, constants: dict[str, torch.Tensor]) -> Any:

@@ -31,8 +31,10 @@ from skexit.backbone._modules import (
     find_modules,
     own_heads,
     resolve_heads,
+    unwrapped,
 )
 from skexit.backbone._outputs import as_logits
+from skexit.backbone._own_logits import OwnLogits, own_logits_or_none
 from skexit.backbone._pooling import Pool, check_pool, pool_name, pool_output
 from skexit.cache import CacheWriter, FeatureCache
 from skexit.cache._folders import absolute, is_url
@@ -58,6 +60,8 @@ class ExitExtractor:
     exits : sequence of str, default=None
         Names of the modules after which the network can stop, in forward order. By default
         :func:`~skexit.backbone.exit_points` of the model.
+    example_input : tensor, tuple of tensors or dict of tensors, default=None
+        One batch of inputs, from which exits are found where `exits` is None and the model of no known family.
     pool : str, sequence of str or callable, default="auto"
         What is kept of a module's output. Of feature maps ``"avg"``, ``"max"``, ``"grid2"`` (averages on a 2 x 2 grid)
         or ``"grid4"``; of token sequences, whose shape is (n_samples, n_tokens, n_channels), ``"first"``, ``"mean"`` or
@@ -67,9 +71,10 @@ class ExitExtractor:
         its attribute ``fingerprint``, a string, if it has one. Two-dimensional outputs are kept as they are.
     head : "output", None, list of n_exits str or None, or dict of str to str, default="output"
         What gives the logits. ``"output"``: the network's own output, a tensor or something with ``logits``, is the
-        last exit's; a list of n_exits tensors has the logits of every exit. None: no exit has logits. A list names the
-        module that is the head of each exit, None for an exit without one; ``"output"`` is allowed in it, and is the
-        exit's own where the output is a list of n_exits tensors. A dict has exits as keys, and says the same by name:
+        last exit's. Where it has logits of several exits, in nested lists, tuples, dicts or dataclasses, or stacked to
+        (n_samples, n_exits, n_classes), each belongs to the last exit that it follows from. None: no exit has logits.
+        A list names the module that is the head of each exit, None for an exit without one; ``"output"`` is allowed in
+        it. A dict has exits as keys, and says the same by name:
         ``{"layer1": "head1", "layer2": "output"}``. The single logit z of a binary network becomes ``[0, z]``.
     dtype : {"float32", "float16"}, default="float32"
         Type in which logits and features are stored.
@@ -80,7 +85,7 @@ class ExitExtractor:
     ------
     ValueError
         If `exits` or `head` name a module that the network does not have, `pool` is unknown, or
-        `exits` is None and the model of no known family.
+        `exits` and `example_input` are None and the model of no known family.
 
     See Also
     --------
@@ -112,20 +117,21 @@ class ExitExtractor:
         model: nn.Module,
         exits: Sequence[str] | None = None,
         *,
+        example_input: Inputs | None = None,
         pool: Pool = "auto",
         head: Head = "output",
         dtype: str = "float32",
         cost_unit: str = "FLOPs",
     ) -> None:
         check_pool(pool)
-        self.model = model
+        self.model = unwrapped(model)
         if dtype not in ("float32", "float16"):
             raise ValueError(f"dtype={dtype!r} must be 'float32' or 'float16'.")
         if cost_unit not in COST_UNITS:
             raise ValueError(f"cost_unit={cost_unit!r} must be one of {list(COST_UNITS)}.")
-        self.exits = exit_points(model) if exits is None else exits
-        find_modules(model, self.exits, "exits")
-        self._heads = resolve_heads(model, head, self.exits)
+        self.exits = exit_points(self.model, example_input=example_input) if exits is None else exits
+        find_modules(self.model, self.exits, "exits")
+        self._heads = resolve_heads(self.model, head, self.exits)
         self.pool = pool
         self._pool_name = pool_name(pool) + (f" {callable_fingerprint(pool)}" if callable(pool) else "")
         self.head = head
@@ -207,7 +213,8 @@ class ExitExtractor:
         if found is not None and found.complete and found.n_rows == n_rows and not check_data:
             return found
         with evaluating(self.model):
-            outputs = map(self._run, skip_cached_rows(chain([first], batches), found, check_data))
+            own = own_logits_or_none(self.model, self._heads, self.exits, first.rows(0, 1).inputs)
+            outputs = map(partial(self._run, own=own), skip_cached_rows(chain([first], batches), found, check_data))
             # Running one batch before the folder is made: what cannot be extracted leaves no cache behind.
             first_output = list(islice(outputs, 1))
             if found is not None and found.complete and not first_output:
@@ -239,7 +246,7 @@ class ExitExtractor:
         return self.extract(loader, path, **options)
 
     @torch.inference_mode()
-    def _run(self, batch: Batch) -> _Output:
+    def _run(self, batch: Batch, own: OwnLogits | None) -> _Output:
         """Pass one batch through the network, pooling what each exit gives as soon as it gives it."""
         device = device_of(self.model)
         inputs = map_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch.inputs)
@@ -253,7 +260,7 @@ class ExitExtractor:
             output = call(self.model, inputs)
         check_called_once([name for name, _ in features], self.exits, "exits")
         check_called_once([name for name, _ in own_logits], list(own_heads(self._heads).values()), "head")
-        logits = self._network_logits(output)
+        logits = self._network_logits(output, own)
         for k, name in own_heads(self._heads).items():
             logits[k] = dict(own_logits)[name]
         pooled = dict(features)
@@ -286,16 +293,17 @@ class ExitExtractor:
 
         return self.model.get_submodule(name).register_forward_hook(keep)
 
-    def _network_logits(self, output: Any) -> list[torch.Tensor | None]:
+    def _network_logits(self, output: Any, own: OwnLogits | None) -> list[torch.Tensor | None]:
         """Logits of each exit in the network's own output, None where a module or nothing is the head."""
-        if NETWORK_OUTPUT in self._heads and isinstance(output, list | tuple) and len(output) == len(self.exits):
-            # One name for all exits, or what a list of names leaves to the network.
-            from_output = [self.head == NETWORK_OUTPUT or head == NETWORK_OUTPUT for head in self._heads]
-            return [
-                _as_logits(logits, f"the network's output {k}") if taken else None
-                for k, (logits, taken) in enumerate(zip(output, from_output, strict=True))
-            ]
-        return [_as_logits(output, "the network") if head == NETWORK_OUTPUT else None for head in self._heads]
+        found = [None] * len(self.exits) if own is None else own.read(output)
+        logits: list[torch.Tensor | None] = []
+        for k, (head, of_exit) in enumerate(zip(self._heads, found, strict=True)):
+            # One name stands for all exits that the output has logits of.
+            if of_exit is not None and NETWORK_OUTPUT in (self.head, head):
+                logits.append(_as_logits(of_exit, f"the network's output for exit {self.exits[k]!r}"))
+            else:
+                logits.append(_as_logits(output, "the network") if head == NETWORK_OUTPUT else None)
+        return logits
 
     def _to_numpy(self, block: torch.Tensor, part: str, k: int, batch: Batch) -> NDArray[np.float32]:
         array: NDArray[np.float32] = block.float().cpu().numpy()

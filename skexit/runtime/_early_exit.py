@@ -10,7 +10,7 @@ from torch import nn
 
 from skexit.backbone._exit_points import exit_points
 from skexit.backbone._inputs import Inputs, as_inputs
-from skexit.backbone._modules import Head, device_of, find_modules, resolve_heads
+from skexit.backbone._modules import Head, device_of, find_modules, resolve_heads, unwrapped
 from skexit.backbone._pooling import Pool, check_pool
 from skexit.backbone._stages import Stage
 from skexit.runtime._compiled import check_sizes, compile_stage
@@ -38,7 +38,8 @@ class EarlyExitModel(EvaluationModule):
         The network that the exits were extracted from, on the device on which it is to run. It is
         put into evaluation mode, and shares its parameters with this one.
     exits : sequence of str or None
-        Names of the modules after which it can stop, as in extraction; None for :func:`~skexit.backbone.exit_points`.
+        Names of the modules after which it can stop, as in extraction; None for :func:`~skexit.backbone.exit_points`,
+        which may need `example_input`.
     policy : fitted exit policy, or Pipeline that ends with one
         Steps before the policy give logits, as ExitHeads and ExitEnsemble do.
     heads : fitted ExitHeads or ExitEnsemble, default=None
@@ -112,7 +113,8 @@ class EarlyExitModel(EvaluationModule):
     ) -> None:
         super().__init__()
         check_pool(pool)
-        self.exits = exit_points(model) if exits is None else list(exits)
+        model = unwrapped(model)
+        self.exits = exit_points(model, example_input=example_input) if exits is None else list(exits)
         find_modules(model, self.exits, "exits")
         resolve_heads(model, head, self.exits)
         self.pool = pool

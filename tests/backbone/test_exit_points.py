@@ -1,10 +1,11 @@
+import numpy as np
 import pytest
 import torch
 import transformers
 from torch import nn
 from torchvision import models
 
-from skexit.backbone._exit_points import exit_points
+from skexit.backbone import describe_exits, exit_costs, exit_points
 
 ENCODER = {
     "hidden_size": 16,
@@ -126,15 +127,97 @@ def test_a_subclass_belongs_to_the_family_of_its_parent():
     assert exit_points(model) == ["layer1", "layer2", "layer3", "layer4"]
 
 
-def test_an_unknown_network_is_refused_with_the_way_out():
-    with pytest.raises(ValueError, match=r"Sequential are not known.*EfficientNet.*exits="):
-        exit_points(nn.Sequential(nn.Linear(2, 2)))
+@pytest.mark.parametrize("model", [nn.Sequential(nn.Linear(2, 2)), type("ResNet", (nn.Module,), {})()])
+def test_other_networks_are_run_to_find_their_exits(model):
+    """Also one that only shares the name of a family."""
+    with pytest.raises(ValueError, match=r"are found by running it: pass example_input=x, one batch of inputs, or"):
+        exit_points(model)
 
 
-def test_a_network_that_shares_only_the_name_of_a_family_is_refused():
-    ResNet = type("ResNet", (nn.Module,), {})
-    with pytest.raises(ValueError, match="not known"):
-        exit_points(ResNet())
+def shares_of_cost(model, x):
+    return describe_exits(model, x).set_index("name")["cost"]
+
+
+@pytest.mark.parametrize("n_exits", [1, 2, 4, 7])
+@pytest.mark.parametrize("name", ["mnasnet0_5", "squeezenet1_1", "regnet_y_400mf", "shufflenet_v2_x0_5", "swin_t"])
+def test_exits_found_are_called_once_in_order_and_at_about_equal_steps(name, n_exits):
+    model, x = models.get_model(name, weights=None), torch.zeros(1, 3, 64, 64)
+    names = exit_points(model, example_input=x, n_exits=n_exits)
+    shares = shares_of_cost(model, x)
+    assert len(names) == n_exits
+    assert called_modules(model, names, x) == names
+    steps = np.arange(1, n_exits + 1) / n_exits * shares[names[-1]]
+    assert (np.abs(shares[names] - steps) < 1 / n_exits).all()
+    assert shares[names[-1]] > 0.7
+
+
+def test_blocks_are_found_rather_than_what_is_inside_them():
+    model = transformers.ViTModel(
+        transformers.ViTConfig(
+            hidden_size=16,
+            num_hidden_layers=8,
+            num_attention_heads=2,
+            intermediate_size=64,
+            image_size=32,
+            patch_size=8,
+        )
+    )
+    names = exit_points(model, example_input=torch.zeros(1, 3, 32, 32), n_exits=4)
+    assert all(name.rpartition(".")[2].isdigit() for name in names[:-1])
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_wrappers_are_seen_through(wrap):
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), torch.zeros(1, 4)
+    assert exit_points(wrap(model), example_input=x, n_exits=2) == exit_points(model, example_input=x, n_exits=2)
+    np.testing.assert_array_equal(exit_costs(wrap(model), ["1", "3"], x).costs, exit_costs(model, ["1", "3"], x).costs)
+
+
+class Branches(nn.Module):
+    """A skip connection past its second module, and a module whose output has no rows of samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third, self.mean = (nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x):
+        hidden = self.first(x)
+        inside = self.second(hidden)
+        return self.third(inside + hidden) + self.mean(inside.mean(0))
+
+
+def test_what_goes_on_past_a_module_is_described():
+    table = describe_exits(Branches(), torch.zeros(2, 4)).set_index("name")
+    assert table.loc["first", ["carried", "live"]].tolist() == [0, True]
+    assert table.loc["second", ["carried", "live"]].tolist() == [1, True]
+    assert "mean" not in table.index
+    np.testing.assert_allclose(table["cost"], np.cumsum([16, 16, 16])[: len(table)] * 5 / (3 * 16 * 5 + 16), rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0, -1])
+def test_n_exits_is_checked(value):
+    with pytest.raises(ValueError, match=f"n_exits={value} must be at least 1"):
+        exit_points(nn.Linear(2, 2), example_input=torch.zeros(1, 2), n_exits=value)
+
+
+def test_a_network_without_modules_has_no_place():
+    class Plain(nn.Module):
+        def forward(self, x):
+            return x * 2
+
+    with pytest.raises(ValueError, match=r"Plain has no module .* Divide what it does into modules"):
+        exit_points(Plain(), example_input=torch.zeros(1, 2))
+
+
+def test_networks_with_shared_modules_keep_their_weights():
+    """torch's functional_call leaves other tensors in modules that have two names."""
+    shared = nn.Linear(4, 4)
+    model = nn.ModuleDict({"a": shared, "b": nn.Sequential(nn.Linear(4, 4), shared)})
+    model.forward = lambda x: model["b"](model["a"](x))
+    exit_points(model, example_input=torch.zeros(1, 4), n_exits=1)
+    exit_costs(model, ["b.0"], torch.zeros(1, 4), head=None)
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+    assert model["b"][1].weight is shared.weight
 
 
 def test_each_is_checked():

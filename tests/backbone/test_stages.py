@@ -84,15 +84,159 @@ class Residual(nn.Module):
         return self.second(self.first(x) + x)
 
 
-@pytest.mark.parametrize(("model", "exits"), [(Skipping(), ["first", "second"]), (Residual(), ["first", "second"])])
-def test_skip_connections_around_an_exit_are_refused(model, exits):
-    with pytest.raises(ValueError, match=r"the network is not cut by its exits: something before .* goes around it"):
-        cut(model.eval(), exits, torch.randn(2, 4))
+class TwoStreams(nn.Module):
+    """Two streams that exchange what they know; an exit stands in one of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = (
+            nn.ModuleList(nn.Linear(4, 4) for _ in range(3)),
+            nn.ModuleList(nn.Linear(4, 4) for _ in range(3)),
+        )
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x):
+        left, right = x, x.flip(1)
+        for to_left, to_right in zip(self.left, self.right, strict=True):
+            right = to_right(right).tanh()
+            left = to_left(left + right).tanh()
+        return self.last(torch.cat([left, right], dim=1))
 
 
-def test_a_skip_connection_between_exits_is_none_around_one():
-    stages = cut(Skipping().eval(), ["first"], torch.randn(2, 4))
-    assert len(stages) == 1
+class Positions(nn.Module):
+    """A table that is the same for all samples is made by the first block, and used by the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(makes_table=k == 0) for k in range(3))
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, tokens):
+        hidden, table = nn.functional.one_hot(tokens, 4).float(), None
+        for block in self.blocks:
+            hidden, table = block(hidden, table)
+        return self.last(hidden.mean(1))
+
+
+class Block(nn.Module):
+    def __init__(self, makes_table):
+        super().__init__()
+        self.linear, self.embedding = nn.Linear(4, 4), nn.Embedding(16, 4) if makes_table else None
+
+    def forward(self, hidden, table):
+        if table is None:
+            table = self.embedding(torch.arange(hidden.shape[1]))[None]
+        return self.linear(hidden + table), table
+
+
+class ChangesItsList(nn.Module):
+    """A module changes the list that it is given, and another takes numbers only."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.table, self.last = Doubles(), Doubles(), Table(), nn.Linear(4, 3)
+
+    def forward(self, x):
+        first, second = self.first([x, x + 1])
+        first, second = self.second([first, second])
+        return self.last(first + second + self.table(x.shape[1]))
+
+
+class Doubles(nn.Module):
+    def forward(self, parts):
+        for i, part in enumerate(parts):
+            parts[i] = 2 * part
+        return parts
+
+
+class Table(nn.Module):
+    def forward(self, width):
+        return torch.arange(width).float()
+
+
+class ChangesAView(nn.Module):
+    """Writes into a part of a tensor whose whole is read later."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x):
+        hidden = self.first(x)
+        hidden[:, 1:].mul_(2)
+        hidden[:, 0] = 1
+        return self.last(self.second(hidden) + hidden)
+
+
+@pytest.mark.parametrize(
+    ("model", "exits", "inputs"),
+    [
+        (Skipping(), ["first", "second"], torch.randn(5, 4)),
+        (Residual(), ["first", "second"], torch.randn(5, 4)),
+        (TwoStreams(), ["left.0", "left.1", "left.2"], torch.randn(5, 4)),
+        (TwoStreams(), ["right.1", "left.2"], torch.randn(5, 4)),
+        (Positions(), ["blocks.0", "blocks.1", "blocks.2"], torch.randint(0, 4, (5, 6))),
+        (ChangesItsList(), ["first", "second"], torch.randn(5, 4)),
+        (ChangesAView(), ["first", "second"], torch.randn(5, 4)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_all_that_later_stages_need_goes_along(model, exits, inputs):
+    model.eval()
+    stages = cut(model, exits, inputs[:2])
+    with torch.inference_mode():
+        check_against_plain_network(model, exits, stages, inputs)
+        expected = model(inputs.clone())
+        torch.testing.assert_close(run_stages(stages, inputs), expected)
+        torch.testing.assert_close(run_stages(stages, inputs[:1]), expected[:1])
+
+
+class Pooled(nn.Module):
+    """What goes on past the first exit has no rows of samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        total = x.sum(0)
+        return self.second(self.first(x) + total)
+
+
+def test_what_has_no_rows_of_samples_keeps_them_together():
+    with pytest.raises(ValueError, match=r"not cut by exit 'first': later modules need a tensor of shape .* by one"):
+        cut(Pooled().eval(), ["first", "second"], torch.randn(2, 4))
+
+
+DECODERS = ["Llama", "Qwen2", "GPT2", "GPTNeoX", "OPT"]
+
+
+@pytest.mark.parametrize("name", [*DECODERS, "ModernBert", "T5Encoder"])
+def test_decoders_and_position_tables(name):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16}
+    if name == "T5Encoder":
+        sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 3, "num_heads": 2}
+    if name in ("Llama", "Qwen2"):
+        sizes |= {"num_key_value_heads": 1}
+    if name == "OPT":
+        sizes |= {"ffn_dim": 16, "word_embed_proj_dim": 16, "max_position_embeddings": 32}
+    config = getattr(transformers, f"{name.removesuffix('Encoder')}Config")(vocab_size=50, pad_token_id=0, **sizes)
+    kind = "T5EncoderModel" if name == "T5Encoder" else f"{name}ForSequenceClassification"
+    model = getattr(transformers, kind)(config).eval()
+    inputs = {
+        "input_ids": torch.randint(5, 50, (4, 9)),
+        "attention_mask": (torch.arange(9) < torch.tensor([9, 4, 6, 3])[:, None]).long(),
+    }
+    example = {key: value[:2, :7] for key, value in inputs.items()}
+    exits, uses_cache = exit_points(model, example_input=example, n_exits=3), getattr(config, "use_cache", None)
+    stages = cut(model, exits, example, head=None if name == "T5Encoder" else "output")
+    with torch.inference_mode():
+        check_against_plain_network(model, exits, stages, example)
+        if name != "T5Encoder":  # whose last exit stands before its last norm
+            torch.testing.assert_close(run_stages(stages, *inputs.values()), model(**inputs).logits)
+    assert getattr(config, "use_cache", None) == uses_cache
 
 
 class Mixing(nn.Module):

@@ -476,7 +476,7 @@ def test_settings_are_checked_at_once(model):
         ExitExtractor(model, EXITS, head=["classifier"])
     with pytest.raises(ValueError, match="'median' is not one of"):
         ExitExtractor(model, EXITS, pool="median")
-    with pytest.raises(ValueError, match="exit points of Network are not known"):
+    with pytest.raises(ValueError, match=r"exit points of Network are found by running it: pass example_input=x"):
         ExitExtractor(model)
 
 

@@ -1,0 +1,193 @@
+"""Which modules a network calls, what they cost, and what later modules need beside what they give."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from skexit.backbone._counting import left_as_found, run_counting_flops
+from skexit.backbone._inputs import Inputs, map_tensors
+from skexit.backbone._outputs import logits_in, tensors_in
+
+#: Rows of the inputs in a trace. Few tensors have so many rows that are not samples.
+_N_ROWS = 5
+_NEVER, _ALWAYS = -1, float("inf")
+
+
+@dataclass(frozen=True)
+class ExitPlace:
+    """The end of a module's only call in a forward pass, as a place for an exit."""
+
+    name: str
+    end: int
+    """Number of operations before."""
+    shape: tuple[int, ...]
+    """Shape of what the module gives, without the rows."""
+    cost: float
+    """Cumulative cost as a fraction of the network's FLOPs."""
+    n_carried: int
+    """Tensors beside its own that later modules need."""
+    is_cut: bool
+    """Whether all of these have one row per sample."""
+
+
+def trace_modules(model: nn.Module, example_input: Inputs) -> list[ExitPlace]:
+    """Places for exits in a network in evaluation mode, in forward order.
+
+    They are the modules that are called once and give a tensor of numbers with one row per sample, before the network's
+    own output.
+    """
+    return trace(model, example_input).places()
+
+
+def trace(model: nn.Module, example_input: Inputs) -> Trace:
+    """Run a network in evaluation mode, on shapes only if it can, and note what depends on what."""
+
+    def take_rows(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor[torch.arange(_N_ROWS, device=tensor.device) % len(tensor)]
+
+    inputs = map_tensors(take_rows, example_input)
+    with left_as_found(model), torch.no_grad():
+        model.eval()
+        return run_counting_flops(model, inputs, lambda forward, flops: Trace(model, forward, flops))
+
+
+@dataclass(frozen=True)
+class ModuleCall:
+    """A call of a module that gives values which depend on the input."""
+
+    name: str
+    end: int
+    """Number of operations before its end."""
+    values: tuple[int, ...]
+    shape: tuple[int, ...]
+    """Shape of the first value, without the rows."""
+    is_floating: bool
+    flops: float
+    """FLOPs until its end."""
+
+
+class Trace:
+    """One forward pass: the calls of modules, and the network's output."""
+
+    n_rows = _N_ROWS
+
+    def __init__(self, model: nn.Module, forward: Callable[[], Any], flops: Callable[[], float]) -> None:
+        self.values = Values(flops)
+        self.calls: list[ModuleCall] = []
+        with ExitStack() as stack:
+            stack.enter_context(model.register_forward_pre_hook(self.values.start, with_kwargs=True))
+            for name, module in model.named_modules():
+                if name:
+                    stack.enter_context(module.register_forward_hook(self._note(name, flops)))
+            stack.enter_context(self.values)
+            self.output = forward()
+        self.outputs = [self.values.read(tensor, until=_ALWAYS) for tensor in tensors_in(self.output)]
+        self.flops = flops()
+
+    def places(self) -> list[ExitPlace]:
+        """Calls that can be exits."""
+        n_calls = Counter(call.name for call in self.calls)
+        logits = logits_in(self.output)
+        n_outputs = logits.shape[-1] if isinstance(logits, torch.Tensor) and logits.ndim else None
+        places = []
+        for call in self.calls:
+            first, has_rows = call.values[0], self.values.has_rows
+            is_output = first in self.outputs or (call.flops == self.flops and n_outputs in call.shape)
+            if n_calls[call.name] == 1 and not is_output and call.is_floating and has_rows[first]:
+                carried = self.values.needed_after(call.end) - {first}
+                is_cut = all(has_rows[value] for value in carried)
+                cost = call.flops / max(self.flops, 1)
+                places.append(ExitPlace(call.name, call.end, call.shape, cost, len(carried), is_cut))
+        return places
+
+    def _note(self, name: str, flops: Callable[[], float]) -> Any:
+        def note(module: nn.Module, args: Any, output: Any) -> None:
+            tensors = [tensor for tensor in tensors_in(output) if self.values.of(tensor) is not None]
+            if tensors:
+                values = tuple(cast(int, self.values.of(tensor)) for tensor in tensors)
+                shape, is_floating = tuple(tensors[0].shape[1:]), tensors[0].is_floating_point()
+                self.calls.append(ModuleCall(name, self.values.n_operations, values, shape, is_floating, flops()))
+
+        return note
+
+
+class Values(TorchDispatchMode):
+    """The values of a forward pass that depend on its first input: what each is made of, and when it is last read."""
+
+    def __init__(self, flops: Callable[[], float]) -> None:
+        super().__init__()
+        self.n_operations = 0
+        self.has_rows: list[bool] = []
+        self.made: list[int] = []
+        """The operation that made a value; -1 for the input."""
+        self.parents: list[list[int]] = []
+        """Values that each operation reads."""
+        self.flops: list[float] = []
+        """FLOPs of each operation."""
+        self._counter = flops
+        self._last_read: list[float] = []
+        self._of_tensor = WeakTensorKeyDictionary()
+        self._of_storage: dict[int, int] = {}
+
+    def start(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Take the first input of the network; a hook."""
+        first = tensors_in((args, kwargs))[0]
+        self._of_tensor[first] = self._add(first)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = self._counter()
+        result = function(*args, **(kwargs or {}))
+        self.flops.append(self._counter() - before)
+        read = [value for tensor in tensors_in((args, kwargs)) if (value := self.read(tensor)) is not None]
+        self.parents.append(read)
+        self.n_operations += 1
+        if read:
+            for tensor in tensors_in(result):
+                self._of_tensor[tensor] = self._add(tensor)
+            for argument, tensor in zip(function._schema.arguments, args, strict=False):
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    self._of_storage[tensor.untyped_storage()._cdata] = self._of_tensor[tensor] = self._add(tensor)
+        return result
+
+    def of(self, tensor: torch.Tensor) -> int | None:
+        """The value that a tensor has now, None where it does not depend on the input."""
+        own, written = self._of_tensor.get(tensor), self._of_storage.get(tensor.untyped_storage()._cdata)
+        return max((value for value in (own, written) if value is not None), default=None) if own is not None else None
+
+    def read(self, tensor: torch.Tensor, until: float | None = None) -> int | None:
+        """The value of a tensor, which is needed until now or another time."""
+        value = self.of(tensor)
+        if value is not None:
+            self._last_read[value] = self.n_operations if until is None else until
+        return value
+
+    def needed_after(self, end: int) -> set[int]:
+        """Values made by the operations up to some number, and read by later ones."""
+        return {v for v, (made, read) in enumerate(zip(self.made, self._last_read, strict=True)) if made < end <= read}
+
+    def operations_before(self, value: int) -> set[int]:
+        """The operations that a value follows from."""
+        operations: set[int] = set()
+        waiting = [value]
+        while waiting:
+            operation = self.made[waiting.pop()]
+            if operation >= 0 and operation not in operations:
+                operations.add(operation)
+                waiting.extend(self.parents[operation])
+        return operations
+
+    def _add(self, tensor: torch.Tensor) -> int:
+        """A new value, of the shape of a tensor."""
+        self.made.append(self.n_operations - 1)
+        self._last_read.append(_NEVER)
+        self.has_rows.append(tensor.ndim > 0 and len(tensor) == _N_ROWS)
+        return len(self.made) - 1
