@@ -16,7 +16,7 @@ from sklearn.model_selection import check_cv, cross_validate
 from sklearn.pipeline import Pipeline
 
 from skexit.policies._access import policy_and_data
-from skexit.utils._checks import check_budget_is_fraction
+from skexit.utils._checks import at_least, check_budget_is_fraction
 
 __all__ = ["BudgetCurve", "accuracy_and_cost", "best_within", "budget_curve", "neg_mean_cost_scorer", "utility_scorer"]
 
@@ -231,9 +231,12 @@ def _best_within(
         raise ValueError("no setting could be scored: all are nan. Search with error_score='raise' to see why.")
     allowed = np.flatnonzero(scored & (costs <= budget + _TOLERANCE))
     if len(allowed) == 0:
+        cheapest = costs[scored].min()
+        cures = [f"Raise it to {at_least(cheapest)} or more"] if cheapest <= 1 else []
+        cure = ", or ".join([*cures, "search over cheaper settings"])
         raise ValueError(
-            f"budget={budget!r} is met by no setting: the cheapest costs {costs[scored].min():.4g} of the "
-            "network's cost. Raise the budget, or search over cheaper settings."
+            f"budget={budget!r} is met by no setting: the cheapest costs {at_least(cheapest)} of the network's cost. "
+            f"{cure[0].upper()}{cure[1:]}."
         )
     best = allowed[np.lexsort((costs[allowed], -scores[allowed]))[0]]
     if not one_standard_error:
@@ -257,7 +260,7 @@ def _standard_error(cv_results: Mapping[str, Any], score: str, setting: int) -> 
     """Standard error of a setting's mean score over the folds."""
     n_folds = sum(name.startswith("split") and name.endswith(f"_test_{score}") for name in cv_results)
     if n_folds < 2:
-        raise ValueError("one_standard_error=True needs two folds or more; raise cv.")
+        raise ValueError("one_standard_error=True needs two folds or more; search with cv=2 or more folds.")
     scores = [cv_results[f"split{fold}_test_{score}"][setting] for fold in range(n_folds)]
     return float(np.std(scores, ddof=1) / np.sqrt(n_folds))
 
@@ -364,10 +367,10 @@ def budget_curve(
 def _check_budgets(budgets: ArrayLike) -> NDArray[np.float64]:
     checked = np.asarray(budgets, dtype=np.float64)
     if checked.ndim != 1 or len(checked) == 0:
-        raise ValueError(f"budgets has shape {checked.shape}; it must be (n_budgets,), with one budget or more.")
+        raise ValueError(f"budgets has shape {checked.shape}; pass a list of one budget or more.")
     outside = checked[~((checked > 0) & (checked <= 1))]
     if len(outside):
-        raise ValueError(f"budgets has {outside[0]!s}, but must be in (0, 1]: fractions of the network's cost.")
+        raise ValueError(f"budgets has {outside[0]!s}; pass numbers in (0, 1], fractions of the network's cost.")
     return checked
 
 
@@ -378,8 +381,8 @@ def _budget_parameter(estimator: Any) -> tuple[str, Any]:
         return f"{estimator.steps[-1][0]}__{parameter}", policy
     if "budget" not in estimator.get_params(deep=False):
         raise ValueError(
-            f"{type(estimator).__name__} has no parameter budget. Pass a policy that has one, or a Pipeline that ends "
-            "in one."
+            f"{type(estimator).__name__} has no parameter budget. Pass a policy that has one, such as ThresholdPolicy, "
+            "or a Pipeline that ends in one; best_estimator_ of a search."
         )
     return "budget", estimator
 

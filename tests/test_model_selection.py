@@ -123,7 +123,7 @@ class TestScorers:
     def test_estimators_without_a_cost_are_refused(self, features):
         X, y = features
         values = np.asarray(X)
-        message = r"^DummyClassifier is no exit policy; pass a fitted policy, or a Pipeline that ends in one\.$"
+        message = r"^DummyClassifier is no exit policy; pass a fitted policy, such as ThresholdPolicy, or a Pipeline that ends"
         dummy = DummyClassifier().fit(values, y)
         for estimator in (dummy, Pipeline([("dummy", dummy)])):
             for scorer in (accuracy_and_cost(), utility_scorer(1), neg_mean_cost_scorer):
@@ -220,7 +220,7 @@ class TestSearches:
         X, y = data
         search = GridSearchCV(StaticExit(), {"exit": [1, 2]}, cv=2, scoring=accuracy_and_cost(), refit=best_within(0.3))
         message = (
-            r"^budget=0\.3 is met by no setting: the cheapest costs 0\.5 of the network's cost\. Raise the budget, or "
+            r"^budget=0\.3 is met by no setting: the cheapest costs 0\.5 of the network's cost\. Raise it to 0\.5 or more, or "
             r"search over cheaper settings\.$"
         )
         with pytest.raises(ValueError, match=message):
@@ -327,7 +327,7 @@ class TestBestWithin:
     def test_one_setting_and_one_fold(self):
         results = results_of(np.array([[0.5]]), np.array([0.5]))
         assert best_within(0.5)(results) == 0
-        message = r"^one_standard_error=True needs two folds or more; raise cv\.$"
+        message = r"^one_standard_error=True needs two folds or more; search with cv=2 or more folds\.$"
         with pytest.raises(ValueError, match=message):
             best_within(0.5, one_standard_error=True)(results)
 
@@ -424,16 +424,16 @@ class TestBudgetCurve:
     def test_errors(self, data):
         X, y = data
         for budgets in ([], 0.5, [[0.5]]):
-            with pytest.raises(ValueError, match=r"it must be \(n_budgets,\), with one budget or more\.$"):
+            with pytest.raises(ValueError, match=r"^budgets has shape .* pass a list of one budget or more\.$"):
                 budget_curve(ThresholdPolicy(), X, y, budgets)
         for wrong in (0.0, 1.5, np.nan):
-            message = rf"^budgets has {wrong}, but must be in \(0, 1\]: fractions of the network's cost\.$"
+            message = rf"^budgets has {wrong}; pass numbers in \(0, 1\], fractions of the network's cost\.$"
             with pytest.raises(ValueError, match=message):
                 budget_curve(ThresholdPolicy(), X, y, [0.5, wrong])
         for policy in (ThresholdPolicy(), _Refitted()):
             with pytest.raises(ValueError, match=r"^budget=0\.1 is below the cost of the first exit, 0\.25 of"):
                 budget_curve(policy, X, y, [0.1, 0.5, 0.6])
-        message = r"^StaticExit has no parameter budget\. Pass a policy that has one, or a Pipeline that ends in one\.$"
+        message = r"^StaticExit has no parameter budget\. Pass a policy that has one, such as ThresholdPolicy, or a"
         for estimator in (StaticExit(), Pipeline([("policy", StaticExit())])):
             with pytest.raises(ValueError, match=message):
                 budget_curve(estimator, X, y, [0.5])

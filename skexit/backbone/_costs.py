@@ -213,7 +213,7 @@ def millisecond_clock(device: torch.device) -> Callable[[], float]:
 
 def check_forward_order(called: list[str], exits: list[str]) -> None:
     if called != exits:
-        raise ValueError(f"exits={exits} are not in forward order; the network reaches them as {called}.")
+        raise ValueError(f"exits={exits} are not in forward order; the network reaches them as {called}. Give them so.")
 
 
 def _check_increasing(costs: NDArray[np.float64], exits: list[str], unit: str) -> None:

@@ -7,6 +7,9 @@ from typing import Any, TypeAlias
 
 import torch
 
+#: What to do with inputs that differ from the example.
+_CUT_AGAIN = "Pass inputs like the example, or cut the network again by prepare(example_input)."
+
 
 def as_inputs(inputs: tuple[Any, ...], named_inputs: Mapping[str, Any]) -> Inputs:
     """What was passed to ``forward``, as one input of a network.
@@ -16,7 +19,7 @@ def as_inputs(inputs: tuple[Any, ...], named_inputs: Mapping[str, Any]) -> Input
     if len(inputs) == 1 and isinstance(inputs[0], torch.Tensor) and not named_inputs and inputs[0].ndim:
         return inputs[0]
     if bool(inputs) == bool(named_inputs):
-        raise ValueError("pass the inputs of the network either by position or by name.")
+        raise ValueError("pass the inputs of the network, either all by position or all by name.")
     given: Any = dict(named_inputs) or (inputs[0] if len(inputs) == 1 else inputs)
     if isinstance(given, Mapping):
         given = dict(given)
@@ -25,7 +28,8 @@ def as_inputs(inputs: tuple[Any, ...], named_inputs: Mapping[str, Any]) -> Input
     values = list(given.values()) if isinstance(given, dict) else given if isinstance(given, tuple) else [given]
     if not values or not all(isinstance(value, torch.Tensor) and value.ndim for value in values):
         raise ValueError(
-            f"the network takes tensors with one row per sample, but got {[type(value).__name__ for value in values]}."
+            f"the network takes tensors with one row per sample, but got {[type(value).__name__ for value in values]}. "
+            "Convert arrays by torch.as_tensor."
         )
     return given
 
@@ -46,7 +50,7 @@ def check_rows(inputs: Inputs, device: torch.device) -> None:
             raise ValueError(f"{name} is on {tensor.device}, but the network on {device}. Move one of them.")
     lengths = {name: len(tensor) for name, tensor in tensors.items()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"the inputs have different numbers of rows: {lengths}.")
+        raise ValueError(f"the inputs have different numbers of rows: {lengths}. Pass the same rows of each.")
     if not all(lengths.values()):
         raise ValueError("the inputs have no rows; pass at least one.")
 
@@ -67,15 +71,20 @@ def check_like(inputs: Inputs, example: Inputs) -> None:
     """Raise a ValueError unless inputs differ from the example in rows and lengths of sequences alone."""
     given, expected = named_tensors(inputs), named_tensors(example)
     if list(given) != list(expected):
-        raise ValueError(f"the network was cut for the inputs {list(expected)}, but got {list(given)}.")
+        raise ValueError(f"the network was cut for the inputs {list(expected)}, but got {list(given)}. {_CUT_AGAIN}")
     for name, tensor in given.items():
         like = expected[name]
         if tensor.dtype != like.dtype:
-            raise ValueError(f"{name} has the type {tensor.dtype}, but the network was cut for {like.dtype}.")
+            raise ValueError(
+                f"{name} has the type {tensor.dtype}, but the network was cut for {like.dtype}. Convert it "
+                f"by to({like.dtype})."
+            )
         is_sequence = not like.is_floating_point() and like.ndim == 2
         if tensor.ndim != like.ndim or (not is_sequence and tensor.shape[1:] != like.shape[1:]):
             shape = ", ".join(["n", *map(str, like.shape[1:])])
-            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, but the network was cut for ({shape}).")
+            raise ValueError(
+                f"{name} has the shape {tuple(tensor.shape)}, but the network was cut for ({shape}). {_CUT_AGAIN}"
+            )
 
 
 #: One input of a network: a tensor, several positional tensors, or tensors by keyword.

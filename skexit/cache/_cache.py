@@ -153,7 +153,9 @@ class FeatureCache:
         if not any(labelled):
             return None
         if not all(labelled):
-            raise ValueError(f"some shards of the cache {str(self.path)!r} have labels and others none; extract again.")
+            raise ValueError(
+                f"some shards of the cache {str(self.path)!r} have labels and others none; delete it and extract again."
+            )
         return np.concatenate([shard.open(LABELS) for shard in self.shards])
 
     def read(self, layout: ExitLayout, k: int, part: str, rows: Any) -> NDArray[Any]:
@@ -234,7 +236,8 @@ class FeatureCache:
         self.__init__(  # type: ignore[misc]
             state["path"], allow_partial=state["allow_partial"], local_bytes=state["local_bytes"]
         )
-        message = f"the cache at {str(self.path)!r} is not the one this array was taken from: "
+        message = f"the cache at {str(self.path)!r} is not the one this array was taken from. Put that back, or take X "
+        message += "from FeatureCache again: "
         if self.origin != state["origin"]:
             raise ValueError(f"{message}it was extracted from another model or with other settings.")
         self._keep_shards(self.shards[: state["n_shards"]])  # others may have been added since

@@ -94,9 +94,14 @@ def read_manifest(folder: Folder) -> Manifest:
     try:
         return Manifest.from_dict(parse_json(folder.read(MANIFEST)))
     except FileNotFoundError:
-        raise FileNotFoundError(f"there is no cache at {str(folder.path)!r}: it has no {MANIFEST}.") from None
+        raise FileNotFoundError(
+            f"there is no cache at {str(folder.path)!r}: it has no {MANIFEST}. Give the folder of an extraction."
+        ) from None
     except ValueError as error:
-        raise ValueError(f"the manifest of the cache {str(folder.path)!r} cannot be used: {error}.") from error
+        raise ValueError(
+            f"the manifest of the cache {str(folder.path)!r} cannot be used: {error}. Restore it from a copy, or "
+            "extract into another folder."
+        ) from error
 
 
 def check_readable(manifest: Manifest) -> None:

@@ -17,6 +17,8 @@ from skexit.cache._writer import CacheWriter
 #: What the origins of caches may differ in: other data of the same model.
 _DATA = ("data", "first input")
 
+_OF_COSTS = {"costs of the layout", "head_costs of the layout", "network_cost of the layout"}
+_SETTINGS_DIFFER = "Extract all with one network and the same settings."
 _COSTS_DIFFER = (
     "Costs are those of one row of the first batch: extract again from loaders that begin with inputs of one "
     "shape, such as texts padded to one length, and with cost_unit='FLOPs' or 'MACs' rather than 'ms'."
@@ -108,7 +110,7 @@ def _check_source(cache: FeatureCache, first: FeatureCache, destination: Path) -
     if differing:
         raise ValueError(
             f"the caches {str(first.path)!r} and {str(cache.path)!r} cannot be merged: they differ in "
-            f"{', '.join(differing)}." + (f" {_COSTS_DIFFER}" if "costs of the layout" in differing else "")
+            f"{', '.join(differing)}. {_COSTS_DIFFER if set(differing) <= _OF_COSTS else _SETTINGS_DIFFER}"
         )
 
 
@@ -124,7 +126,7 @@ def _check_labels(caches: Sequence[FeatureCache]) -> None:
     kinds = {None if file is None else file.dtype.kind == "U" for file in files}
     if len(kinds) > 1:
         labels = "numbers and others strings as labels" if None not in kinds else "labels and others none"
-        raise ValueError(f"the caches cannot be merged: some have {labels}.")
+        raise ValueError(f"the caches cannot be merged: some have {labels}. Extract all with labels of one kind.")
 
 
 def _find_merged(destination: str | os.PathLike[str], shards: Sequence[Shard]) -> tuple[int, int]:

@@ -46,8 +46,8 @@ def _write_report(cache_path: str, policy_paths: Sequence[str], out: str, budget
     cache = FeatureCache(cache_path)
     if cache.y is None:
         raise ValueError(
-            f"the cache {cache_path!r} has no labels, which a report needs. Extract it again, with a loader that gives "
-            "(inputs, labels)."
+            f"the cache {cache_path!r} has no labels, which a report needs. Extract into another folder, with a loader "
+            "that gives (inputs, labels)."
         )
     policies = {}
     for path, name in zip(policy_paths, _names(policy_paths), strict=True):

@@ -94,8 +94,8 @@ class ExitArray:
             return exits if layout is None else relabel(exits, layout)
         if array.ndim != 2:
             raise ValueError(
-                f"X has shape {array.shape}; it must be two-dimensional, one row per sample, or (n_samples, "
-                "n_exits, n_classes) for logits."
+                f"X has shape {array.shape}; pass one row per sample, as X.reshape(1, -1) of a single one, or logits "
+                "of shape (n_samples, n_exits, n_classes)."
             )
         exits = cls(ArraySource(array), resolve_layout(layout, X, array.shape[1]))
         warn_of_probabilities([exits.logits(k) for k in range(exits.layout.n_exits)])
@@ -230,7 +230,9 @@ class ExitArray:
         columns: Any = ...
         if isinstance(key, tuple):
             if len(key) > 2:
-                raise IndexError(f"ExitArray has 2 dimensions, but the index has {len(key)}.")
+                raise IndexError(
+                    f"ExitArray has 2 dimensions, but the index has {len(key)}; give rows, or rows and columns."
+                )
             key, columns = (*key, ..., ...)[:2]
         if key is ...:
             key = slice(None)
@@ -240,7 +242,10 @@ class ExitArray:
         taken = ExitArray(self.source, self.layout, rows.ravel())
         if columns is ... or (isinstance(columns, slice) and columns == slice(None)):
             if rows.ndim != 1:
-                raise IndexError(f"rows of an ExitArray are taken by a one-dimensional index, not one of {rows.ndim}.")
+                raise IndexError(
+                    f"rows of an ExitArray are taken by an index of one dimension, not {rows.ndim}; flatten it, as by "
+                    "numpy.ravel."
+                )
             return taken
         if isinstance(key, slice):
             return np.asarray(taken)[:, columns]
@@ -288,8 +293,8 @@ def relabel(X: ExitArray, layout: ExitLayout | int) -> ExitArray:
     layout = resolve_layout(layout, X, X.shape[1])
     if (X.layout.n_logits, X.layout.n_features) != (layout.n_logits, layout.n_features):
         raise ValueError(
-            f"layout={layout} divides the columns otherwise than X, which has {X.layout}. Leave layout=None, or pass "
-            "numpy.asarray(X)."
+            f"layout={layout} divides the columns otherwise than X, which knows its exits: {X.layout}. Leave "
+            "layout=None, to go by X."
         )
     known = X.layout.classes
     if layout.classes is None or known is None:
@@ -297,7 +302,8 @@ def relabel(X: ExitArray, layout: ExitLayout | int) -> ExitArray:
     if not np.array_equal(layout.classes, known):
         raise ValueError(
             f"layout has the classes {layout.classes.tolist()}, but X has {known.tolist()}. Leave layout=None or its "
-            "classes=None to go by X; if X is wrong, correct it by X.with_layout(layout)."
+            "classes=None to go by X; if X is wrong, correct it by X.with_layout(layout), a DataFrame by "
+            "ExitArray.from_frame(X, layout)."
         )
     return X.with_layout(layout)
 

@@ -46,8 +46,8 @@ def split_exits(blocks: Any, name: str) -> Blocks:
         if blocks.ndim != 3:
             width = "n_features" if name == "features" else "n_classes"
             raise ValueError(
-                f"{name} has shape {blocks.shape}; pass (n_samples, n_exits, {width}), or a list of arrays, one per "
-                "exit."
+                f"{name} has shape {blocks.shape}; pass (n_samples, n_exits, {width}), or a list of arrays of shape "
+                f"(n_samples, {width}), one per exit."
             )
         blocks = list(np.moveaxis(blocks, 1, 0))
     return [_as_block(block, name, k) for k, block in enumerate(blocks)]
@@ -85,10 +85,11 @@ def _as_block(block: Any, name: str, k: int) -> NDArray[Any] | None:
         return None
     array = as_numpy(block)
     if array.ndim != 2:
-        raise ValueError(f"{name}[{k}] has shape {array.shape}; it must be (n_samples, width).")
+        cure = "reshape(-1, 1)" if array.ndim == 1 else "reshape(len(array), -1), or a mean over positions"
+        raise ValueError(f"{name}[{k}] has shape {array.shape}; pass one row per sample, as by {cure}.")
     if array.dtype.kind in "fiub":
         return array if array.dtype.kind == "f" else array.astype(np.float64)
-    raise ValueError(f"{name}[{k}] has dtype {array.dtype}; it must be numeric.")
+    raise ValueError(f"{name}[{k}] has dtype {array.dtype}; pass numbers, as by astype(float).")
 
 
 def _checked_logits(logits: NDArray[Any]) -> NDArray[Any]:
@@ -96,30 +97,40 @@ def _checked_logits(logits: NDArray[Any]) -> NDArray[Any]:
         logits = np.hstack([np.zeros_like(logits), logits])
     masked = np.isneginf(logits)
     # A sample without any class is left to be refused where it is read.
-    masked &= ~masked.all(axis=1, keepdims=True)
-    if not masked.any() or not np.isfinite(logits[~masked]).all():
+    masked &= ~masked.all(axis=1, keepdims=True) & (masked | np.isfinite(logits)).all(axis=1, keepdims=True)
+    if not masked.any():
         return logits
     # 0 * -inf is no number, as in an entropy.
-    floor = np.logaddexp.reduce(logits, axis=1, keepdims=True, dtype=np.float64) + np.log(MASKED_PROBABILITY)
-    least = np.where(masked, np.inf, logits).min(axis=1, keepdims=True)
-    return np.where(masked, np.minimum(floor, least), logits).astype(logits.dtype)
+    rows = masked.any(axis=1)
+    given, hidden = logits[rows], masked[rows]
+    floor = np.logaddexp.reduce(given, axis=1, keepdims=True, dtype=np.float64) + np.log(MASKED_PROBABILITY)
+    least = np.where(hidden, np.inf, given).min(axis=1, keepdims=True)
+    floored = logits.copy()
+    floored[rows] = np.where(hidden, np.minimum(floor, least), given)
+    return floored
 
 
-def _log_of_probabilities(probabilities: NDArray[Any], k: int) -> NDArray[Any]:
-    if probabilities.shape[1] == 1:
-        probabilities = np.hstack([1 - probabilities, probabilities])
+def _log_of_probabilities(given: NDArray[Any], k: int) -> NDArray[Any]:
+    probabilities = np.hstack([1 - given, given]) if given.shape[1] == 1 else given
     is_negative = np.logical_not((probabilities >= 0).all(axis=1))  # or NaN
     sums = probabilities.sum(axis=1, dtype=np.float64)
     wrong = np.flatnonzero(is_negative | ~(np.abs(sums - 1) <= _SUM_TOLERANCE))
     if len(wrong):
         row = wrong[0]
-        fault = (
-            f"has the value {probabilities[row].min():.6g}" if is_negative[row] else f"sums to {sums[row]:.6g}, not 1"
-        )
+        if np.isnan(sums[row]):
+            fault, cure = "has NaN", "Leave such rows out."
+        elif sums[row] == 0:
+            fault, cure = "sums to 0, not 1", "Leave such rows out, or give each class the same probability there."
+        else:
+            fault = "has a value below 0 or above 1" if is_negative[row] else f"sums to {sums[row]:.6g}, not 1"
+            cure = (
+                "Divide percentages by 100 and counts by their sum, and pass logits, or scores of any size, as "
+                "stack_exits(logits=...)."
+            )
+        values = np.array2string(given[row], precision=6, threshold=6)
         raise ValueError(
-            f"probabilities[{k}]: row {row} {fault}. Every row needs the probability of each class, non-negative and "
-            "summing to 1: divide percentages and counts by their sum, and pass logits, or scores of any size, as "
-            "stack_exits(logits=...)."
+            f"probabilities[{k}]: row {row} {fault}: {values}. Every row needs the probability of each class, "
+            f"non-negative and summing to 1. {cure}"
         )
     floored = np.maximum(probabilities, SMALLEST_PROBABILITY, dtype=np.float64)
     return np.log(floored).astype(np.promote_types(probabilities.dtype, np.float32))

@@ -106,8 +106,8 @@ def warn_of_other_costs(estimator: ExitEstimator, X: ExitArray) -> None:
         warn(
             f"the exits of X cost {X.layout.costs.tolist()} {X.layout.cost_unit}, but {type(estimator).__name__} was "
             f"fitted with {fitted.costs.tolist()}: X is of another network, or of inputs of another size. Budgets and "
-            "mean_cost stay fractions of the costs that were fitted. If X is right, give it those costs: "
-            "X.with_layout(X.layout.replace(costs=...))."
+            "mean_cost stay fractions of the costs that were fitted. If X is right all the same, give it the costs "
+            "that were fitted: X.with_layout(X.layout.replace(costs=...)) of an ExitArray, numpy.asarray(X) of a frame."
         )
 
 

@@ -210,12 +210,7 @@ class ExitLayout:
         list of str
             One name for each column, in order.
         """
-        return [
-            f"exit{k}__{part}{j}"
-            for k in range(self.n_exits)
-            for part, width in (("logit", self.n_logits[k]), ("feature", self.n_features[k]))
-            for j in range(width)
-        ]
+        return _column_names(self.n_logits, self.n_features)
 
     def replace(self, **changes: Any) -> ExitLayout:
         """A layout that differs from this one in the given parameters.
@@ -306,10 +301,12 @@ class ExitLayout:
         ValueError
             If the columns do not split evenly.
         """
-        if n_exits < 1 or n_columns % n_exits:
+        if n_exits < 1:
+            raise ValueError(f"n_exits={n_exits} must be at least 1.")
+        if n_columns % n_exits:
             raise ValueError(
-                f"layout={n_exits} splits the columns of X evenly into {n_exits} exits, but X has "
-                f"{n_columns} columns. Pass an ExitLayout that gives the width of each exit."
+                f"{n_columns} columns cannot be split evenly into {n_exits} exits. Pass the width of each exit: "
+                "layout=ExitLayout(n_logits, n_features)."
             )
         return cls(n_logits=[0] * n_exits, n_features=[n_columns // n_exits] * n_exits)
 
@@ -337,22 +334,26 @@ class ExitLayout:
         for name, match in zip(names, matches, strict=True):
             if match is None:
                 raise ValueError(
-                    f"column {name!r} stands among columns named like 'exit0__logit3' but belongs "
-                    "to no exit. Drop it, or pass layout=."
+                    f"column {name!r} stands among columns named like 'exit0__logit3' but belongs to no exit. Drop it."
                 )
         n_exits = 1 + max(int(match[1]) for match in matches if match)
         widths = {"logit": [0] * n_exits, "feature": [0] * n_exits}
         for match in matches:
             if match:
                 widths[match[2]][int(match[1])] += 1
-        layout = cls(n_logits=widths["logit"], n_features=widths["feature"])
-        if layout.column_names() != list(names):
+        expected = _column_names(widths["logit"], widths["feature"])
+        if absent := [name for name in expected if name not in names]:
             raise ValueError(
-                "the columns exit<k>__logit<j> and exit<k>__feature<j> are incomplete or out of "
-                "order. Order each exit's logits before its features: "
-                f"{layout.column_names()[:4]} ..."
+                f"the columns of X are named like 'exit0__logit3', but {absent[0]!r} is not there. Pass "
+                "layout=ExitLayout(n_logits, n_features) with the widths that are left, or number the columns of each "
+                "exit from 0."
             )
-        return layout
+        if expected != list(names):
+            raise ValueError(
+                "the columns exit<k>__logit<j> and exit<k>__feature<j> are out of order. Order them by exit, and each "
+                f"exit's logits before its features: {expected[:4]} ..."
+            )
+        return cls(n_logits=widths["logit"], n_features=widths["feature"])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ExitLayout) and self.to_dict() == other.to_dict()
@@ -366,6 +367,15 @@ class ExitLayout:
             f"ExitLayout(n_logits={list(self.n_logits)}, n_features={list(self.n_features)}, "
             f"costs=[{costs}], cost_unit={self.cost_unit!r}, network_cost={self.network_cost:.4g})"
         )
+
+
+def _column_names(n_logits: Sequence[int], n_features: Sequence[int]) -> list[str]:
+    return [
+        f"exit{k}__{part}{j}"
+        for k, widths in enumerate(zip(n_logits, n_features, strict=True))
+        for part, width in zip(("logit", "feature"), widths, strict=True)
+        for j in range(width)
+    ]
 
 
 def add_heads(layout: ExitLayout, multiply_adds: ArrayLike) -> ExitLayout:
@@ -388,12 +398,13 @@ def resolve_layout(layout: ExitLayout | int | None, X: Any, n_columns: int) -> E
     if isinstance(layout, int | np.integer) and not isinstance(layout, bool):
         return ExitLayout.even(n_columns, int(layout))
     if not isinstance(layout, ExitLayout):
-        raise ValueError(f"layout={layout!r} is neither an ExitLayout nor a number of exits.")
-    if layout.n_columns != n_columns:
         raise ValueError(
-            f"layout describes {layout.n_columns} columns but X has {n_columns}. Pass the layout "
-            "that X was built with, or leave layout=None for an ExitArray."
+            f"layout={layout!r} is neither an ExitLayout nor a number of exits; pass one of them, or None."
         )
+    if layout.n_columns != n_columns:
+        knows = isinstance(getattr(X, "layout", None), ExitLayout)
+        cure = "Leave layout=None, to go by X." if knows else "Pass the layout of the ExitArray that X was made from."
+        raise ValueError(f"layout describes {layout.n_columns} columns but X has {n_columns}. {cure}")
     return layout
 
 
@@ -416,8 +427,8 @@ def _layout_of_frame(frame: Any) -> ExitLayout | None:
     stored = ExitLayout.from_dict({name: value for name, value in stored.items() if name != _GUESSED})
     if (stored.n_logits, stored.n_features) != (layout.n_logits, layout.n_features):
         raise ValueError(
-            "the columns of the DataFrame are not those of the layout kept in its attrs. Pass "
-            f"layout=, or delete attrs[{FRAME_ATTRIBUTE!r}]."
+            "the columns of the DataFrame are not those of the layout kept in its attrs. Delete that, by "
+            f"del X.attrs[{FRAME_ATTRIBUTE!r}], or pass layout= to the estimator that is fitted."
         )
     return stored._as_guess(guessed)
 

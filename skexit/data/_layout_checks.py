@@ -12,18 +12,23 @@ def check_widths(n_logits: tuple[int, ...], n_features: tuple[int, ...]) -> None
     if len(n_logits) != len(n_features) or not n_logits:
         raise ValueError(
             f"n_logits={list(n_logits)} and n_features={list(n_features)} must have one entry for "
-            "each exit, and there must be an exit."
+            "each exit, at least one: 0 where an exit has none."
         )
     for k, (logits, features) in enumerate(zip(n_logits, n_features, strict=True)):
         if min(logits, features) < 0 or logits + features == 0:
-            raise ValueError(f"exit {k} has {logits} logits and {features} features; give it one or the other.")
+            raise ValueError(
+                f"exit {k} has {logits} logits and {features} features; give it logits or features, or leave it out."
+            )
     present = {width for width in n_logits if width}
     if len(present) > 1:
-        raise ValueError(f"n_logits={list(n_logits)}: every exit that has logits needs the same number.")
+        raise ValueError(
+            f"n_logits={list(n_logits)}: every exit that has logits needs the same number. Where an exit lacks a "
+            "class, give stack_exits a column of -inf for it."
+        )
     if present == {1}:
         raise ValueError(
-            "n_logits=1: an exit needs one logit a class. stack_exits makes [0, z] of the single output z of a binary "
-            "network."
+            "n_logits=1: an exit needs one logit a class. Pass the outputs z of a binary network, of shape (n_samples, "
+            "n_exits), as stack_exits(z[:, :, None]), which makes [0, z] of each."
         )
 
 
@@ -34,10 +39,15 @@ def check_costs(costs: ArrayLike | None, n_exits: int) -> NDArray[np.float64]:
     if costs.shape != (n_exits,):
         raise ValueError(f"costs has shape {costs.shape}; give one cumulative cost for each of {n_exits} exits.")
     if not np.isfinite(costs).all() or costs[0] <= 0 or (np.diff(costs) <= 0).any():
+        is_of_stages = np.isfinite(costs).all() and (costs > 0).all()
+        cure = (
+            "For costs of single stages pass numpy.cumsum(costs); of two exits that cost the same, leave one out."
+            if is_of_stages
+            else "Give each exit a cost above 0."
+        )
         raise ValueError(
             f"costs={costs.tolist()} must be positive, finite and strictly increasing: the cost of "
-            "an answer at exit k includes all that comes before it. For costs of single stages "
-            "pass numpy.cumsum(costs)."
+            f"an answer at exit k includes all that comes before it. {cure}"
         )
     return costs
 
@@ -46,10 +56,16 @@ def check_classes(classes: ArrayLike | None, n_logits: int) -> NDArray[Any] | No
     if classes is None:
         return None
     classes = np.asarray(classes)
-    if classes.ndim != 1 or len(np.unique(classes)) != len(classes):
-        raise ValueError("classes must be one-dimensional, without repeated labels.")
+    if classes.ndim != 1:
+        raise ValueError(f"classes has shape {classes.shape}; pass a list with one label for each class.")
+    labels, counts = np.unique(classes, return_counts=True)
+    if (counts > 1).any():
+        raise ValueError(f"classes has {labels[counts > 1].tolist()[0]!r} more than once; name each class once.")
     if n_logits and len(classes) != n_logits:
-        raise ValueError(f"classes has {len(classes)} labels but each exit has {n_logits} logits.")
+        raise ValueError(
+            f"classes has {len(classes)} labels but each exit has {n_logits} logits; give one label for each logit, in "
+            "their order."
+        )
     return classes
 
 
@@ -59,7 +75,8 @@ def check_head_costs(head_costs: ArrayLike | None, costs: NDArray[np.float64]) -
         raise ValueError(f"head_costs has shape {checked.shape}; give one cost for each of {len(costs)} exits.")
     if not ((checked >= 0) & (checked < costs)).all():
         raise ValueError(
-            f"head_costs={checked.tolist()} must be 0 or more and below costs={costs.tolist()}, which include them."
+            f"head_costs={checked.tolist()} must be 0 or more and below costs={costs.tolist()}, which include them. "
+            "Pass costs of network and heads together."
         )
     return checked
 
@@ -71,6 +88,7 @@ def check_network_cost(
         return float(costs[-1] - head_costs[-1])
     if not 0 < network_cost < np.inf:
         raise ValueError(
-            f"network_cost={network_cost!r} must be positive and finite: it is the whole of all fractions."
+            f"network_cost={network_cost!r} must be positive and finite: it is the whole of all fractions. Leave it "
+            "out for the cost of the last exit without heads."
         )
     return float(network_cost)

@@ -91,7 +91,9 @@ shape (n_samples, n_exits, n_features), default=None
     columns = [block for pair in zip(all_logits, feature_blocks, strict=True) for block in pair if block is not None]
     lengths = {len(block) for block in columns}
     if len(lengths) > 1:
-        raise ValueError(f"the arrays have different numbers of rows: {sorted(lengths)}.")
+        raise ValueError(
+            f"the arrays have different numbers of rows: {sorted(lengths)}. Give each exit the same rows, in one order."
+        )
     layout = ExitLayout(
         n_logits=[0 if block is None else block.shape[1] for block in all_logits],
         n_features=[0 if block is None else block.shape[1] for block in feature_blocks],
@@ -105,9 +107,11 @@ shape (n_samples, n_exits, n_features), default=None
 def _number_of_exits(blocks: dict[str, Blocks]) -> int:
     counts = {name: len(part) for name, part in blocks.items() if part}
     if not counts:
-        raise ValueError("stack_exits needs logits, features, or both.")
+        raise ValueError("there is nothing to stack; pass logits, probabilities or features.")
     (first, n_exits), *others = counts.items()
     for name, count in others:
         if count != n_exits:
-            raise ValueError(f"{first} has {n_exits} exits and {name} {count}; put None where an exit has none.")
+            raise ValueError(
+                f"{first} has {n_exits} exits and {name} {count}; pass lists, with None where an exit has none."
+            )
     return n_exits

@@ -20,7 +20,7 @@ from skexit.data._layout import ExitLayout, own_layout, resolve_layout, warn_of_
 from skexit.data._overlays import OverlaidSource
 from skexit.data._sources import ArraySource
 from skexit.exceptions import LayoutLostWarning
-from skexit.utils._checks import check_budget_is_fraction, check_sample_weight
+from skexit.utils._checks import at_least, check_budget_is_fraction, check_sample_weight
 from skexit.utils._labels import index_of_labels
 from skexit.utils._warnings import warn
 
@@ -66,9 +66,11 @@ def validate_partial_data(
         if classes is not None and not np.array_equal(np.unique(classes), known):
             raise ValueError(
                 f"classes={np.asarray(classes).tolist()} are not those of the first call to partial_fit, "
-                f"{known.tolist()}."
+                f"{known.tolist()}. Leave classes out after the first call, or begin with a clone."
             )
-    labels = encode_labels(y, checked.layout.replace(classes=known))[1]
+    labels = encode_labels(
+        y, checked.layout.replace(classes=known), "Pass all classes in the first call to partial_fit, as classes=..."
+    )[1]
     return _drop_weightless(checked, known, labels, sample_weight)
 
 
@@ -148,7 +150,7 @@ def validate_new_data(estimator: BaseEstimator, X: Any) -> ExitArray:
     if X.layout.classes is not None and not np.array_equal(X.layout.classes, estimator.classes_):
         raise ValueError(
             f"the layout of X has the classes {X.layout.classes.tolist()}, but {type(estimator).__name__} was fitted "
-            f"with {estimator.classes_.tolist()}. Pass logits of the classes that it was fitted with."
+            f"with {estimator.classes_.tolist()}. Pass logits of the classes that it was fitted with, or fit it again."
         )
     return X
 
@@ -160,8 +162,8 @@ def validate_new_exits(estimator: BaseEstimator, X: Any) -> ExitArray:
     # Before scikit-learn's check of the number of columns: layouts say more.
     if own is not None and (own.n_logits, own.n_features) != (fitted.n_logits, fitted.n_features):
         raise ValueError(
-            f"X has the layout {own}, but {type(estimator).__name__} was fitted with {fitted}. Pass the "
-            "exits that it was fitted with."
+            f"X has the layout {own}, but {type(estimator).__name__} was fitted with {fitted}. Pass "
+            "logits and features of the same exits as in fit."
         )
     if isinstance(X, ExitArray):
         validate_data(estimator, X, reset=False, skip_check_array=True)
@@ -208,8 +210,11 @@ def _check_not_empty(estimator: BaseEstimator, X: ExitArray) -> None:
         )
 
 
-def encode_labels(y: Any, layout: ExitLayout) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Classes in the order of the logits, and the index of each label among them."""
+def encode_labels(y: Any, layout: ExitLayout, cure: str | None = None) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Classes in the order of the logits, and the index of each label among them.
+
+    `cure` is what errors say of labels of other classes.
+    """
     y = column_or_1d(y)
     present = np.unique(y)
     if layout.classes is not None:
@@ -222,16 +227,18 @@ def encode_labels(y: Any, layout: ExitLayout) -> tuple[NDArray[Any], NDArray[np.
         classes = present
     else:
         # Integers 1 to C are refused, too: on rows that lack class C they would pass for 0 to C - 1.
+        in_y = f"y has {len(present)} classes, {present.tolist()[0]!r} to {present.tolist()[-1]!r}, and X logits for "
+        if len(present) > layout.n_classes:
+            raise ValueError(f"{in_y}only {layout.n_classes}. Pass logits for all, or leave out the rows of others.")
         raise ValueError(
-            f"y has {len(present)} classes, {present.tolist()[0]!r} to {present.tolist()[-1]!r}, and X logits for "
-            f"{layout.n_classes}, so that it is unclear which logit is which class. Give the labels in the order of "
-            "the logits: stack_exits(..., classes=...)."
+            f"{in_y}{layout.n_classes}, so that it is unclear which logit is which class. Give the label of each "
+            "logit: stack_exits(..., classes=[...]), or X.with_layout(X.layout.replace(classes=[...])) of an ExitArray."
         )
     unknown = np.setdiff1d(present, classes)
     if len(unknown):
+        cure = cure or "Correct y, leave out such rows, or correct the classes of the layout of X."
         raise ValueError(
-            f"y has the class {unknown.tolist()[0]!r}, which the layout does not know: its classes are "
-            f"{classes.tolist()}. Correct y, or the classes of the layout."
+            f"y has the class {unknown.tolist()[0]!r}, which is none of those known, {classes.tolist()}. {cure}"
         )
     return classes, index_of_labels(y, classes)
 
@@ -341,9 +348,10 @@ def _check_test_folds(
     cv: Any, folds: list[NDArray[np.intp]], labels: NDArray[np.int64], groups: NDArray[np.int64] | None
 ) -> None:
     """Raise unless each row is in one test fold, together with its group."""
-    if not np.array_equal(np.sort(np.concatenate(folds)), np.arange(len(labels))):
+    if not np.array_equal(np.sort(np.concatenate([[], *folds])), np.arange(len(labels))):
         raise ValueError(
-            f"cv={cv!r} must put each of the {len(labels)} rows of positive weight into exactly one test fold."
+            f"cv={cv!r} must put each of the {len(labels)} rows of positive weight into exactly one test fold. Set cv "
+            "to an integer, or to KFold() or GroupKFold()."
         )
     if groups is not None and sum(len(np.unique(groups[fold])) for fold in folds) > groups.max() + 1:
         raise ValueError(
@@ -397,8 +405,12 @@ def _finite(block: NDArray[Any], k: int, part: str) -> NDArray[np.float64]:
         total = np.sum(block, dtype=np.float64)
     if not np.isfinite(total) and not np.isfinite(block).all():
         row = np.flatnonzero(~np.isfinite(block).all(axis=1))[0]
-        cure = "Remove such rows, or look for an overflow in the network."
-        if part == "logits" and not (np.isnan(block) | np.isposinf(block)).any():
+        cure = (
+            "Leave out such rows, where numpy.isfinite(X) is False in one of the columns, or look for an overflow in "
+            "the network."
+        )
+        only_masked = part == "logits" and not (np.isnan(block) | np.isposinf(block)).any()
+        if only_masked and not np.isneginf(block).all(axis=1).any():
             cure = (
                 "All of them are -inf: logarithms of probabilities of 0, or masked classes. Pass probabilities as "
                 "stack_exits(probabilities=...) and logits as stack_exits(logits=...), which both put a small "
@@ -410,13 +422,15 @@ def _finite(block: NDArray[Any], k: int, part: str) -> NDArray[np.float64]:
     return block.astype(np.float64, copy=False)
 
 
-def check_budget(budget: float, layout: ExitLayout) -> None:
-    """Raise unless the budget is in (0, 1] and pays for the first exit."""
+def check_budget(budget: float, layout: ExitLayout, name: str = "budget") -> None:
+    """Raise unless the budget, a parameter of this name, is in (0, 1] and pays for the first exit."""
     cost, of_heads = layout.cost_fractions[0], layout.head_fractions[0]
     if check_budget_is_fraction(budget) < cost * (1 - 1e-12):
         including = f", {of_heads:.4g} of it for heads" if of_heads else ""
-        cures = (["raise the budget"] if cost <= 1 else []) + (["use cheaper heads"] if of_heads else [])
+        cures = [f"Raise it to {at_least(cost)} or more"] if cost <= 1 else []
+        cures += ["use heads with fewer features or hidden units"] if of_heads else []
+        cure = ", or ".join([*cures, "add an earlier exit"])
         raise ValueError(
-            f"budget={budget!r} is below the cost of the first exit, {cost:.4g} of the network's{including}. "
-            f"{', '.join([*cures, 'or add an earlier exit']).capitalize()}."
+            f"{name}={budget!r} is below the cost of the first exit, {at_least(cost)} of the network's{including}. "
+            f"{cure[0].upper()}{cure[1:]}."
         )

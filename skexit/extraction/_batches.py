@@ -110,7 +110,10 @@ def _read_batch(number: int, item: Any, classes: NDArray[Any] | None) -> Batch:
     labels = None if y is None else np.asarray(y.cpu() if isinstance(y, torch.Tensor) else y)
     lengths = [len(value) for value in values] + ([] if labels is None else [len(np.atleast_1d(labels))])
     if len(set(lengths)) > 1:
-        raise ValueError(f"loader: the parts of batch {number} have different numbers of rows: {lengths}.")
+        raise ValueError(
+            f"loader: the parts of batch {number} have different numbers of rows: {lengths}. Give inputs and labels of "
+            "the same rows."
+        )
     if labels is not None and classes is not None:
         labels = _as_classes(labels, classes, number)
     return Batch(number, inputs, labels, row_checksums(inputs))
@@ -126,7 +129,7 @@ def _as_classes(labels: NDArray[Any], classes: NDArray[Any], number: int) -> NDA
     if not known.all():
         raise ValueError(
             f"loader: batch {number} has the label {labels[~known].tolist()[0]!r}, which is none of "
-            f"classes={classes.tolist()}."
+            f"classes={classes.tolist()}. Give the classes of all labels."
         )
     return named
 
@@ -159,7 +162,8 @@ def skip_cached_rows(batches: Iterator[Batch], found: FeatureCache | None, check
         start += batch.n_rows
     if start < n_cached:
         raise ValueError(
-            f"loader gave {start} rows but the cache has {n_cached} already: it holds other data. Give another folder."
+            f"loader gave {start} rows but the cache has {n_cached} already: it holds other data. Give the loader it "
+            "was begun with, or another folder."
         )
 
 

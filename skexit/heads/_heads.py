@@ -218,7 +218,8 @@ class ExitHeads(LogitsTransformer):
         ):
             if getattr(self, name) not in allowed:
                 raise AttributeError(
-                    f"partial_fit is not available with {name}={getattr(self, name)!r}, which needs all rows at once."
+                    f"partial_fit is not available with {name}={getattr(self, name)!r}, which needs all rows at once. "
+                    f"Set {name}={allowed[0]!r}, or call fit."
                 )
         return True
 
@@ -497,7 +498,7 @@ def fit_heads(
 def check_two_classes(classes: NDArray[Any]) -> None:
     """Raise a ValueError where there is nothing to classify."""
     if len(classes) == 1:
-        raise ValueError(f"y has 1 class, {classes.tolist()[0]!r}; a classifier needs two or more.")
+        raise ValueError(f"y has 1 class, {classes.tolist()[0]!r}; give rows of two classes or more to fit heads.")
 
 
 def _describe(head: DenseNetwork | None) -> str:

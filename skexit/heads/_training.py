@@ -48,7 +48,7 @@ class HeadTraining:
         if self.hidden_layer_sizes and self.solver == "lbfgs":
             raise ValueError(
                 f"solver='lbfgs' fits linear heads only, but hidden_layer_sizes={self.hidden_layer_sizes}; use "
-                "solver='adam'."
+                "solver='adam', or hidden_layer_sizes=()."
             )
         if self.training == "boosted" and self.cascade and self.hidden_layer_sizes:
             raise ValueError(

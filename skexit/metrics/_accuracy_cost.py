@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_array, check_consistent_length
 
-from skexit.utils._checks import right_answers
+from skexit.utils._checks import at_least, at_most, right_answers
 from skexit.utils._docstring import shared_docs
 
 #: Costs and accuracies are means of many numbers; they are compared up to this rounding error.
@@ -122,8 +122,8 @@ class AccuracyCostCurve:
         wanted = np.asarray(cost, dtype=np.float64)
         if not (wanted >= self.costs[0] - _TOLERANCE).all():
             raise ValueError(
-                f"cost={np.min(wanted):.4g} cannot be reached: the cheapest point costs {self.costs[0]:.4g} of the "
-                "network's cost."
+                f"cost={np.min(wanted):.4g} cannot be reached: the cheapest point costs {at_least(self.costs[0])} of "
+                "the network's cost. Ask for that or more."
             )
         hull = self.hull()
         return _as_given(np.interp(wanted, hull.costs, hull.accuracies))
@@ -152,7 +152,7 @@ class AccuracyCostCurve:
         if not (wanted <= hull.accuracies[-1] + _TOLERANCE).all():
             raise ValueError(
                 f"accuracy={np.max(wanted):.4g} cannot be reached: the most accurate point has "
-                f"{hull.accuracies[-1]:.4g}."
+                f"{at_most(hull.accuracies[-1])}. Ask for that or less."
             )
         return _as_given(np.interp(wanted, hull.accuracies, hull.costs))
 
@@ -220,14 +220,19 @@ def accuracy_cost_curve(y_true: ArrayLike, y_pred: ArrayLike, sample_costs: Arra
     right = right_answers(y_true, y_pred)
     costs = _check_sample_costs(sample_costs)
     if costs.shape != right.shape:
-        raise ValueError(f"sample_costs has shape {costs.shape} and y_pred {right.shape}; both must be the same.")
+        raise ValueError(
+            f"sample_costs has shape {costs.shape} and y_pred {right.shape}; pass one cost for each answer, such as "
+            "policy.costs_[policy.predict_exit(X)]."
+        )
     return AccuracyCostCurve(costs.mean(axis=0), right.mean(axis=0))
 
 
 def _check_sample_costs(sample_costs: ArrayLike) -> NDArray[np.float64]:
     costs = check_array(sample_costs, dtype=np.float64, ensure_2d=False, input_name="sample_costs")
     if costs.min() <= 0:
-        raise ValueError(f"sample_costs has the cost {costs.min():.4g}; every sample costs more than zero.")
+        raise ValueError(
+            f"sample_costs has the cost {costs.min():.4g}; pass costs above 0, such as policy.costs_[exits], not exits."
+        )
     return costs
 
 

@@ -104,13 +104,13 @@ def bootstrap_interval(
     (0.88, 1.0)
     """
     if not isinstance(confidence_level, Real) or not 0 < confidence_level < 1:
-        raise ValueError(f"confidence_level={confidence_level!r} must be between 0 and 1.")
+        raise ValueError(f"confidence_level={confidence_level!r} must be between 0 and 1, as 0.95.")
     if not isinstance(n_resamples, Integral) or n_resamples < 1:
         raise ValueError(f"n_resamples={n_resamples!r} must be a positive integer.")
     if method not in _METHODS:
         raise ValueError(f"method={method!r} must be 'auto', 'share', 'difference' or 'percentile'.")
     if not arrays:
-        raise ValueError("bootstrap_interval needs one array or more to draw rows from.")
+        raise ValueError("there is no array to draw rows from; pass those of the metric, such as y_true and y_pred.")
     columns = [np.asarray(array) for array in arrays]
     check_consistent_length(*columns)
     n_samples = len(columns[0])

@@ -94,10 +94,12 @@ def _expected_errors(right: NDArray[np.bool_], scores: NDArray[np.float64]) -> N
 def _check_scores(correct: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     right = check_array(correct, dtype=None, input_name="correct")
     if right.dtype != bool:
-        raise ValueError(f"correct has dtype {right.dtype}; it must be bool: policy.predict_at_exits(X) == y[:, None].")
+        raise ValueError(f"correct has dtype {right.dtype}; pass booleans: policy.predict_at_exits(X) == y[:, None].")
     values = check_array(scores, dtype=np.float64, ensure_all_finite=False, input_name="scores")
     if values.shape != right.shape:
-        raise ValueError(f"scores has shape {values.shape} and correct {right.shape}; both must be the same.")
+        raise ValueError(
+            f"scores has shape {values.shape} and correct {right.shape}; pass both for the same rows and exits."
+        )
     if np.isnan(values).any():
-        raise ValueError("scores contains NaN; remove such rows.")
+        raise ValueError("scores contains NaN; leave such rows out of scores and correct.")
     return right, values

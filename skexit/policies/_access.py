@@ -59,7 +59,8 @@ def policy_and_data(estimator: Any, X: Any) -> tuple[ExitPolicy, Any]:
     policy = steps_of(estimator)[-1]
     if not isinstance(policy, ExitPolicy):
         raise ValueError(
-            f"{type(policy).__name__} is no exit policy; pass a fitted policy, or a Pipeline that ends in one."
+            f"{type(policy).__name__} is no exit policy; pass a fitted policy, such as ThresholdPolicy, or a Pipeline "
+            "that ends in one."
         )
     return last_step_and_data(estimator, X)
 
@@ -68,4 +69,8 @@ def check_fits(estimator: Any, X: Any, y: NDArray[Any]) -> None:
     """Raise a ValueError unless an estimator is a fitted policy for rows as the first and such labels."""
     policy, first_row = policy_and_data(estimator, X[:1])
     policy.predict_exit(first_row)
-    encode_labels(y, policy.layout_.replace(classes=policy.classes_))
+    encode_labels(
+        y,
+        policy.layout_.replace(classes=policy.classes_),
+        "Pass rows of the classes that the policy was fitted with, or a policy that was fitted with all.",
+    )

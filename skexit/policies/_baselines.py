@@ -64,7 +64,10 @@ class StaticExit(ExitPolicy):
     def fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
         n_exits = X.layout.n_exits
         if not -n_exits <= self.exit < n_exits:
-            raise ValueError(f"exit={self.exit} does not exist: X has {n_exits} exits, counted from 0.")
+            raise ValueError(
+                f"exit={self.exit} does not exist: X has {n_exits} exits. Give a number from 0 to {n_exits - 1}, or -1 "
+                "for the last."
+            )
         chosen = self.exit % n_exits
         self.fitting_scores(X)  # reads the logits, and so refuses those that are not finite
         self.thresholds_ = np.where(np.arange(n_exits) < chosen, np.inf, -np.inf)

@@ -257,5 +257,7 @@ def _warn_if_missed(missing: float, budget: float, costs: Floats, weight: Floats
     if missing - beyond_last_exit > one_sample + 1e-9:
         warn(
             f"the mean cost on the fitting data is {budget - missing:.4f}, below the budget {budget:.4f}: samples "
-            "with tied scores leave together. A score with fewer ties meets the budget."
+            "with tied scores leave together. Scores with fewer ties come nearer: criterion='max_prob' rather than "
+            "'vote', or logits divided by a temperature where probabilities are rounded to 1. Samples that are alike "
+            "stay tied."
         )

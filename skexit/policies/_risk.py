@@ -198,7 +198,7 @@ class RiskControlledPolicy(ExitPolicy):
         if self.budget_ is None:
             self.thresholds_ = equal_thresholds(np.inf, len(self.costs_))
             if len(self.costs_) > 1:
-                self._warn_that_none_qualifies(best, len(tests))
+                self._warn_that_none_qualifies(best, len(tests), numbers is not None)
         self._drop_calibration()
         testing = exits.with_layout(exits.layout.replace(classes=self.classes_))[rows]
         self.exit_distribution_ = np.bincount(self._stops(testing), minlength=len(self.costs_)) / len(rows)
@@ -256,7 +256,7 @@ class RiskControlledPolicy(ExitPolicy):
     ) -> _Tests:
         """Test one budget after another until one does not qualify, and keep the last that did."""
         X = X.with_layout(X.layout.replace(classes=fitted.classes_))
-        encode_labels(y, X.layout)
+        encode_labels(y, X.layout, "Leave such rows out, or pass a policy that was fitted with all classes.")
         X, y = X[rows], y[rows]
         answers = fitted.predict_at_exits(X)
         tests = _Tests(fitted, self._ordered_budgets(fitted))
@@ -278,14 +278,15 @@ class RiskControlledPolicy(ExitPolicy):
         """Probability with which a budget of one policy may pass by mistake: delta is shared out evenly."""
         return self.delta / (len(self.policy) if isinstance(self.policy, list | tuple) else 1)
 
-    def _warn_that_none_qualifies(self, tests: _Tests, n_policies: int) -> None:
+    def _warn_that_none_qualifies(self, tests: _Tests, n_policies: int, has_groups: bool) -> None:
         level = f"delta={self.delta}" + (f" / {n_policies} policies" if n_policies > 1 else "")
-        cure = ", or fewer policies" if n_policies > 1 else ""
+        cure = ", or higher budgets" if self.budgets is not None and tests.budgets[0] < 1 else ""
+        cure += ", or fewer policies" if n_policies > 1 else ""
         warn(
             f"no budget qualifies, so that all samples go to the last exit: at budget {tests.budgets[0]:.4g}, the "
             f"mean loss of {self.n_calibration_} calibration rows is {tests.risks[0]:.4g}, and the p-value of an "
             f"expected loss above alpha={self.alpha} is {tests.p_values[0]:.3g}, not below {level}. Use more "
-            f"calibration rows, or a larger alpha or delta{cure}."
+            f"calibration {'groups' if has_groups else 'rows'}, or a larger alpha or delta{cure}."
         )
 
     def _ordered_budgets(self, fitted: Any) -> Floats:
@@ -293,9 +294,9 @@ class RiskControlledPolicy(ExitPolicy):
             return np.linspace(1.0, fitted.costs_[0], _N_BUDGETS if len(fitted.costs_) > 1 else 1)
         budgets = np.unique(np.asarray(self.budgets, dtype=np.float64))[::-1]
         if len(budgets) == 0:
-            raise ValueError("budgets is empty; pass fractions of the network's cost, or None.")
+            raise ValueError("budgets=[] has no budget; pass fractions of the network's cost, or None.")
         for budget in budgets.tolist():
-            check_budget(budget, fitted.layout_)
+            check_budget(budget, fitted.layout_, "budgets")
         return budgets
 
     def _losses(self, y: NDArray[Any], answers: NDArray[Any], last: NDArray[Any]) -> Floats:

@@ -158,18 +158,22 @@ def _check_block(width: int, k: int, part: str, block: Any, *, is_needed: bool) 
     """Logits or features in double precision; None where there are none."""
     if block is None:
         if width and is_needed:
-            raise ValueError(f"{part}=None at exit {k}, where the policy needs its {width} {part}.")
+            raise ValueError(
+                f"{part}=None at exit {k}, where the policy needs its {width} {part}. Pass those of the exit."
+            )
         return None
     checked = in_double(block)
     if checked.ndim != 2 or checked.shape[1] != width:
-        expected = f"(n_samples, {width})" if width else "None"
+        expected = f"pass (n_samples, {width}), one row of a single sample" if width else f"leave out {part}"
         raise ValueError(
-            f"{part} of exit {k} have the shape {tuple(checked.shape)}; as fitted, they must be {expected}. One sample "
-            "is an array of one row."
+            f"{part} of exit {k} have the shape {tuple(checked.shape)}; as the policy was fitted, {expected}."
         )
     xp = array_namespace(checked)
     if is_needed and not bool(xp.all(xp.isfinite(checked))):
-        raise ValueError(f"{part} of exit {k} contain NaN or infinity. Look for an overflow in the network.")
+        raise ValueError(
+            f"{part} of exit {k} contain NaN or infinity. Leave such samples out, or look for an overflow in the "
+            "network, which must mask classes by large negative numbers such as -1e4."
+        )
     return checked if width else None
 
 
@@ -189,7 +193,10 @@ def _check_state(decision: NetworkDecision, k: int, state: ExitState | None, blo
                 "that stayed, block[~leaves], in their order; state[kept] drops other samples."
             )
     if len(state) and k >= decision.n_exits:
-        raise ValueError(f"k={k}, but no sample goes there: all stop at exit {decision.n_exits - 1} at the latest.")
+        raise ValueError(
+            f"k={k}, but no sample goes there: all stop at exit {decision.n_exits - 1} at the latest. Call "
+            "decide up to there."
+        )
     return state
 
 

@@ -193,7 +193,7 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         self, X: ExitArray, labels: NDArray[np.int64], weight: Floats, groups: NDArray[np.int64] | None = None
     ) -> None:
         if self.use_features and not any(X.layout.n_features):
-            raise ValueError("use_features=True, but no exit has features. Give X its features, or leave them out.")
+            raise ValueError("use_features=True, but no exit has features. Set use_features=False, or give X features.")
         rewards = self._rewards(X, labels, weight)
         splits = cross_validation_splits(self.cv, labels, self.random_state, groups) if X.layout.n_exits > 1 else []
         evidence = collect(self._evidence, X, range(X.layout.n_exits - 1), uses_features=lambda k: self.use_features)

@@ -132,7 +132,7 @@ class ThresholdPolicy(BudgetedPolicy):
         if policy.layout_.n_logits != X.layout.n_logits or policy.layout_.n_features != X.layout.n_features:
             raise ValueError(
                 f"criterion is a {type(policy).__name__} fitted with {policy.layout_}, but the exits here have "
-                f"{X.layout}. Fit it on the same exits."
+                f"{X.layout}. Fit it on the same exits, or pass it without FrozenEstimator to fit a copy."
             )
         return policy
 

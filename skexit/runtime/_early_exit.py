@@ -368,5 +368,5 @@ class EarlyExitModel(EvaluationModule):
     def _prepared(self, inputs: Inputs) -> PreparedNetwork:
         """The network as it is cut; it is cut now where it was not."""
         if self.model.training:
-            raise RuntimeError("the network is in training mode; call eval() on it.")
+            raise RuntimeError("the network is in training mode; call model.eval() on it.")
         return self.prepare(inputs) if self._network is None else self._network

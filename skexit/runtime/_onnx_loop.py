@@ -178,9 +178,14 @@ def _in_double(array: NDArray[Any] | None) -> NDArray[np.float64] | None:
 
 def _check_input(array: NDArray[Any], name: str, dtype: str, shape: Sequence[int | None]) -> None:
     if array.dtype != dtype:
-        raise ValueError(f"{name} has the type {array.dtype}, but the network was exported for {dtype}.")
+        raise ValueError(
+            f"{name} has the type {array.dtype}, but the network was exported for {dtype}. Convert it by astype."
+        )
     if array.ndim != len(shape) or any(
         size not in (None, given) for size, given in zip(shape, array.shape, strict=True)
     ):
         expected = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"{name} has the shape {array.shape}, but the network was exported for ({expected}).")
+        raise ValueError(
+            f"{name} has the shape {array.shape}, but the network was exported for ({expected}). Export it "
+            "again for such inputs."
+        )

@@ -123,9 +123,9 @@ def policy_from_json(text: str) -> Any:
     try:
         document = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"this is no JSON: {error}.") from error
+        raise ValueError(f"this is no JSON: {error}. Pass what policy_to_json wrote.") from error
     if not isinstance(document, dict) or document.get("format") != _FORMAT or "content" not in document:
-        raise ValueError("this JSON was not written by skexit.")
+        raise ValueError("this JSON was not written by skexit; pass what policy_to_json wrote.")
     version = document.get("format_version")
     if version != _FORMAT_VERSION:
         raise ValueError(

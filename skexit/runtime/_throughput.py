@@ -252,7 +252,10 @@ class _StageQueues:
             if self._runner.decisions.is_observed[k]:
                 logits, leaves = self._runner.decide(k, batch)
                 if not bool(torch.isfinite(logits).all()):
-                    raise ValueError(f"exit {self._runner.exits[k]!r} gave logits that are infinite or NaN.")
+                    raise ValueError(
+                        f"exit {self._runner.exits[k]!r} gave logits that are infinite or NaN. Look at the inputs for "
+                        "missing values or a wrong scale."
+                    )
         k = self._legs[leg][-1]
         leaving, staying = self._runner.split(k, batch, leaves)
         # Copies: what the batch has may be the memory of the queue.

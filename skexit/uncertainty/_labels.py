@@ -36,8 +36,11 @@ def index_of_true_labels(y_true: NDArray[Any], classes: NDArray[Any]) -> NDArray
     """
     in_order = np.sort(classes)
     if (in_order[1:] == in_order[:-1]).any():
-        raise ValueError(f"labels={classes.tolist()} names a class twice.")
+        raise ValueError(f"labels={classes.tolist()} names a class twice; give one label for each column.")
     unknown = np.setdiff1d(y_true, classes)
     if len(unknown):
-        raise ValueError(f"y_true has the class {unknown.tolist()[0]!r}, which labels={classes.tolist()} lacks.")
+        raise ValueError(
+            f"y_true has the class {unknown.tolist()[0]!r}, which labels={classes.tolist()} lacks. Leave such rows "
+            "out, or give all classes."
+        )
     return index_of_labels(y_true, classes)

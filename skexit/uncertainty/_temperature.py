@@ -199,7 +199,7 @@ def _checked_range(temperature: float) -> float:
         what = "are far too small" if is_lowest else "say little of the labels, or are far too large"
         warn(
             f"the fitted temperature lies at the bound {temperature}: the logits {what}. Check that rows and classes "
-            f"of the labels are those of the logits; if they are, pass logits / {temperature}."
+            "of the labels are those of the logits; if they are, pass logits / numpy.std(logits)."
         )
     return temperature
 
@@ -212,7 +212,10 @@ def _check_rows(logits: ArrayLike, labels: ArrayLike, weight: ArrayLike) -> tupl
     if len(checked) and (
         true_columns.dtype.kind not in "iu" or true_columns.min() < 0 or true_columns.max() >= checked.shape[1]
     ):
-        raise ValueError(f"labels must be the indices of classes: integers from 0 to {checked.shape[1] - 1}.")
+        raise ValueError(
+            f"labels must be the indices of classes: integers from 0 to {checked.shape[1] - 1}. For sorted classes "
+            "with names, pass numpy.searchsorted(classes, y)."
+        )
     # Probabilities are 0 long before the largest margin that can be squared.
     margins = np.maximum(checked - checked.max(axis=1, keepdims=True), -1e100)
     return margins, true_columns, np.asarray(weight, dtype=np.float64)

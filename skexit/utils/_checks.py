@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from numbers import Real
 from typing import Any
 
@@ -10,6 +11,25 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_array, check_consistent_length, column_or_1d
 
 from skexit.utils._sklearn import _check_sample_weight
+
+
+def at_least(value: float) -> str:
+    """The value with four digits, rounded up: an error that tells to give this much or more tells no less than it is.
+
+    >>> at_least(1 / 3), at_least(0.1)
+    ('0.3334', '0.1')
+    """
+    return _four_digits(value, ROUND_CEILING)
+
+
+def at_most(value: float) -> str:
+    """The value with four digits, rounded down."""
+    return _four_digits(value, ROUND_FLOOR)
+
+
+def _four_digits(value: float, rounding: str) -> str:
+    # Twelve digits first: 0.1 is a little more than that in binary.
+    return f"{Context(prec=4, rounding=rounding).create_decimal(f'{value:.12g}'):.4g}"
 
 
 def check_labels(y_true: ArrayLike) -> NDArray[Any]:
@@ -21,7 +41,9 @@ def check_sample_weight(sample_weight: Any, X: Any) -> NDArray[np.float64]:
     """Weights of the rows of X, by default 1; none may be negative, and not all zero."""
     weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
     if not weight.any():  # scikit-learn says so itself from 1.9 on
-        raise ValueError("sample_weight is zero for every row; at least one row needs a positive weight.")
+        raise ValueError(
+            "sample_weight is zero for every row; give at least one row a positive weight, or leave sample_weight out."
+        )
     return np.asarray(weight)
 
 
@@ -44,7 +66,7 @@ def right_answers(y_true: ArrayLike, y_pred: ArrayLike) -> NDArray[np.bool_]:
     ):
         raise ValueError(
             f"y_true has dtype {labels.dtype} and y_pred {answers.dtype}; pass class labels of the same kind, as "
-            "predict gives them."
+            "by y_true.astype(y_pred.dtype)."
         )
     return np.asarray(answers == labels[:, None], dtype=bool)
 
@@ -53,10 +75,12 @@ def check_exits(exits: ArrayLike, n_exits: int) -> NDArray[np.int64]:
     """Exits as an array of shape (n_samples,), checked to be whole numbers from 0 to ``n_exits - 1``."""
     checked = column_or_1d(exits)
     if checked.dtype.kind not in "iu":
-        raise ValueError(f"exits has dtype {checked.dtype}; it must hold whole numbers, as of predict_exit.")
+        raise ValueError(f"exits has dtype {checked.dtype}; pass whole numbers, those of predict_exit.")
     outside = checked[(checked < 0) | (checked >= n_exits)]
     if len(outside):
-        raise ValueError(f"exits has the exit {outside[0]}, but there are {n_exits} exits, counted from 0.")
+        raise ValueError(
+            f"exits has the exit {outside[0]}, but there are {n_exits} exits: pass numbers from 0 to {n_exits - 1}."
+        )
     return checked.astype(np.int64, copy=False)
 
 
@@ -64,7 +88,9 @@ def check_costs(costs: ArrayLike, n_exits: int) -> NDArray[np.float64]:
     """Cumulative costs of the exits."""
     checked = np.asarray(costs, dtype=np.float64)
     if checked.shape != (n_exits,):
-        raise ValueError(f"costs has shape {checked.shape}; it must be ({n_exits},), one cost for each exit of y_pred.")
+        raise ValueError(f"costs has shape {checked.shape}; pass one cost for each of the {n_exits} exits of y_pred.")
     if not np.isfinite(checked).all() or checked[0] <= 0 or (np.diff(checked) <= 0).any():
-        raise ValueError(f"costs={checked.tolist()} must be positive and increase from exit to exit, as policy.costs_.")
+        raise ValueError(
+            f"costs={checked.tolist()} must be positive and increase from exit to exit; pass policy.costs_."
+        )
     return checked

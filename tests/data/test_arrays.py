@@ -375,26 +375,31 @@ class TestStackExits:
     @pytest.mark.parametrize(
         ("logits", "features", "message"),
         [
-            (None, None, "stack_exits needs logits, features, or both."),
-            ([], [], "stack_exits needs logits, features, or both."),
+            (None, None, "there is nothing to stack; pass logits, probabilities or features."),
+            ([], [], "there is nothing to stack; pass logits, probabilities or features."),
             (
                 np.zeros((5, 2)),
                 None,
-                "logits has shape (5, 2); pass (n_samples, n_exits, n_classes), or a list of arrays, one per exit.",
+                "logits has shape (5, 2); pass (n_samples, n_exits, n_classes), or a list of arrays of shape (n_samples, n_classes), one per exit.",
             ),
-            ([np.zeros(5)], None, "logits[0] has shape (5,); it must be (n_samples, width)."),
-            (None, [np.array([["a"]])], "features[0] has dtype <U1; it must be numeric."),
+            ([np.zeros(5)], None, "logits[0] has shape (5,); pass one row per sample, as by reshape(-1, 1)."),
+            (None, [np.array([["a"]])], "features[0] has dtype <U1; pass numbers, as by astype(float)."),
             (
                 np.zeros((5, 2, 2)),
                 [np.zeros((5, 1))],
-                "logits has 2 exits and features 1; put None where an exit has none.",
+                "logits has 2 exits and features 1; pass lists, with None where an exit has none.",
             ),
-            ([np.zeros((5, 2)), np.zeros((4, 2))], None, "the arrays have different numbers of rows: [4, 5]."),
-            ([None, None], None, "exit 0 has 0 logits and 0 features; give it one or the other."),
+            (
+                [np.zeros((5, 2)), np.zeros((4, 2))],
+                None,
+                "the arrays have different numbers of rows: [4, 5]. Give each exit the same rows, in one order.",
+            ),
+            ([None, None], None, "exit 0 has 0 logits and 0 features; give it logits or features, or leave it out."),
             (
                 [np.zeros((5, 2)), np.zeros((5, 3))],
                 None,
-                "n_logits=[2, 3]: every exit that has logits needs the same number.",
+                "n_logits=[2, 3]: every exit that has logits needs the same number. Where an exit lacks a class, "
+                "give stack_exits a column of -inf for it.",
             ),
         ],
     )
@@ -405,7 +410,7 @@ class TestStackExits:
 
 
 def test_from_array_refuses_other_dimensions():
-    with pytest.raises(ValueError, match=r"X has shape \(3,\); it must be two-dimensional"):
+    with pytest.raises(ValueError, match=r"X has shape \(3,\); pass one row per sample"):
         ExitArray.from_array(np.zeros(3))
 
 

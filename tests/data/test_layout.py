@@ -148,7 +148,7 @@ def test_number_of_classes(n_logits, classes, n_classes):
     ("arguments", "message"),
     [
         ({"n_logits": [2], "n_features": [1, 1]}, r"n_logits=\[2\] and n_features=\[1, 1\] must have one entry"),
-        ({"n_logits": [], "n_features": []}, "there must be an exit"),
+        ({"n_logits": [], "n_features": []}, "one entry for each exit, at least one"),
         ({"n_logits": [2, 0], "n_features": [1, 0]}, "exit 1 has 0 logits and 0 features"),
         ({"n_logits": [-2], "n_features": [3]}, "exit 0 has -2 logits and 3 features"),
         ({"n_logits": [2, 3], "n_features": [0, 0]}, r"n_logits=\[2, 3\]: every exit that has logits needs the same"),
@@ -164,8 +164,8 @@ def test_number_of_classes(n_logits, classes, n_classes):
         ({"n_logits": [2], "n_features": [0], "head_costs": [0, 0]}, r"head_costs has shape \(2,\).*each of 1 exits"),
         ({"n_logits": [2], "n_features": [0], "head_costs": [-1]}, r"head_costs=\[-1\.0\] must be 0 or more and below"),
         ({"n_logits": [2], "n_features": [0], "head_costs": [1]}, r"head_costs=\[1\.0\] must be .* costs=\[1\.0\]"),
-        ({"n_logits": [2], "n_features": [0], "classes": [0, 0]}, "classes must be .* without repeated labels"),
-        ({"n_logits": [2], "n_features": [0], "classes": [[0, 1]]}, "classes must be one-dimensional"),
+        ({"n_logits": [2], "n_features": [0], "classes": [0, 0]}, "classes has 0 more than once"),
+        ({"n_logits": [2], "n_features": [0], "classes": [[0, 1]]}, "classes has shape \\(1, 2\\); pass a list"),
         ({"n_logits": [2], "n_features": [0], "classes": [0, 1, 2]}, "classes has 3 labels but each exit has 2 logits"),
     ],
 )
@@ -179,11 +179,11 @@ def test_what_describes_no_network_is_refused(arguments, message):
     [
         (["exit0__feature0", "age"], "column 'age' stands among columns named like 'exit0__logit3'"),
         (["exit0__feature0", 3], "column 3 stands among"),
-        (["exit0__feature0", "exit0__logit0", "exit0__logit1"], "incomplete or out of order"),
-        (["exit0__feature1", "exit0__feature0"], "incomplete or out of order"),
-        (["exit0__feature0", "exit0__feature2"], "incomplete or out of order"),
-        (["exit0__feature0", "exit0__feature0"], "incomplete or out of order"),
-        (["exit1__feature0", "exit0__feature0"], "incomplete or out of order"),
+        (["exit0__feature0", "exit0__logit0", "exit0__logit1"], "are out of order"),
+        (["exit0__feature1", "exit0__feature0"], "are out of order"),
+        (["exit0__feature0", "exit0__feature2"], "'exit0__feature1' is not there"),
+        (["exit0__feature0", "exit0__feature0"], "'exit0__feature1' is not there"),
+        (["exit1__feature0", "exit0__feature0"], "are out of order"),
         (["exit0__feature0", "exit2__feature0"], "exit 1 has 0 logits and 0 features"),
     ],
 )
@@ -224,7 +224,7 @@ class TestResolve:
         frame = pd.DataFrame(np.zeros((2, 2)), columns=ExitLayout([2], [0]).column_names())
         frame.attrs[FRAME_ATTRIBUTE] = ExitLayout([2], [1]).to_dict()
         with pytest.raises(
-            ValueError, match=r"not those of the layout kept in its attrs.*delete attrs\['skexit_layout'\]"
+            ValueError, match=r"not those of the layout kept in its attrs.*del X\.attrs\['skexit_layout'\]"
         ):
             resolve_layout(None, frame, 2)
 
@@ -239,8 +239,8 @@ class TestResolve:
     @pytest.mark.parametrize(
         ("layout", "message"),
         [
-            (4, "layout=4 splits the columns of X evenly into 4 exits, but X has 6 columns"),
-            (0, "layout=0 splits"),
+            (4, "6 columns cannot be split evenly into 4 exits"),
+            (0, "n_exits=0 must be at least 1"),
             (ExitLayout([2], [3]), "layout describes 5 columns but X has 6"),
             (True, "layout=True is neither an ExitLayout nor a number of exits"),
             ("two", "layout='two' is neither"),

@@ -272,7 +272,7 @@ class TestFrames:
             policy.predict(stack_exits(logits, classes=["a", "b", "c", "d"]).to_frame())
         with pytest.raises(ValueError, match="X has the layout"):
             policy.predict(stack_exits(features=logits).to_frame())
-        with pytest.raises(ValueError, match="incomplete or out of order"):
+        with pytest.raises(ValueError, match="are out of order"):
             policy.predict(named.to_frame().iloc[:, ::-1])
 
     def test_a_layout_that_contradicts_x_is_refused(self, named, data):

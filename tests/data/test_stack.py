@@ -74,11 +74,11 @@ class TestProbabilities:
     @pytest.mark.parametrize(
         ("row", "message"),
         [
-            ([-0.1, 0.6, 0.5], r"probabilities\[1\]: row 2 has the value -0.1"),
+            ([-0.1, 0.6, 0.5], r"probabilities\[1\]: row 2 has a value below 0 or above 1: \[-0.1"),
             ([0.2, 0.2, 0.2], r"probabilities\[1\]: row 2 sums to 0.6, not 1"),
-            ([20, 30, 50], r"row 2 sums to 100, not 1\..* divide percentages"),
+            ([20, 30, 50], r"row 2 sums to 100, not 1: \[20.* Divide percentages"),
             ([0, 0, 0], "row 2 sums to 0, not 1"),
-            ([np.nan, 0.5, 0.5], "row 2 has the value nan"),
+            ([np.nan, 0.5, 0.5], "row 2 has NaN: .* Leave such rows out"),
             ([np.inf, 0, 0], "row 2 sums to inf"),
         ],
     )

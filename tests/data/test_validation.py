@@ -21,7 +21,7 @@ def logits_of(X):
 
 def test_integer_labels_that_do_not_start_at_zero_need_classes(data):
     X, y = data
-    with pytest.raises(ValueError, match=r"1 to 4, and X logits for 4, .* stack_exits\(\.\.\., classes=\.\.\.\)"):
+    with pytest.raises(ValueError, match=r"1 to 4, and X logits for 4, .* stack_exits\(\.\.\., classes=\[\.\.\.\]\)"):
         ThresholdPolicy().fit(X, y + 1)
     named = stack_exits(logits_of(X), classes=[1, 2, 3, 4])
     some = y < 3

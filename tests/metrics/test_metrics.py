@@ -165,11 +165,12 @@ class TestCurve:
     def test_errors(self):
         curve = AccuracyCostCurve([0.25, 1], [0.5, 0.875])
         with pytest.raises(
-            ValueError, match=r"^cost=0\.2 cannot be reached: the cheapest point costs 0\.25 of the network's cost\.$"
+            ValueError,
+            match=r"^cost=0\.2 cannot be reached: the cheapest point costs 0\.25 of the network's cost\. Ask",
         ):
             curve.accuracy_at([0.5, 0.2])
         with pytest.raises(
-            ValueError, match=r"^accuracy=0\.9 cannot be reached: the most accurate point has 0\.875\.$"
+            ValueError, match=r"^accuracy=0\.9 cannot be reached: the most accurate point has 0\.875\. Ask for"
         ):
             curve.cost_at([0.5, 0.9])
         for method in (curve.accuracy_at, curve.cost_at, curve.area):
@@ -226,12 +227,12 @@ class TestAccuracyAndCost:
     def test_errors(self):
         y_true, y_pred, costs = [0, 1], [[0, 1], [1, 1]], [[0.5, 1.0], [0.5, 1.0]]
         cases = [
-            ((y_true, y_pred, [0.5, 1.0]), r"^sample_costs has shape \(2,\) and y_pred \(2, 2\); both must be the same\.$"),
+            ((y_true, y_pred, [0.5, 1.0]), r"^sample_costs has shape \(2,\) and y_pred \(2, 2\); pass one cost for each answer"),
             ((y_true[:1], y_pred, costs), r"inconsistent numbers of samples: \[1, 2\]"),
             (([0, np.nan], y_pred, costs), "Input y_true contains NaN"),
             ((y_true, [[0, np.nan], [1, 1]], costs), "Input y_pred contains NaN"),
             ((y_true, y_pred, [[0.5, np.nan], [0.5, 1]]), "Input sample_costs contains NaN"),
-            ((y_true, y_pred, [[0.5, 0], [0.5, 1]]), "^sample_costs has the cost 0; every sample costs more than zero"),
+            ((y_true, y_pred, [[0.5, 0], [0.5, 1]]), "^sample_costs has the cost 0; pass costs above 0"),
             ((["a", "b"], y_pred, costs), "^y_true has dtype <U1 and y_pred int64; pass class labels of the same kind"),
             ((y_true, [["a", "b"]] * 2, costs), "^y_true has dtype int64 and y_pred <U1; pass class labels"),
             (([], np.empty((0, 2)), np.empty((0, 2))), "Found array with 0 sample"),
@@ -241,11 +242,13 @@ class TestAccuracyAndCost:
                 accuracy_cost_curve(*arrays)
         with pytest.raises(ValueError, match=r"^cost=0\.4 cannot be reached: the cheapest point costs 0\.5 of"):
             accuracy_at_budget(y_true, y_pred, costs, budget=0.4)
-        with pytest.raises(ValueError, match=r"^accuracy=1\.1 cannot be reached: the most accurate point has 1\.$"):
+        with pytest.raises(
+            ValueError, match=r"^accuracy=1\.1 cannot be reached: the most accurate point has 1\. Ask for"
+        ):
             cost_at_accuracy(y_true, y_pred, costs, accuracy=1.1)
         with pytest.raises(ValueError, match=r"^cost=0\.4 cannot be reached"):
             area_under_accuracy_cost(y_true, y_pred, costs, max_cost=0.4)
-        with pytest.raises(ValueError, match="every sample costs more than zero"):
+        with pytest.raises(ValueError, match="pass costs above 0"):
             speedup([0.5, -1])
         with pytest.raises(ValueError, match="Input sample_costs contains NaN"):
             speedup([0.5, np.nan])
@@ -312,11 +315,11 @@ class TestExitReport:
     def test_errors(self):
         right = ([0, 1], [[0, 0], [0, 1]], [0, 1], [1, 2])
         cases = {
-            (2, (0, 2)): r"^exits has the exit 2, but there are 2 exits, counted from 0\.$",
+            (2, (0, 2)): r"^exits has the exit 2, but there are 2 exits: pass numbers from 0 to 1\.$",
             (2, (0, -1)): r"^exits has the exit -1, but there are 2 exits",
-            (2, (0.0, 1.0)): "^exits has dtype float64; it must hold whole numbers, as of predict_exit",
+            (2, (0.0, 1.0)): "^exits has dtype float64; pass whole numbers, those of predict_exit",
             (2, (0, 1, 1)): "inconsistent numbers of samples",
-            (3, (1, 2, 3)): r"^costs has shape \(3,\); it must be \(2,\), one cost for each exit of y_pred\.$",
+            (3, (1, 2, 3)): r"^costs has shape \(3,\); pass one cost for each of the 2 exits of y_pred\.$",
             (3, (2, 1)): r"^costs=\[2\.0, 1\.0\] must be positive and increase from exit to exit",
             (3, (1, 1)): "must be positive and increase",
             (3, (0, 1)): "must be positive and increase",
@@ -353,9 +356,13 @@ class TestExitDistributionByClass:
         assert exit_distribution_by_class(["b", "a"], [0, 1], n_exits=2).tolist() == [[0, 1], [1, 0]]
 
     def test_errors(self):
-        with pytest.raises(ValueError, match=r"^y_true has the class 2, which labels=\[0, 1\] lacks\.$"):
+        with pytest.raises(
+            ValueError, match=r"^y_true has the class 2, which labels=\[0, 1\] lacks\. Leave such rows out"
+        ):
             exit_distribution_by_class([0, 2], [0, 0], n_exits=1, labels=[0, 1])
-        with pytest.raises(ValueError, match=r"^labels=\[0, 0\] names a class twice\.$"):
+        with pytest.raises(
+            ValueError, match=r"^labels=\[0, 0\] names a class twice; give one label for each column\.$"
+        ):
             exit_distribution_by_class([0, 0], [0, 0], n_exits=1, labels=[0, 0])
         with pytest.raises(ValueError, match=r"^exits has the exit 1, but there are 1 exits"):
             exit_distribution_by_class([0, 0], [0, 1], n_exits=1)
@@ -440,11 +447,13 @@ class TestScores:
     @pytest.mark.parametrize("metric", [exit_auroc, area_under_risk_coverage])
     def test_errors(self, metric):
         correct = np.array([[True], [False]])
-        with pytest.raises(ValueError, match=r"^correct has dtype int64; it must be bool: policy\.predict_at_exits"):
+        with pytest.raises(ValueError, match=r"^correct has dtype int64; pass booleans: policy\.predict_at_exits"):
             metric(correct.astype(int), [[1.0], [2.0]])
-        with pytest.raises(ValueError, match=r"^scores has shape \(2, 2\) and correct \(2, 1\); both must be the same"):
+        with pytest.raises(
+            ValueError, match=r"^scores has shape \(2, 2\) and correct \(2, 1\); pass both for the same rows and exits"
+        ):
             metric(correct, np.ones((2, 2)))
-        with pytest.raises(ValueError, match=r"^scores contains NaN; remove such rows\.$"):
+        with pytest.raises(ValueError, match=r"^scores contains NaN; leave such rows out of scores and correct\.$"):
             metric(correct, [[1.0], [np.nan]])
         with pytest.raises(ValueError, match="Expected 2D array"):
             metric(correct.ravel(), [1.0, 2.0])
@@ -698,12 +707,12 @@ class TestBootstrap:
         assert np.isnan(low[2]).all()
 
     def test_errors(self):
-        with pytest.raises(ValueError, match=r"^bootstrap_interval needs one array or more to draw rows from"):
+        with pytest.raises(ValueError, match=r"^there is no array to draw rows from; pass those of the metric"):
             bootstrap_interval(mean)
         with pytest.raises(ValueError, match="inconsistent numbers of samples"):
             bootstrap_interval(mean, [1, 2], [1, 2, 3])
         for level in (0, 1, 95, np.nan, "0.9"):
-            with pytest.raises(ValueError, match=rf"^confidence_level={level!r} must be between 0 and 1\.$"):
+            with pytest.raises(ValueError, match=rf"^confidence_level={level!r} must be between 0 and 1, as 0\.95\.$"):
                 bootstrap_interval(mean, [1, 2], confidence_level=level)
         with pytest.raises(ValueError, match=r"^method='bca' must be 'auto', 'share', 'difference' or 'percentile'\."):
             bootstrap_interval(mean, [1, 2], method="bca")

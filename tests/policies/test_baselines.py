@@ -70,7 +70,7 @@ class TestOracle:
     def test_an_unknown_class_is_refused(self, data):
         X, _ = data
         layout = X.layout.replace(classes=["a", "b", "c"])
-        with pytest.raises(ValueError, match=r"y has the class 'd', which the layout does not know"):
+        with pytest.raises(ValueError, match=r"y has the class 'd', which is none of those known, \['a', 'b', 'c'\]"):
             oracle(np.asarray(X), ["d"] * len(X), layout=layout)
 
 
@@ -86,7 +86,7 @@ class TestStaticExit:
 
     @pytest.mark.parametrize("exit", [-5, 4])
     def test_an_exit_that_does_not_exist_is_refused(self, data, exit):
-        with pytest.raises(ValueError, match=rf"exit={exit} does not exist: X has 4 exits, counted from 0"):
+        with pytest.raises(ValueError, match=rf"exit={exit} does not exist: X has 4 exits. Give a number from 0 to 3"):
             StaticExit(exit).fit(*data)
 
 

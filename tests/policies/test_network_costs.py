@@ -161,17 +161,20 @@ class TestBudgetsThatCannotBeMet:
             ValueError, match=r"^budget=0\.4 is below the cost of the first exit, 0\.45 of the network"
         ) as caught:
             ThresholdPolicy(budget=0.4).fit(X, y)
-        assert "0.15 of it for heads. Raise the budget, use cheaper heads, or add an earlier exit." in str(caught.value)
+        assert (
+            "0.15 of it for heads. Raise it to 0.45 or more, or use heads with fewer features or hidden units, or add"
+            in str(caught.value)
+        )
         ThresholdPolicy(budget=0.46).fit(X, y)
         with pytest.raises(
-            ValueError, match=r"first exit, 0\.3 of the network's\. Raise the budget, or add an earlier"
+            ValueError, match=r"first exit, 0\.3 of the network's\. Raise it to 0\.3 or more, or add an earlier"
         ):
             RandomExit(budget=0.2).fit(ExitArray.from_array(np.asarray(X), X.layout.replace(cost_unit="ms")), y)
 
     def test_no_budget_pays_for_heads_that_cost_more_than_the_network(self):
         X, y = frozen_network(network_cost=20)
         with pytest.raises(
-            ValueError, match=r"first exit, 1\.05 of the network's, 0\.75 of it for heads\. Use cheaper"
+            ValueError, match=r"first exit, 1\.05 of the network's, 0\.75 of it for heads\. Use heads with fewer"
         ) as caught:
             ThresholdPolicy(budget=1).fit(X, y)
         assert "Raise" not in str(caught.value)

@@ -172,7 +172,7 @@ class TestErrors:
         ("logits", "message"),
         [
             (None, "logits=None at exit 0"),
-            (np.zeros(3), r"shape \(3,\).* must be \(n_samples, 3\)"),
+            (np.zeros(3), r"shape \(3,\).* pass \(n_samples, 3\), one row of a single sample"),
             (np.zeros((2, 4)), r"shape \(2, 4\)"),
             (np.array([[0, 1, np.nan]]), "logits of exit 0 contain NaN"),
             (torch.tensor([[0, 1, np.inf]]), "logits of exit 0 contain NaN or infinity"),
@@ -188,7 +188,7 @@ class TestErrors:
         policy = ThresholdPolicy().fit(X, y)
         with pytest.raises(ValueError, match=r"features=None at exit 0, where the policy needs its 4 features"):
             policy.decide(0, state=ExitState(np.arange(2), [{}, {}]))
-        with pytest.raises(ValueError, match=r"logits of exit 0 .* must be None"):
+        with pytest.raises(ValueError, match=r"logits of exit 0 .* leave out logits"):
             policy.decide(0, np.zeros((5, 3)), X.features(0)[:5])
         with pytest.raises(ValueError, match=r"pass logits or features at exit 0"):
             StaticExit(1).fit(X, y).decide(0)

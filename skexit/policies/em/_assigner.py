@@ -384,7 +384,7 @@ class EMExitAssigner(BudgetedPolicy):
         elif self.router_input == "features":
             raise ValueError(
                 f"router_input='features', but exit {k} has no features. Use router_input='probabilities' or 'both', "
-                "or keep features in the cache."
+                "or give X features of each exit."
             )
         xp = array_namespace(probabilities)
         if self.router_input != "features":

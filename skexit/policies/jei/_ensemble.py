@@ -266,7 +266,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
         """
         prices = check_array(lams, ensure_2d=False, ensure_all_finite=True, dtype=np.float64, input_name="lams").ravel()
         if prices.min() < 0:
-            raise ValueError(f"lams={prices.tolist()} must not be negative: they are prices of compute.")
+            raise ValueError(f"lams={prices.tolist()} has a price below 0; pass prices of 0 or more.")
         first = clone(self).set_params(budget=None)
         first._validate_params()
         exits, first.classes_, labels, weight = first._validate_training_data(X, y, sample_weight)
@@ -300,7 +300,9 @@ class JEIGatedEnsemble(BudgetedPolicy):
         self, X: ExitArray, labels: NDArray[np.int64], weight: Floats, groups: NDArray[np.int64] | None
     ) -> JointTrainer:
         if self.heads is not None:
-            raise ValueError("heads are not trained further: pass joint=False with them, or leave heads=None.")
+            raise ValueError(
+                "heads are given, but joint=True trains its own: pass joint=False with them, or heads=None."
+            )
         check_two_classes(self.classes_)
         check_torch("JEIGatedEnsemble trains classifiers and gates jointly with")
         random_state = check_random_state(self.random_state)
