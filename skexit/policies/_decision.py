@@ -126,3 +126,10 @@ def _earlier_exits(transformer: Any, k: int) -> range:
 def unfrozen(estimator: Any) -> Any:
     """The estimator in a FrozenEstimator, or the estimator itself."""
     return estimator.estimator if isinstance(estimator, FrozenEstimator) else estimator
+
+
+def gives_logits(heads: Any) -> bool:
+    """Whether heads change the logits of an exit; those of other makers do not say."""
+    return heads is not None and not (
+        isinstance(heads, LogitsTransformer) and hasattr(heads, "layout_") and not [*heads.new_logits()]
+    )

@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 from skexit.data import ExitArray, ExitLayout
 from skexit.policies._base import ExitPolicy
 from skexit.policies._budgeted import BudgetedPolicy
+from skexit.policies._decision import gives_logits, unfrozen
 from skexit.policies._quotas import quota_thresholds, shared_threshold
 from skexit.uncertainty import softmax, vote
 from skexit.uncertainty._scores import SCORES, count_votes
@@ -37,7 +38,8 @@ class ThresholdPolicy(BudgetedPolicy):
         (eq. 6), the largest probability minus the second, or the share of the exits so far that agree (eq. 7). Few
         values of ``"vote"`` are possible, so that it cannot meet every budget; a warning says by how much it falls
         short. Or the ``exit_scores`` of another policy: a copy is fitted to the same data; in a
-        :class:`sklearn.frozen.FrozenEstimator`, the policy is used as it is.
+        :class:`sklearn.frozen.FrozenEstimator`, the policy is used as it is. It scores the logits with which this
+        policy answers, so that `heads` are a parameter of this policy, not of the other.
     schedule : {"geometric", "shared"}, default="geometric"
         ``"geometric"``: exit k serves a share of the samples in proportion to ``q ** k``, with the
         q that meets the budget. ``"shared"``: the same threshold at every exit.
@@ -124,17 +126,46 @@ class ThresholdPolicy(BudgetedPolicy):
     def _fit_criterion(
         self, X: ExitArray, labels: NDArray[np.int64], weight: Floats, groups: NDArray[np.int64] | None
     ) -> ExitPolicy:
+        self._check_criterion()
         if not isinstance(self.criterion, FrozenEstimator):
             given = {"groups": groups} if has_fit_parameter(self.criterion, "groups") else {}
             return clone(self.criterion).fit(X, self.classes_[labels], sample_weight=weight, **given)
         policy = self.criterion.estimator
-        check_is_fitted(policy)
         if policy.layout_.n_logits != X.layout.n_logits or policy.layout_.n_features != X.layout.n_features:
             raise ValueError(
                 f"criterion is a {type(policy).__name__} fitted with {policy.layout_}, but the exits here have "
                 f"{X.layout}. Fit it on the same exits, or pass it without FrozenEstimator to fit a copy."
             )
         return policy
+
+    def _check_criterion(self) -> None:
+        """Raise unless the scores of the criterion follow from the logits with which this policy answers."""
+        policy = unfrozen(self.criterion)
+        name = type(policy).__name__
+        if not isinstance(policy, ExitPolicy):
+            raise ValueError(
+                f"criterion is a {name}, and no policy. Of a pipeline, pass the policy at its end, and put this one "
+                "there: make_exit_pipeline(..., ThresholdPolicy(criterion=policy))."
+            )
+        is_frozen = policy is not self.criterion
+        if is_frozen:
+            check_is_fitted(policy)
+        elif not has_fit_parameter(policy, "sample_weight"):
+            raise ValueError(
+                f"criterion is a {name}, which cannot be fitted with weights. Pass the policy in it instead."
+            )
+        heads = unfrozen(policy.heads_ if is_frozen else getattr(policy, "heads", None))
+        if gives_logits(heads) and heads is not unfrozen(self.heads_):
+            cure = "heads=FrozenEstimator(criterion.heads_)" if is_frozen else "heads=..., and leave those of criterion"
+            raise ValueError(
+                f"criterion is a {name} with heads of its own, {heads!r}: it would score other logits than those with "
+                f"which this policy answers. Give this policy these heads: {cure}."
+            )
+        if getattr(policy, "use_most_confident", False) and not self.use_most_confident:
+            raise ValueError(
+                f"criterion is a {name} that scores the most confident exit so far, with which this policy does not "
+                "answer. Set use_most_confident=True of this policy, too."
+            )
 
     def choose_thresholds(self, scores: Floats, weight: Floats) -> Floats:
         choose = shared_threshold if self.schedule == "shared" else quota_thresholds

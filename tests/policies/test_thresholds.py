@@ -6,7 +6,17 @@ from instances import make_exits
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 
-from skexit import EENetPolicy, ExitHeads, JEIGatedEnsemble, OptimalStoppingPolicy, ThresholdPolicy, stack_exits
+from skexit import (
+    EENetPolicy,
+    ExitEnsemble,
+    ExitHeads,
+    JEIGatedEnsemble,
+    OptimalStoppingPolicy,
+    RiskControlledPolicy,
+    ThresholdPolicy,
+    make_exit_pipeline,
+    stack_exits,
+)
 from skexit.policies._quotas import exits_from_scores
 
 
@@ -62,3 +72,33 @@ class TestScoresOfPolicies:
             ValueError, match=r"criterion is a OptimalStoppingPolicy fitted with .* Fit it on the same exits"
         ):
             ThresholdPolicy(FrozenEstimator(fitted)).fit(X, y)
+
+    @pytest.mark.parametrize("frozen", [False, True])
+    @pytest.mark.parametrize(
+        ("inner", "message"),
+        [
+            (OptimalStoppingPolicy(0.5, heads=ExitEnsemble(), random_state=0), " with heads of its own"),
+            (ThresholdPolicy(use_most_confident=True), "that scores the most confident exit so far"),
+            (make_exit_pipeline(ExitEnsemble(), ThresholdPolicy()), "ExitPipeline, and no policy"),
+        ],
+        ids=["heads", "most confident", "pipeline"],
+    )
+    def test_of_other_logits_are_refused(self, inner, message, frozen):
+        X, y = make_exits(100, 3, 3, 0)
+        criterion = FrozenEstimator(clone(inner).fit(X, y)) if frozen else inner
+        with pytest.raises(ValueError, match=rf"criterion is a .*{message}"):
+            ThresholdPolicy(criterion).fit(X, y)
+
+    def test_the_cures_of_the_errors(self):
+        X, y = make_exits(300, 3, 3, 0)
+        inner = OptimalStoppingPolicy(0.5, heads=ExitEnsemble(), random_state=0).fit(X, y)
+        policy = ThresholdPolicy(FrozenEstimator(inner), heads=FrozenEstimator(inner.heads_)).fit(X, y)
+        np.testing.assert_allclose(policy.exit_scores(X), inner.exit_scores(X))
+        inner = ThresholdPolicy("entropy", use_most_confident=True)
+        policy = ThresholdPolicy(inner, use_most_confident=True).fit(X, y)
+        np.testing.assert_allclose(policy.exit_scores(X), inner.fit(X, y).exit_scores(X))
+
+    def test_of_risk_control_are_those_of_its_policy(self):
+        X, y = make_exits(300, 3, 3, 0)
+        with pytest.raises(ValueError, match="cannot be fitted with weights"):
+            ThresholdPolicy(RiskControlledPolicy(alpha=0.2)).fit(X, y)
