@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 from numpy.typing import NDArray
+from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
@@ -40,6 +41,30 @@ def with_last_step(estimator: Any, last: Any) -> Any:
     name, step = estimator.steps[-1]
     copied.steps = [*estimator.steps[:-1], (name, with_last_step(step, last))]
     return copied
+
+
+def joined(pipeline: Any) -> Any:
+    """One policy in place of a pipeline of heads and a policy, fitted if it is frozen; anything else as it is."""
+    *before, policy = steps_of(pipeline)
+    is_frozen = isinstance(pipeline, FrozenEstimator)
+    if not before:
+        return pipeline
+    heads = before[0]
+    if len(before) > 1 or not hasattr(heads, "exit_logits") or policy.get_params().get("heads", policy) is not None:
+        raise ValueError(
+            f"{policy} comes after {', '.join(map(str, before))} in a pipeline; here that may be one step that gives "
+            "logits, such as ExitHeads() or ExitEnsemble(ExitHeads()). Put earlier steps before this estimator, in a "
+            "pipeline that ends in it."
+        )
+    if not is_frozen:
+        return clone(policy).set_params(heads=heads)
+    policy = copy.copy(policy).set_params(heads=FrozenEstimator(heads))
+    for name in ("_layout_in", "n_features_in_", "feature_names_in_"):
+        policy.__dict__.pop(name, None)
+        if hasattr(heads, name):
+            setattr(policy, name, getattr(heads, name))
+    policy.heads_ = heads
+    return FrozenEstimator(policy)
 
 
 def last_step_and_data(estimator: Any, X: Any) -> tuple[Any, Any]:

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._validation import check_budget, encode_labels, validate_groups
+from skexit.policies._access import joined
 from skexit.policies._base import ExitPolicy
 from skexit.policies._quotas import equal_thresholds
 from skexit.policies._thresholds import ThresholdPolicy
@@ -68,8 +69,9 @@ class RiskControlledPolicy(ExitPolicy):
         the rows, at a budget that pays for the first exit, and tested on the others. In a
         :class:`sklearn.frozen.FrozenEstimator` it is used as it is, and all rows given to ``fit``
         test it, unless another policy is to be fitted: they must not have been used in fitting.
-        List all policies that you compare: chosen among several that were each controlled alone
-        on the same rows, the cheapest has no guarantee.
+        A pipeline of a step that gives logits and a policy, as of :func:`recommended_pipeline`, counts
+        as the policy with that step as its `heads`. List all policies that you compare: chosen among
+        several that were each controlled alone on the same rows, the cheapest has no guarantee.
     alpha : float, default=0.01
         The largest expected loss that is allowed, in the unit of the loss.
     delta : float, default=0.1
@@ -177,8 +179,8 @@ class RiskControlledPolicy(ExitPolicy):
         ------
         ValueError
             If X does not fit its layout or is not finite, y has a class that X does not know, a
-            policy has no budget, a budget cannot be met, a loss is outside [-1, 1], there is one
-            group only, or there are fewer than a policy has folds.
+            policy has no budget or is in a pipeline after several steps, a budget cannot be met, a
+            loss is outside [-1, 1], there is one group only, or there are fewer than a policy has folds.
         """
         numbers = validate_groups(groups, y)
         exits, classes, labels, _ = self._validate_training_data(X, y, None)
@@ -213,6 +215,7 @@ class RiskControlledPolicy(ExitPolicy):
         )
         if not given:
             raise ValueError("policy=[] has no policy; pass one or more, or None for ThresholdPolicy().")
+        given = [joined(policy) for policy in given]
         for policy in given:
             if not hasattr(_thawed(policy), "with_budget"):
                 raise ValueError(

@@ -14,17 +14,21 @@ from sklearn.datasets import load_digits
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import GridSearchCV, train_test_split
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from skexit import (
     EENetPolicy,
     EMExitAssigner,
+    ExitEnsemble,
     ExitHeads,
     ExitLayout,
+    ExitTransformer,
     JEIGatedEnsemble,
     OptimalStoppingPolicy,
     RiskControlledPolicy,
     StaticExit,
     ThresholdPolicy,
+    make_exit_pipeline,
     stack_exits,
 )
 from skexit.runtime import policy_from_json, policy_to_json
@@ -425,6 +429,45 @@ class TestComposition:
         policy = RiskControlledPolicy(FrozenEstimator(fitted), 0.2, random_state=0).fit(X[few], names[few])
         assert policy.classes_.tolist() == ["cat", "dog", "owl"]
         np.testing.assert_array_equal(policy.predict(X), fitted.with_budget(policy.budget_).predict(X))
+
+
+class TestPipelines:
+    @pytest.mark.parametrize("heads", [ExitHeads(random_state=0), ExitEnsemble(ExitHeads((8,), random_state=0))])
+    def test_are_policies_with_heads(self, heads, tmp_path):
+        X, y = make_exits(300, 3, 3, 0)
+        X = stack_exits(features=[X.features(k) for k in range(3)])
+        pipeline = make_exit_pipeline("passthrough", heads, ThresholdPolicy(budget=0.7))
+        controlled = RiskControlledPolicy(pipeline, alpha=0.2, random_state=0).fit(X, y)
+        expected = RiskControlledPolicy(ThresholdPolicy(budget=0.7, heads=heads), alpha=0.2, random_state=0).fit(X, y)
+        assert controlled.budget_ == expected.budget_ is not None
+        np.testing.assert_array_equal(controlled.predict_proba(X), expected.predict_proba(X))
+        joblib.dump(controlled, tmp_path / "policy.joblib")
+        loaded = joblib.load(tmp_path / "policy.joblib")
+        np.testing.assert_array_equal(loaded.predict_exit(X), expected.predict_exit(X))
+        assert pipeline[-1].heads is None
+
+    def test_frozen(self):
+        X, y = make_exits(600, 3, 3, 0)
+        X = stack_exits(features=[X.features(k) for k in range(3)])
+        pipeline = make_exit_pipeline(ExitHeads(random_state=0), OptimalStoppingPolicy(0.7)).fit(X[:300], y[:300])
+        controlled = RiskControlledPolicy(FrozenEstimator(pipeline), alpha=0.2).fit(X[300:], y[300:])
+        assert controlled.n_calibration_ == 300
+        served = pipeline.with_budget(controlled.budget_)
+        np.testing.assert_array_equal(controlled.predict_exit(X), served.predict_exit(X))
+        np.testing.assert_array_equal(controlled.predict_proba(X), served.predict_proba(X))
+        np.testing.assert_array_equal(controlled.without_fit_state().predict(X), served.predict(X))
+        assert pipeline[-1].heads is pipeline[-1].heads_ is None
+
+    @pytest.mark.parametrize("frozen", [False, True])
+    def test_of_several_steps_are_refused(self, frozen):
+        X, y = make_exits(100, 3, 3, 0)
+        steps = [ExitTransformer(StandardScaler()), ExitHeads(random_state=0)]
+        pipeline = make_exit_pipeline(*steps, ThresholdPolicy())
+        policy = FrozenEstimator(pipeline.fit(X, y)) if frozen else pipeline
+        with pytest.raises(ValueError, match=r"Put earlier steps before this estimator, in a pipeline"):
+            RiskControlledPolicy(policy).fit(X, y)
+        cure = make_exit_pipeline(*steps, RiskControlledPolicy(ThresholdPolicy(), alpha=0.2)).fit(X, y)
+        assert cure.mean_cost(X) <= 1
 
 
 class TestBadInput:
