@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import zlib
 from collections.abc import Mapping
-from itertools import chain
 
 import numpy as np
 import torch
@@ -14,17 +12,17 @@ from numpy.typing import NDArray
 from torch import nn
 
 from skexit.backbone._inputs import Inputs, tensors_of
+from skexit.extraction._descriptions import model_lines, tensor_text
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """Digest of the structure of a network and of its parameters and buffers."""
+    """Digest of the code and settings of a network, and of its parameters and buffers.
+
+    It is the same before and after a forward pass, and in another process.
+    """
     digest = hashlib.sha256()
-    for name, module in model.named_modules():
-        # Some modules show functions by their address, which is another one in the next process.
-        settings = re.sub(r" at 0x[0-9a-f]+", "", module.extra_repr())
-        digest.update(f"{name}: {type(module).__qualname__}({settings})\n".encode())
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        _update_digest(digest, name, tensor)
+    for line in model_lines(model):
+        digest.update(line.encode())
     return digest.hexdigest()
 
 
@@ -32,7 +30,7 @@ def input_digest(inputs: Inputs) -> str:
     digest = hashlib.sha256()
     named = sorted(inputs.items()) if isinstance(inputs, Mapping) else [("", tensors_of(inputs)[0])]
     for name, tensor in named:
-        _update_digest(digest, name, tensor)
+        digest.update(f"{name}: {tensor_text(tensor)}\n".encode())
     return digest.hexdigest()
 
 
@@ -46,9 +44,3 @@ def row_checksums(inputs: Inputs) -> NDArray[np.uint32]:
             rows = tensor.detach().cpu().contiguous().reshape(len(tensor), -1).view(torch.uint8).numpy()
             checksums = [zlib.crc32(row, before) for row, before in zip(rows, checksums, strict=True)]
     return np.array(checksums, dtype=np.uint32)
-
-
-def _update_digest(digest: hashlib._Hash, name: str, tensor: torch.Tensor) -> None:
-    # The values enter by their CRC, which takes a third of the time that their digest would take.
-    values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    digest.update(f"{name}: {tensor.dtype}, {tuple(tensor.shape)}, {zlib.crc32(values.data)}\n".encode())
