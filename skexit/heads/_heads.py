@@ -86,7 +86,8 @@ class ExitHeads(LogitsTransformer):
     batch_size : int, default=128
         Rows in a step of ``"adam"``; fewer where there would be less than 20 steps in an epoch.
     cv : int, cross-validation generator or iterable, default=5
-        How ``fit_transform`` splits the rows.
+        How ``fit_transform`` splits the rows. From three folds on, cross-fitted logits are made as confident as those
+        of new rows, at the price of one more training; with two folds, they are not.
     %(layout)s
     random_state : int, RandomState instance or None, default=None
         Seeds the splits, and the initial weights and batches of ``"adam"``.
@@ -408,13 +409,11 @@ class ExitHeads(LogitsTransformer):
         of the folds is carried on to those of all rows, in proportion to the logarithm of the number of rows.
         """
         n_folds = len(folds)
-        n_left_out = max(2 * n_folds // 5, 2) if n_folds > 2 else 1
+        n_left_out = max(2 * n_folds // 5, 2)
         others, part = np.flatnonzero(fold_of_row < n_left_out), np.flatnonzero(fold_of_row >= n_left_out)
-        # Of two folds, a half of one: heads of a whole one are those of the other fold.
-        part = part[::2] if n_folds == 2 else part
-        n_fold = len(X) * (1 - 1 / n_folds)
-        if n_fold <= len(part):  # too few rows for smaller parts
+        if n_folds == 2 or len(part) < 2:  # a half of half the rows tells too little of all
             return
+        n_fold = len(X) * (1 - 1 / n_folds)
         smaller = self._trained_on(part, X, labels, weight)
         rows = others[enough_rows(len(others), X.layout.n_exits * len(self.classes_))]
         exponent = np.log(len(X) / n_fold) / np.log(n_fold / len(part))
