@@ -2,6 +2,7 @@
 
 from skexit._version import __version__ as __version__
 from skexit.cache import FeatureCache, merge_caches
+from skexit.cascade import ModelCascade
 from skexit.data import ExitArray, ExitLayout, stack_exits
 from skexit.heads import ExitEnsemble, ExitHeads, ExitTransformer
 from skexit.persistence import TRUSTED_TYPES
@@ -33,6 +34,7 @@ __all__ = [
     "FeatureCache",
     "JEIGatedEnsemble",
     "LambdaPath",
+    "ModelCascade",
     "OptimalStoppingPolicy",
     "OracleResult",
     "RandomExit",

@@ -35,6 +35,7 @@ _ESTIMATORS = [
     "ExitPipeline",
     "ExitTransformer",
     "JEIGatedEnsemble",
+    "ModelCascade",
     "OptimalStoppingPolicy",
     "RandomExit",
     "RiskControlledPolicy",

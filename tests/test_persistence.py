@@ -24,6 +24,7 @@ from instances import POLICIES, estimators, make_exits
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 
 import skexit
@@ -32,6 +33,7 @@ from skexit import (
     ExitHeads,
     ExitLayout,
     JEIGatedEnsemble,
+    ModelCascade,
     OptimalStoppingPolicy,
     StaticExit,
     ThresholdPolicy,
@@ -166,6 +168,8 @@ def test_every_trusted_type_is_needed_and_exists(data, calibrated):
     learned = ExitHeads(random_state=0).partial_fit(X, y)
     found |= set(skops_io.get_untrusted_types(data=skops_io.dumps(learned)))
     found |= set(skops_io.get_untrusted_types(data=skops_io.dumps(make_exit_pipeline(ThresholdPolicy()))))
+    cascade = ModelCascade([GaussianNB().fit(X, y)], costs=[1]).fit(X)
+    found |= set(skops_io.get_untrusted_types(data=skops_io.dumps(cascade)))
     assert sorted(found) == persistence.SAVED_TYPES
     for name in persistence.SAVED_TYPES:
         module, _, class_name = name.rpartition(".")

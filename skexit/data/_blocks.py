@@ -24,7 +24,7 @@ _SUM_TOLERANCE = 0.01
 
 def logit_blocks(blocks: Any, name: str = "logits") -> Blocks:
     """Logits of each exit: a single column z becomes [0, z], and a logit of -inf stands for a small probability."""
-    checked = [None if block is None else _checked_logits(block) for block in split_exits(blocks, name)]
+    checked = [None if block is None else checked_logits(block) for block in split_exits(blocks, name)]
     warn_of_probabilities(checked)
     return checked
 
@@ -32,7 +32,7 @@ def logit_blocks(blocks: Any, name: str = "logits") -> Blocks:
 def logits_of_probabilities(blocks: Any) -> Blocks:
     """Logarithms of the probabilities of each exit; a single column p becomes [1 - p, p]."""
     return [
-        None if block is None else _log_of_probabilities(block, k)
+        None if block is None else log_of_probabilities(block, k)
         for k, block in enumerate(split_exits(blocks, "probabilities"))
     ]
 
@@ -92,7 +92,8 @@ def _as_block(block: Any, name: str, k: int) -> NDArray[Any] | None:
     raise ValueError(f"{name}[{k}] has dtype {array.dtype}; pass numbers, as by astype(float).")
 
 
-def _checked_logits(logits: NDArray[Any]) -> NDArray[Any]:
+def checked_logits(logits: NDArray[Any]) -> NDArray[Any]:
+    """Logits of an exit: a single column z becomes [0, z], and -inf the logit of a small probability."""
     if logits.shape[1] == 1:
         logits = np.hstack([np.zeros_like(logits), logits])
     masked = np.isneginf(logits)
@@ -110,7 +111,8 @@ def _checked_logits(logits: NDArray[Any]) -> NDArray[Any]:
     return floored
 
 
-def _log_of_probabilities(given: NDArray[Any], k: int) -> NDArray[Any]:
+def log_of_probabilities(given: NDArray[Any], k: int) -> NDArray[Any]:
+    """Logarithms of the probabilities of exit `k`, which is for messages."""
     probabilities = np.hstack([1 - given, given]) if given.shape[1] == 1 else given
     is_negative = np.logical_not((probabilities >= 0).all(axis=1))  # or NaN
     sums = probabilities.sum(axis=1, dtype=np.float64)

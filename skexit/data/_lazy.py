@@ -38,6 +38,14 @@ def fit_in_memory(n_rows: int, n_exits: int, n_classes: int) -> bool:
     return 8 * n_rows * n_exits * n_classes <= LARGEST_BYTES
 
 
+def saves_unread_rows(X: ExitArray) -> bool:
+    """Whether models run for the rows that are read, as those of a cascade, and keep what they answered."""
+    source: Any = X.source
+    while isinstance(source, OverlaidSource):
+        source = source.base.source
+    return getattr(source, "saves_unread_rows", False)
+
+
 class TransformedLogits(OverlaidSource):
     """The columns of an ExitArray, with the logits of a transformer."""
 

@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._estimator import ExitEstimator
-from skexit.data._lazy import TransformedLogits, fit_in_memory
+from skexit.data._lazy import TransformedLogits, fit_in_memory, saves_unread_rows
 from skexit.data._overlays import LogitsSource
 from skexit.data._sources import ColumnSource
 from skexit.data._validation import validate_new_data
@@ -28,6 +28,9 @@ class LayoutTransformer(TransformerMixin, ExitEstimator):
 
     layout_: ExitLayout
     layout_out_: ExitLayout
+
+    #: Whether X has no exits before ``transform``.
+    makes_exits = False
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
         """Names of the columns that ``transform`` gives.
@@ -136,7 +139,11 @@ class LogitsTransformer(LayoutTransformer):
         check_is_fitted(self)
         new = validate_new_data(self, X)
         # Read one after another, each exit would go through all before it again.
-        at_once = self._fit_in_memory(new) and any(self.earlier_exits(k) for k in self.new_logits())
+        at_once = (
+            self._fit_in_memory(new)
+            and any(self.earlier_exits(k) for k in self.new_logits())
+            and not saves_unread_rows(new)
+        )
         return self._output(LogitsSource(new, self._logits(new)) if at_once else TransformedLogits(new, self), X)
 
     def _fit_in_memory(self, X: ExitArray) -> bool:

@@ -20,12 +20,14 @@ from skexit.utils._array_api import array_namespace, as_like, in_double
 class NetworkDecision(ExitDecision):
     """Decisions on the network's own logits, in the order of its classes.
 
-    `steps` are fitted: what gives logits, one after the other, and the policy. `layout` is what the first of them was
-    fitted on.
+    `steps` are fitted: what gives logits, one after the other, and the policy; before them perhaps a cascade, whose
+    models have given the logits already. `layout` is that of the network's outputs.
     """
 
     def __init__(self, steps: Sequence[Any]) -> None:
         *transformers, policy = steps
+        if transformers and getattr(unfrozen(transformers[0]), "makes_exits", False):
+            del transformers[0]
         self.of_features: list[ExitTransformer] = []
         while transformers and isinstance(unfrozen(transformers[0]), ExitTransformer):
             self.of_features.append(unfrozen(transformers.pop(0)))
