@@ -1,0 +1,152 @@
+"""
+A cascade of models
+===================
+
+Exits need not be layers. Where a small, a medium and a large model answer the
+same question, the small one can answer first, and the others get what it leaves
+open. A :class:`~skexit.ModelCascade` makes exits of whole models.
+"""
+
+# %%
+# Three models
+# ------------
+# scikit-learn's digits, some of them covered by noise. The models are fitted as
+# they always are: a linear one, a support vector machine, and a committee of
+# many. None needs to know of the others.
+
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.ensemble import BaggingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.svm import SVC
+
+images, y = load_digits(return_X_y=True)
+rng = np.random.default_rng(0)
+images = images / 16
+images += (
+    0.2 * rng.normal(size=images.shape) * rng.exponential(size=(len(y), 1))
+)
+
+small = LogisticRegression(C=0.1).fit(images[:600], y[:600])
+medium = SVC().fit(images[:600], y[:600])
+large = BaggingClassifier(SVC(), 20, random_state=0).fit(images[:600], y[:600])
+for model in (small, medium, large):
+    print(model.score(images[1200:], y[1200:]))
+
+# %%
+# A policy on what they say
+# -------------------------
+# The cascade is the first step of a pipeline, and a policy the last. ``fit``
+# runs every model on rows that none was fitted on, measures what a row costs
+# each, and learns when to stop. A budget is a fraction of what the last model
+# costs alone, as it would run without a cascade.
+
+from skexit import ModelCascade, ThresholdPolicy, make_exit_pipeline
+
+cascade = ModelCascade([("small", small), ("medium", medium), ("large", large)])
+pipeline = make_exit_pipeline(cascade, ThresholdPolicy(budget=0.3))
+pipeline.fit(images[600:1200], y[600:1200])
+print("milliseconds a row:", cascade.model_costs_.round(3))
+
+# %%
+# ``predict`` runs each model only for the samples that get there. Each sample
+# that goes through all pays for all: the last cost is more than 1.
+
+from time import perf_counter
+
+new, y_new = images[1200:], y[1200:]
+print("costs:", pipeline.costs_.round(2))
+print("samples by exit:", np.bincount(pipeline.predict_exit(new), minlength=3))
+print(f"accuracy: {pipeline.score(new, y_new):.3f}")
+
+
+def milliseconds(predict):
+    start = perf_counter()
+    predict(new)
+    return 1000 * (perf_counter() - start)
+
+
+print(f"large model alone: {milliseconds(large.predict):.0f} ms")
+print(f"cascade:           {milliseconds(pipeline.predict):.0f} ms")
+
+# %%
+# Which budget
+# ------------
+# To compare policies and budgets, run the models once: ``fit_transform`` gives
+# the X on which policies are fitted, as an extraction does for a network. Every
+# search, plot and metric takes it.
+
+from sklearn.model_selection import GridSearchCV
+
+from skexit.model_selection import accuracy_and_cost, best_within
+
+X, y_fit = cascade.fit_transform(images[600:1200]), y[600:1200]
+search = GridSearchCV(
+    ThresholdPolicy(),
+    {"criterion": ["entropy", "margin"], "budget": [0.2, 0.4, 0.6, 0.8]},
+    scoring=accuracy_and_cost(),
+    refit=best_within(0.6),
+).fit(X, y_fit)
+print(search.best_params_)
+
+# %%
+# ``transform`` gives an X whose models run when a policy reads their logits,
+# and only for the rows that it reads.
+
+X_new = cascade.transform(new)
+print(f"accuracy: {search.best_estimator_.score(X_new, y_new):.3f}")
+
+# %%
+# Or the cheapest budget that loses no more than two points of accuracy, with a
+# guarantee for new rows:
+
+from skexit import RiskControlledPolicy
+
+policy = RiskControlledPolicy(
+    search.best_estimator_, alpha=0.02, random_state=0
+)
+policy.fit(X, y_fit)
+print(f"budget: {policy.budget_:.2f}, cost: {policy.mean_cost(X_new):.2f}")
+
+# %%
+# Torch modules
+# -------------
+# A model may be a torch module that gives logits, too. It gets its inputs as
+# tensors. Two small ones, after the small model from above:
+
+import torch
+from torch import nn
+
+
+def train(module):
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
+    inputs = torch.tensor(images[:600], dtype=torch.float32)
+    labels = torch.tensor(y[:600])
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(module(inputs), labels)
+        loss.backward()
+        optimizer.step()
+    return module
+
+
+torch.manual_seed(0)
+narrow = train(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)))
+wide = train(
+    nn.Sequential(
+        nn.Unflatten(1, (1, 8, 8)),
+        nn.Conv2d(1, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(32 * 64, 10),
+    )
+)
+mixed = ModelCascade(
+    [small, narrow, wide], costs=[640, 4736, 628736], cost_unit="MACs"
+)
+pipeline = make_exit_pipeline(mixed, ThresholdPolicy(budget=0.4))
+pipeline.fit(images[600:1200], y[600:1200])
+print(f"accuracy: {pipeline.score(new, y_new):.3f}")
+print(f"cost: {pipeline.mean_cost(new):.2f}")
