@@ -24,8 +24,8 @@ class Folder(Protocol):
     def sizes(self) -> dict[str, dict[str, int]]:
         """Bytes of each file, by folder of a shard and name."""
 
-    def read(self, name: str) -> bytes:
-        """What a small file holds; nothing after the bytes that no JSON file of a cache exceeds."""
+    def read(self, name: str, n_more: int = 0) -> bytes:
+        """What a small file holds; nothing after `n_more` bytes above the limit of a cache's JSON files."""
 
     def open(self, name: str, max_bytes: int) -> BinaryIO:
         """A file of this machine, which can be mapped; a ValueError if it has more bytes than that."""
@@ -44,9 +44,9 @@ class LocalFolder:
             if folder.is_dir()
         }
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, n_more: int = 0) -> bytes:
         with self._open(name) as file:
-            return file.read(MAX_JSON_BYTES + 1)
+            return file.read(MAX_JSON_BYTES + n_more + 1)
 
     def open(self, name: str, max_bytes: int) -> BinaryIO:
         file = self._open(name)
@@ -85,9 +85,9 @@ class RemoteFolder:
                 sizes.setdefault(folder, {})[name] = entry["size"] or 0
         return sizes
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, n_more: int = 0) -> bytes:
         with self._open(name) as file:
-            return file.read(MAX_JSON_BYTES + 1)
+            return file.read(MAX_JSON_BYTES + n_more + 1)
 
     def open(self, name: str, max_bytes: int) -> BinaryIO:
         fetched: Any = tempfile.TemporaryFile()  # noqa: SIM115

@@ -12,7 +12,8 @@ from skexit.cache._durable import sync_files, sync_folder
 
 FORMAT_VERSION = 1
 
-#: No file of a cache that holds JSON is longer: what is parsed takes many times the memory of its text.
+#: No file of a cache that holds JSON is longer, but for the checksums of shards: what is parsed takes many times the
+#: memory of its text.
 MAX_JSON_BYTES = 16 * 2**20
 
 
@@ -36,10 +37,11 @@ def dump_json(content: dict[str, Any]) -> bytes:
     return json.dumps(content | {"crc32": json_checksum(content)}, indent=1).encode()
 
 
-def parse_json(text: bytes) -> dict[str, Any]:
-    """Parse what `dump_json` made; a ValueError says what is wrong with anything else."""
-    if len(text) > MAX_JSON_BYTES:
-        raise ValueError(f"it has more than {MAX_JSON_BYTES} bytes")
+def parse_json(text: bytes, n_more: int = 0) -> dict[str, Any]:
+    """Parse what `dump_json` made, of `n_more` bytes above the limit; a ValueError says what else is wrong."""
+    if len(text) > MAX_JSON_BYTES + n_more:
+        beside = f" beside {n_more} for its shards" if n_more else ""
+        raise ValueError(f"it has more than {MAX_JSON_BYTES} bytes{beside}")
     try:
         content = json.loads(text.decode(), parse_constant=_refuse_constant)
         if not isinstance(content, dict):

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from skexit.cache._folders import Folder
-from skexit.cache._json_files import FORMAT_VERSION, check_count, dump_json, parse_json
+from skexit.cache._json_files import FORMAT_VERSION, MAX_JSON_BYTES, check_count, dump_json, parse_json
 from skexit.data import ExitLayout
 
 MANIFEST = "manifest.json"
 DTYPES = ("float32", "float16")
 
 _MAX_COLUMNS = 2**31
+_MAX_ROWS = 2**48
+#: What a checksum of a shard takes in a manifest, at most.
+_CHECKSUM_BYTES = 16
 #: The classes of a layout become an array in which each takes the length of the longest.
 _MAX_CLASS_CHARACTERS = 2**26
 
@@ -51,7 +54,16 @@ class Manifest:
     @property
     def identity(self) -> dict[str, Any]:
         """What two caches have in common if shards of one may be added to the other."""
-        return self.origin | {"dtype": self.dtype.name, "layout": self.layout.to_dict()}
+        return {"origin": self.origin, "dtype": self.dtype.name, "layout": self.layout.to_dict()}
+
+    def differing(self, other: Manifest) -> list[str]:
+        """Names of the entries of the identity that another cache has otherwise."""
+        dtype = [] if self.dtype == other.dtype else ["dtype"]
+        names = differing_names(self.layout.to_dict(), other.layout.to_dict())
+        if "costs" in names:  # of which others of the network or its heads follow
+            names = [name for name in names if name not in ("head_costs", "network_cost")]
+        of_layout = [f"{name} of the layout" for name in names]
+        return sorted({*differing_names(self.origin, other.origin), *dtype, *of_layout})
 
     def to_dict(self) -> dict[str, Any]:
         """The manifest as JSON can hold it."""
@@ -83,7 +95,7 @@ class Manifest:
             dtype=np.dtype(content["dtype"]),
             origin=_read_origin(content["origin"]),
             complete=content["complete"],
-            n_rows=check_count("n_rows", content["n_rows"]),
+            n_rows=check_count("n_rows", content["n_rows"], limit=_MAX_ROWS),
             fingerprint=content["fingerprint"],
             shards=_read_checksums(content["shards"]),
         )
@@ -92,7 +104,7 @@ class Manifest:
 def read_manifest(folder: Folder) -> Manifest:
     """The manifest of the cache in a folder."""
     try:
-        return Manifest.from_dict(parse_json(folder.read(MANIFEST)))
+        return Manifest.from_dict(_read_json(folder))
     except FileNotFoundError:
         raise FileNotFoundError(
             f"there is no cache at {str(folder.path)!r}: it has no {MANIFEST}. Give the folder of an extraction."
@@ -104,13 +116,19 @@ def read_manifest(folder: Folder) -> Manifest:
         ) from error
 
 
+def differing_names(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """Names of the entries in which two dicts differ."""
+    return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+
+
 def check_readable(manifest: Manifest) -> None:
     """Raise a ValueError if a manifest, once it is written, would be refused or read as another."""
     for name, value in manifest.origin.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise ValueError(f"origin={{{name!r}: {value!r}}} must have strings as names and values; give str(value).")
     try:
-        found = Manifest.from_dict(parse_json(dump_json(manifest.to_dict())))
+        longest = replace(manifest, n_rows=_MAX_ROWS - 1, fingerprint="f" * 16, shards=())
+        found = Manifest.from_dict(parse_json(dump_json(longest.to_dict())))
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"the layout and origin of the cache could not be read again: {error}. Give short strings as origin, and "
@@ -128,6 +146,16 @@ def make_fingerprint(manifest: Manifest) -> str:
 def block_name(k: int, part: str) -> str:
     """Name of the file with the ``"logits"`` or ``"features"`` of exit `k`."""
     return f"exit{k}.{part}.npy"
+
+
+def _read_json(folder: Folder) -> dict[str, Any]:
+    """What the manifest in a folder says; it may be longer than other files if there are so many shards."""
+    text = folder.read(MANIFEST)
+    n_more = 0
+    if len(text) > MAX_JSON_BYTES:
+        n_more = _CHECKSUM_BYTES * len(folder.sizes())
+        text = folder.read(MANIFEST, n_more)
+    return parse_json(text, n_more)
 
 
 def _read_origin(origin: Any) -> dict[str, str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from skexit.cache._cache import FeatureCache
 from skexit.cache._folders import absolute
+from skexit.cache._manifest import Manifest
 from skexit.cache._shards import LABELS, Shard
 from skexit.cache._writer import CacheWriter
 
@@ -101,12 +101,7 @@ def _check_source(cache: FeatureCache, first: FeatureCache, destination: Path) -
         raise ValueError(f"{cache.path!r} is a URL; copy the cache to this machine to merge it.")
     if cache.path.resolve() == destination.resolve():
         raise ValueError(f"destination={str(destination)!r} is one of the sources; give another folder.")
-    kind, expected = _kind(cache), _kind(first)
-    differing = sorted(name for name in {*kind, *expected} if kind.get(name) != expected.get(name))
-    if "costs of the layout" in differing:  # of which others of the network or its heads follow
-        differing = [
-            name for name in differing if name not in ("head_costs of the layout", "network_cost of the layout")
-        ]
+    differing = _kind(cache).differing(_kind(first))
     if differing:
         raise ValueError(
             f"the caches {str(first.path)!r} and {str(cache.path)!r} cannot be merged: they differ in "
@@ -114,11 +109,10 @@ def _check_source(cache: FeatureCache, first: FeatureCache, destination: Path) -
         )
 
 
-def _kind(cache: FeatureCache) -> dict[str, Any]:
+def _kind(cache: FeatureCache) -> Manifest:
     """What caches have in common that can be merged."""
     origin = {name: value for name, value in cache.origin.items() if name not in _DATA}
-    layout = {f"{name} of the layout": value for name, value in cache.layout.to_dict().items()}
-    return origin | {"dtype": cache.stored_dtype.name} | layout
+    return Manifest(cache.layout, cache.stored_dtype, origin)
 
 
 def _check_labels(caches: Sequence[FeatureCache]) -> None:

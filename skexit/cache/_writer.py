@@ -203,7 +203,7 @@ class CacheWriter:
         folder = LocalFolder(self.path)
         if (self.path / MANIFEST).exists():
             found = read_manifest(folder)
-            check_same_cache(self.path, found.identity, manifest.identity)
+            check_same_cache(self.path, found.differing(manifest))
             self._manifest = replace(manifest, fingerprint=found.fingerprint)
         elif any(not _may_precede_manifest(entry.name) for entry in self.path.iterdir()):
             raise ValueError(
@@ -250,10 +250,8 @@ def _may_precede_manifest(name: str) -> bool:
     return name in (temporary_name(MANIFEST), LOCK) or name.startswith(PART)
 
 
-def check_same_cache(path: Path | str, found: dict[str, Any], expected: dict[str, Any]) -> None:
+def check_same_cache(path: Path | str, differing: list[str]) -> None:
     """Raise a ValueError that names what differs between the cache of a folder and the one expected there."""
-    names = sorted({*found, *expected})
-    differing = [name for name in names if found.get(name) != expected.get(name)]
     if differing:
         raise ValueError(
             f"the folder {str(path)!r} holds a cache that differs in {', '.join(differing)}. "

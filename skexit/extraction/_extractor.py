@@ -38,6 +38,7 @@ from skexit.backbone._own_logits import OwnLogits, own_logits_or_none
 from skexit.backbone._pooling import Pool, check_pool, pool_name, pool_output
 from skexit.cache import CacheWriter, FeatureCache
 from skexit.cache._folders import absolute, is_url
+from skexit.cache._manifest import differing_names
 from skexit.cache._writer import check_same_cache
 from skexit.data import ExitLayout
 from skexit.data._blocks import warn_of_probabilities
@@ -372,7 +373,7 @@ def _find_cache(path: str | os.PathLike[str], origin: dict[str, str], check_data
     except FileNotFoundError:
         return None
     first_input = found.origin.get("first input", "")
-    check_same_cache(found.path, found.origin, origin | {"first input": first_input})
+    check_same_cache(found.path, differing_names(found.origin, origin | {"first input": first_input}))
     if check_data and first_input != origin["first input"]:
         raise ValueError(
             f"the folder {str(found.path)!r} holds a cache that differs in first input. Give another folder, or the "

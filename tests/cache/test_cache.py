@@ -437,9 +437,11 @@ class TestAnotherCacheInTheFolder:
             ({"origin": {"model": "a"}}, "data"),
             ({"origin": {"model": "a", "data": "b", "transform": "c"}}, "transform"),
             ({"dtype": "float16"}, "dtype"),
-            ({"layout": ExitLayout([0, 2], [3, 2], costs=[10, 30])}, "layout"),
-            ({"layout": LAYOUT.replace(costs=[10, 31])}, "layout"),
-            ({"dtype": "float16", "layout": LAYOUT.replace(classes=["yes", "no"])}, "dtype, layout"),
+            ({"layout": LAYOUT.replace(n_features=[3, 2])}, "n_features of the layout"),
+            ({"layout": LAYOUT.replace(costs=[10, 31], network_cost=30)}, "costs of the layout"),
+            ({"layout": LAYOUT.replace(head_costs=[1, 3])}, "head_costs of the layout"),
+            ({"layout": LAYOUT.replace(cost_unit=None)}, "cost_unit of the layout"),
+            ({"dtype": "float16", "layout": LAYOUT.replace(classes=["yes", "no"])}, "classes of the layout, dtype"),
         ],
         ids=lambda value: value if isinstance(value, str) else "",
     )
@@ -449,6 +451,16 @@ class TestAnotherCacheInTheFolder:
         with pytest.raises(ValueError, match=rf"holds a cache that differs in {named}\. Give another folder"):
             CacheWriter(tmp_path, **arguments)
         np.testing.assert_array_equal(np.asarray(FeatureCache(tmp_path).X), EXPECTED)
+
+    @pytest.mark.parametrize("name", ["layout", "dtype"])
+    def test_origins_may_have_any_name(self, tmp_path, name):
+        write(tmp_path, origin={name: "a"})
+        with pytest.raises(ValueError, match=f"differs in {name}"):
+            CacheWriter(tmp_path, LAYOUT, origin={name: "b"})
+        with pytest.raises(ValueError, match="differs in costs of the layout"):
+            CacheWriter(tmp_path, LAYOUT.replace(costs=[10, 31], network_cost=30), origin={name: "a"})
+        with pytest.raises(ValueError, match="differs in dtype"):
+            CacheWriter(tmp_path, LAYOUT, origin={name: "a"}, dtype="float16")
 
     def test_a_folder_of_other_files_is_refused(self, tmp_path):
         (tmp_path / "thesis.txt").write_text("years of work")
