@@ -311,15 +311,16 @@ class _GrowingArray:
 def _to_storage(block: NDArray[Any], dtype: np.dtype, name: str) -> NDArray[Any]:
     if block.dtype == dtype:
         return block
+    if block.dtype.kind not in "biuf":
+        raise ValueError(f"{name.removesuffix('.npy')} has dtype {block.dtype}; give real numbers.")
     with np.errstate(over="ignore"):
         stored = _convert(block, dtype)
         # If any value is too large, then the largest or the smallest is: to look for infinities in all takes longer.
         extremes = np.array([block.min(), block.max()]).astype(dtype) if block.size else np.empty(0)
-    if np.isinf(extremes).any() and np.isfinite(block).all():
-        raise ValueError(
-            f"{name.removesuffix('.npy')} has values up to {np.abs(block).max():.3g}, too large for {dtype}; "
-            "extract with dtype='float32'."
-        )
+    if not np.isfinite(extremes).all() and (too_large := np.isinf(stored) & np.isfinite(block)).any():
+        cure = "extract with dtype='float32'" if dtype == np.float16 else "scale them down"
+        largest = np.abs(block[too_large]).max()
+        raise ValueError(f"{name.removesuffix('.npy')} has values up to {largest:.3g}, too large for {dtype}; {cure}.")
     return stored
 
 

@@ -113,9 +113,6 @@ class CacheWriter:
         inputs : array-like of shape (n_rows,), default=None
             Checksums of the inputs that the rows come from, by which these are recognised.
         """
-        columns = self._check_columns(y, inputs)
-        if self._shard is None:
-            self._shard = self._new_shard()
         if not len(logits) == len(features) == self.layout.n_exits:
             raise ValueError(
                 f"logits and features have {len(logits)} and {len(features)} exits, not {self.layout.n_exits}."
@@ -131,6 +128,11 @@ class CacheWriter:
                     raise ValueError(f"the {part} of exit {k} have shape {np.shape(block)}; the layout says {width}.")
                 if width:
                     blocks[block_name(k, part)] = np.asarray(block)
+        if not any(map(np.size, (*blocks.values(), [] if y is None else y))):
+            return  # an empty list has no kind of labels
+        columns = self._check_columns(y, inputs)
+        if self._shard is None:
+            self._shard = self._new_shard()
         self._shard.append(blocks, columns)
         self._known_columns = {name: column.dtype for name, column in columns.items()}
         if self._shard.n_rows >= self.shard_rows:
@@ -140,7 +142,7 @@ class CacheWriter:
         """Labels and checksums as arrays, held to those of the rows before."""
         columns = {} if y is None else {LABELS: check_labels(y)}
         if inputs is not None:
-            columns[INPUTS] = np.asarray(inputs, dtype=np.uint32)
+            columns[INPUTS] = _check_checksums(inputs)
         if self._known_columns is not None:
             check_same_kind(self._known_columns.get(LABELS), columns.get(LABELS))
             if (INPUTS in self._known_columns) != (INPUTS in columns):
@@ -237,12 +239,24 @@ class CacheWriter:
 
     def _close_shard(self) -> None:
         if self._shard is not None:
-            self._checksums.append(self._shard.close())
-            self._n_closed += self._shard.n_rows
+            if self._shard.n_rows:
+                self._checksums.append(self._shard.close())
+                self._n_closed += self._shard.n_rows
+            else:  # its only batch was refused
+                self._shard.discard()
             self._shard = None
 
     def _write_manifest(self) -> None:
         write_json(self.path / MANIFEST, self._manifest.to_dict())
+
+
+def _check_checksums(inputs: Any) -> NDArray[np.uint32]:
+    checksums = np.asarray(inputs)
+    if checksums.ndim != 1 or checksums.dtype.kind not in "iu" or ((checksums < 0) | (checksums >= 2**32)).any():
+        raise ValueError(
+            f"inputs have shape {checksums.shape} and dtype {checksums.dtype}; give one integer below 2**32 a row."
+        )
+    return checksums.astype(np.uint32)
 
 
 def _may_precede_manifest(name: str) -> bool:
