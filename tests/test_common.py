@@ -203,7 +203,7 @@ def test_a_class_that_the_layout_does_not_know_is_refused(fitted, data):
     X, y = data
     y = y.copy()
     y[0] = 3
-    with pytest.raises(ValueError, match="y has the class 3, which the layout does not know"):
+    with pytest.raises(ValueError, match="y has the class 3, which is none of those known"):
         clone(fitted).fit(
             stack_exits([X.logits(k) for k in range(4)], [X.features(k) for k in range(4)], classes=[0, 1, 2]), y
         )
@@ -340,7 +340,7 @@ def test_errors_of_calibration(fitted, calibrated, data):
     policy = copy.deepcopy(fitted)
     with pytest.raises(ValueError, match=r"inconsistent numbers of samples: \[300, 299\]"):
         policy.calibrate(X, y[:-1])
-    with pytest.raises(ValueError, match="y has the class 3, which the layout does not know: its classes are"):
+    with pytest.raises(ValueError, match="y has the class 3, which is none of those known"):
         policy.calibrate(X, np.where(y == 2, 3, y))
     with pytest.raises(NotFittedError):
         policy.predict_set(X)  # what was refused has left nothing behind

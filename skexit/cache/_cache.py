@@ -236,13 +236,13 @@ class FeatureCache:
         self.__init__(  # type: ignore[misc]
             state["path"], allow_partial=state["allow_partial"], local_bytes=state["local_bytes"]
         )
-        message = f"the cache at {str(self.path)!r} is not the one this array was taken from. Put that back, or take X "
-        message += "from FeatureCache again: "
+        message = f"the cache at {str(self.path)!r} is not the one this array was taken from: "
+        cure = "Put that back, or take X from FeatureCache again."
         if self.origin != state["origin"]:
-            raise ValueError(f"{message}it was extracted from another model or with other settings.")
+            raise ValueError(f"{message}it was extracted from another model or with other settings. {cure}")
         self._keep_shards(self.shards[: state["n_shards"]])  # others may have been added since
         if self._checksum_of_rows() != state["rows"]:
-            raise ValueError(f"{message}it has other rows.")
+            raise ValueError(f"{message}it has other rows. {cure}")
 
     def _keep_shards(self, shards: list[Shard]) -> None:
         self.shards = shards

@@ -485,16 +485,20 @@ class TestBadInput:
         X, y = data
         X = stack_exits(features=[X.features(k) for k in range(3)])
         fitted = FrozenEstimator(ThresholdPolicy().fit(X, y))
-        with pytest.raises(ValueError, match="y has the class 3, which the layout does not know"):
+        with pytest.raises(ValueError, match="y has the class 3, which is none of those known"):
             RiskControlledPolicy(fitted).fit(X, np.where(y == 2, 3, y))
 
     @pytest.mark.parametrize("budgets", [[0.5, 1.2], [0.1]])
     def test_budgets_that_cannot_be_met(self, data, budgets):
-        with pytest.raises(ValueError, match=r"budget=1\.2 must be in|budget=0\.1 is below the cost of the first exit"):
+        with pytest.raises(
+            ValueError, match=r"budget=1\.2 must be in|budgets=0\.1 is below the cost of the first exit"
+        ):
             RiskControlledPolicy(budgets=budgets).fit(*data)
 
     def test_no_budgets(self, data):
-        with pytest.raises(ValueError, match="budgets is empty; pass fractions of the network's cost, or None"):
+        with pytest.raises(
+            ValueError, match=r"budgets=\[\] has no budget; pass fractions of the network's cost, or None"
+        ):
             RiskControlledPolicy(budgets=[]).fit(*data)
 
     @pytest.mark.parametrize(

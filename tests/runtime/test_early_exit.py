@@ -285,7 +285,7 @@ class TestErrors:
                 r"the network was cut for the inputs \['x'\], but got \['pixels'\]",
             ),
             (("image",), r"the network takes tensors with one row per sample, but got \['str'\]"),
-            ((), "pass the inputs of the network either by position or by name"),
+            ((), "pass the inputs of the network, either all by position or all by name"),
         ],
     )
     def test_inputs(self, live, calls, inputs, message):
@@ -298,7 +298,7 @@ class TestErrors:
             live.train()
         assert live.eval() is live
         live.model.train()
-        with pytest.raises(RuntimeError, match=r"the network is in training mode; call eval\(\) on it"):
+        with pytest.raises(RuntimeError, match=r"the network is in training mode; call model\.eval\(\)"):
             live(torch.zeros(2, 1, 8, 8))
         live.model.eval()
 
