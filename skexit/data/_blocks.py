@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import issparse
 
 from skexit.utils._warnings import warn
 
@@ -55,6 +56,8 @@ def split_exits(blocks: Any, name: str) -> Blocks:
 
 def as_numpy(values: Any) -> NDArray[Any]:
     """An array, or a tensor of any device and precision, as an array of NumPy."""
+    if issparse(values):
+        raise TypeError("Sparse data was passed, but dense data is required. Use '.toarray()' to convert it.")
     if str(getattr(values, "dtype", "")) == "torch.bfloat16":  # NumPy does not have it
         values = values.float()
     return np.asarray(values.numpy(force=True) if hasattr(values, "requires_grad") else values)
@@ -63,21 +66,35 @@ def as_numpy(values: Any) -> NDArray[Any]:
 def warn_of_probabilities(
     logits: Sequence[NDArray[Any] | None], cure: str = "Pass probabilities as stack_exits(probabilities=...)."
 ) -> None:
-    """Warn where all rows of an exit's logits are non-negative and sum to one."""
+    """Warn where all rows of an exit's logits are non-negative and sum to one, or a single one is between 0 and 1."""
     for k, block in enumerate(logits):
+        if block is None:
+            continue
         # A few rows settle it for nearly all logits.
-        if block is not None and _sum_to_one(block[:16]) and _sum_to_one(block):
-            warn(
-                f"every row of the logits of exit {k} is non-negative and sums to 1, as probabilities do. Taken for "
-                f"logits they are never sure, so that confidences and losses come out wrong. {cure}"
-            )
-            return
+        if _sum_to_one(block[:16]) and _sum_to_one(block):
+            fault, effect = f"every row of the logits of exit {k} is non-negative and sums to 1", "they are never sure"
+        elif _single_in_unit_range(block[:16]) and _single_in_unit_range(block):
+            fault, effect = f"the single logit of exit {k} is between 0 and 1 in every row", "they name one class only"
+        else:
+            continue
+        warn(
+            f"{fault}, as probabilities do. Taken for logits {effect}, so that confidences and losses come out wrong. "
+            f"{cure}"
+        )
+        return
 
 
 def _sum_to_one(block: NDArray[Any]) -> bool:
     return bool(
         len(block) and (block >= 0).all() and (np.abs(block.sum(axis=1, dtype=np.float64) - 1) <= _SUM_TOLERANCE).all()
     )
+
+
+def _single_in_unit_range(block: NDArray[Any]) -> bool:
+    """Whether the rows are [0, p] with p between 0 and 1; a few logits may be so by chance."""
+    if block.shape[1] != 2 or len(block) < 10 or block[:, 0].any():
+        return False
+    return bool(block[:, 1].any() and ((block[:, 1] >= 0) & (block[:, 1] <= 1)).all())
 
 
 def _as_block(block: Any, name: str, k: int) -> NDArray[Any] | None:

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from instances import make_exits
-from scipy.special import softmax
+from scipy.sparse import csr_array
+from scipy.special import expit, softmax
 from sklearn.ensemble import RandomForestClassifier
 
 from skexit import EENetPolicy, ExitArray, ExitLayout, OptimalStoppingPolicy, ThresholdPolicy, stack_exits
@@ -102,6 +103,20 @@ class TestMistaken:
             ThresholdPolicy().fit(probabilities, y)
         with pytest.warns(UserWarning, match=r"probabilities=\.\.\."):
             ThresholdPolicy(layout=ExitLayout([4] * 3)).fit(probabilities.reshape(len(y), -1), y)
+
+    def test_single_probabilities_given_as_logits(self, data):
+        y = data[1] > 1
+        z = data[0][:, :, 2:].sum(axis=2) - data[0][:, :, :2].sum(axis=2)
+        with pytest.warns(UserWarning, match=r"single logit of exit 0 is between 0 and 1 .*\(probabilities=") as caught:
+            stack_exits(expit(z)[:, :, None])
+        assert len(caught) == 1
+        policy = ThresholdPolicy(budget=0.7).fit(stack_exits(probabilities=expit(z)[:, :, None]), y)
+        expected = ThresholdPolicy(budget=0.7).fit(stack_exits(z[:, :, None]), y)
+        np.testing.assert_allclose(policy.exit_distribution_, expected.exit_distribution_)
+
+    def test_sparse_blocks_are_refused(self):
+        with pytest.raises(TypeError, match=r"Sparse data was passed.*'\.toarray\(\)'"):
+            stack_exits(features=[csr_array(np.eye(3))])
 
     def test_logits_are_not_mistaken(self, data):
         logits, _ = data
