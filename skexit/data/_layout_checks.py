@@ -58,7 +58,12 @@ def check_classes(classes: ArrayLike | None, n_logits: int) -> NDArray[Any] | No
     classes = np.asarray(classes)
     if classes.ndim != 1:
         raise ValueError(f"classes has shape {classes.shape}; pass a list with one label for each class.")
-    labels, counts = np.unique(classes, return_counts=True)
+    try:
+        labels, counts = np.unique(classes, return_counts=True)
+    except TypeError as error:
+        raise ValueError(
+            f"classes={classes.tolist()} cannot be sorted. Give labels of one type, as strings, in y, too."
+        ) from error
     if (counts > 1).any():
         raise ValueError(f"classes has {labels[counts > 1].tolist()[0]!r} more than once; name each class once.")
     if n_logits and len(classes) != n_logits:

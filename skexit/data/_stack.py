@@ -41,7 +41,8 @@ shape (n_samples, n_exits, n_features), default=None
         Cumulative cost of an answer at each exit, in `cost_unit`, strictly increasing. By default
         the fractions ``(k + 1) / n_exits``.
     classes : array-like of shape (n_classes,), default=None
-        Class labels in the order of the logits. By default they are found in y.
+        Class labels in the order of the logits. By default they are found in y: the integers from 0 on, or
+        names in sorted order; numbers in names, as "10" and "2", must sort alike.
     cost_unit : str, default=None
         Unit of `costs`: ``"FLOPs"``, ``"MACs"``, ``"ms"`` or any other name.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from numbers import Integral
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn import config_context
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import DataConversionWarning
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold, check_cv
 from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import type_of_target
@@ -60,7 +62,7 @@ def validate_partial_data(
         known = encode_labels(y if classes is None else np.unique(classes), checked.layout)[0]
     else:
         checked, known = validate_new_data(estimator, X), estimator.classes_
-        y = column_or_1d(y, warn=True)
+        y = _one_column(y)
         check_consistent_length(checked, y)
         _check_class_labels(y, checked.layout.replace(classes=known))
         if classes is not None and not np.array_equal(np.unique(classes), known):
@@ -90,7 +92,7 @@ def validate_exits(estimator: BaseEstimator, X: Any, y: Any) -> tuple[ExitArray,
         _check_not_empty(estimator, X)
         checked = X if estimator.layout is None else relabel(X, estimator.layout)
         if y is not None:
-            y = column_or_1d(y, warn=True)
+            y = _one_column(y)
             check_consistent_length(X, y)
     else:
         own = _own_layout(estimator, X)
@@ -103,6 +105,19 @@ def validate_exits(estimator: BaseEstimator, X: Any, y: Any) -> tuple[ExitArray,
         if own is not None and estimator.layout is not None:
             checked = relabel(checked, estimator.layout)
     return checked.with_layout(warn_of_default_costs(checked.layout)), y
+
+
+def _one_column(y: Any) -> NDArray[Any]:
+    """Labels as scikit-learn checks them; its own warning would point at skexit."""
+    labels = column_or_1d(y)
+    if np.ndim(y) == 2:
+        warn(
+            DataConversionWarning(
+                "A column-vector y was passed when a 1d array was expected. Please change the shape of y to "
+                "(n_samples, ), for example using ravel()."
+            )
+        )
+    return labels
 
 
 def _own_layout(estimator: BaseEstimator, X: Any) -> ExitLayout | None:
@@ -223,7 +238,7 @@ def encode_labels(y: Any, layout: ExitLayout, cure: str | None = None) -> tuple[
         classes = present
     elif present.dtype.kind in "iu" and present[0] >= 0 and present[-1] < layout.n_classes:
         classes = np.arange(layout.n_classes)
-    elif present.dtype.kind not in "iu" and len(present) == layout.n_classes:
+    elif present.dtype.kind not in "iu" and len(present) == layout.n_classes and not _numbered_otherwise(present):
         classes = present
     else:
         # Integers 1 to C are refused, too: on rows that lack class C they would pass for 0 to C - 1.
@@ -241,6 +256,15 @@ def encode_labels(y: Any, layout: ExitLayout, cure: str | None = None) -> tuple[
             f"y has the class {unknown.tolist()[0]!r}, which is none of those known, {classes.tolist()}. {cure}"
         )
     return classes, index_of_labels(y, classes)
+
+
+def _numbered_otherwise(labels: NDArray[Any]) -> bool:
+    """Whether sorted labels are numbered strings, as "2" and "10", or "class2" and "class10", in another order."""
+    matches = [re.fullmatch(r"(\D*)(\d+)", label) if isinstance(label, str) else None for label in labels.tolist()]
+    if not all(matches) or len({match[1] for match in matches if match}) > 1:
+        return False
+    numbers = [int(match[2]) for match in matches if match]
+    return numbers != sorted(numbers)
 
 
 def validate_groups(groups: Any, y: Any, sample_weight: Any = None) -> NDArray[np.int64] | None:
@@ -366,6 +390,10 @@ def _shuffled_splits(
     groups: NDArray[np.int64] | None,
 ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
     counts = np.bincount(labels)
+    if len(labels) == 1:
+        raise ValueError(
+            "n_samples=1: a single row of positive weight cannot be split into folds. Fit on two rows or more."
+        )
     if groups is None:
         n_splits = min(n_splits, len(labels))
         kind = StratifiedKFold if counts[counts > 0].min() >= n_splits else KFold

@@ -243,9 +243,10 @@ class RiskControlledPolicy(ExitPolicy):
         units = rows if groups is None else np.arange(groups.max() + 1)
         if not fits:
             fitting, testing = units[:0], random_state.permutation(units)
-        elif len(units) == 1 and groups is not None:
+        elif len(units) == 1:
+            of_rows = "n_samples=1: X has one row" if groups is None else "groups has one group"
             raise ValueError(
-                "groups has one group, but some must fit the policy and others test it. Give more groups, or freeze a "
+                f"{of_rows}, but some must fit the policy and others test it. Give more, or freeze a "
                 "policy that was fitted on other rows: policy=FrozenEstimator(policy)."
             )
         else:

@@ -3,10 +3,21 @@
 import numpy as np
 import pytest
 from instances import make_exits
+from sklearn.exceptions import DataConversionWarning
 from sklearn.metrics import get_scorer
 from sklearn.model_selection import KFold, ShuffleSplit
 
-from skexit import EMExitAssigner, ExitArray, ExitHeads, ExitLayout, ThresholdPolicy, oracle, stack_exits
+from skexit import (
+    EMExitAssigner,
+    ExitArray,
+    ExitHeads,
+    ExitLayout,
+    OptimalStoppingPolicy,
+    RiskControlledPolicy,
+    ThresholdPolicy,
+    oracle,
+    stack_exits,
+)
 from skexit.data._validation import cross_validation_splits
 
 
@@ -29,6 +40,34 @@ def test_integer_labels_that_do_not_start_at_zero_need_classes(data):
     assert policy.score(named[some], y[some] + 1) == ThresholdPolicy(budget=0.9).fit(X[some], y[some]).score(
         X[some], y[some]
     )
+
+
+@pytest.mark.parametrize("name", [str, "class{}".format])
+def test_numbered_strings_that_sort_otherwise_need_classes(name):
+    X, y = make_exits(n_samples=300, n_exits=2, n_classes=12, random_state=0)
+    labels, classes = np.array([name(label) for label in y]), [name(label) for label in range(12)]
+    with pytest.raises(ValueError, match=r"unclear which logit is which class.*classes="):
+        ThresholdPolicy(budget=0.9).fit(X, labels)
+    named = X.with_layout(X.layout.replace(classes=classes))
+    expected = ThresholdPolicy(budget=0.9).fit(X, y).score(X, y)
+    assert ThresholdPolicy(budget=0.9).fit(named, labels).score(named, labels) == expected
+    few = np.flatnonzero(y < 3)
+    X = stack_exits(logits_of(X)[few, :, :3])
+    assert ThresholdPolicy(budget=0.9).fit(X, labels[few]).classes_.tolist() == classes[:3]
+
+
+def test_a_single_row_cannot_be_split():
+    X, y = make_exits(n_samples=1, n_exits=2, n_classes=2, random_state=0)
+    for estimator in (OptimalStoppingPolicy(), RiskControlledPolicy()):
+        with pytest.raises(ValueError, match="n_samples=1"):
+            estimator.fit(X, y)
+
+
+def test_a_column_of_labels_is_warned_of_at_the_users_line(data):
+    X, y = data
+    with pytest.warns(DataConversionWarning, match="column-vector") as caught:
+        ExitHeads().fit(X, y[:, None])
+    assert not caught[0].filename.endswith("skexit/data/_validation.py")
 
 
 @pytest.mark.parametrize("scorer", ["neg_log_loss", "roc_auc_ovr", "accuracy"])
