@@ -31,7 +31,7 @@ def layouts(draw):
         cost_unit=draw(st.sampled_from([None, "FLOPs", "ms"])),
         classes=draw(st.none() | labels | names),
         network_cost=draw(st.none() | st.floats(1e-3, 1e10)),
-        head_costs=draw(st.none() | st.just(whole * draw(st.floats(0, 0.9)))),
+        head_costs=draw(st.none() | st.just(whole * draw(st.just(0) | st.floats(1e-9, 0.9)))),  # no subnormal numbers
     )
 
 
@@ -166,6 +166,7 @@ def test_number_of_classes(n_logits, classes, n_classes):
         ({"n_logits": [2], "n_features": [0], "head_costs": [1]}, r"head_costs=\[1\.0\] must be .* costs=\[1\.0\]"),
         ({"n_logits": [2], "n_features": [0], "classes": [0, 0]}, "classes has 0 more than once"),
         ({"n_logits": [2], "n_features": [0], "classes": [[0, 1]]}, "classes has shape \\(1, 2\\); pass a list"),
+        ({"n_logits": [2], "classes": np.array([None, "a"])}, "cannot be sorted. Give labels of one type"),
         ({"n_logits": [2], "n_features": [0], "classes": [0, 1, 2]}, "classes has 3 labels but each exit has 2 logits"),
     ],
 )
