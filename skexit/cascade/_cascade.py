@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import Tags
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from skexit.cascade._models import Model, indexable, milliseconds_per_row, number_of_rows, take_rows
 from skexit.data import ExitLayout
@@ -153,6 +153,7 @@ class ModelCascade(LayoutTransformer):
         """
         models, unit = self._models(), self._find_unit()
         classes = self._find_classes(models)
+        self._hold_columns(X, reset=True)
         X = indexable(X)
         first = take_rows(X, np.arange(min(number_of_rows(X), self.batch_size)))
         answers = [model.logits(first) for model in models]
@@ -211,7 +212,13 @@ class ModelCascade(LayoutTransformer):
             A DataFrame after ``set_output(transform="pandas")``, for which every model runs.
         """
         check_is_fitted(self)
+        self._hold_columns(X, reset=False)
         return self._output(_LogitsWhenRead(self, X), X)
+
+    def _hold_columns(self, X: Any, *, reset: bool) -> None:
+        """Note the columns of a table, or raise a ValueError unless it has those that were noted."""
+        if len(getattr(X, "shape", ())) == 2:
+            validate_data(self, X, reset=reset, skip_check_array=True)
 
     def _models(self) -> list[Model]:
         if not self.models:
