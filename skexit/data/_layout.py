@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from skexit.data._layout_checks import check_classes, check_costs, check_head_costs, check_network_cost, check_widths
+from skexit.data._layout_checks import check_classes, check_costs, check_head_costs, check_network_cost, check_unit, check_widths
 from skexit.exceptions import LayoutLostWarning
 from skexit.utils._module_names import set_module
 from skexit.utils._warnings import warn
@@ -113,7 +113,7 @@ class ExitLayout:
         self.costs = check_costs(costs, self.n_exits)
         self.head_costs = check_head_costs(head_costs, self.costs)
         self.network_cost = check_network_cost(network_cost, self.costs, self.head_costs)
-        self.cost_unit = "fraction" if costs is None and cost_unit is None else cost_unit
+        self.cost_unit = "fraction" if costs is None and cost_unit is None else check_unit(cost_unit)
         self.classes = check_classes(classes, max(self.n_logits))
         widths = np.column_stack([self.n_logits, self.n_features]).ravel()
         self._edges = np.concatenate([[0], np.cumsum(widths)])

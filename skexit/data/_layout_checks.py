@@ -97,3 +97,12 @@ def check_network_cost(
             "out for the cost of the last exit without heads."
         )
     return float(network_cost)
+
+
+def check_unit(cost_unit: str | None) -> str | None:
+    """The unit; a ValueError where only the case of its letters keeps it from being one that costs of heads follow."""
+    known = {unit.lower(): unit for unit in ("FLOPs", "MACs", "ms")}
+    written = known.get(str(cost_unit).lower(), cost_unit)
+    if written != cost_unit:
+        raise ValueError(f"cost_unit={cost_unit!r} must be written {written!r}, so that costs of heads are in it, too.")
+    return cost_unit

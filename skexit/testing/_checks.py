@@ -23,7 +23,7 @@ from skexit.testing._fits import N_ROWS, Fit, PolicyFits, count_warnings, fit_qu
 from skexit.testing._inspect import exits_one_by_one, honest_scores, lengths_in, score_exits
 
 _BUDGETS = (0.3, 0.55, 0.8, 1.0)
-_WRONG_BUDGETS = (0.0, -0.1, 0.1, 1.01, np.nan)
+_WRONG_BUDGETS = (0.0, -0.1, 0.1, 1.01, np.nan, True)
 #: A sum of costs is not exact.
 _ROUNDING = 1e-9
 

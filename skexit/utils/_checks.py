@@ -49,7 +49,7 @@ def check_sample_weight(sample_weight: Any, X: Any) -> NDArray[np.float64]:
 
 def check_budget_is_fraction(budget: Any) -> float:
     """The budget, checked to be in (0, 1]."""
-    if not isinstance(budget, Real) or not 0 < float(budget) <= 1:
+    if not isinstance(budget, Real) or isinstance(budget, bool) or not 0 < float(budget) <= 1:
         raise ValueError(f"budget={budget!r} must be in (0, 1]: it is a fraction of the network's cost.")
     return float(budget)
 

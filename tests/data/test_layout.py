@@ -165,6 +165,8 @@ def test_number_of_classes(n_logits, classes, n_classes):
         ({"n_logits": [2], "n_features": [0], "head_costs": [-1]}, r"head_costs=\[-1\.0\] must be 0 or more and below"),
         ({"n_logits": [2], "n_features": [0], "head_costs": [1]}, r"head_costs=\[1\.0\] must be .* costs=\[1\.0\]"),
         ({"n_logits": [2], "n_features": [0], "classes": [0, 0]}, "classes has 0 more than once"),
+        ({"n_logits": [2], "cost_unit": "flops"}, "cost_unit='flops' must be written 'FLOPs'"),
+        ({"n_logits": [2], "costs": [1], "cost_unit": "macs"}, "cost_unit='macs' must be written 'MACs'"),
         ({"n_logits": [2], "n_features": [0], "classes": [[0, 1]]}, "classes has shape \\(1, 2\\); pass a list"),
         ({"n_logits": [2], "classes": np.array([None, "a"])}, "cannot be sorted. Give labels of one type"),
         ({"n_logits": [2], "n_features": [0], "classes": [0, 1, 2]}, "classes has 3 labels but each exit has 2 logits"),
