@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from skexit.data._layout_checks import check_classes, check_costs, check_head_costs, check_network_cost, check_unit, check_widths
+from skexit.data._layout_checks import (
+    check_classes,
+    check_costs,
+    check_head_costs,
+    check_network_cost,
+    check_unit,
+    check_widths,
+)
 from skexit.exceptions import LayoutLostWarning
 from skexit.utils._module_names import set_module
 from skexit.utils._warnings import warn
