@@ -221,7 +221,7 @@ def recommended_pipeline(
     heads : ExitHeads, default=None
         Fitted heads, used as they are: best trained on many rows, such as those that the network
         was trained on, which may not serve to fit the policy. By default, ``ExitHeads((128,),
-        cascade=True, dropout=0.4, learning_rate=0.005, batch_size=512)`` are trained on the same rows
+        cascade=True, dropout=0.4, learning_rate=0.005, batch_size=512, cv=4)`` are trained on the same rows
         as the policy, and cross-fitted. From some ten thousand rows on, less dropout is better.
     random_state : int, RandomState instance or None, default=None
         Seeds heads and policy.
@@ -245,7 +245,7 @@ def recommended_pipeline(
     """
     if heads is None:
         used = ExitHeads(
-            (128,), cascade=True, dropout=0.4, learning_rate=0.005, batch_size=512, random_state=random_state
+            (128,), cascade=True, dropout=0.4, learning_rate=0.005, batch_size=512, cv=4, random_state=random_state
         )
     else:
         used = FrozenEstimator(heads)
