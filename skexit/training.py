@@ -16,9 +16,11 @@ with optional_import("skexit.training trains networks with", "torch"):
     from torch import nn
     from torch.nn import functional
 
+from skexit.backbone._channels import Channels, check_channels, find_channels
 from skexit.backbone._costs import check_forward_order
 from skexit.backbone._exit_points import exit_points
 from skexit.backbone._inputs import Inputs, as_arguments, map_tensors
+from skexit.backbone._masks import count_tokens
 from skexit.backbone._modules import NETWORK_OUTPUT, check_called_once, device_of, evaluating, find_modules
 from skexit.backbone._outputs import as_logits
 from skexit.backbone._pooling import Pool, check_pool, pool_output
@@ -102,6 +104,8 @@ class MultiExitNetwork(nn.Module):
         a dict by keyword; its ``"attention_mask"`` also masks tokens when they are pooled.
     pool : str, sequence of str or callable, default="auto"
         What the heads see of an exit's output, as in :class:`skexit.extraction.ExitExtractor`.
+    channels : {"auto", "first", "last"} or dict of str to str, default="auto"
+        Axis of the channels in the exits' outputs, as there; a dict has names of the network's modules as keys.
 
     Attributes
     ----------
@@ -153,12 +157,19 @@ class MultiExitNetwork(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, exits: Sequence[str] | None, example_input: Inputs, *, pool: Pool = "auto"
+        self,
+        network: nn.Module,
+        exits: Sequence[str] | None,
+        example_input: Inputs,
+        *,
+        pool: Pool = "auto",
+        channels: Channels = "auto",
     ) -> None:
         super().__init__()
         self._names = exit_points(network) if exits is None else list(exits)
         find_modules(network, self._names, "exits")
         check_pool(pool)
+        check_channels(channels, self._names)
         self.network = network
         self.pool = pool
         self.exits = [f"network.{name}" for name in self._names]
@@ -167,6 +178,7 @@ class MultiExitNetwork(nn.Module):
         args, kwargs = as_arguments(map_tensors(lambda tensor: tensor.to(device), example_input))
         widths: list[int] = []
         with evaluating(network), torch.no_grad():
+            self._channels = find_channels(network, self._names, example_input, pool, channels)
             output = self._run(args, kwargs, lambda k, features: widths.append(features.shape[1]))
         self.heads = nn.ModuleList(nn.Linear(width, output.shape[1], device=device) for width in widths)
 
@@ -192,12 +204,13 @@ class MultiExitNetwork(nn.Module):
     ) -> torch.Tensor:
         """Run the network, give the features of each exit but the last to `read`, and return its logits."""
         mask = kwargs.get("attention_mask")
+        counts = count_tokens(self.network, mask)
         called: list[str] = []
 
         def see(k: int, name: str, output: Any) -> None:
             called.append(name)
             if name != self._names[-1]:
-                read(k, pool_output(output, self.pool, mask))
+                read(k, pool_output(output, self.pool, mask, self._channels[name], counts))
 
         with ExitStack() as hooks:
             for k, name in enumerate(self._names):

@@ -7,28 +7,37 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d, avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d, adaptive_max_pool2d, avg_pool2d, avg_pool3d
 
+from skexit.backbone._masks import TokenCounts, fit_mask
 from skexit.backbone._outputs import first_tensor
 
 #: The `pool` parameter: a name, several names that are joined, or a function.
 Pool: TypeAlias = str | Sequence[str] | Callable[[torch.Tensor], torch.Tensor]
 
 #: What ``pool="auto"`` keeps, by the number of dimensions of the output.
-DEFAULT_POOLS = {4: ("avg", "max", "grid2"), 3: ("first", "mean")}
+DEFAULT_POOLS = {3: ("first", "mean"), 4: ("avg", "max", "grid2"), 5: ("avg", "max", "grid2")}
 
 
-def pool_output(output: Any, pool: Pool = "auto", mask: torch.Tensor | None = None) -> torch.Tensor:
+def pool_output(
+    output: Any,
+    pool: Pool = "auto",
+    mask: torch.Tensor | None = None,
+    channels: str | None = None,
+    counts: TokenCounts | None = None,
+) -> torch.Tensor:
     """Pool the output of a module to features of shape (n_samples, n_features).
 
-    The first tensor of the output is meant: feature maps of shape (n_samples, n_channels, height, width), token
-    sequences of shape (n_samples, n_tokens, n_channels), or features, which are kept as they are. The result does not
-    keep the output alive.
+    The first tensor of the output is meant: feature maps of shape (n_samples, n_channels, height, width), volumes with
+    a depth before the height, sequences of shape (n_samples, n_tokens, n_channels), or features, which are kept as they
+    are. `channels` says where the channels are instead, ``"first"`` (after the samples) or ``"last"``. The result does
+    not keep the output alive.
 
-    Of feature maps, `pool` can be ``"avg"``, ``"max"``, ``"grid2"`` (averages on a 2 x 2 grid) or ``"grid4"``; of token
-    sequences ``"first"``, ``"mean"`` or ``"max"``. Several are joined in the order given. ``"auto"`` is ``("avg",
-    "max", "grid2")`` for maps and ``("first", "mean")`` for tokens. A callable takes the tensor and gives the features.
-    `mask`, of shape (n_samples, n_tokens), is nonzero where a token counts in ``"mean"`` and ``"max"``.
+    Of feature maps, `pool` can be ``"avg"``, ``"max"``, ``"grid2"`` (averages on a 2 x 2 grid) or ``"grid4"``; of
+    volumes ``"avg"``, ``"max"`` or ``"grid2"`` (2 x 2 x 2); of sequences ``"first"``, ``"mean"``, ``"max"`` or
+    ``"last"``. Several are joined in the order given. ``"auto"`` is ``("avg", "max", "grid2")`` for maps and volumes,
+    and ``("first", "mean")`` for sequences. A callable takes the tensor and gives the features. `mask` is nonzero where
+    a token counts; `fit_mask` fits it, with `counts`, to the tokens.
 
     A ValueError says if the output has no tensor, `pool` does not fit its dimensions, or the mask its tokens.
 
@@ -37,7 +46,7 @@ def pool_output(output: Any, pool: Pool = "auto", mask: torch.Tensor | None = No
     tensor([[1.5000, 5.5000, 3.0000, 7.0000]])
     """
     tensor = first_tensor(output)
-    parts = [pool(tensor)] if callable(pool) else _pooled_parts(tensor, pool, mask)
+    parts = [pool(tensor)] if callable(pool) else _pooled_parts(tensor, pool, mask, channels, counts)
     for part in parts:
         if part.ndim != 2 or part.shape[0] != tensor.shape[0]:  # len() would fix the number of rows of a recording
             raise ValueError(
@@ -49,8 +58,10 @@ def pool_output(output: Any, pool: Pool = "auto", mask: torch.Tensor | None = No
     return torch.cat(parts, dim=1)
 
 
-def prepared_pool(pool: Pool, n_dimensions: int) -> Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]:
-    """What `pool_output` does to tensors that are known to fit, without checks and without a copy.
+def prepared_pool(
+    pool: Pool, n_dimensions: int, channels: str | None = None, counts: TokenCounts | None = None
+) -> Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]:
+    """What `pool_output` does to tensors that are known to fit, without checks of `pool` and without a copy.
 
     The callable takes a tensor of that many dimensions, and the attention mask or None.
     """
@@ -59,10 +70,12 @@ def prepared_pool(pool: Pool, n_dimensions: int) -> Callable[[torch.Tensor, torc
         return partial(_call_pool, pool)
     if n_dimensions == 2:
         return _features_as_they_are
-    names = DEFAULT_POOLS[n_dimensions] if pool == "auto" else _as_names(pool)
-    if n_dimensions == 4 and names == ("avg",):
-        return _mean_of_maps
-    return partial(_join_pooled_maps if n_dimensions == 4 else _join_pooled_tokens, names)
+    names = _names_for(pool, n_dimensions)
+    if n_dimensions == 3:
+        return partial(_join_pooled_sequences, names, channels, counts)
+    if names == ("avg",):
+        return partial(_mean_over, _spatial_axes(n_dimensions, channels))
+    return partial(_join_pooled_maps, names, channels)
 
 
 def pool_name(pool: Pool) -> str:
@@ -78,7 +91,7 @@ def pool_name(pool: Pool) -> str:
 def check_pool(pool: Pool) -> None:
     """Raise a ValueError if no output can be pooled as `pool` says."""
     names = () if callable(pool) or pool == "auto" else _as_names(pool)
-    known = [*_MAP_POOLS, *(name for name in _TOKEN_POOLS if name not in _MAP_POOLS)]
+    known = [*_MAP_POOLS, *(name for name in _SEQUENCE_POOLS if name not in _MAP_POOLS)]
     for name in names:
         if name not in known:
             raise ValueError(f"pool={pool!r}: {name!r} is not one of {known}. Give such names, 'auto' or a callable.")
@@ -86,29 +99,38 @@ def check_pool(pool: Pool) -> None:
         raise ValueError(f"pool={pool!r} is empty; give one of {known}, 'auto' or a callable.")
 
 
-def _pooled_parts(tensor: torch.Tensor, pool: str | Sequence[str], mask: torch.Tensor | None) -> list[torch.Tensor]:
+def _pooled_parts(
+    tensor: torch.Tensor,
+    pool: str | Sequence[str],
+    mask: torch.Tensor | None,
+    channels: str | None,
+    counts: TokenCounts | None,
+) -> list[torch.Tensor]:
     if tensor.ndim == 2:
         return [tensor]
     if tensor.ndim not in DEFAULT_POOLS:
         raise ValueError(
-            f"an exit gave shape {tuple(tensor.shape)}; only feature maps (4 dimensions), token sequences (3) and "
-            "features (2) are pooled by name. Pass a callable as pool=."
+            f"an exit gave shape {tuple(tensor.shape)}; only volumes (5 dimensions), feature maps (4), sequences (3) "
+            "and features (2) are pooled by name. Pass a callable as pool=."
         )
-    names = DEFAULT_POOLS[tensor.ndim] if pool == "auto" else _as_names(pool)
-    kind, allowed = ("feature maps", list(_MAP_POOLS)) if tensor.ndim == 4 else ("token sequences", list(_TOKEN_POOLS))
+    names = _names_for(pool, tensor.ndim)
+    kind, allowed = _KINDS[tensor.ndim]
     for name in names:
         if name not in allowed:
             raise ValueError(
                 f"pool={pool!r}: {name!r} does not fit {kind} of shape {tuple(tensor.shape)}; choose from {allowed}."
             )
-    if tensor.ndim == 4:
-        return _pooled_maps(tensor, names)
-    if mask is not None and mask.shape != tensor.shape[:2]:
-        raise ValueError(
-            f"attention_mask has shape {tuple(mask.shape)} but an exit gave tokens of shape {tuple(tensor.shape)}. "
-            "Pass a callable as pool=, or leave the mask out."
-        )
-    return [_TOKEN_POOLS[name](tensor, mask) for name in names]
+    if tensor.ndim == 3:
+        return _pooled_sequences(names, channels, counts, tensor, mask)
+    return _pooled_maps(_channels_first(tensor, channels), names)
+
+
+def _names_for(pool: str | Sequence[str], n_dimensions: int) -> tuple[str, ...]:
+    return DEFAULT_POOLS[n_dimensions] if pool == "auto" else _as_names(pool)
+
+
+def _as_names(pool: Any) -> tuple[str, ...]:
+    return (pool,) if isinstance(pool, str) else tuple(pool)
 
 
 def _call_pool(
@@ -121,20 +143,45 @@ def _features_as_they_are(features: torch.Tensor, mask: torch.Tensor | None) -> 
     return features
 
 
-def _mean_of_maps(maps: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    return maps.mean((2, 3))
+def _mean_over(axes: tuple[int, ...], maps: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    return maps.mean(axes)
 
 
-def _join_pooled_maps(names: Sequence[str], maps: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    return torch.cat(_pooled_maps(maps, names), dim=1)
+def _spatial_axes(n_dimensions: int, channels: str | None) -> tuple[int, ...]:
+    return tuple(range(1, n_dimensions - 1) if channels == "last" else range(2, n_dimensions))
 
 
-def _join_pooled_tokens(names: Sequence[str], tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    return torch.cat([_TOKEN_POOLS[name](tokens, mask) for name in names], dim=1)
+def _join_pooled_maps(
+    names: Sequence[str], channels: str | None, maps: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    return torch.cat(_pooled_maps(_channels_first(maps, channels), names), dim=1)
 
 
-def _as_names(pool: Any) -> tuple[str, ...]:
-    return (pool,) if isinstance(pool, str) else tuple(pool)
+def _channels_first(maps: torch.Tensor, channels: str | None) -> torch.Tensor:
+    return maps.movedim(-1, 1) if channels == "last" else maps
+
+
+def _join_pooled_sequences(
+    names: Sequence[str],
+    channels: str | None,
+    counts: TokenCounts | None,
+    tokens: torch.Tensor,
+    mask: torch.Tensor | None,
+) -> torch.Tensor:
+    return torch.cat(_pooled_sequences(names, channels, counts, tokens, mask), dim=1)
+
+
+def _pooled_sequences(
+    names: Sequence[str],
+    channels: str | None,
+    counts: TokenCounts | None,
+    tokens: torch.Tensor,
+    mask: torch.Tensor | None,
+) -> list[torch.Tensor]:
+    if channels == "first":
+        tokens = tokens.transpose(1, 2)
+    counted = None if mask is None else fit_mask(mask, tokens, counts)
+    return [_SEQUENCE_POOLS[name](tokens, counted) for name in names]
 
 
 def _pooled_maps(maps: torch.Tensor, names: Sequence[str]) -> list[torch.Tensor]:
@@ -144,8 +191,8 @@ def _pooled_maps(maps: torch.Tensor, names: Sequence[str]) -> list[torch.Tensor]
 
 def _largest(maps: torch.Tensor) -> torch.Tensor:
     # A reduction over the outer dimensions in memory is slow on the CPU; pooling is not.
-    if maps.is_contiguous() or maps.shape[2] * maps.shape[3] < 256:
-        return maps.amax(dim=(2, 3))
+    if maps.ndim == 5 or maps.is_contiguous() or maps.shape[2] * maps.shape[3] < 256:
+        return maps.amax(dim=_spatial_axes(maps.ndim, "first"))
     return adaptive_max_pool2d(maps, 1).flatten(1)
 
 
@@ -163,40 +210,61 @@ def _average_grids(maps: torch.Tensor, sizes: set[int]) -> dict[int, torch.Tenso
 
 
 def _average_grid(maps: torch.Tensor, size: int) -> torch.Tensor:
-    height, width = maps.shape[2:]
-    if (height, width) == (size, size):
+    sizes, is_volume = maps.shape[2:], maps.ndim == 5
+    if all(found == size for found in sizes):
         return maps
-    if size > 1 and _divides(size, maps):
-        # The same as adaptive pooling, which is slower on the CPU.
-        return avg_pool2d(maps, (height // size, width // size))
-    return adaptive_avg_pool2d(maps, size)
+    if (size > 1 or is_volume) and _divides(size, maps):
+        # The same as adaptive pooling, which is slower on the CPU, and which ONNX does not have for volumes.
+        cell = [found // size for found in sizes]
+        return avg_pool3d(maps, cell) if is_volume else avg_pool2d(maps, cell)
+    return adaptive_avg_pool3d(maps, size) if is_volume else adaptive_avg_pool2d(maps, size)
 
 
 def _divides(size: int, maps: torch.Tensor) -> bool:
-    return maps.shape[2] % size == 0 and maps.shape[3] % size == 0
+    return all(found % size == 0 for found in maps.shape[2:])
 
 
-def _first_token(tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    return tokens[:, 0]
+def _first_token(tokens: torch.Tensor, counted: torch.Tensor | None) -> torch.Tensor:
+    if counted is None:
+        return tokens[:, 0]
+    from_end = torch.arange(tokens.shape[1] - 1, -1, -1, device=tokens.device)
+    return _token_at(tokens, tokens.shape[1] - 1 - (counted * from_end).amax(dim=1))
 
 
-def _token_mean(tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    if mask is None:
+def _last_token(tokens: torch.Tensor, counted: torch.Tensor | None) -> torch.Tensor:
+    if counted is None:
+        return tokens[:, -1]
+    return _token_at(tokens, (counted * torch.arange(tokens.shape[1], device=tokens.device)).amax(dim=1))
+
+
+def _token_at(tokens: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    index = position.reshape(-1, 1, 1).expand(-1, 1, tokens.shape[2])
+    return tokens.gather(1, index).squeeze(1)
+
+
+def _token_mean(tokens: torch.Tensor, counted: torch.Tensor | None) -> torch.Tensor:
+    if counted is None:
         return tokens.mean(dim=1)
-    counted = mask.bool().unsqueeze(2)
-    return tokens.masked_fill(~counted, 0).sum(dim=1) / counted.sum(dim=1)
+    return tokens.masked_fill(~counted.unsqueeze(2), 0).sum(dim=1) / counted.sum(dim=1, keepdim=True)
 
 
-def _token_max(tokens: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    if mask is not None:
-        tokens = tokens.masked_fill(~mask.bool().unsqueeze(2), -torch.inf)
+def _token_max(tokens: torch.Tensor, counted: torch.Tensor | None) -> torch.Tensor:
+    if counted is not None:
+        tokens = tokens.masked_fill(~counted.unsqueeze(2), -torch.inf)
     return tokens.amax(dim=1)
 
 
 _GRID_SIZES = {"avg": 1, "grid2": 2, "grid4": 4}
 _MAP_POOLS = ("avg", "max", "grid2", "grid4")
-_TOKEN_POOLS: dict[str, Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]] = {
+_SEQUENCE_POOLS: dict[str, Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]] = {
     "first": _first_token,
     "mean": _token_mean,
     "max": _token_max,
+    "last": _last_token,
+}
+#: What outputs are called, and the names of their pools, by the number of dimensions.
+_KINDS = {
+    3: ("token sequences", list(_SEQUENCE_POOLS)),
+    4: ("feature maps", list(_MAP_POOLS)),
+    5: ("volumes", ["avg", "max", "grid2"]),
 }

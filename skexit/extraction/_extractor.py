@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -18,10 +18,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 from tqdm import tqdm
 
+from skexit.backbone._channels import Channels, check_channels, find_channels
 from skexit.backbone._costs import COST_UNITS, exit_costs
 from skexit.backbone._exit_points import exit_points
 from skexit.backbone._inputs import Inputs, call, map_tensors
 from skexit.backbone._loaders import count_rows
+from skexit.backbone._masks import count_tokens
 from skexit.backbone._modules import (
     NETWORK_OUTPUT,
     Head,
@@ -64,12 +66,16 @@ class ExitExtractor:
     example_input : tensor, tuple of tensors or dict of tensors, default=None
         One batch of inputs, from which exits are found where `exits` is None and the model of no known family.
     pool : str, sequence of str or callable, default="auto"
-        What is kept of a module's output. Of feature maps ``"avg"``, ``"max"``, ``"grid2"`` (averages on a 2 x 2 grid)
-        or ``"grid4"``; of token sequences, whose shape is (n_samples, n_tokens, n_channels), ``"first"``, ``"mean"`` or
-        ``"max"`` over the tokens that the attention mask counts. Several are joined in the order given. ``"auto"`` is
-        ``("avg", "max", "grid2")`` for maps and ``("first", "mean")`` for tokens. A callable gets the tensor and gives
+        What is kept of a module's output. Of feature maps (4 dimensions) ``"avg"``, ``"max"``, ``"grid2"`` (averages on
+        a 2 x 2 grid) or ``"grid4"``; of volumes (5) ``"avg"``, ``"max"`` or ``"grid2"``; of sequences (3) ``"first"``,
+        ``"last"``, ``"mean"`` or ``"max"`` of the tokens that the attention mask counts, see the notes. Several are
+        joined in the order given. ``"auto"`` is ``("avg", "max", "grid2")`` for maps and volumes, and ``("first",
+        "mean")`` for sequences. A callable gets the tensor and gives
         one of shape (n_samples, n_features); a cache knows it by its code, what the code reads, and its state, or by
         its attribute ``fingerprint``, a string, if it has one. Two-dimensional outputs are kept as they are.
+    channels : {"auto", "first", "last"} or dict of str to str, default="auto"
+        Axis of the channels in the exits' outputs: the one after the samples, or the last. ``"auto"`` tells it from
+        the layers that the network calls. A dict has exits as keys; others are told.
     head : "output", None, list of n_exits str or None, or dict of str to str, default="output"
         What gives the logits. ``"output"``: the network's own output, a tensor or something with ``logits``, is the
         last exit's. Where it has logits of several exits, in nested lists, tuples, dicts or dataclasses, or stacked to
@@ -97,7 +103,11 @@ class ExitExtractor:
     -----
     A feature map of C channels is kept as C numbers by ``"avg"`` and by ``"max"``, 4 C by
     ``"grid2"``, 16 C by ``"grid4"``, and 6 C by default. Each takes four bytes in the cache, two as
-    float16; a linear head for n_classes costs 2 n_classes FLOPs for each of them.
+    float16; a linear head for n_classes costs 2 n_classes FLOPs for each of them. Of a volume ``"grid2"`` keeps 8 C.
+
+    Where a network makes fewer tokens than its attention mask has positions, as audio networks do, each token stands
+    for an equal share of the positions, and counts where one of them does. A Hugging Face network that has the method
+    ``_get_feat_extract_output_lengths`` says itself how many tokens a sample has after it.
 
     Examples
     --------
@@ -120,6 +130,7 @@ class ExitExtractor:
         *,
         example_input: Inputs | None = None,
         pool: Pool = "auto",
+        channels: Channels = "auto",
         head: Head = "output",
         dtype: str = "float32",
         cost_unit: str = "FLOPs",
@@ -132,8 +143,10 @@ class ExitExtractor:
             raise ValueError(f"cost_unit={cost_unit!r} must be one of {list(COST_UNITS)}.")
         self.exits = exit_points(self.model, example_input=example_input) if exits is None else exits
         find_modules(self.model, self.exits, "exits")
+        check_channels(channels, self.exits)
         self._heads = resolve_heads(self.model, head, self.exits)
         self.pool = pool
+        self.channels = channels
         self._pool_name = pool_name(pool) + (f" {callable_fingerprint(pool)}" if callable(pool) else "")
         self.head = head
         self.dtype = dtype
@@ -215,7 +228,7 @@ class ExitExtractor:
             return found
         with evaluating(self.model):
             own = own_logits_or_none(self.model, self._heads, self.exits, first.rows(0, 1).inputs)
-            outputs = map(partial(self._run, own=own), skip_cached_rows(chain([first], batches), found, check_data))
+            outputs = self._run_all(skip_cached_rows(chain([first], batches), found, check_data), own)
             # Running one batch before the folder is made: what cannot be extracted leaves no cache behind.
             first_output = list(islice(outputs, 1))
             if found is not None and found.complete and not first_output:
@@ -246,16 +259,25 @@ class ExitExtractor:
             )
         return self.extract(loader, path, **options)
 
+    def _run_all(self, batches: Iterable[Batch], own: OwnLogits | None) -> Iterator[_Output]:
+        channels: dict[str, str] = {}
+        for batch in batches:
+            channels = channels or find_channels(self.model, self.exits, batch.inputs, self.pool, self.channels)
+            yield self._run(batch, channels, own)
+
     @torch.inference_mode()
-    def _run(self, batch: Batch, own: OwnLogits | None) -> _Output:
+    def _run(self, batch: Batch, channels: Mapping[str, str], own: OwnLogits | None) -> _Output:
         """Pass one batch through the network, pooling what each exit gives as soon as it gives it."""
         device = device_of(self.model)
         inputs = map_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch.inputs)
+        mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+        counts = count_tokens(self.model, mask)
         features: list[tuple[str, torch.Tensor]] = []
         own_logits: list[tuple[str, torch.Tensor]] = []
         with ExitStack() as hooks:
             for name in self.exits:
-                hooks.enter_context(self._hook_features(name, inputs, features))
+                pool = partial(pool_output, pool=self.pool, mask=mask, channels=channels[name], counts=counts)
+                hooks.enter_context(self._hook_features(name, pool, features))
             for name in own_heads(self._heads).values():
                 hooks.enter_context(self._hook_logits(name, own_logits))
             output = call(self.model, inputs)
@@ -275,13 +297,11 @@ class ExitExtractor:
         )
 
     def _hook_features(
-        self, name: str, inputs: Inputs, features: list[tuple[str, torch.Tensor]]
+        self, name: str, pool: Callable[[Any], torch.Tensor], features: list[tuple[str, torch.Tensor]]
     ) -> torch.utils.hooks.RemovableHandle:
-        mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-
         def keep(module: nn.Module, args: Any, output: Any) -> None:
             try:
-                features.append((name, pool_output(output, self.pool, mask)))
+                features.append((name, pool(output)))
             except ValueError as error:
                 raise ValueError(f"exit {name!r}: {error}") from error
 
@@ -345,6 +365,7 @@ class ExitExtractor:
             "model": model_fingerprint(self.model),
             "exits": json.dumps(list(self.exits)),
             "pool": self._pool_name,
+            "channels": self.channels if isinstance(self.channels, str) else json.dumps(dict(self.channels)),
             "head": json.dumps(self.head if self.head is None or isinstance(self.head, str) else self._heads),
             "dtype": self.dtype,
             "cost_unit": self.cost_unit,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import nn
 
+from skexit.backbone._channels import Channels, check_channels
 from skexit.backbone._exit_points import exit_points
 from skexit.backbone._inputs import Inputs, as_inputs
 from skexit.backbone._modules import Head, device_of, find_modules, resolve_heads, unwrapped
@@ -46,6 +47,8 @@ class EarlyExitModel(EvaluationModule):
         Gives logits before the policy sees them, where the policy was fitted on what ``heads.transform`` gave.
     pool : str, sequence of str or callable, default="auto"
         What is kept of an exit's output, as in extraction.
+    channels : {"auto", "first", "last"} or dict of str to str, default="auto"
+        Axis of the channels in the exits' outputs, as in extraction.
     head : "output", None, list of n_exits str or None, or dict of str to str, default="output"
         Which logits are the network's own, as in extraction.
     example_input : tensor, tuple of tensors or dict of tensors, default=None
@@ -107,6 +110,7 @@ class EarlyExitModel(EvaluationModule):
         heads: Any = None,
         *,
         pool: Pool = "auto",
+        channels: Channels = "auto",
         head: Head = "output",
         example_input: Inputs | None = None,
         latency: ExitLatency | None = None,
@@ -116,8 +120,10 @@ class EarlyExitModel(EvaluationModule):
         model = unwrapped(model)
         self.exits = exit_points(model, example_input=example_input) if exits is None else list(exits)
         find_modules(model, self.exits, "exits")
+        check_channels(channels, self.exits)
         resolve_heads(model, head, self.exits)
         self.pool = pool
+        self.channels = channels
         self.head = head
         self.latency = latency
         self._decisions = Decisions(policy, heads)
@@ -152,7 +158,14 @@ class EarlyExitModel(EvaluationModule):
             As by the class itself.
         """
         self._network = prepare_network(
-            self.model, self.exits, example_input, self._decisions, head=self.head, pool=self.pool, latency=self.latency
+            self.model,
+            self.exits,
+            example_input,
+            self._decisions,
+            head=self.head,
+            pool=self.pool,
+            channels=self.channels,
+            latency=self.latency,
         )
         return self._network
 

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from skexit.backbone._channels import Channels
 from skexit.backbone._costs import millisecond_clock
 from skexit.backbone._inputs import Inputs, call, map_tensors
 from skexit.backbone._modules import Head, device_of
@@ -31,6 +32,7 @@ def measure_latency(
     policy: Any = None,
     heads: Any = None,
     pool: Pool = "auto",
+    channels: Channels = "auto",
     head: Head = "output",
     n_repeats: int = 10,
 ) -> ExitLatency:
@@ -39,7 +41,7 @@ def measure_latency(
     Parameters
     ----------
     model : torch.nn.Module or EarlyExitModel
-        A live network has its own `exits`, `policy`, `heads`, `pool` and `head`.
+        A live network has its own `exits`, `policy`, `heads`, `pool`, `channels` and `head`.
     exits : sequence of str, default=None
         Names of the modules after which the network can stop; by default :func:`~skexit.backbone.exit_points`.
     batch_sizes : sequence of int, default=(1, 8, 64)
@@ -48,7 +50,7 @@ def measure_latency(
         One input or more, repeated to make batches.
     policy : fitted exit policy or Pipeline, default=None
         Needed unless `model` is a live network.
-    heads, pool, head : optional
+    heads, pool, channels, head : optional
         As in :class:`EarlyExitModel`.
     n_repeats : int, default=10
         Runs of each batch size, of which the median counts.
@@ -82,7 +84,9 @@ def measure_latency(
     elif policy is None:
         raise ValueError("policy is needed to measure what exits cost; pass a fitted one, or an EarlyExitModel.")
     else:
-        network = EarlyExitModel(model, exits, policy, heads, pool=pool, head=head).prepare(example_input)
+        network = EarlyExitModel(model, exits, policy, heads, pool=pool, channels=channels, head=head).prepare(
+            example_input
+        )
     sizes = np.unique(np.asarray(batch_sizes, dtype=np.int64))
     if len(sizes) == 0 or sizes[0] < 1:
         raise ValueError(f"batch_sizes={list(batch_sizes)} must be positive numbers.")

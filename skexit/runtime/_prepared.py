@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from skexit.backbone._channels import Channels, find_channels
 from skexit.backbone._inputs import Inputs, check_like, check_rows, is_like, map_tensors, tensors_of
+from skexit.backbone._masks import count_tokens
 from skexit.backbone._modules import Head, device_of
 from skexit.backbone._pooling import Pool
 from skexit.backbone._probe import check_against_plain_network
@@ -54,6 +56,7 @@ def prepare_network(
     *,
     head: Head,
     pool: Pool,
+    channels: Channels,
     latency: ExitLatency | None,
 ) -> PreparedNetwork:
     """Cut a network in evaluation mode at its exits, and check that stages and policy fit.
@@ -70,7 +73,9 @@ def prepare_network(
     names = list(example_input)[1:] if isinstance(example_input, dict) else []
     mask = names.index("attention_mask") if "attention_mask" in names else None
     example = map_tensors(lambda tensor: tensor[:1].clone(), example_input)
-    runner = StageRunner(stages, exits, decisions.on(device), pool, mask, latency)
+    layouts = find_channels(model, exits, example, pool, channels)
+    counts = count_tokens(model, None if mask is None else tensors_of(example)[mask + 1])
+    runner = StageRunner(stages, exits, decisions.on(device), pool, layouts, mask, counts, latency)
     _prepare_runner(runner, example)
     observed = np.flatnonzero(runner.decisions.is_observed).tolist()
     # Across exits that nothing reads, the network runs as if they were not there.

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from skexit.backbone._masks import TokenCounts
 from skexit.backbone._pooling import Pool, pool_output, prepared_pool
 from skexit.backbone._stages import Stage
 from skexit.data import ExitLayout
@@ -24,15 +25,18 @@ Rows = torch.Tensor | slice | None
 class StageRunner:
     """Stages, by exit, with the decisions after them.
 
-    `mask` says which of the side inputs is the attention mask. `latency` says where it pays to take samples that leave
-    out of the batch; None means everywhere.
+    `channels` says where each exit has its channels. `mask` says which of the side inputs is the attention mask, and
+    `counts` how many tokens the network makes of its positions, if it tells. `latency` says where it pays to take
+    samples that leave out of the batch; None means everywhere.
     """
 
     stages: Mapping[int, Stage]
     exits: Sequence[str]
     decisions: Decisions
     pool: Pool
+    channels: Mapping[str, str]
     mask: int | None
+    counts: TokenCounts | None
     latency: ExitLatency | None = None
     is_in_place: dict[int, bool] = field(default_factory=dict)
     """Stages that change what they are given, by exit; known once prepared."""
@@ -128,8 +132,10 @@ class StageRunner:
             if not self.decisions.is_observed[k]:
                 continue
             if self.decisions.uses_features(k):
-                pool_output(batch.tensors[0], self.pool, self._mask_of(batch))  # says what does not fit
-                self._pools[k] = prepared_pool(self.pool, batch.tensors[0].ndim)
+                tensor, channels = batch.tensors[0], self.channels[self.exits[k]]
+                # Says what does not fit.
+                pool_output(tensor, self.pool, self._mask_of(batch), channels, self.counts)
+                self._pools[k] = prepared_pool(self.pool, tensor.ndim, channels, self.counts)
             self._check_exit(k, batch, layout)
 
     def _check_exit(self, k: int, batch: Batch, layout: ExitLayout) -> None:
@@ -147,7 +153,7 @@ class StageRunner:
             if given is not None and given.shape[1] != width:
                 raise ValueError(
                     f"exit {self.exits[k]!r} gives {given.shape[1]} {part}, but the policy was fitted on {width}. Pass "
-                    f"the exits, pool= and head= of the extraction; pool={self.pool!r} now."
+                    f"the exits, pool=, channels= and head= of the extraction; pool={self.pool!r} now."
                 )
 
     def _read(self, k: int, batch: Batch) -> tuple[Any, Any]:

@@ -1,11 +1,16 @@
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from skexit.backbone._pooling import check_pool, pool_name, pool_output
+from skexit.backbone._masks import count_tokens, fit_mask
+from skexit.backbone._pooling import check_pool, pool_name, pool_output, prepared_pool
 
 
 @pytest.fixture
@@ -57,6 +62,85 @@ def test_masked_tokens_do_not_count(tokens):
         np.testing.assert_allclose(pool_output(tokens, name, mask), expected)
         padded = tokens.masked_fill(~mask.bool().unsqueeze(2), torch.nan)
         np.testing.assert_allclose(pool_output(padded, name, mask), expected)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 6), (1, 1, 1), (3, 5, 2), (4, 4, 4)])
+def test_pools_of_volumes(shape):
+    volumes = np.random.default_rng(0).normal(size=(3, 5, *shape))
+    flat = volumes.reshape(3, 5, -1)
+    cells = [[slice(i * n // 2, -(-(i + 1) * n // 2)) for i in range(2)] for n in shape]
+    grid2 = np.stack([volumes[:, :, a, b, c].mean(axis=(2, 3, 4)) for a, b, c in product(*cells)], axis=2)
+    expected = np.hstack([flat.mean(axis=2), flat.max(axis=2), grid2.reshape(3, -1)])
+    np.testing.assert_allclose(pool_output(torch.from_numpy(volumes), ("avg", "max", "grid2")), expected, atol=1e-12)
+    np.testing.assert_allclose(pool_output(torch.from_numpy(volumes)), expected, atol=1e-12)
+
+
+@given(sizes=st.lists(st.integers(1, 6), min_size=2, max_size=4), seed=st.integers(0, 9), contiguous=st.booleans())
+def test_channels_last_gives_what_channels_first_gives_of_the_permuted_tensor(sizes, seed, contiguous):
+    last = torch.from_numpy(np.random.default_rng(seed).normal(size=(2, *sizes)))
+    first = last.movedim(-1, 1)
+    first, last = (first, last) if contiguous else (first.contiguous(), first.contiguous().movedim(1, -1))
+    names = {3: ("first", "last", "mean", "max"), 4: ("avg", "max", "grid2", "grid4"), 5: ("avg", "max", "grid2")}
+    for pool in ("auto", names[last.ndim], *names[last.ndim]):
+        features = pool_output(last, pool, channels="last")
+        torch.testing.assert_close(pool_output(first, pool, channels="first"), features)
+        torch.testing.assert_close(prepared_pool(pool, last.ndim, "last")(last, None), features)
+        assert features.shape[1] % sizes[-1] == 0
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_first_and_last_tokens_are_those_that_count(tokens, side):
+    lengths = [6, 2, 1]
+    mask = torch.tensor([[1] * length + [0] * (6 - length) for length in lengths])
+    mask = mask.flip(1) if side == "left" else mask
+    counted = [row[keep.bool()] for row, keep in zip(tokens, mask, strict=True)]
+    expected = torch.stack([torch.cat([row[0], row[-1]]) for row in counted])
+    for kind in (mask, mask.bool(), mask.float()):
+        torch.testing.assert_close(pool_output(tokens, ("first", "last"), kind), expected)
+        torch.testing.assert_close(pool_output(tokens.transpose(1, 2), ("first", "last"), kind, "first"), expected)
+    torch.testing.assert_close(pool_output(tokens, ("first", "last")), torch.cat([tokens[:, 0], tokens[:, -1]], dim=1))
+
+
+@given(n_tokens=st.integers(1, 9), n_positions=st.integers(1, 60), seed=st.integers(0, 9))
+def test_a_token_counts_where_one_of_its_positions_does(n_tokens, n_positions, seed):
+    n_positions = max(n_tokens, n_positions)
+    mask = torch.from_numpy(np.random.default_rng(seed).integers(2, size=(3, n_positions)))
+    fitted = fit_mask(mask, torch.zeros(3, n_tokens, 2))
+    for j in range(n_tokens):
+        share = mask[:, j * n_positions // n_tokens : -(-(j + 1) * n_positions // n_tokens)]
+        assert fitted[:, j].tolist() == share.any(dim=1).tolist()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_masks_of_samples_become_masks_of_frames(side):
+    lengths, positions = torch.tensor([1600, 801, 800, 3]), torch.arange(1600)
+    mask = (positions < lengths[:, None]).long()
+    mask = mask.flip(1) if side == "left" else mask
+    fitted = fit_mask(mask, torch.zeros(4, 80, 2))
+    expected = torch.arange(80) < torch.tensor([80, 41, 40, 1])[:, None]
+    assert torch.equal(fitted, expected.flip(1) if side == "left" else expected)
+
+
+def test_a_network_says_how_many_tokens_a_sample_has():
+    class Audio(nn.Module):
+        def _get_feat_extract_output_lengths(self, lengths):
+            return (lengths - 400) // 320 + 1
+
+    lengths = torch.tensor([16000, 8000, 100])
+    mask = (torch.arange(16000) < lengths[:, None]).long()
+    counts = count_tokens(nn.Sequential(Audio()), mask)
+    assert fit_mask(mask, torch.zeros(3, 49, 2), counts).sum(1).tolist() == [49, 24, 1]
+    assert fit_mask(mask, torch.zeros(3, 100, 2), counts).sum(1).tolist() == [100, 50, 1], "of an earlier layer"
+    assert count_tokens(nn.Linear(2, 2), mask) is None
+    assert count_tokens(Audio(), None) is None
+
+
+def test_a_mask_that_says_nothing_of_some_tokens_is_refused(tokens):
+    for mask in (torch.ones(3, 5), torch.ones(2, 6), torch.ones(3, 1, 6, 6)):
+        for use in (pool_output, lambda tokens, pool, mask: prepared_pool(pool, 3)(tokens, mask)):
+            with pytest.raises(ValueError, match=r"attention_mask has shape .* 6 tokens .* callable as pool="):
+                use(tokens, "mean", mask)
+        torch.testing.assert_close(pool_output(tokens, lambda tokens: tokens[:, 0], mask), tokens[:, 0])
 
 
 def test_automatic_pools(maps, tokens):
@@ -114,16 +198,20 @@ def test_a_pool_that_does_not_fit_the_output_is_refused(maps, tokens):
         pool_output(maps, ("avg", "first"))
     with pytest.raises(ValueError, match=r"'grid2' does not fit token sequences.*'first', 'mean', 'max'"):
         pool_output(tokens, "grid2")
-    with pytest.raises(ValueError, match=r"shape \(2, 3, 4, 5, 6\).*callable"):
-        pool_output(torch.zeros(2, 3, 4, 5, 6))
+    with pytest.raises(ValueError, match=r"shape \(2, 3, 4, 5, 6, 7\).*callable"):
+        pool_output(torch.zeros(2, 3, 4, 5, 6, 7))
+    with pytest.raises(ValueError, match=r"'grid4' does not fit volumes.*'avg', 'max', 'grid2'\]"):
+        pool_output(torch.zeros(2, 3, 4, 4, 4), "grid4")
     with pytest.raises(ValueError, match=r"attention_mask has shape \(3, 5\)"):
         pool_output(tokens, "mean", torch.ones(3, 5))
 
 
 def test_pools_are_checked_before_the_network_runs():
-    for pool in ("auto", "avg", ("max", "mean"), torch.flatten):
+    for pool in ("auto", "avg", "last", ("max", "mean"), torch.flatten):
         check_pool(pool)
-    with pytest.raises(ValueError, match=r"'median' is not one of \['avg', 'max', 'grid2', 'grid4', 'first', 'mean'\]"):
+    with pytest.raises(
+        ValueError, match=r"'median' is not one of \['avg', 'max', 'grid2', 'grid4', 'first', 'mean', 'last'\]"
+    ):
         check_pool(("avg", "median"))
     with pytest.raises(ValueError, match="is empty"):
         check_pool(())

@@ -1,0 +1,222 @@
+"""Which axis of an exit's output has the channels: the one after the samples, or the last."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from skexit.backbone._counting import left_as_found, run_counting_flops
+from skexit.backbone._inputs import Inputs, map_tensors
+from skexit.backbone._outputs import first_tensor
+from skexit.backbone._pooling import DEFAULT_POOLS, Pool
+
+#: The `channels` parameter: one for all exits, or some by name.
+Channels: TypeAlias = str | Mapping[str, str]
+
+_FIRST, _LAST = _LAYOUTS = ("first", "last")
+
+#: Layers of torch whose channels are the axis after the samples, also in classes that derive from them ...
+_CHANNELS_FIRST = (
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+    nn.Upsample,
+)
+#: ... and the last axis. Classes that derive from these and compute otherwise may permute axes, as LayerNorm2d does.
+_CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.MultiheadAttention, nn.RNNBase)
+
+
+def check_channels(channels: Channels, exits: Sequence[str]) -> None:
+    """Raise a ValueError unless `channels` is ``"first"``, ``"last"`` or ``"auto"``, or a dict of these by exit."""
+    by_exit = {None: channels} if isinstance(channels, str) else dict(channels)
+    for name, value in by_exit.items():
+        if value not in (*_LAYOUTS, "auto"):
+            raise ValueError(f"channels={channels!r}: {value!r} must be 'first', 'last' or 'auto'.")
+        if name is not None and name not in exits:
+            raise ValueError(f"channels has the key {name!r}, which is no exit; exits={list(exits)}.")
+
+
+def find_channels(
+    model: nn.Module, exits: Sequence[str], example_input: Inputs, pool: Pool, channels: Channels
+) -> dict[str, str]:
+    """``"first"`` or ``"last"`` for each exit of a network in evaluation mode.
+
+    What `channels` does not say is told from the layers that the network calls, in a pass over shapes: those that give
+    or take the very tensor of an exit, then the sizes of what is computed before, at last which sizes change with
+    those of the input. A ValueError says where that does not suffice.
+    """
+    declared = dict.fromkeys(exits, channels) if isinstance(channels, str) else dict(channels)
+    found = {name: declared.get(name, "auto") for name in exits}
+    unknown = [name for name, value in found.items() if value == "auto"]
+    if callable(pool) or not unknown:
+        return found
+    calls = _watch(model, unknown, example_input)
+    told = {name: calls.tell(name, set(model.get_submodule(name).modules())) for name in calls.ends}
+    if None in told.values():
+        told = _from_larger_input(model, calls, example_input, told)
+    for name, layout in told.items():
+        if layout is None:
+            raise ValueError(
+                f"exit {name!r} gave shape {calls.ends[name][1]}, and no layer around it says whether its "
+                "channels are the axis after the samples or the last one. Say so with channels='first' or "
+                f"channels='last'; a dict, as {{{name!r}: 'last'}}, says it for some exits."
+            )
+    return found | {name: layout for name, layout in told.items() if layout is not None}
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of a layer that may say where channels are."""
+
+    module: nn.Module
+    input: Any
+    output: Any
+    """References to tensors, which are one object for one tensor, and keep none alive."""
+    shape: tuple[int, ...]
+    """Shape of the output."""
+    layout: str | None
+    """Where its channels are; None where that depends on the layer's own code."""
+    widths: set[int]
+    """Sizes of the layer's parameters that may be numbers of channels."""
+
+    def agreement(self, shape: Sequence[int], layout: str) -> int:
+        """How much of a shape, read in a layout, is as in what the layer gives: channels, other axes, or both."""
+        n_channels, n_places = _sizes(shape, layout)
+        if self.layout is None:
+            return int(n_channels in self.widths)
+        own_channels, own_places = _sizes(self.shape, self.layout)
+        return (n_channels == own_channels) + (n_places == own_places)
+
+
+def _sizes(shape: Sequence[int], layout: str) -> tuple[int, int]:
+    """Number of channels, and of places that have them."""
+    _, *sizes = shape
+    n_channels = sizes.pop(0 if layout == _FIRST else -1)
+    return n_channels, math.prod(sizes)
+
+
+class _Calls:
+    """Calls of layers in one forward pass, and the outputs of exits: their shapes, and the number of calls before."""
+
+    def __init__(self, model: nn.Module, exits: Sequence[str], forward: Callable[[], Any]) -> None:
+        self.calls: list[_Call] = []
+        self.ends: dict[str, tuple[Any, tuple[int, ...], int]] = {}
+        with ExitStack() as hooks:
+            for module in model.modules():
+                layout, widths = _layout_of(module), _widths_of(module)
+                if layout or widths:
+                    keep = self._keep_call(layout, widths)
+                    hooks.enter_context(module.register_forward_hook(keep, with_kwargs=True))
+            for name in exits:
+                hooks.enter_context(model.get_submodule(name).register_forward_hook(self._keep_end(name)))
+            forward()
+
+    def _keep_call(self, layout: str | None, widths: set[int]) -> Any:
+        def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            tensor = _tensor_in(output)
+            if tensor is not None and tensor.ndim > 1:
+                first = next(iter((*args, *kwargs.values())), None)
+                read = weakref.ref(first) if isinstance(first, torch.Tensor) else None
+                self.calls.append(_Call(module, read, weakref.ref(tensor), tuple(tensor.shape), layout, widths))
+
+        return keep
+
+    def _keep_end(self, name: str) -> Any:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            tensor = _tensor_in(output)
+            if tensor is not None and tensor.ndim in DEFAULT_POOLS:
+                self.ends[name] = weakref.ref(tensor), tuple(tensor.shape), len(self.calls)
+
+        return keep
+
+    def tell(self, name: str, modules: set[nn.Module]) -> str | None:
+        """Where the channels of an exit with these modules are, None where the calls do not say."""
+        output, shape, end = self.ends[name]
+        touching = [call for call in self.calls if call.output is output or call.input is output]
+        layouts = {call.layout for call in touching if call.layout and len(call.shape) == len(shape)}
+        if len(layouts) == 1:
+            return layouts.pop()
+        inside = [call for call in self.calls[:end] if call.module in modules]
+        return _tell_by_sizes(inside or self.calls[:end], shape, unanimous=bool(inside))
+
+
+def _tell_by_sizes(calls: list[_Call], shape: Sequence[int], *, unanimous: bool) -> str | None:
+    """Read a shape as the last of the calls do that agree best with it.
+
+    Where both ways of reading it agree as well, the layout of this call decides, or of all such calls.
+    """
+    agreements = [{layout: call.agreement(shape, layout) for layout in _LAYOUTS} for call in calls]
+    best = max((max(agreement.values()) for agreement in agreements), default=0)
+    if best == 0:
+        return None
+    agreeing = [i for i, agreement in enumerate(agreements) if best in agreement.values()]
+    first, last = (agreements[agreeing[-1]][layout] for layout in _LAYOUTS)
+    if first != last:
+        return _FIRST if first > last else _LAST
+    layouts = [calls[i].layout for i in agreeing if calls[i].layout and len(calls[i].shape) == len(shape)]
+    layouts = layouts if unanimous else layouts[-1:]
+    return layouts[0] if len(set(layouts)) == 1 else None
+
+
+def _layout_of(module: nn.Module) -> str | None:
+    if isinstance(module, _CHANNELS_FIRST):
+        return _FIRST
+    is_plain = type(module).forward.__module__.startswith("torch.nn.")
+    has_one_axis = len(getattr(module, "normalized_shape", (1,))) == 1
+    return _LAST if isinstance(module, _CHANNELS_LAST) and is_plain and has_one_axis else None
+
+
+def _widths_of(module: nn.Module) -> set[int]:
+    """Sizes of vectors and matrices, and numbers of kernels, among a module's own parameters."""
+    shapes = [parameter.shape for parameter in module.parameters(recurse=False)]
+    return {size for shape in shapes for size in (shape if len(shape) < 3 else shape[:1])}
+
+
+def _tensor_in(output: Any) -> torch.Tensor | None:
+    try:
+        return first_tensor(output)
+    except ValueError:
+        return None
+
+
+@torch.no_grad()
+def _watch(model: nn.Module, exits: Sequence[str], inputs: Inputs) -> _Calls:
+    """Watch the network run on one row, on shapes only if it can."""
+    row = map_tensors(lambda tensor: tensor[:1].clone(), inputs)  # the network may work in place
+    with left_as_found(model):
+        return run_counting_flops(model, row, lambda forward, flops: _Calls(model, exits, forward))
+
+
+def _from_larger_input(
+    model: nn.Module, calls: _Calls, inputs: Inputs, told: dict[str, str | None]
+) -> dict[str, str | None]:
+    """What was not told, from the axes that grow with the input; a network may take inputs of one size only."""
+    try:
+        larger = _watch(model, list(calls.ends), map_tensors(_enlarge, inputs))
+    except Exception:
+        return told
+    return {name: layout or _fixed_axis(calls, larger, name) for name, layout in told.items()}
+
+
+def _enlarge(tensor: torch.Tensor) -> torch.Tensor:
+    """Twice the size along the axes after the channels, or along the only axis beside the samples."""
+    n_dimensions = tensor.ndim
+    return tensor.repeat(*(2 if axis >= min(2, n_dimensions - 1) > 0 else 1 for axis in range(n_dimensions)))
+
+
+def _fixed_axis(calls: _Calls, larger: _Calls, name: str) -> str | None:
+    before, after = (side.ends[name][1] for side in (calls, larger))
+    if len(before) != len(after) or (before[1] == after[1]) == (before[-1] == after[-1]):
+        return None
+    return _FIRST if before[1] == after[1] else _LAST
