@@ -45,7 +45,7 @@ def data():
 def test_is_heads_ensemble_and_stopping(data):
     X, y = data
     pipeline = recommended_pipeline(0.7, random_state=0)
-    heads = ExitHeads((128,), cascade=True, dropout=0.4, learning_rate=0.005, batch_size=512, random_state=0)
+    heads = ExitHeads((128,), cascade=True, dropout=0.4, learning_rate=0.005, batch_size=512, cv=4, random_state=0)
     assert pipeline["ensemble"].heads.get_params() == heads.get_params()
     # They are the same also after few epochs.
     ensemble = ExitEnsemble(heads.set_params(max_epochs=3))

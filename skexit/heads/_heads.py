@@ -10,10 +10,8 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import clone
 from sklearn.utils import check_random_state
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import has_fit_parameter
 
 from skexit._nn._dense import DenseNetwork, check_hidden_layer_sizes
 from skexit.data import ExitArray, ExitLayout
@@ -32,7 +30,7 @@ from skexit.data._validation import (
 from skexit.heads._boosting import PREDICTION_REWEIGHTING
 from skexit.heads._partial_fit import PartialFit, train_further
 from skexit.heads._training import HeadTrainer, HeadTraining
-from skexit.heads._transformer import LogitsTransformer, logits_by
+from skexit.heads._transformer import LogitsTransformer
 from skexit.uncertainty import fit_temperature
 from skexit.uncertainty._temperature import match_confidence
 from skexit.utils._array_api import side_by_side
@@ -466,32 +464,6 @@ class ExitHeads(LogitsTransformer):
             return ""
         heads = [_describe(head) for head in self.networks_]
         return exit_table(cost_columns(self.layout_out_) | {"Head": heads})
-
-
-def fit_heads(
-    heads: Any,
-    X: ExitArray,
-    classes: NDArray[Any],
-    labels: NDArray[np.int64],
-    weight: NDArray[np.float64],
-    random_state: int | np.random.RandomState | None = 0,
-    groups: NDArray[np.int64] | None = None,
-) -> tuple[Any, ExitArray]:
-    """Fit what gives logits to exits: a copy of `heads`, ExitHeads where an exit has no logits, or nothing.
-
-    Gives the fitted heads, or None where no logits are missing and `heads` is None, and X with logits at every exit;
-    those of heads that were trained here are cross-fitted. Heads whose ``fit`` has no parameter `groups` split no rows.
-    """
-    X = X.with_layout(X.layout.replace(classes=classes))
-    if heads is None:
-        if all(X.layout.has_logits(k) for k in range(X.layout.n_exits)):
-            return None, X
-        heads = ExitHeads(random_state=random_state)
-    heads = clone(heads)
-    if hasattr(heads, "fit_transform"):
-        given = {"groups": groups} if has_fit_parameter(heads, "groups") else {}
-        return heads, logits_by(heads, "fit_transform", X, classes[labels], weight, **given)
-    return heads, logits_by(heads.fit(X, classes[labels]), "transform", X)
 
 
 def check_two_classes(classes: NDArray[Any]) -> None:

@@ -24,7 +24,7 @@ from skexit.data._estimator import (
 )
 from skexit.data._validation import check_budget, validate_groups, validate_new_data, validate_training_data
 from skexit.data._walk import collect, walk_batches
-from skexit.heads._heads import fit_heads
+from skexit.heads._fit_heads import fit_heads
 from skexit.heads._transformer import logits_by
 from skexit.policies._calibration import CalibrationMixin
 from skexit.policies._decision import ExitDecision

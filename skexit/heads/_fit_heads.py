@@ -1,0 +1,40 @@
+"""Give every exit logits: fit what gives them to exits that have none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import clone
+from sklearn.utils.validation import has_fit_parameter
+
+from skexit.data import ExitArray
+from skexit.heads._heads import ExitHeads
+from skexit.heads._transformer import logits_by
+
+
+def fit_heads(
+    heads: Any,
+    X: ExitArray,
+    classes: NDArray[Any],
+    labels: NDArray[np.int64],
+    weight: NDArray[np.float64],
+    random_state: int | np.random.RandomState | None = 0,
+    groups: NDArray[np.int64] | None = None,
+) -> tuple[Any, ExitArray]:
+    """Fit what gives logits to exits: a copy of `heads`, ExitHeads where an exit has no logits, or nothing.
+
+    Gives the fitted heads, or None where no logits are missing and `heads` is None, and X with logits at every exit;
+    those of heads that were trained here are cross-fitted. Heads whose ``fit`` has no parameter `groups` split no rows.
+    """
+    X = X.with_layout(X.layout.replace(classes=classes))
+    if heads is None:
+        if all(X.layout.has_logits(k) for k in range(X.layout.n_exits)):
+            return None, X
+        heads = ExitHeads(random_state=random_state)
+    heads = clone(heads)
+    if hasattr(heads, "fit_transform"):
+        given = {"groups": groups} if has_fit_parameter(heads, "groups") else {}
+        return heads, logits_by(heads, "fit_transform", X, classes[labels], weight, **given)
+    return heads, logits_by(heads.fit(X, classes[labels]), "transform", X)
