@@ -71,7 +71,7 @@ def exit_points(
     >>> exit_points(model, each="block")[:3]
     ['layer1.0', 'layer1.1', 'layer2.0']
     >>> exit_points(squeezenet1_1(weights=None), example_input=torch.zeros(1, 3, 64, 64), n_exits=3)
-    ['features.4', 'features.8', 'features.12']
+    ['features.4', 'features.7', 'features']
     """
     if each not in ("stage", "block"):
         raise ValueError(f"each={each!r} must be 'stage' or 'block'.")
