@@ -39,6 +39,10 @@ from skexit.utils._module_names import set_module
 from skexit.utils._sklearn import Interval, StrOptions, _fit_context
 
 
+#: With fewer rows, confidence of heads with hidden layers changes less than the logarithm of the rows has it.
+_ROWS_OF_WHOLE_CHANGE = 600
+
+
 @set_module("skexit")
 class ExitHeads(LogitsTransformer):
     """Train a classifier on the features of each exit, and add its logits to X.
@@ -415,6 +419,8 @@ class ExitHeads(LogitsTransformer):
         smaller = self._trained_on(part, X, labels, weight)
         rows = others[enough_rows(len(others), X.layout.n_exits * len(self.classes_))]
         exponent = np.log(len(X) / n_fold) / np.log(n_fold / len(part))
+        if len(self.hidden_layer_sizes):
+            exponent *= min(1.0, len(X) / _ROWS_OF_WHOLE_CHANGE)
         of_smaller = smaller._logits(X[rows])
         for k, logits in self._held_out_logits(folds, fold_of_row, X, rows).items():
             temperature = match_confidence(of_smaller[k], logits, weight[rows]) ** exponent

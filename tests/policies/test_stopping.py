@@ -120,7 +120,7 @@ def test_features_tell_what_logits_do_not():
 def test_features_that_are_not_there():
     X, y = make_exits(60, 3, 3, 0)
     X = stack_exits([X.logits(k) for k in range(3)])
-    with pytest.raises(ValueError, match=r"use_features=True, but no exit has features\. Give X its features"):
+    with pytest.raises(ValueError, match=r"use_features=True, but no exit has features\. Set use_features=False"):
         OptimalStoppingPolicy(use_features=True).fit(X, y)
 
 

@@ -168,15 +168,15 @@ def extracted(tmp_path_factory):
 
 
 def with_trained_heads(X, y):
-    return recommended_pipeline(0.5, heads=ExitHeads((16,), cascade=True, max_epochs=2).fit(X, y))
+    return recommended_pipeline(0.5, heads=ExitHeads((16,), cascade=True, max_epochs=2, random_state=0).fit(X, y))
 
 
 @pytest.mark.parametrize(
     "make",
     [
         with_trained_heads,
-        lambda X, y: ThresholdPolicy(budget=0.6, heads=ExitHeads((16,), max_epochs=2)),
-        lambda X, y: make_pipeline(ExitHeads((16,), max_epochs=2), ThresholdPolicy(budget=1.0)),
+        lambda X, y: ThresholdPolicy(budget=0.6, heads=ExitHeads((16,), max_epochs=2, random_state=0)),
+        lambda X, y: make_pipeline(ExitHeads((16,), max_epochs=2, random_state=0), ThresholdPolicy(budget=1.0)),
     ],
     ids=["ensemble", "heads", "all of the budget"],
 )

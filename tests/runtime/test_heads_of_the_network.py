@@ -47,6 +47,7 @@ HEADS = ["output", ["h1", "h2"], {"first": "h1", "second": "output"}]
 def test_one_logit(inputs, tmp_path, shape, head):
     x, y = inputs
     model = Network(1, shape)
+    nn.init.normal_(model.h2.weight)  # a logit that is always between 0 and 1 looks like a probability
     cache = ExitExtractor(model, EXITS, head=head).extract([(x, y)], tmp_path / "cache")
     with torch.no_grad():
         z = model.h2(model.second(model.first(x).relu())).numpy()
