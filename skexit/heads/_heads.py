@@ -38,7 +38,6 @@ from skexit.utils._html import exit_table
 from skexit.utils._module_names import set_module
 from skexit.utils._sklearn import Interval, StrOptions, _fit_context
 
-
 #: With fewer rows, confidence of heads with hidden layers changes less than the logarithm of the rows has it.
 _ROWS_OF_WHOLE_CHANGE = 600
 
