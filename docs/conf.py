@@ -39,12 +39,13 @@ numpydoc_validation_exclude = {
     r"\.set_\w+_request$",
     r"\.(fit_transform|get_metadata_routing|set_output)$",
     r"\.fit_state_$",
-    r"\.train$",
+    r"\.(named_steps|train)$",
     # What policies and heads write is documented in their base classes.
     r"^skexit\.\w+\.(apply_budget|choose_thresholds|earlier_exits|exit_logits|fit_policy|new_logits)$",
     r"^skexit\.\w+\.(score_exit|uses_features)$",
+    r"^skexit\.policies\.BudgetedPolicy\.fit_policy$",
     # Python documents the fields of named tuples.
-    r"\.(ExitOutput|LoaderOutput|OracleRegret|PartialOutput)\.\w+$",
+    r"\.(ExitOutput|ExitStep|LoaderOutput|OracleRegret|PartialOutput)\.\w+$",
 }
 
 sphinx_gallery_conf = {

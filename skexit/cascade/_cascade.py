@@ -107,7 +107,7 @@ class ModelCascade(LayoutTransformer):
         "batch_size": [Interval(Integral, 1, None, closed="left")],
     }
 
-    makes_exits = True  # of inputs that have none
+    _makes_exits = True  # of inputs that have none
 
     def __init__(
         self,

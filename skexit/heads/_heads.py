@@ -244,7 +244,10 @@ class ExitHeads(LogitsTransformer):
 
         Parameters
         ----------
-        %(X_y)s
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Logits and features of the exits; logits alone also of shape (n_samples, n_exits, n_classes).
+        y : array-like of shape (n_samples,)
+            Class labels.
         classes : array-like of shape (n_classes,), default=None
             All classes that will come, in the first call. By default those of the layout of X, else
             those of the first y.

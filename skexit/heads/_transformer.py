@@ -30,7 +30,7 @@ class LayoutTransformer(TransformerMixin, ExitEstimator):
     layout_out_: ExitLayout
 
     #: Whether X has no exits before ``transform``.
-    makes_exits = False
+    _makes_exits = False
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
         """Names of the columns that ``transform`` gives.

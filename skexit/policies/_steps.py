@@ -26,7 +26,7 @@ class NetworkDecision(ExitDecision):
 
     def __init__(self, steps: Sequence[Any]) -> None:
         *transformers, policy = steps
-        if transformers and getattr(unfrozen(transformers[0]), "makes_exits", False):
+        if transformers and getattr(unfrozen(transformers[0]), "_makes_exits", False):
             del transformers[0]
         self.of_features: list[ExitTransformer] = []
         while transformers and isinstance(unfrozen(transformers[0]), ExitTransformer):
