@@ -15,6 +15,8 @@ from skexit.cli import main
 from skexit.extraction import ExitExtractor
 from skexit.runtime import EarlyExitModel
 
+pytestmark = pytest.mark.slow
+
 N_ROWS = 60
 EXITS = ["1", "3"]
 

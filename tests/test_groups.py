@@ -182,6 +182,7 @@ def test_groups_are_told_apart_by_any_names(data, kind):
     np.testing.assert_array_equal(HEADS.fit_transform(X, y, groups=kind(groups)), expected)
 
 
+@pytest.mark.slow
 def test_copies_of_rows_do_not_make_heads_overconfident():
     """800 rows in four noisy copies each: the spend on new rows is the budget where copies are groups."""
     rng = np.random.default_rng(0)

@@ -138,7 +138,7 @@ def shares_of_cost(model, x):
     return describe_exits(model, x).set_index("name")["cost"]
 
 
-@pytest.mark.parametrize("n_exits", [1, 2, 4, 7])
+@pytest.mark.parametrize("n_exits", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 7))])
 @pytest.mark.parametrize("name", ["mnasnet0_5", "squeezenet1_1", "regnet_y_400mf", "shufflenet_v2_x0_5", "swin_t"])
 def test_exits_found_are_called_once_in_order_and_at_about_equal_steps(name, n_exits):
     model, x = models.get_model(name, weights=None), torch.zeros(1, 3, 64, 64)

@@ -211,6 +211,7 @@ def test_what_has_no_rows_of_samples_keeps_them_together():
 DECODERS = ["Llama", "Qwen2", "GPT2", "GPTNeoX", "OPT"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*DECODERS, "ModernBert", "T5Encoder"])
 def test_decoders_and_position_tables(name):
     transformers = pytest.importorskip("transformers")

@@ -59,6 +59,7 @@ def read_after(folder, X):
     return np.asarray(X)
 
 
+@pytest.mark.slow
 def test_workers_elsewhere(tmp_path, elsewhere, monkeypatch):
     write_cache(tmp_path / "c")
     monkeypatch.chdir(tmp_path)

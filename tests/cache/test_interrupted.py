@@ -106,6 +106,7 @@ def check_every(step, work, tmp_path):
         del held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("work", "step"), [(write, 59), (merge, 199)])
 def test_any_moment(tmp_path, work, step):
     check_every(step, work, tmp_path)

@@ -83,6 +83,7 @@ def test_what_the_code_reads(monkeypatch):
     assert callable_fingerprint(lambda v: v * SCALE) != before
 
 
+@pytest.mark.slow
 def test_the_same_in_another_process(tmp_path):
     code = (
         "import torch\nfrom skexit.extraction._callables import callable_fingerprint\n"

@@ -331,6 +331,7 @@ def test_known_networks(name):
         assert model_fingerprint(other) != before
 
 
+@pytest.mark.slow
 def test_the_same_in_other_processes():
     code = (
         "import torch\nfrom networks_to_describe import NETWORKS, hooked\n"
