@@ -19,7 +19,7 @@ from skexit import (
 from skexit.policies import quota_thresholds, shared_threshold
 from skexit.uncertainty import fit_mixture, fit_temperature
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
 
 TRANSFORMERS = [
     ExitHeads(random_state=0),

@@ -12,6 +12,8 @@ from skexit.extraction import ExitExtractor
 from skexit.runtime import EarlyExitModel, measure_latency
 from skexit.training import MultiExitNetwork
 
+pytestmark = pytest.mark.slow
+
 N_ROWS = 60
 
 

@@ -44,7 +44,7 @@ from skexit import (
 from skexit.model_selection import accuracy_and_cost, best_within
 from skexit.policies._access import check_fits
 
-pytestmark = pytest.mark.filterwarnings("ignore:the mean cost on the fitting data:UserWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:the mean cost on the fitting data:UserWarning")]
 
 POLICIES = [
     ThresholdPolicy(budget=0.5),

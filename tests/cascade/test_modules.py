@@ -13,6 +13,8 @@ from torch import nn
 
 from skexit import ModelCascade, OptimalStoppingPolicy, ThresholdPolicy, make_exit_pipeline
 
+pytestmark = pytest.mark.slow
+
 NAMES = np.array(["ant", "bee", "cow"])
 
 

@@ -10,7 +10,7 @@ from sklearn.frozen import FrozenEstimator
 
 from skexit import ExitArray, ExitEnsemble, ExitHeads, ThresholdPolicy, make_exit_pipeline, stack_exits
 
-pytestmark = pytest.mark.filterwarnings("ignore:the mean cost on the fitting data:UserWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:the mean cost on the fitting data:UserWarning")]
 CONTAINERS = ["pandas", "polars"]
 
 
