@@ -65,12 +65,13 @@ def find_own_logits(model: nn.Module, exits: Sequence[str], example_input: Input
     """
     traced = trace(model, example_input)
     calls = [next((call for call in traced.calls if call.name == name), None) for name in exits]
-    made_by = [traced.values.operations_before(value) for value, _ in _candidates(traced)]
+    candidates = _candidates(traced)
+    made_by = [traced.values.operations_before(value) for value, _ in candidates]
     n_operations = [len(operations) for operations in made_by]
     places: list[Place | None] = [None] * len(exits)
     needed: list[set[int]] = [set() for _ in exits]
     for number in np.argsort(n_operations, kind="stable"):
-        value, place = _candidates(traced)[number]
+        value, place = candidates[number]
         follows = [
             k
             for k, call in enumerate(calls)

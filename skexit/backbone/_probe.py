@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from skexit.backbone._inputs import Inputs, call, map_tensors, tensors_of
-from skexit.backbone._modules import NETWORK_OUTPUT
 from skexit.backbone._outputs import first_tensor, logits_in, two_logits
-from skexit.backbone._own_logits import own_logits_or_none
+from skexit.backbone._own_logits import OwnLogits
 from skexit.backbone._rows import select_rows
 from skexit.backbone._stages import Stage
 
@@ -23,23 +22,28 @@ _TOLERANCE = 1e-3
 
 
 def check_against_plain_network(
-    model: nn.Module, exits: Sequence[str], stages: Sequence[Stage], example_input: Inputs
+    model: nn.Module, exits: Sequence[str], stages: Sequence[Stage], own: OwnLogits | None, example_input: Inputs
 ) -> None:
     """Raise a ValueError unless stages that lose samples on the way give what the network gives.
 
-    The inputs are random ones that look like the example.
+    The inputs are random ones that look like the example. `own` says where the network's output has logits of exits;
+    by None, its logits are the last exit's.
     """
     inputs = random_inputs(example_input)
     expected, output = _run_plain(model, exits, inputs)
-    logits = _logits_of_exits(model, exits, example_input, output)
+    logits = _logits_of_exits(own, len(exits), output)
     first, *side = tensors_of(inputs)
     tensors, rows = [first], torch.arange(_N_SAMPLES, device=first.device)
     for k, (name, stage) in enumerate(zip(exits, stages, strict=True)):
         tensors = stage.network(*tensors, *side)
         if not _agree(tensors[0], expected[k][rows]):
             raise _not_cut(f"its part up to {name!r}")
-        own = logits[k]
-        if own is not None and stage.logits is not None and not _agree(stage.logits(*tensors, *side), own[rows]):
+        of_exit = logits[k]
+        if (
+            of_exit is not None
+            and stage.logits is not None
+            and not _agree(stage.logits(*tensors, *side), of_exit[rows])
+        ):
             raise _not_cut(f"its logits of {name!r}")
         if len(rows) > 1:
             kept = torch.arange(len(rows) - 1, -1, -1, device=rows.device)[:-1]
@@ -77,15 +81,12 @@ def random_inputs(example_input: Inputs) -> Inputs:
     return map_tensors(draw, example_input)
 
 
-def _logits_of_exits(
-    model: nn.Module, exits: Sequence[str], example_input: Inputs, output: Any
-) -> Sequence[torch.Tensor | None]:
-    """Logits that a network's output has for its exits; a network that cannot be traced has those of the last."""
-    own = own_logits_or_none(model, [NETWORK_OUTPUT], exits, example_input)
+def _logits_of_exits(own: OwnLogits | None, n_exits: int, output: Any) -> Sequence[torch.Tensor | None]:
+    """Logits that a network's output has for its exits."""
     if own is not None:
         return own.read(output)
     logits = two_logits(logits_in(output))
-    return [None] * (len(exits) - 1) + [logits if isinstance(logits, torch.Tensor) else None]
+    return [None] * (n_exits - 1) + [logits if isinstance(logits, torch.Tensor) else None]
 
 
 def _run_plain(model: nn.Module, exits: Sequence[str], inputs: Inputs) -> tuple[list[torch.Tensor], Any]:

@@ -18,7 +18,7 @@ from skexit.backbone._costs import check_forward_order
 from skexit.backbone._inputs import Inputs, as_arguments
 from skexit.backbone._modules import check_called_once, own_heads
 from skexit.backbone._outputs import logits_in
-from skexit.backbone._own_logits import OwnLogits, own_logits_or_none
+from skexit.backbone._own_logits import OwnLogits
 from skexit.backbone._rows import is_channels_last
 
 _OPERATORS = torch.library.Library("skexit", "DEF")
@@ -43,18 +43,22 @@ class Recording:
     exits: list[list[fx.Node]]
     logits: list[fx.Node | None]
     constants: dict[str, torch.Tensor]
-    own: OwnLogits | None
-    """Where the network's output has logits of exits."""
 
 
 def record(
-    model: nn.Module, exits: Sequence[str], heads: Sequence[str | None], inputs: Inputs, opened: Collection[str] = ()
+    model: nn.Module,
+    exits: Sequence[str],
+    heads: Sequence[str | None],
+    own: OwnLogits | None,
+    inputs: Inputs,
+    opened: Collection[str] = (),
 ) -> Recording:
     """Run a network in evaluation mode on shapes only, and record which module is called on what.
 
     Modules that contain no exit are recorded as one call each; of those that do, and of those in `opened`, every
     operation outside of modules without children. The exits are in forward order, the heads as `resolve_heads` gives
-    them. The number of rows is left open; so is the length of sequences of integers.
+    them, and `own` says where the network's output has logits of exits. The number of rows is left open; so is the
+    length of sequences of integers.
 
     A ValueError says if the network does not call an exit or head exactly once, calls exits in another order, or
     decides by the values of its inputs what to do.
@@ -63,7 +67,6 @@ def record(
     tensors = [_with_rows(tensor, _N_ROWS) for tensor in (*args, *kwargs.values())]
     names = [name for name, value in kwargs.items() if isinstance(value, torch.Tensor)]
     recorder = _Recorder(model, exits, heads, opened)
-    own = own_logits_or_none(model, heads, exits, inputs)
     network = _WithFlatInputs(model, len(args), names, own, "output" in heads)
     try:
         with recorder.in_place_of_modules(), _without_cache(model):
@@ -328,7 +331,7 @@ class _Reader:
             given = next(rest, None) if place is not None else None
             if given is not None and heads[k] in (None, "output"):
                 logits[k] = given
-        return Recording(self._graph, inputs, [self._outputs[name] for name in exits], logits, self._constants, own)
+        return Recording(self._graph, inputs, [self._outputs[name] for name in exits], logits, self._constants)
 
     def _read_input(self, node: fx.Node, spec: Any, inputs: list[fx.Node]) -> fx.Node:
         if spec.kind is InputKind.USER_INPUT:

@@ -13,6 +13,7 @@ from torch import fx, nn
 from skexit.backbone._inputs import Inputs
 from skexit.backbone._modules import Head, find_modules, resolve_heads
 from skexit.backbone._outputs import two_logits
+from skexit.backbone._own_logits import own_logits_or_none
 from skexit.backbone._recording import Recording, record
 
 
@@ -39,8 +40,10 @@ class RecordedNetwork:
         find_modules(model, exits, "exits")
         self._model, self._exits = model, exits
         heads, opened = resolve_heads(model, head, exits), set[str]()
+        #: Where the network's output has logits of exits; None where no head is the output.
+        self.own_logits = own_logits_or_none(model, heads, exits, example_input)
         while True:
-            self._recording = record(model, exits, heads, example_input, opened)
+            self._recording = record(model, exits, heads, self.own_logits, example_input, opened)
             self._carried = _CarriedTensors(self._recording)
             # What such a module gives may be the same for all samples, and follow from their shapes: inside, one sees.
             closed = self._carried.modules_without_rows() - opened

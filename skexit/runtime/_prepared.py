@@ -69,7 +69,7 @@ def prepare_network(
     network = RecordedNetwork(model, exits, example_input, head)
     stages = network.cut(range(len(exits)))
     if head is None or head == "output":
-        check_against_plain_network(model, exits, list(stages.values()), example_input)
+        check_against_plain_network(model, exits, list(stages.values()), network.own_logits, example_input)
     names = list(example_input)[1:] if isinstance(example_input, dict) else []
     mask = names.index("attention_mask") if "attention_mask" in names else None
     example = map_tensors(lambda tensor: tensor[:1].clone(), example_input)

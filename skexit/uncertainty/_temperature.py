@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -160,12 +160,7 @@ def _posterior_temperature(group: _Rows, n_prior_rows: float, prior: float) -> f
         """Derivative of the loss by the inverse temperature; it falls as the temperature rises."""
         return float(share @ group.expectation(math.exp(log_temperature)) - wanted)
 
-    low, high = math.log(LOWEST_TEMPERATURE), math.log(HIGHEST_TEMPERATURE)
-    if slope(low) <= 0:
-        return LOWEST_TEMPERATURE
-    if slope(high) >= 0:
-        return HIGHEST_TEMPERATURE
-    return math.exp(brentq(slope, low, high))
+    return _temperature_of_zero(slope)
 
 
 def match_confidence(
@@ -185,12 +180,17 @@ def match_confidence(
         confidence = 1 / np.exp(margins * math.exp(-log_temperature)).sum(axis=1)
         return float(np.average(confidence, weights=sample_weight) - aim)
 
+    return _temperature_of_zero(excess)
+
+
+def _temperature_of_zero(falling: Callable[[float], float]) -> float:
+    """Temperature at which a function of its logarithm, which falls, is zero; a bound where it is zero nowhere."""
     low, high = math.log(LOWEST_TEMPERATURE), math.log(HIGHEST_TEMPERATURE)
-    if excess(low) <= 0:
+    if falling(low) <= 0:
         return LOWEST_TEMPERATURE
-    if excess(high) >= 0:
+    if falling(high) >= 0:
         return HIGHEST_TEMPERATURE
-    return math.exp(brentq(excess, low, high))
+    return math.exp(brentq(falling, low, high))
 
 
 def _checked_range(temperature: float) -> float:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from skexit.backbone._exit_points import exit_points
+from skexit.backbone._own_logits import own_logits_or_none
 from skexit.backbone._probe import check_against_plain_network
 from skexit.backbone._stages import RecordedNetwork
 
@@ -12,6 +13,12 @@ from skexit.backbone._stages import RecordedNetwork
 def cut(model, exits, example_input, head="output"):
     """The stages between all of the exits."""
     return list(RecordedNetwork(model, exits, example_input, head).cut(range(len(exits))).values())
+
+
+def check_stages(model, exits, stages, inputs):
+    """Against the network, with the logits of all exits that its output has."""
+    own = own_logits_or_none(model, ["output"], exits, inputs)
+    check_against_plain_network(model, exits, stages, own, inputs)
 
 
 def run_stages(stages, *inputs):
@@ -35,7 +42,7 @@ def test_torchvision(name):
     x = torch.randn(3, 3, 64, 64)
     stages = cut(model, exit_points(model), x[:1])
     with torch.inference_mode():
-        check_against_plain_network(model, exit_points(model), stages, x[:1])
+        check_stages(model, exit_points(model), stages, x[:1])
         torch.testing.assert_close(run_stages(stages, x), model(x))
         torch.testing.assert_close(run_stages(stages, x[:1]), model(x[:1]))
     assert {id(p) for stage in stages for p in stage.network.parameters()} <= {id(p) for p in model.parameters()}
@@ -59,7 +66,7 @@ def test_hugging_face(name, masked):
     example = {key: value[:2, :7] for key, value in inputs.items()}
     stages = cut(model, exits, example)
     with torch.inference_mode():
-        check_against_plain_network(model, exits, stages, example)
+        check_stages(model, exits, stages, example)
         torch.testing.assert_close(run_stages(stages, *inputs.values()), model(**inputs).logits)
 
 
@@ -185,7 +192,7 @@ def test_all_that_later_stages_need_goes_along(model, exits, inputs):
     model.eval()
     stages = cut(model, exits, inputs[:2])
     with torch.inference_mode():
-        check_against_plain_network(model, exits, stages, inputs)
+        check_stages(model, exits, stages, inputs)
         expected = model(inputs.clone())
         torch.testing.assert_close(run_stages(stages, inputs), expected)
         torch.testing.assert_close(run_stages(stages, inputs[:1]), expected[:1])
@@ -234,7 +241,7 @@ def test_decoders_and_position_tables(name):
     exits, uses_cache = exit_points(model, example_input=example, n_exits=3), getattr(config, "use_cache", None)
     stages = cut(model, exits, example, head=None if name == "T5Encoder" else "output")
     with torch.inference_mode():
-        check_against_plain_network(model, exits, stages, example)
+        check_stages(model, exits, stages, example)
         if name != "T5Encoder":  # whose last exit stands before its last norm
             torch.testing.assert_close(run_stages(stages, *inputs.values()), model(**inputs).logits)
     assert getattr(config, "use_cache", None) == uses_cache
@@ -255,7 +262,7 @@ class Mixing(nn.Module):
 def test_samples_that_depend_on_one_another_are_refused():
     model, x = Mixing().eval(), torch.randn(2, 4)
     with pytest.raises(ValueError, match="run by itself on random inputs, its part up to 'second' gives other values"):
-        check_against_plain_network(model, ["first", "second"], cut(model, ["first", "second"], x), x)
+        check_stages(model, ["first", "second"], cut(model, ["first", "second"], x), x)
 
 
 class MultiExit(nn.Module):
