@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["ExpensiveHeadsWarning", "InconsistentVersionWarning", "LayoutLostWarning", "RoutersUnusedWarning"]
+from collections.abc import Sequence
+
+__all__ = [
+    "ExpensiveHeadsWarning",
+    "InconsistentVersionWarning",
+    "LayoutLostWarning",
+    "RoutersUnusedWarning",
+    "UncountedWorkWarning",
+]
 
 
 class ExpensiveHeadsWarning(UserWarning):
@@ -92,3 +100,42 @@ class RoutersUnusedWarning(UserWarning):
     >>> from skexit.exceptions import RoutersUnusedWarning
     >>> warnings.simplefilter("ignore", RoutersUnusedWarning)  # where this is no news
     """
+
+
+class UncountedWorkWarning(UserWarning):
+    """The costs of a network leave out the work of operators whose FLOPs are not known.
+
+    Parameters
+    ----------
+    operators : sequence of tuple of (str, str)
+        Name of each operator, and of the module that called it.
+
+    Examples
+    --------
+    >>> from skexit.exceptions import UncountedWorkWarning
+    >>> print(UncountedWorkWarning([("mylib::attend", "layers.0")]))
+    costs leave out the work of 'mylib::attend' in the module 'layers.0', whose FLOPs are not known. Give them by
+    torch.utils.flop_counter.register_flop_formula(torch.ops.mylib.attend) on a function of the shapes of its arguments,
+    or measure costs in 'ms' (cost_unit= of an extractor, unit= of exit_costs).
+    """
+
+    def __init__(self, operators: Sequence[tuple[str, str]]) -> None:
+        super().__init__(operators)
+        self.operators = operators
+
+    def __str__(self) -> str:
+        modules: dict[str, list[str]] = {}
+        for operator, module in self.operators:
+            modules.setdefault(operator, []).append(module)
+        work = "; ".join(f"{operator!r} in the module {_some(names)}" for operator, names in modules.items())
+        return (
+            f"costs leave out the work of {work}, whose FLOPs are not known. Give them by "
+            f"torch.utils.flop_counter.register_flop_formula(torch.ops.{next(iter(modules)).replace('::', '.')}) on a "
+            "function of the shapes of its arguments, or measure costs in 'ms' (cost_unit= of an extractor, unit= of "
+            "exit_costs)."
+        )
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(map(repr, names[:3]))
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

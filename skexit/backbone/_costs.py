@@ -99,11 +99,17 @@ def exit_costs(
         If a module is unknown or not called exactly once, the exits are not in forward order, or
         two of them cost the same.
 
+    Warns
+    -----
+    UncountedWorkWarning
+        If the network calls operators whose FLOPs are not known, such as your own, a Fourier transform or an inverse.
+        ``torch.utils.flop_counter.register_flop_formula`` makes them known.
+
     Notes
     -----
-    Operations are counted on the meta device: nothing is computed and no weight is copied. Hooks
-    of your own run there, too. A network that cannot run on the meta device, because its control
-    flow looks at values, runs on its own device instead.
+    Operations are counted on the meta device: only integers, such as masks and positions, are computed, and no weight
+    is copied. Hooks of your own run there, too. A network that cannot run on the meta device, because its control flow
+    looks at other values, runs on its own device instead.
 
     Examples
     --------
@@ -128,7 +134,7 @@ def exit_costs(
             costs, spread = np.median(runs, axis=0), np.subtract(*np.percentile(runs[:, :-1], [75, 25], axis=0))
         else:
             flops_per_operation = {"FLOPs": 1, "MACs": 2}[unit]
-            flops = run_counting_flops(model, example_input, run)
+            flops = run_counting_flops(model, example_input, run, warns=True)
             own = own_logits_or_none(model, run.heads, exits, example_input) if head == NETWORK_OUTPUT else None
             if own is not None and any(own.places[:-1]):
                 flops[: len(exits) - 1] = n_rows * own.flops[:-1]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, TypeVar
@@ -12,37 +11,38 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
+from skexit.backbone._flops import FlopCounter
 from skexit.backbone._inputs import Inputs, as_arguments, call, map_tensors
 from skexit.backbone._modules import device_of
+from skexit.backbone._on_shapes import ShapeMode
+from skexit.exceptions import UncountedWorkWarning
+from skexit.utils._warnings import warn
 
 Forward = Callable[[], Any]
 Clock = Callable[[], float]
 Result = TypeVar("Result")
 
 
-def run_counting_flops(model: nn.Module, inputs: Inputs, run: Callable[[Forward, Clock], Result]) -> Result:
-    """What `run` makes of a forward pass and of a clock that reads the FLOPs since its start."""
-    try:
-        with left_as_found(model):
-            return _count(run, _forward_on_meta_device(model, inputs))
-    except Exception:
-        # The network may have needed values. Whatever else is wrong shows again on its own device.
-        return _count(run, forward_on_own_device(model, inputs))
-
-
-def _count(run: Callable[[Forward, Clock], Result], forward: Forward) -> Result:
-    # The counter has no formula for fused kernels: it would count nothing for attention, for a
-    # transformer layer in its fast path, or for a recurrent layer on cuDNN.
-    with (
-        _COUNTING,
-        _without_fast_path(),
-        sdpa_kernel(SDPBackend.MATH),
-        torch.backends.cudnn.flags(enabled=False),
-        FlopCounterMode(display=False, custom_mapping=_FLOPS_OF_FUSED_KERNELS) as counter,
-    ):
-        return run(forward, counter.get_total_flops)
+def run_counting_flops(
+    model: nn.Module, inputs: Inputs, run: Callable[[Forward, Clock], Result], *, warns: bool = False
+) -> Result:
+    """What `run` makes of a forward pass and of a clock that reads its FLOPs; warns of what was not counted if told."""
+    with _COUNTING, _without_fused_kernels():
+        try:
+            shapes = ShapeMode()
+            forward = _forward_on_shapes(model, inputs, shapes)
+            with left_as_found(model), shapes, FlopCounter() as counter:
+                result = run(forward, counter.read)
+        except Exception:
+            # The network may have needed values. Whatever else is wrong shows again on its own device.
+            forward = forward_on_own_device(model, inputs)
+            with FlopCounter() as counter:
+                result = run(forward, counter.read)
+    if warns and counter.uncounted:
+        names = {module: name for name, module in model.named_modules()}
+        warn(UncountedWorkWarning(sorted((one, names.get(module, "")) for one, module in counter.uncounted)))
+    return result
 
 
 #: These settings are the process's: of two threads that count, the second would put back what the first has set.
@@ -50,37 +50,29 @@ _COUNTING = threading.Lock()
 
 
 @contextmanager
-def _without_fast_path() -> Iterator[None]:
+def _without_fused_kernels() -> Iterator[None]:
+    """Attention, transformer layers and recurrent layers by operations that have a formula."""
     found = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(found)
 
 
-def _flops_of_recurrent_layer(
-    inputs: Sequence[int], input_weight: Sequence[int], hidden_weight: Sequence[int], *args: Any, **kwargs: Any
-) -> int:
-    n_steps, n_samples, _ = inputs
-    return 2 * n_steps * n_samples * (math.prod(input_weight) + math.prod(hidden_weight))
-
-
-_FLOPS_OF_FUSED_KERNELS = {torch.ops.aten.mkldnn_rnn_layer: _flops_of_recurrent_layer}
-
-
-def forward_on_own_device(model: nn.Module, inputs: Inputs) -> Callable[[], Any]:
+def forward_on_own_device(model: nn.Module, inputs: Inputs) -> Forward:
     """A forward pass on the network's own device."""
     device = device_of(model)
     inputs = map_tensors(lambda tensor: tensor.to(device), inputs)
     return lambda: call(model, inputs)
 
 
-def _forward_on_meta_device(model: nn.Module, inputs: Inputs) -> Callable[[], Any]:
-    """A forward pass that knows shapes only."""
+def _forward_on_shapes(model: nn.Module, inputs: Inputs, shapes: ShapeMode) -> Forward:
+    """A forward pass that knows shapes, and the values of integers."""
     tensors = chain(model.named_parameters(), model.named_buffers())
-    state = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
-    args, kwargs = as_arguments(map_tensors(lambda tensor: tensor.to("meta"), inputs))
+    state = {name: shapes.enter_tensor(tensor) for name, tensor in tensors}
+    args, kwargs = as_arguments(map_tensors(shapes.enter_tensor, inputs))
     return lambda: torch.func.functional_call(model, state, args, kwargs)
 
 

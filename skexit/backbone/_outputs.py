@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+
+_PLAIN = {torch.Tensor, nn.Parameter, nn.Buffer}
 
 
 def logits_in(output: Any) -> Any:
@@ -61,3 +63,19 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [tensor for field in dataclasses.fields(value) for tensor in tensors_in(getattr(value, field.name))]
     return []
+
+
+def tensors_among(arguments: Sequence[Any]) -> list[torch.Tensor]:
+    """The tensors among the arguments or results of an operator, and in lists of them."""
+    found: list[torch.Tensor] = []
+    for value in arguments:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += [part for part in value if isinstance(part, torch.Tensor)]
+    return found
+
+
+def are_plain(types: Iterable[type]) -> bool:
+    """Whether tensors of these types are torch's own, and none that call operators on tensors inside."""
+    return _PLAIN.issuperset(types)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
@@ -15,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from skexit.backbone._counting import left_as_found, run_counting_flops
 from skexit.backbone._inputs import Inputs, map_tensors
-from skexit.backbone._outputs import logits_in, tensors_in
+from skexit.backbone._outputs import are_plain, logits_in, tensors_among, tensors_in
 
 #: Rows of the inputs in a trace. Few tensors have so many rows that are not samples.
 _N_ROWS = 5
@@ -45,11 +46,14 @@ def trace_modules(model: nn.Module, example_input: Inputs) -> list[ExitPlace]:
     They are the modules that are called once and give a tensor of numbers with one row per sample, before the network's
     own output.
     """
-    return trace(model, example_input).places()
+    return trace(model, example_input, warns=True).places()
 
 
-def trace(model: nn.Module, example_input: Inputs) -> Trace:
-    """Run a network in evaluation mode, on shapes only if it can, and note what depends on what."""
+def trace(model: nn.Module, example_input: Inputs, *, warns: bool = False) -> Trace:
+    """Run a network in evaluation mode, on shapes only if it can, and note what depends on what.
+
+    If `warns`, a warning names operators whose FLOPs are not known.
+    """
 
     def take_rows(tensor: torch.Tensor) -> torch.Tensor:
         return tensor[torch.arange(_N_ROWS, device=tensor.device) % len(tensor)]
@@ -57,7 +61,7 @@ def trace(model: nn.Module, example_input: Inputs) -> Trace:
     inputs = map_tensors(take_rows, example_input)
     with left_as_found(model), torch.no_grad():
         model.eval()
-        return run_counting_flops(model, inputs, lambda forward, flops: Trace(model, forward, flops))
+        return run_counting_flops(model, inputs, lambda forward, flops: Trace(model, forward, flops), warns=warns)
 
 
 @dataclass(frozen=True)
@@ -97,16 +101,17 @@ class Trace:
         """Calls that can be exits."""
         n_calls = Counter(call.name for call in self.calls)
         logits = logits_in(self.output)
+        n_needed, n_needed_with_rows = self.values.needed_after()
         n_outputs = logits.shape[-1] if isinstance(logits, torch.Tensor) and logits.ndim else None
         places = []
         for call in self.calls:
             first, has_rows = call.values[0], self.values.has_rows
             is_output = first in self.outputs or (call.flops == self.flops and n_outputs in call.shape)
             if n_calls[call.name] == 1 and not is_output and call.is_floating and has_rows[first]:
-                carried = self.values.needed_after(call.end) - {first}
-                is_cut = all(has_rows[value] for value in carried)
+                n_carried = n_needed[call.end] - self.values.is_needed_after(call.end, first)
+                is_cut = n_needed[call.end] == n_needed_with_rows[call.end]
                 cost = call.flops / max(self.flops, 1)
-                places.append(ExitPlace(call.name, call.end, call.shape, cost, len(carried), is_cut))
+                places.append(ExitPlace(call.name, call.end, call.shape, cost, n_carried, is_cut))
         return places
 
     def _note(self, name: str, flops: Callable[[], float]) -> Any:
@@ -144,14 +149,18 @@ class Values(TorchDispatchMode):
         self._of_tensor[first] = self._add(first)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not are_plain(types):
+            return NotImplemented
         before = self._counter()
-        result = function(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
         self.flops.append(self._counter() - before)
-        read = [value for tensor in tensors_in((args, kwargs)) if (value := self.read(tensor)) is not None]
+        arguments = tensors_among((*args, *kwargs.values()))
+        read = [value for tensor in arguments if (value := self.read(tensor)) is not None]
         self.parents.append(read)
         self.n_operations += 1
         if read:
-            for tensor in tensors_in(result):
+            for tensor in tensors_among([result]):
                 self._of_tensor[tensor] = self._add(tensor)
             for argument, tensor in zip(function._schema.arguments, args, strict=False):
                 if argument.alias_info is not None and argument.alias_info.is_write:
@@ -170,9 +179,21 @@ class Values(TorchDispatchMode):
             self._last_read[value] = self.n_operations if until is None else until
         return value
 
-    def needed_after(self, end: int) -> set[int]:
-        """Values made by the operations up to some number, and read by later ones."""
-        return {v for v, (made, read) in enumerate(zip(self.made, self._last_read, strict=True)) if made < end <= read}
+    def is_needed_after(self, end: int, value: int) -> bool:
+        """Whether a value is made by the operations up to some number, and read by later ones."""
+        return self.made[value] < end <= self._last_read[value]
+
+    def needed_after(self) -> tuple[list[int], list[int]]:
+        """How many values are needed after each number of operations, and how many of them have one row per sample."""
+        changes, with_rows = ([0] * (self.n_operations + 2) for _ in range(2))
+        for made, read, has_rows in zip(self.made, self._last_read, self.has_rows, strict=True):
+            last = int(min(read, self.n_operations))
+            if last > made:
+                changes[made + 1] += 1
+                changes[last + 1] -= 1
+                with_rows[made + 1] += has_rows
+                with_rows[last + 1] -= has_rows
+        return list(accumulate(changes)), list(accumulate(with_rows))
 
     def operations_before(self, value: int) -> set[int]:
         """The operations that a value follows from."""
