@@ -140,7 +140,7 @@ class TestCaches:
     def test_other_settings(self, network, extractor, data, tmp_path):
         extractor.extract([data], tmp_path / "c")
         other = ExitExtractor(network, ["1"])
-        with pytest.raises(ValueError, match=r"differs in exits. Give another folder, or delete this one"):
+        with pytest.raises(ValueError, match=r"differs in exits .*Give another folder, or delete this one"):
             other.extract([data], tmp_path / "c")
         other.extract([data], tmp_path / "another")
         shutil.rmtree(tmp_path / "c")

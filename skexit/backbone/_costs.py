@@ -25,7 +25,7 @@ from skexit.backbone._modules import (
     resolve_heads,
     unwrapped,
 )
-from skexit.backbone._own_logits import own_logits_or_none
+from skexit.backbone._own_logits import OwnLogits, own_logits_or_none
 
 COST_UNITS = ("FLOPs", "MACs", "ms")
 
@@ -125,6 +125,21 @@ def exit_costs(
         raise ValueError(f"n_repeats={n_repeats} must be at least 1.")
     model = unwrapped(model)
     find_modules(model, exits, "exits")
+    counts = unit != "ms" and head == NETWORK_OUTPUT
+    own = own_logits_or_none(model, resolve_heads(model, head, exits), exits, example_input) if counts else None
+    return measure_costs(model, exits, example_input, unit, head, own, n_repeats)
+
+
+def measure_costs(
+    model: nn.Module,
+    exits: Sequence[str],
+    example_input: Inputs,
+    unit: str,
+    head: Head,
+    own: OwnLogits | None,
+    n_repeats: int = 20,
+) -> ExitCosts:
+    """What `exit_costs` gives, where it is known which logits the network's output has for the exits."""
     n_rows = len(tensors_of(example_input)[0])
     run = _Run(model, list(exits), resolve_heads(model, head, exits))
     with left_as_found(model), torch.no_grad():
@@ -135,8 +150,7 @@ def exit_costs(
         else:
             flops_per_operation = {"FLOPs": 1, "MACs": 2}[unit]
             flops = run_counting_flops(model, example_input, run, warns=True)
-            own = own_logits_or_none(model, run.heads, exits, example_input) if head == NETWORK_OUTPUT else None
-            if own is not None and any(own.places[:-1]):
+            if own is not None and head == NETWORK_OUTPUT and any(own.places[:-1]):
                 flops[: len(exits) - 1] = n_rows * own.flops[:-1]
             costs, spread = flops / (flops_per_operation * n_rows), None
     _check_increasing(costs[:-1], list(exits), unit)

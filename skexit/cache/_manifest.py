@@ -22,6 +22,8 @@ _MAX_ROWS = 2**48
 _CHECKSUM_BYTES = 16
 #: The classes of a layout become an array in which each takes the length of the longest.
 _MAX_CLASS_CHARACTERS = 2**26
+#: Characters that a message shows of a value.
+_EXCERPT = 60
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,14 @@ class Manifest:
         """What two caches have in common if shards of one may be added to the other."""
         return {"origin": self.origin, "dtype": self.dtype.name, "layout": self.layout.to_dict()}
 
-    def differing(self, other: Manifest) -> list[str]:
-        """Names of the entries of the identity that another cache has otherwise."""
-        dtype = [] if self.dtype == other.dtype else ["dtype"]
-        names = differing_names(self.layout.to_dict(), other.layout.to_dict())
-        if "costs" in names:  # of which others of the network or its heads follow
-            names = [name for name in names if name not in ("head_costs", "network_cost")]
-        of_layout = [f"{name} of the layout" for name in names]
-        return sorted({*differing_names(self.origin, other.origin), *dtype, *of_layout})
+    def differing(self, other: Manifest) -> dict[str, str]:
+        """Entries of the identity that another cache has otherwise: their names, and both values."""
+        dtype = differences({"dtype": self.dtype.name}, {"dtype": other.dtype.name})
+        of_layout = differences(self.layout.to_dict(), other.layout.to_dict())
+        if "costs" in of_layout:  # of which others of the network or its heads follow
+            of_layout = {name: text for name, text in of_layout.items() if name not in ("head_costs", "network_cost")}
+        of_layout = {f"{name} of the layout": text for name, text in of_layout.items()}
+        return dict(sorted((differences(self.origin, other.origin) | dtype | of_layout).items()))
 
     def to_dict(self) -> dict[str, Any]:
         """The manifest as JSON can hold it."""
@@ -116,9 +118,24 @@ def read_manifest(folder: Folder) -> Manifest:
         ) from error
 
 
-def differing_names(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
-    """Names of the entries in which two dicts differ."""
-    return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+def differences(one: dict[str, Any], other: dict[str, Any]) -> dict[str, str]:
+    """Entries in which two dicts differ: their names, and both values in short."""
+    names = sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
+    return {name: " and ".join(_excerpts(repr(one.get(name)), repr(other.get(name)))) for name in names}
+
+
+def listed(differing: dict[str, str]) -> str:
+    """Differences in a sentence."""
+    return ", ".join(f"{name} ({values})" for name, values in differing.items())
+
+
+def _excerpts(*texts: str) -> list[str]:
+    """The parts of long texts around the place where they begin to differ."""
+    n_alike = next((i for i, letters in enumerate(zip(*texts, strict=False)) if len(set(letters)) > 1), 0)
+    start = max(n_alike - _EXCERPT // 3, 0) if max(map(len, texts)) > _EXCERPT else 0
+    ends = ["..." if len(text) > start + _EXCERPT else "" for text in texts]
+    begin = "..." if start else ""
+    return [f"{begin}{text[start : start + _EXCERPT]}{end}" for text, end in zip(texts, ends, strict=True)]
 
 
 def check_readable(manifest: Manifest) -> None:

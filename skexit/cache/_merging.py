@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from skexit.cache._cache import FeatureCache
 from skexit.cache._folders import absolute
-from skexit.cache._manifest import Manifest
+from skexit.cache._manifest import Manifest, listed
 from skexit.cache._shards import LABELS, Shard
 from skexit.cache._writer import CacheWriter
 
@@ -20,8 +20,8 @@ _DATA = ("data", "first input")
 _OF_COSTS = {"costs of the layout", "head_costs of the layout", "network_cost of the layout"}
 _SETTINGS_DIFFER = "Extract all with one network and the same settings."
 _COSTS_DIFFER = (
-    "Costs are those of one row of the first batch: extract again from loaders that begin with inputs of one "
-    "shape, such as texts padded to one length, and with cost_unit='FLOPs' or 'MACs' rather than 'ms'."
+    "Costs are those of one input: extract both with one ExitExtractor, or state the input, such as a text of typical "
+    "length, by ExitExtractor(..., example_input=x), with cost_unit='FLOPs' or 'MACs' rather than 'ms'."
 )
 
 
@@ -101,11 +101,11 @@ def _check_source(cache: FeatureCache, first: FeatureCache, destination: Path) -
         raise ValueError(f"{cache.path!r} is a URL; copy the cache to this machine to merge it.")
     if cache.path.resolve() == destination.resolve():
         raise ValueError(f"destination={str(destination)!r} is one of the sources; give another folder.")
-    differing = _kind(cache).differing(_kind(first))
+    differing = _kind(first).differing(_kind(cache))
     if differing:
         raise ValueError(
             f"the caches {str(first.path)!r} and {str(cache.path)!r} cannot be merged: they differ in "
-            f"{', '.join(differing)}. {_COSTS_DIFFER if set(differing) <= _OF_COSTS else _SETTINGS_DIFFER}"
+            f"{listed(differing)}. {_COSTS_DIFFER if set(differing) <= _OF_COSTS else _SETTINGS_DIFFER}"
         )
 
 

@@ -23,6 +23,7 @@ from skexit.cache._manifest import (
     Manifest,
     block_name,
     check_readable,
+    listed,
     make_fingerprint,
     read_manifest,
 )
@@ -264,10 +265,10 @@ def _may_precede_manifest(name: str) -> bool:
     return name in (temporary_name(MANIFEST), LOCK) or name.startswith(PART)
 
 
-def check_same_cache(path: Path | str, differing: list[str]) -> None:
+def check_same_cache(path: Path | str, differing: dict[str, str]) -> None:
     """Raise a ValueError that names what differs between the cache of a folder and the one expected there."""
     if differing:
         raise ValueError(
-            f"the folder {str(path)!r} holds a cache that differs in {', '.join(differing)}. "
+            f"the folder {str(path)!r} holds a cache that differs in {listed(differing)}. "
             "Give another folder, or delete this one to extract again."
         )

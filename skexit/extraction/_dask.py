@@ -101,4 +101,5 @@ def extract_on_dask(
 
 def _extract_part(part: int, *, pickled: bytes, path: Path, n_parts: int, options: dict[str, Any]) -> None:
     extractor, loader = pickle.loads(pickled)
+    extractor._read_example(loader)
     extract_part(partial(extractor._extract_part, **options), loader, path, part, n_parts)

@@ -19,7 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 from skexit.backbone._channels import Channels, check_channels, find_channels
-from skexit.backbone._costs import COST_UNITS, exit_costs
+from skexit.backbone._costs import COST_UNITS, ExitCosts, measure_costs
 from skexit.backbone._exit_points import exit_points
 from skexit.backbone._inputs import Inputs, call, map_tensors
 from skexit.backbone._loaders import count_rows
@@ -40,7 +40,7 @@ from skexit.backbone._own_logits import OwnLogits, own_logits_or_none
 from skexit.backbone._pooling import Pool, check_pool, pool_name, pool_output
 from skexit.cache import CacheWriter, FeatureCache
 from skexit.cache._folders import absolute, is_url
-from skexit.cache._manifest import differing_names
+from skexit.cache._manifest import differences
 from skexit.cache._writer import check_same_cache
 from skexit.data import ExitLayout
 from skexit.data._blocks import warn_of_probabilities
@@ -64,7 +64,9 @@ class ExitExtractor:
         Names of the modules after which the network can stop, in forward order. By default
         :func:`~skexit.backbone.exit_points` of the model.
     example_input : tensor, tuple of tensors or dict of tensors, default=None
-        One batch of inputs, from which exits are found where `exits` is None and the model of no known family.
+        One batch of inputs. Its first row, such as a text of typical length, is the one whose costs all caches have;
+        by default it is the first row that the extractor reads, padded as it is there. Exits are found with the
+        batch where `exits` is None and the model of no known family.
     pool : str, sequence of str or callable, default="auto"
         What is kept of a module's output. Of feature maps (4 dimensions) ``"avg"``, ``"max"``, ``"grid2"`` (averages on
         a 2 x 2 grid) or ``"grid4"``; of volumes (5) ``"avg"``, ``"max"`` or ``"grid2"``; of sequences (3) ``"first"``,
@@ -151,6 +153,12 @@ class ExitExtractor:
         self.head = head
         self.dtype = dtype
         self.cost_unit = cost_unit
+        #: The input that costs are of; None until one was read.
+        self._example = None if example_input is None else _first_row(example_input)
+        self._states_example = example_input is not None
+        #: What was found with the example, by the fingerprint of the model.
+        self._own: dict[str, OwnLogits | None] = {}
+        self._costs: dict[str, ExitCosts] = {}
 
     def extract(
         self,
@@ -212,6 +220,7 @@ class ExitExtractor:
         folder = absolute(path)  # reading the loader may change the working directory
         path = path if is_url(path) else folder
         if (n_workers > 1 or found_parts(folder)) and not is_complete(folder):
+            self._read_example(loader)
             options: dict[str, Any] = {"classes": classes, "shard_rows": shard_rows, "check_data": check_data}
             options["progress"] = progress
             return extract_as_worker(partial(self._extract_part, **options), loader, folder, rank, n_workers)
@@ -220,20 +229,23 @@ class ExitExtractor:
         first = next(batches, None)
         if first is None:
             raise ValueError("loader is empty; give at least one batch.")
+        self._example = _first_row(first.inputs) if self._example is None else self._example
         origin = self._origin(first, classes)
         check_data = check_data and rank == 0  # one worker compares for all
         found = _find_cache(path, origin, check_data)
         n_rows = count_rows(loader)
         if found is not None and found.complete and found.n_rows == n_rows and not check_data:
             return found
+        if found is not None and self._states_example and self.cost_unit != "ms":
+            _check_costs(found, self._measure(origin["model"]))
         with evaluating(self.model):
-            own = own_logits_or_none(self.model, self._heads, self.exits, first.rows(0, 1).inputs)
+            own = self._find_own_logits(origin["model"])
             outputs = self._run_all(skip_cached_rows(chain([first], batches), found, check_data), own)
             # Running one batch before the folder is made: what cannot be extracted leaves no cache behind.
             first_output = list(islice(outputs, 1))
             if found is not None and found.complete and not first_output:
                 return found
-            layout = self._layout(first, first_output[0], classes) if found is None else found.layout
+            layout = found.layout if found is not None else self._layout(origin["model"], first_output[0], classes)
             with (
                 CacheWriter(
                     path,
@@ -345,11 +357,33 @@ class ExitExtractor:
             )
         return array
 
-    def _layout(self, first: Batch, output: _Output, classes: ArrayLike | None) -> ExitLayout:
+    def _read_example(self, loader: Iterable[Any]) -> None:
+        """Take the first row of all for the example, rather than that of a part."""
+        if self._example is None:
+            first = next(read_batches(loader, None), None)
+            self._example = None if first is None else _first_row(first.inputs)
+
+    def _find_own_logits(self, fingerprint: str) -> OwnLogits | None:
+        """Where the network's output has logits of exits; found once."""
+        if fingerprint not in self._own:
+            assert self._example is not None
+            self._own[fingerprint] = own_logits_or_none(self.model, self._heads, self.exits, self._example)
+        return self._own[fingerprint]
+
+    def _measure(self, fingerprint: str) -> ExitCosts:
+        """Costs of the example, measured once: caches of one extractor have the same."""
+        if fingerprint not in self._costs:
+            assert self._example is not None
+            own = self._find_own_logits(fingerprint)
+            costs = measure_costs(self.model, self.exits, self._example, self.cost_unit, self.head, own)
+            self._costs[fingerprint] = costs
+        return self._costs[fingerprint]
+
+    def _layout(self, fingerprint: str, output: _Output, classes: ArrayLike | None) -> ExitLayout:
         warn_of_probabilities(
             output.logits, "Name the module before the softmax as head=, or leave the softmax out of the network."
         )
-        costs = exit_costs(self.model, self.exits, first.rows(0, 1).inputs, self.cost_unit, head=self.head)
+        costs = self._measure(fingerprint)
         return ExitLayout(
             n_logits=[0 if block is None else block.shape[1] for block in output.logits],
             n_features=[block.shape[1] for block in output.features],
@@ -394,13 +428,23 @@ def _find_cache(path: str | os.PathLike[str], origin: dict[str, str], check_data
     except FileNotFoundError:
         return None
     first_input = found.origin.get("first input", "")
-    check_same_cache(found.path, differing_names(found.origin, origin | {"first input": first_input}))
+    check_same_cache(found.path, differences(found.origin, origin | {"first input": first_input}))
     if check_data and first_input != origin["first input"]:
         raise ValueError(
             f"the folder {str(found.path)!r} holds a cache that differs in first input. Give another folder, or the "
             f"loader it was begun with. {RANDOM_INPUTS}"
         )
     return found
+
+
+def _check_costs(found: FeatureCache, costs: ExitCosts) -> None:
+    """Raise a ValueError unless a cache has the costs of the example that was stated."""
+    there = {"costs of the layout": found.layout.costs.tolist()}
+    check_same_cache(found.path, differences(there, {"costs of the layout": costs.costs.tolist()}))
+
+
+def _first_row(inputs: Inputs) -> Inputs:
+    return map_tensors(lambda tensor: tensor[:1].clone(), inputs)
 
 
 def _as_logits(output: Any, source: str) -> torch.Tensor:

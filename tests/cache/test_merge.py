@@ -130,15 +130,18 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("change", "named"),
         [
-            ({"origin": ORIGIN | {"model": "b"}}, "model"),
-            ({"origin": ORIGIN | {"pool": "max"}}, "pool"),
-            ({"layout": LAYOUT.replace(costs=[10, 31])}, "costs of the layout"),
-            ({"layout": LAYOUT.replace(classes=["yes", "no"]), "dtype": "float16"}, "classes of the layout, dtype"),
+            ({"origin": ORIGIN | {"model": "b"}}, r"model \('.*' and 'b'\)"),
+            ({"origin": ORIGIN | {"pool": "max"}}, r"pool \(.* and 'max'\)"),
+            ({"layout": LAYOUT.replace(costs=[10, 31])}, r"costs of the layout \(\[10.0, 30.0\] and \[10.0, 31.0\]\)"),
+            (
+                {"layout": LAYOUT.replace(classes=["yes", "no"]), "dtype": "float16"},
+                r"classes of the layout \(.* and \['yes', 'no'\]\), dtype \('float32' and 'float16'\)",
+            ),
         ],
     )
     def test_other_models_and_settings(self, sources, tmp_path, change, named):
         write_cache(tmp_path / "other", y=np.arange(N_ROWS), **change)
-        with pytest.raises(ValueError, match=rf"part0' and '.*other' cannot be merged: they differ in {named}\."):
+        with pytest.raises(ValueError, match=rf"part0' and '.*other' cannot be merged: they differ in {named}\. "):
             merge_caches([sources[0], tmp_path / "other"], tmp_path / "all")
         assert not (tmp_path / "all").exists()
 

@@ -168,7 +168,7 @@ def test_parts_that_cannot_be_joined_are_kept(tmp_path):
     loader = make_loader()
     for part, pool in enumerate(["mean", "max"]):
         extract_part(partial(make_extractor(pool=pool).extract, progress=False), loader, tmp_path, part, 2)
-    with pytest.raises(ValueError, match=r"cannot be merged: they differ in pool\."):
+    with pytest.raises(ValueError, match=r"cannot be merged: they differ in pool \('mean' and 'max'\)\."):
         join_parts(tmp_path)
     assert [FeatureCache(part).n_rows for part in sorted(tmp_path.glob("part-*"))] == [50, 53]
 
