@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -196,8 +196,12 @@ class MultiExitNetwork(nn.Module):
             In forward order.
         """
         logits: list[torch.Tensor] = []
-        output = self._run(args, kwargs, lambda k, features: logits.append(self.heads[k](features)))
+        output = self._run(args, kwargs, lambda k, features: logits.append(self._answer(k, features)))
         return [*logits, output]
+
+    def _answer(self, k: int, features: torch.Tensor) -> torch.Tensor:
+        head = cast(nn.Linear, self.heads[k])
+        return cast(torch.Tensor, head(features.to(head.weight.dtype)))
 
     def _run(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], read: Callable[[int, torch.Tensor], None]

@@ -144,7 +144,7 @@ def _features_as_they_are(features: torch.Tensor, mask: torch.Tensor | None) -> 
 
 
 def _mean_over(axes: tuple[int, ...], maps: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    return maps.mean(axes)
+    return _summable(maps).mean(axes)
 
 
 def _spatial_axes(n_dimensions: int, channels: str | None) -> tuple[int, ...]:
@@ -199,7 +199,7 @@ def _largest(maps: torch.Tensor) -> torch.Tensor:
 def _average_grids(maps: torch.Tensor, sizes: set[int]) -> dict[int, torch.Tensor]:
     """Averages on grids of the given sizes, flattened; one pass over the maps serves all where it can."""
     grids = {}
-    finest = maps
+    finest = maps = _summable(maps) if sizes else maps
     for size in sorted(sizes, reverse=True):
         grid = _average_grid(finest, size)
         grids[size] = grid.flatten(1)
@@ -218,6 +218,11 @@ def _average_grid(maps: torch.Tensor, size: int) -> torch.Tensor:
         cell = [found // size for found in sizes]
         return avg_pool3d(maps, cell) if is_volume else avg_pool2d(maps, cell)
     return adaptive_avg_pool3d(maps, size) if is_volume else adaptive_avg_pool2d(maps, size)
+
+
+def _summable(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in single precision at least: half precision keeps three digits of a sum, or none beyond 65,504."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _divides(size: int, maps: torch.Tensor) -> bool:
@@ -243,6 +248,7 @@ def _token_at(tokens: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
 
 
 def _token_mean(tokens: torch.Tensor, counted: torch.Tensor | None) -> torch.Tensor:
+    tokens = _summable(tokens)
     if counted is None:
         return tokens.mean(dim=1)
     return tokens.masked_fill(~counted.unsqueeze(2), 0).sum(dim=1) / counted.sum(dim=1, keepdim=True)
