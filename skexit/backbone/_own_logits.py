@@ -17,8 +17,9 @@ from skexit.backbone._modules import NETWORK_OUTPUT
 from skexit.backbone._outputs import logits_in, tensors_in, two_logits
 from skexit.backbone._tracing import Trace, trace
 
-#: A tensor in the network's output, by its place, and the row of it where it holds the logits of all exits.
-Place = tuple[int, int | None]
+#: A tensor in the network's output, by its place, and the axis and number along it where it holds logits of several
+#: exits.
+Place = tuple[int, tuple[int, int] | None]
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class OwnLogits:
 
 
 def _at(tensors: Sequence[torch.Tensor], place: Place) -> Any:
-    number, exit_row = place
-    return two_logits(tensors[number] if exit_row is None else tensors[number][:, exit_row])
+    number, part = place
+    return two_logits(tensors[number] if part is None else tensors[number].select(*part))
 
 
 def own_logits_or_none(
@@ -87,25 +88,36 @@ def _candidates(traced: Trace) -> list[tuple[int, Place]]:
     tensors = tensors_in(traced.output)
     named = logits_in(traced.output)
     tables = [n for n, tensor in enumerate(tensors) if tensor.ndim in (1, 2) and tensor.is_floating_point()]
-    if not tables and len(tensors) == 1 and tensors[0].ndim == 3:
-        return _stacked(traced, tensors[0])
-    if len(tables) == 1 and named is not tensors[tables[0]]:
+    stacked = [one for n, tensor in enumerate(tensors) if tensor.ndim == 3 for one in _stacked(traced, n, tensor)]
+    if len(tables) == 1 and named is not tensors[tables[0]] and not stacked:
         return []  # such as the pooled output of a network without a classifier
     widths = Counter(tensors[n].shape[1:] for n in tables)
     width = named.shape[1:] if isinstance(named, torch.Tensor) else max(widths, key=widths.__getitem__, default=None)
-    return [
+    if not tables or (isinstance(named, torch.Tensor) and named.ndim == 3):
+        return stacked
+    found: list[tuple[int, Place]] = [
         (value, (n, None)) for n in tables if tensors[n].shape[1:] == width and (value := traced.outputs[n]) is not None
     ]
+    return found + [(value, place) for value, place in stacked if _at(tensors, place).shape[1:] == _two_wide(width)]
 
 
-def _stacked(traced: Trace, tensor: torch.Tensor) -> list[tuple[int, Place]]:
-    """The logits that were stacked to one tensor of shape (n_samples, n_exits, n_classes)."""
-    value, n_exits = traced.outputs[0], tensor.shape[1]
+def _two_wide(width: Any) -> Any:
+    return (2,) if width in ((), (1,)) else width
+
+
+def _stacked(traced: Trace, number: int, tensor: torch.Tensor) -> list[tuple[int, Place]]:
+    """The logits that were joined to one tensor: of shape (n_samples, n_exits, n_classes), or with axes exchanged."""
+    values, value = traced.values, traced.outputs[number]
+    is_whole = True
     while value is not None:
-        parents = traced.values.parents[traced.values.made[value]]
-        if len(parents) == n_exits:
-            return [(parent, (0, k)) for k, parent in enumerate(parents)]
-        value = parents[0] if len(parents) == 1 else None
+        operation, parents = values.made[value], values.parents[values.made[value]] if values.made[value] >= 0 else []
+        if operation in values.joins:
+            axes = [values.joins[operation] % 3] if is_whole else [1, 0]
+            for axis in axes:
+                if tensor.shape[axis] == len(parents) and tensor.shape[0 if axis else 1] == traced.n_rows:
+                    return [(parent, (number, (axis, k))) for k, parent in enumerate(parents)]
+            return []
+        value, is_whole = (parents[0] if len(parents) == 1 else None), False
     return []
 
 

@@ -21,6 +21,7 @@ from skexit.backbone._outputs import are_plain, logits_in, tensors_among, tensor
 #: Rows of the inputs in a trace. Few tensors have so many rows that are not samples.
 _N_ROWS = 5
 _NEVER, _ALWAYS = -1, float("inf")
+_JOINS = {torch.ops.aten.stack.default, torch.ops.aten.cat.default}
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,8 @@ class Values(TorchDispatchMode):
         """Values that each operation reads."""
         self.flops: list[float] = []
         """FLOPs of each operation."""
+        self.joins: dict[int, int] = {}
+        """Operations that join values to one, and the axis along which they do."""
         self._counter = flops
         self._last_read: list[float] = []
         self._of_tensor = WeakTensorKeyDictionary()
@@ -158,6 +161,8 @@ class Values(TorchDispatchMode):
         arguments = tensors_among((*args, *kwargs.values()))
         read = [value for tensor in arguments if (value := self.read(tensor)) is not None]
         self.parents.append(read)
+        if function in _JOINS:
+            self.joins[self.n_operations] = args[1] if len(args) > 1 else kwargs.get("dim", 0)
         self.n_operations += 1
         if read:
             for tensor in tensors_among([result]):

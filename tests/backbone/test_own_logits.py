@@ -44,6 +44,12 @@ FORMS = {
     "dict": lambda logits, maps: {"early_logits": logits[:-1], "logits": logits[-1], "maps": maps},
     "dataclass": lambda logits, maps: Answers(logits[-1], logits[:-1]),
     "stacked": lambda logits, maps: torch.stack(logits, dim=1),
+    "stacked in front": lambda logits, maps: torch.stack(logits),
+    "stacked in front, in a dict": lambda logits, maps: {"logits": torch.stack(logits), "maps": maps},
+    "stacked at the end": lambda logits, maps: torch.stack(logits, dim=-1),
+    "stacked and turned": lambda logits, maps: torch.stack(logits, dim=1).transpose(0, 1),
+    "final and stacked": lambda logits, maps: (logits[-1], torch.stack(logits[:-1], dim=1)),
+    "dict of final and stacked": lambda logits, maps: {"logits": logits[-1], "early": torch.stack(logits[:-1])},
     "concatenated": lambda logits, maps: torch.cat([block[:, None] for block in logits], dim=1),
 }
 
