@@ -164,8 +164,17 @@ class ExitDistributionDisplay:
         named = positions[:: -(-n_bars // _MOST_NAMED)]
         self.ax_.set_yticks(named, [self.names[position] for position in named])
         self.ax_.set(xlabel="Samples that leave (%)", xlim=(0, 100), ylim=(n_bars - 0.5, -0.5))
+        # Against the right edge: to the left, there is room above the names.
         self.ax_.legend(
-            loc="lower center", bbox_to_anchor=(0.5, 1), ncols=min(n_exits, 6), fontsize="small", frameon=False
+            loc="lower right",
+            bbox_to_anchor=(1, 1),
+            ncols=min(n_exits, 6),
+            fontsize="small",
+            frameon=False,
+            handlelength=1,
+            handletextpad=0.4,
+            columnspacing=1,
+            borderaxespad=0.2,
         )
         return self
 

@@ -243,6 +243,15 @@ class TestExitDistribution:
         assert [label.get_text() for label in many.ax_.get_yticklabels()][:2] == ["0", "4"]
         assert len(many.ax_.texts) == 0
 
+    @pytest.mark.parametrize("n_exits", [1, 2, 6, 9, 12])
+    @pytest.mark.parametrize("name", ["all", "cascaded heads, optimal stopping at 50 %"])
+    def test_legend_is_whole(self, n_exits, name):
+        display = ExitDistributionDisplay(np.full((2, n_exits), 1 / n_exits), [name, "b"]).plot()
+        display.figure_.canvas.draw()
+        legend, figure = display.ax_.get_legend().get_window_extent(), display.figure_.bbox
+        assert figure.x0 <= legend.x0 <= legend.x1 <= figure.x1
+        assert legend.y1 <= figure.y1
+
     def test_bad_input(self):
         with pytest.raises(ValueError, match="y_true gives a bar a class, which is for the exits of one policy"):
             ExitDistributionDisplay.from_predictions({"a": [0]}, n_exits=1, y_true=[0])
