@@ -1,21 +1,39 @@
 """Does skexit take this network? Exits found by themselves, extracted, run live and compared, network by network.
 
-    python -m benchmarks.networks [--only NAME ...] [--onnx] [--out CSV]
+    python -m benchmarks.networks --out FOLDER [--only NAME ...] [--onnx]
 
-Networks of torchvision, timm and Hugging Face with random weights, and networks with exits of their own written here.
-For each: the exits found, how many forward passes that takes, by what share of the network's FLOPs costs differ from
-those that torch's profiler counts in the stages as they run, and how many of 48 samples leave where the policy on
-cached rows says. A cell says why where something is not possible.
+Networks of torchvision, timm and Hugging Face with random weights, and networks with exits of their own. For each, on
+48 samples:
+
+exits
+    how many of four exits ``exit_points`` finds
+extraction
+    "yes" if a cache was made with these exits
+costs
+    largest relative difference of an exit's cost from a count of the benchmark's own, by the shapes of each matrix
+    product and convolution as the plain network runs
+live
+    "yes" if the live network runs
+agreement
+    share of the samples that leave live where the policy on cached rows says, with the same label
+onnx
+    share of the samples that leave in onnxruntime where they leave live, with the same label; with ``--onnx``
+
+A cell that says something else says why it is not possible. FOLDER/networks.csv gets each network's row when it is
+measured, FOLDER/summary.csv what works of how many. Networks that networks.csv has are left out: delete their rows, or
+the file, to measure them again. ``--onnx`` measures those again whose last cell is empty.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import math
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,361 +41,242 @@ import pandas as pd
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.shared import libraries
+from benchmarks.shared.own_exits import OWN_EXITS, network_with_exits
 from skexit import ExitHeads, ThresholdPolicy
 from skexit.backbone import exit_points
 from skexit.extraction import ExitExtractor
 from skexit.runtime import EarlyExitModel, OnnxEarlyExit, export_onnx
 
 N_SAMPLES, N_EXITS = 48, 4
-COUNTED = ("aten::conv2d", "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+COLUMNS = ["network", "exits", "extraction", "costs", "live", "agreement", "onnx"]
 
-TORCHVISION = {
-    "alexnet": 64, "convnext_tiny": 64, "densenet121": 64, "efficientnet_b0": 64, "efficientnet_v2_s": 64,
-    "googlenet": 64, "inception_v3": 96, "maxvit_t": 224, "mnasnet1_0": 64, "mobilenet_v2": 64,
-    "mobilenet_v3_small": 64, "regnet_y_400mf": 64, "resnet18": 64, "resnext50_32x4d": 64,
-    "shufflenet_v2_x1_0": 64, "squeezenet1_1": 64, "swin_t": 64, "swin_v2_t": 64, "vgg11": 64, "vit_b_32": 224,
-    "wide_resnet50_2": 64,
-}  # fmt: skip
-
-TIMM = [
-    "cait_xxs24_224", "coat_lite_tiny", "convnextv2_atto", "crossvit_tiny_240", "deit_tiny_patch16_224", "dla34",
-    "edgenext_xx_small", "efficientnet_lite0", "eva02_tiny_patch14_224", "fastvit_t8", "ghostnet_100",
-    "gmlp_ti16_224", "hrnet_w18_small", "levit_128s", "mixer_s16_224", "mobilevit_xxs", "nfnet_l0", "poolformer_s12",
-    "pvt_v2_b0", "repvgg_a0", "seresnet18", "swin_tiny_patch4_window7_224", "tiny_vit_5m_224", "vovnet39a",
-    "xcit_nano_12_p16_224",
-]  # fmt: skip
-
-SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
-DECODER = SIZES | {"num_key_value_heads": 1, "pad_token_id": 0}
-AUDIO = SIZES | {
-    "conv_dim": (8, 8), "conv_stride": (5, 4), "conv_kernel": (10, 8), "num_conv_pos_embeddings": 8,
-    "num_conv_pos_embedding_groups": 2, "num_feat_extract_layers": 2,
-}  # fmt: skip
-TEXT = {
-    "Albert": SIZES | {"embedding_size": 16}, "Bert": SIZES, "Bloom": {"hidden_size": 32, "n_layer": 4, "n_head": 2},
-    "Deberta": SIZES, "DebertaV2": SIZES, "DistilBert": {"dim": 32, "n_layers": 4, "n_heads": 2, "hidden_dim": 64},
-    "Electra": SIZES, "Gemma": DECODER | {"head_dim": 16}, "GPT2": {"n_embd": 32, "n_layer": 4, "n_head": 2},
-    "GPTNeoX": SIZES, "Llama": DECODER, "Mistral": DECODER, "ModernBert": SIZES, "MPNet": SIZES,
-    "OPT": SIZES | {"ffn_dim": 64, "word_embed_proj_dim": 32}, "Phi": DECODER, "Qwen2": DECODER, "Roberta": SIZES,
-    "SqueezeBert": SIZES | {"embedding_size": 32},
-}  # fmt: skip
-IMAGES = {
-    "Beit": SIZES, "ConvNextV2": {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 2, 1]}, "Dinov2": SIZES,
-    "ViT": SIZES,
-}  # fmt: skip
-SOUNDS = ["Hubert", "SEW", "UniSpeech", "Wav2Vec2", "WavLM"]
+Network = tuple[nn.Module, Any]
 
 
-def networks() -> Iterator[tuple[str, Callable[[], tuple[nn.Module, Any]]]]:
+def networks() -> Iterator[tuple[str, Callable[[], Network]]]:
     """Names, and functions that give a network and inputs for it."""
-    for name, side in TORCHVISION.items():
-        yield f"torchvision {name}", lambda name=name, side=side: _of_torchvision(name, side)
-    for name in TIMM:
-        yield f"timm {name}", lambda name=name: _of_timm(name)
-    for name, sizes in TEXT.items():
-        yield f"Hugging Face {name}", lambda name=name, sizes=sizes: _of_text(name, sizes)
-    for name, sizes in IMAGES.items():
-        yield f"Hugging Face {name}", lambda name=name, sizes=sizes: _of_images(name, sizes)
-    for name in SOUNDS:
-        yield f"Hugging Face {name}", lambda name=name: _of_sounds(name)
-    for name, make in OWN_EXITS.items():
-        yield f"own exits: {name}", make
+    texts = [*libraries.ENCODERS, *libraries.DECODERS, *libraries.SEQ2SEQ]
+    groups: list[tuple[str, Any, Callable[[str, int], Network]]] = [
+        ("torchvision", libraries.TORCHVISION, libraries.torchvision_network),
+        ("timm", libraries.TIMM, libraries.timm_network),
+        ("Hugging Face", texts, libraries.text_network),
+        ("Hugging Face", libraries.IMAGES, libraries.image_network),
+        ("Hugging Face", libraries.SOUNDS, libraries.sound_network),
+        ("Hugging Face", libraries.SPECTROGRAMS, libraries.spectrogram_network),
+        ("own exits", OWN_EXITS, network_with_exits),
+    ]
+    for group, names, make in groups:
+        for name in names:
+            yield f"{group}: {name}", partial(make, name, N_SAMPLES)
 
 
-def _of_torchvision(name: str, side: int) -> tuple[nn.Module, Any]:
-    from torchvision import models
-
-    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    return models.get_model(name, weights=None, **options), torch.randn(N_SAMPLES, 3, side, side)
-
-
-def _of_timm(name: str) -> tuple[nn.Module, Any]:
-    import timm
-
-    model = timm.create_model(name, pretrained=False)
-    side = model.default_cfg["input_size"][-1]
-    return model, torch.randn(N_SAMPLES, 3, side, side)
-
-
-def _hugging_face(name: str, task: str, sizes: dict[str, Any]) -> nn.Module:
-    import transformers
-
-    config = getattr(transformers, f"{name}Config")(**sizes)
-    model: nn.Module = getattr(transformers, f"{name}For{task}")(config)
-    return model
-
-
-def _of_text(name: str, sizes: dict[str, Any]) -> tuple[nn.Module, Any]:
-    model = _hugging_face(name, "SequenceClassification", {"vocab_size": 100, "pad_token_id": 0} | sizes)
-    lengths = torch.randint(4, 13, (N_SAMPLES, 1))
-    tokens = torch.randint(5, 100, (N_SAMPLES, 12))
-    mask = (torch.arange(12) < lengths).long()
-    return model, {"input_ids": tokens * mask, "attention_mask": mask}
-
-
-def _of_images(name: str, sizes: dict[str, Any]) -> tuple[nn.Module, Any]:
-    model = _hugging_face(name, "ImageClassification", {"image_size": 32, "patch_size": 8, "num_labels": 5} | sizes)
-    return model, {"pixel_values": torch.randn(N_SAMPLES, 3, 32, 32)}
-
-
-def _of_sounds(name: str) -> tuple[nn.Module, Any]:
-    sizes = AUDIO | ({"squeeze_factor": 1} if name == "SEW" else {})
-    return _hugging_face(name, "SequenceClassification", sizes), {"input_values": torch.randn(N_SAMPLES, 1600)}
-
-
-class Scales(nn.Module):
-    """Maps at two scales from maps at two scales, as a layer of MSDNet."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fine = nn.Conv2d(width, width, 3, padding=1)
-        self.down = nn.Conv2d(width, width, 3, stride=2, padding=1)
-        self.coarse = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, maps: list[torch.Tensor]) -> list[torch.Tensor]:
-        fine, coarse = maps
-        return [self.fine(fine).relu() + fine, self.coarse(coarse).relu() + self.down(fine).relu()]
-
-
-def _classifier(width: int) -> nn.Module:
-    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 5))
-
-
-class MultiScale(nn.Module):
-    """Every classifier sees the coarse map; gives a list of logits (MSDNet)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.down = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, stride=2, padding=1)
-        self.blocks = nn.ModuleList(Scales(8) for _ in range(4))
-        self.classifiers = nn.ModuleList(_classifier(8) for _ in range(4))
-
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        fine = self.stem(x)
-        maps, logits = [fine, self.down(fine)], []
-        for block, classifier in zip(self.blocks, self.classifiers, strict=True):
-            maps = block(maps)
-            logits.append(classifier(maps[1]))
-        return logits
-
-
-class ResolutionAdaptive(nn.Module):
-    """A small map is looked at first; what it showed is merged into the larger one (RANet)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.small, self.large = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(3, 8, 3, padding=1)
-        self.low = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
-        self.high = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
-        self.classifiers = nn.ModuleList(_classifier(8) for _ in range(4))
-
-    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        low, logits = self.small(nn.functional.avg_pool2d(x, 2)), []
-        for layer, classifier in zip(self.low, self.classifiers[:2], strict=True):
-            low = layer(low).relu()
-            logits.append(classifier(low))
-        high = self.large(x)
-        for layer, classifier in zip(self.high, self.classifiers[2:], strict=True):
-            high = layer(high + nn.functional.interpolate(low, scale_factor=2)).relu()
-            logits.append(classifier(high))
-        return logits
-
-
-class Branchy(nn.Module):
-    """Side branches on a residual network; gives the last logits and a list of the others (BranchyNet)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.blocks = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(4))
-        self.branches = nn.ModuleList(_classifier(8) for _ in range(3))
-        self.last = _classifier(8)
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        x, early = self.stem(x), []
-        for k, block in enumerate(self.blocks):
-            x = x + block(x).relu()
-            if k < 3:
-                early.append(self.branches[k](x))
-        return self.last(x), early
-
-
-class TwoStreams(nn.Module):
-    """Features and a latent that exchange what they know; classifiers see the latent (Dynamic Perceiver)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.start = nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.Linear(16, 16)
-        self.convolutions = nn.ModuleList(nn.Conv2d(16, 16, 3, padding=1) for _ in range(4))
-        self.latents = nn.ModuleList(nn.Linear(32, 16) for _ in range(4))
-        self.classifiers = nn.ModuleList(nn.Linear(16, 5) for _ in range(4))
-
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        maps, logits = self.stem(x), []
-        latent = self.start(maps.mean((2, 3)))
-        for convolution, linear, classifier in zip(self.convolutions, self.latents, self.classifiers, strict=True):
-            maps = convolution(maps).relu() + latent[:, :, None, None]
-            latent = linear(torch.cat([latent, maps.mean((2, 3))], dim=1)).tanh()
-            logits.append(classifier(latent))
-        return {"logits": logits[-1], "early_logits": torch.stack(logits[:-1], dim=1)} | {
-            f"logits_{k}": block for k, block in enumerate(logits[:-1])
-        }
-
-
-class MultiExitEncoder(nn.Module):
-    """A transformer with a classifier on the first token after each layer; gives one stacked tensor (DeeBERT)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding, self.positions = nn.Embedding(100, 32), nn.Parameter(torch.randn(12, 32))
-        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(32, 2, 64, batch_first=True) for _ in range(4))
-        self.classifiers = nn.ModuleList(nn.Linear(32, 5) for _ in range(4))
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        hidden, logits = self.embedding(tokens) + self.positions, []
-        for layer, classifier in zip(self.layers, self.classifiers, strict=True):
-            hidden = layer(hidden)
-            logits.append(classifier(hidden[:, 0]))
-        return torch.stack(logits, dim=1)
-
-
-class TokensToToken(nn.Module):
-    """Patches are unfolded into tokens again and again before the transformer (T2T-ViT); logits of two heads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(3 * 49, 16), nn.Linear(16 * 9, 32)
-        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(32, 2, 64, batch_first=True) for _ in range(4))
-        self.early, self.last = nn.Linear(32, 5), nn.Linear(32, 5)
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        tokens = self.first(nn.functional.unfold(x, 7, stride=4, padding=2).transpose(1, 2))
-        side = int(tokens.shape[1] ** 0.5)
-        maps = tokens.transpose(1, 2).unflatten(2, (side, side))
-        tokens = self.second(nn.functional.unfold(maps, 3, stride=2, padding=1).transpose(1, 2))
-        for k, layer in enumerate(self.layers):
-            tokens = layer(tokens)
-            if k == 1:
-                early = self.early(tokens.mean(1))
-        return self.last(tokens.mean(1)), early
-
-
-OWN_EXITS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
-    "MSDNet": lambda: (MultiScale(), torch.randn(N_SAMPLES, 3, 16, 16)),
-    "RANet": lambda: (ResolutionAdaptive(), torch.randn(N_SAMPLES, 3, 16, 16)),
-    "BranchyNet": lambda: (Branchy(), torch.randn(N_SAMPLES, 3, 16, 16)),
-    "Dynamic Perceiver": lambda: (TwoStreams(), torch.randn(N_SAMPLES, 3, 16, 16)),
-    "multi-exit encoder": lambda: (MultiExitEncoder(), torch.randint(0, 100, (N_SAMPLES, 12))),
-    "T2T": lambda: (TokensToToken(), torch.randn(N_SAMPLES, 3, 32, 32)),
-}
-
-
-def measure(make: Callable[[], tuple[nn.Module, Any]], onnx: bool) -> dict[str, Any]:
+def measure(make: Callable[[], Network], onnx: bool) -> dict[str, Any]:
     """What works with a network, and what does not, why."""
     torch.manual_seed(0)
     model, inputs = make()
     model.eval()
     row: dict[str, Any] = {}
-    example = _rows(inputs, slice(0, 2))
-    with torch.no_grad():
-        _call(model, example)
-        start = time.perf_counter()
-        _call(model, example)
-        forward = time.perf_counter() - start
-    try:
-        start = time.perf_counter()
-        exits = exit_points(model, example_input=example, n_exits=N_EXITS)
-        row |= {"exits": len(exits), "forward passes": round((time.perf_counter() - start) / forward, 1)}
-        row["names"] = " ".join(exits)
-        with tempfile.TemporaryDirectory() as folder:
-            y = torch.arange(N_SAMPLES) % 2
-            cache = ExitExtractor(model, exits).extract([(inputs, y)], f"{folder}/cache", progress=False)
-            row["extracted"] = "yes"
-            row |= _measure_live(model, exits, cache, inputs, example, onnx, folder)
-    except Exception as error:
-        row["fails"] = f"{type(error).__name__}: {str(error).splitlines()[0][:150]}"
+    with tempfile.TemporaryDirectory() as folder:
+        for column, cell in _cells(model, inputs, Path(folder), onnx):
+            try:
+                row[column] = cell()
+            except Exception as error:
+                row[column] = _why(error)
+                if column in ("exits", "extraction"):  # nothing else is possible
+                    break
     return row
 
 
-def _measure_live(
-    model: nn.Module, exits: list[str], cache: Any, inputs: Any, example: Any, onnx: bool, folder: str
-) -> dict[str, Any]:
-    X = cache.X
-    y = np.argmax(X.logits(len(exits) - 1), axis=1) if X.layout.has_logits(len(exits) - 1) else cache.y
-    classes = X.layout.n_classes or 2
-    y[:classes] = np.arange(min(classes, len(y)))
-    heads = ExitHeads(cv=2, random_state=0)
-    policy = ThresholdPolicy(budget=0.8, heads=heads).fit(X, y)
-    live = EarlyExitModel(model, exits, policy, example_input=example)
-    found = live(**inputs) if isinstance(inputs, dict) else live(inputs)
-    row: dict[str, Any] = {"live": "yes", "agreement": float(np.mean(found.exits.numpy() == policy.predict_exit(X)))}
-    row["costs differ by"] = _difference_of_costs(live, cache.layout, example)
-    if onnx:
-        try:
-            session = OnnxEarlyExit(export_onnx(live, f"{folder}/onnx"))
-            arrays = {k: v.numpy() for k, v in inputs.items()} if isinstance(inputs, dict) else inputs.numpy()
-            row["onnx agreement"] = float(np.mean(session.predict(arrays).exits == found.exits.numpy()))
-        except Exception as error:
-            row["onnx agreement"] = f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"
-    return row
+def _cells(model: nn.Module, inputs: Any, folder: Path, onnx: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """The columns of a network in turn, and what gives each; later ones need what earlier ones found."""
+    found = _Found(model, inputs, folder)
+    yield "exits", found.find_exits
+    yield "extraction", found.extract
+    yield "costs", found.difference_of_costs
+    yield "live", found.run_live
+    if found.output is not None:
+        yield "agreement", found.agreement
+        if onnx:
+            yield "onnx", found.onnx_agreement
 
 
-def _difference_of_costs(live: EarlyExitModel, layout: Any, example: Any) -> float:
-    """Largest difference of an exit's cost from what the stages up to it take, as a fraction of the network's."""
-    runner, given = live.prepare(example).all_exits, list(example.values()) if isinstance(example, dict) else [example]
-    tensors, side = given[:1], given[1:]
-    counted, differences = 0.0, []
-    for k in range(layout.n_exits):
-        stage = runner.stages[k]
-        tensors, own = _count(lambda stage=stage, tensors=tensors: stage.network(*tensors, *side))
-        counted += own
-        if stage.logits is not None:
-            counted += _count(lambda stage=stage, tensors=tensors: stage.logits(*tensors, *side))[1]
-        differences.append(abs(layout.costs[k] - counted / len(given[0])) / layout.network_cost)
-    return round(max(differences), 4)
+class _Found:
+    """What is known of a network, step by step."""
+
+    def __init__(self, model: nn.Module, inputs: Any, folder: Path) -> None:
+        self.model, self.inputs, self.folder = model, inputs, folder
+        self.example = _rows(inputs, 2)
+        self.output: Any = None
+
+    def find_exits(self) -> int:
+        self.exits = exit_points(self.model, example_input=self.example, n_exits=N_EXITS)
+        return len(self.exits)
+
+    def extract(self) -> str:
+        y = torch.arange(N_SAMPLES) % 2
+        extractor = ExitExtractor(self.model, self.exits)
+        cache = extractor.extract([(self.inputs, y)], self.folder / "cache", progress=False)
+        self.X, self.layout, self.y = cache.X, cache.layout, cache.y
+        return "yes"
+
+    def difference_of_costs(self) -> float:
+        has_logits = [self.layout.has_logits(k) for k in range(self.layout.n_exits)]
+        counted = count_exits(self.model, self.exits, has_logits, _rows(self.inputs, 1))
+        return float(np.abs(np.asarray(self.layout.costs) / counted - 1).max().round(4))
+
+    def run_live(self) -> str:
+        last = len(self.exits) - 1
+        y = np.argmax(self.X.logits(last), axis=1) if self.layout.has_logits(last) else self.y.copy()
+        n_classes = self.layout.n_classes or 2
+        y[:n_classes] = np.arange(n_classes)
+        heads = ExitHeads(cv=2, random_state=0)
+        self.policy = ThresholdPolicy(budget=0.8, heads=heads).fit(self.X, y)
+        self.live = EarlyExitModel(self.model, self.exits, self.policy, example_input=self.example)
+        self.output = self.live(**self.inputs) if isinstance(self.inputs, dict) else self.live(self.inputs)
+        return "yes"
+
+    def agreement(self) -> float:
+        same = self.output.exits.numpy() == self.policy.predict_exit(self.X)
+        same &= self.output.labels.numpy() == self.policy.predict(self.X)
+        return float(same.mean().round(4))
+
+    def onnx_agreement(self) -> float:
+        session = OnnxEarlyExit(export_onnx(self.live, str(self.folder / "onnx")))
+        arrays = (
+            {k: v.numpy() for k, v in self.inputs.items()} if isinstance(self.inputs, dict) else self.inputs.numpy()
+        )
+        output = session.predict(arrays)
+        same = (output.exits == self.output.exits.numpy()) & (output.labels == self.output.labels.numpy())
+        return float(same.mean().round(4))
 
 
-def _count(run: Callable[[], Any]) -> tuple[Any, float]:
-    """What a function gives, and the FLOPs that torch's profiler counts in it."""
-    with (
-        torch.no_grad(),
-        sdpa_kernel(SDPBackend.MATH),
-        profile(activities=[ProfilerActivity.CPU], with_flops=True) as profiled,
-    ):
-        output = run()
-    return output, float(sum(event.flops for event in profiled.key_averages() if event.key in COUNTED and event.flops))
+def _rows(inputs: Any, n: int) -> Any:
+    return {name: value[:n] for name, value in inputs.items()} if isinstance(inputs, dict) else inputs[:n]
 
 
-def _rows(inputs: Any, rows: slice) -> Any:
-    return {name: value[rows] for name, value in inputs.items()} if isinstance(inputs, dict) else inputs[rows]
+def _why(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:300]}"
 
 
-def _call(model: nn.Module, inputs: Any) -> Any:
-    return model(**inputs) if isinstance(inputs, dict) else model(inputs)
+class _Work(TorchDispatchMode):
+    """Notes the FLOPs of each operation, and between which operations each of some modules runs."""
+
+    def __init__(self, model: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.flops: list[int] = []
+        self.spans = {name: [0, 0] for name in names}
+        self._hooks = []
+        for name, span in self.spans.items():
+            module = model.get_submodule(name)
+            self._hooks.append(module.register_forward_pre_hook(partial(self._note, span, 0)))
+            self._hooks.append(module.register_forward_hook(partial(self._note, span, 1)))
+
+    def _note(self, span: list[int], end: int, *_: Any) -> None:
+        span[end] = len(self.flops)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        self.flops.append(_flops(str(func.overloadpacket), args, output))
+        return output
+
+    def __exit__(self, *error: Any) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        super().__exit__(*error)
+
+
+def _flops(operation: str, args: Any, output: Any) -> int:
+    """Two for each multiply-add."""
+    if operation in ("aten.mm", "aten.bmm"):
+        return 2 * args[0].numel() * int(args[1].shape[-1])
+    if operation in ("aten.addmm", "aten.baddbmm"):
+        return 2 * args[1].numel() * int(args[2].shape[-1])
+    if operation == "aten.convolution":
+        return 2 * output.numel() * math.prod(args[1].shape[1:])
+    return 0
+
+
+def count_exits(model: nn.Module, exits: list[str], has_logits: list[bool], inputs: Any) -> np.ndarray[Any, Any]:
+    """FLOPs of an answer at each exit for one row, as the plain network runs.
+
+    An exit takes what runs before the end of its module, and the classifiers up to it. The modules in
+    ``model.classifiers`` are classifiers; in a network without them, the whole network answers at an exit with logits.
+    """
+    classifiers = [f"classifiers.{k}" for k in range(len(getattr(model, "classifiers", [])))]
+    work = _Work(model, exits + classifiers)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), work:
+        model(**inputs) if isinstance(inputs, dict) else model(inputs)
+    flops = np.array(work.flops)
+    of_classifier = [flops[slice(*work.spans[name])].sum() for name in classifiers]
+    for name in classifiers:
+        flops[slice(*work.spans[name])] = 0
+    counted, n_answers = [], 0
+    for name, answers in zip(exits, has_logits, strict=True):
+        n_answers += answers
+        whole = answers and not classifiers
+        counted.append(flops[: None if whole else work.spans[name][1]].sum() + sum(of_classifier[:n_answers]))
+    return np.array(counted)
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """How many networks of each group, and of all, pass; a row per group, with nothing where none was tried."""
+    number = {name: pd.to_numeric(table[name], errors="coerce") for name in ("exits", "costs", "agreement", "onnx")}
+    passes = pd.DataFrame({
+        "networks": table["network"].notna(),
+        "exits found": number["exits"] >= 2,
+        "extracted": table["extraction"] == "yes",
+        "costs within 3 %": number["costs"] <= 0.03,
+        "live": table["live"] == "yes",
+        "agreement 1": number["agreement"] == 1,
+        "ONNX as live": (number["onnx"] == 1).where(table["onnx"].notna()),
+    }).astype("boolean")  # fmt: skip
+    groups = passes.groupby(table["network"].str.partition(":")[0], sort=False).sum(min_count=1)
+    return pd.concat([groups, passes.sum(min_count=1).to_frame("all").T]).rename_axis("group").reset_index()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, type=Path, help="a folder; its networks.csv is continued if it exists")
     parser.add_argument("--only", nargs="+", default=[""], help="parts of names")
-    parser.add_argument("--onnx", action="store_true")
-    parser.add_argument("--out")
+    parser.add_argument("--onnx", action="store_true", help="export each live network and run it in onnxruntime")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
-    torch.backends.mha.set_fastpath_enabled(False)  # the profiler counts nothing in fused layers
-    rows = {}
+    torch.backends.mha.set_fastpath_enabled(False)  # fused layers hide their matrix products
+    options.out.mkdir(parents=True, exist_ok=True)
+    rows = _read(options.out / "networks.csv")
     for name, make in networks():
-        if any(part in name for part in options.only):
-            rows[name] = measure(make, options.onnx)
-            print(name, rows[name], flush=True)
-    table = pd.DataFrame(rows).T
-    if options.out:
-        table.to_csv(options.out)
-    print(table.drop(columns="names", errors="ignore").to_string())
-    works = {column: int(table[column].notna().sum()) for column in ("exits", "extracted", "live") if column in table}
-    print(f"{len(table)} networks, of which {works}")
+        known = name in rows and not (options.onnx and pd.isna(rows[name]["onnx"]))
+        if known or not any(part in name for part in options.only):
+            continue
+        rows[name] = {"network": name} | measure(make, options.onnx)
+        print(rows[name], flush=True)
+        _write(rows, options.out)
+    _write(rows, options.out)
+    print(summary(_table(rows)).to_string())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    return {row["network"]: row for row in pd.read_csv(path, dtype=object).to_dict("records")}
+
+
+def _table(rows: dict[str, Any]) -> pd.DataFrame:
+    return pd.DataFrame([rows[name] for name, _ in networks() if name in rows], columns=COLUMNS)
+
+
+def _write(rows: dict[str, Any], folder: Path) -> None:
+    """Each file whole or not at all, so that the next run continues one that was killed."""
+    table = _table(rows)
+    for name, part in {"networks": table, "summary": summary(table)}.items():
+        file = folder / f"{name}.csv"
+        part.to_csv(file.with_suffix(".part"), index=False)
+        file.with_suffix(".part").replace(file)
 
 
 if __name__ == "__main__":
