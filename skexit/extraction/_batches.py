@@ -112,7 +112,8 @@ def _read_batch(number: int, item: Any, classes: NDArray[Any] | None) -> Batch:
     if len(set(lengths)) > 1:
         raise ValueError(
             f"loader: the parts of batch {number} have different numbers of rows: {lengths}. Give inputs and labels of "
-            "the same rows."
+            "the same rows. For graphs, note by forward hooks what each exit gives and pass it to skexit.stack_exits; "
+            "'Graph networks' in the guide shows how."
         )
     if labels is not None and classes is not None:
         labels = _as_classes(labels, classes, number)

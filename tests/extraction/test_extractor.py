@@ -456,6 +456,10 @@ def test_loaders_of_other_kinds(model, images, labels, tmp_path):
         ([(torch.zeros(2, 1, 9, 9), [0, 1]), torch.zeros(2, 1, 9, 9)], "batch 1 has no labels but the batches before"),
         ([torch.zeros(2, 1, 9, 9), (torch.zeros(2, 1, 9, 9), [0, 1])], "batch 1 has labels but the batches before"),
         ([(torch.zeros(2, 1, 9, 9), [0, 1, 2])], r"different numbers of rows: \[2, 3\]"),
+        (
+            [{"x": torch.zeros(5, 4), "edges": torch.zeros(2, 8), "y": torch.zeros(3)}],
+            r"\[5, 2, 3\].* 'Graph networks' in",
+        ),
         ([(torch.zeros(2, 1, 9, 9), [0, 1], [2, 3])], "has 3 parts"),
         ([np.zeros((2, 1, 9, 9))], "batch 0 has .*ndarray.*give a tensor or a dict of tensors"),
         ([{"x": torch.zeros(2, 1, 9, 9), "name": ["a", "b"]}], "'Tensor', 'list'"),
