@@ -47,6 +47,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import expit
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -142,7 +143,7 @@ def with_earlyon(setup: Setup) -> dict[str, Callable[[torch.Tensor], object]]:
     n_classes = len(setup.heads.classes_)
     wrapper = custom_ee(
         setup.network, early, n_classes, example_args=(setup.images[:1],),
-        confidence_thresholds=[min(float(threshold), 1.0) for threshold in setup.policy.thresholds_[:-1]],
+        confidence_thresholds=expit(setup.policy.thresholds_[:-1]).tolist(),
     )  # fmt: skip
     for module, head in zip(wrapper.exit_heads.values(), setup.heads.networks_, strict=False):
         linear = nn.Linear(*head.weights[0].shape)

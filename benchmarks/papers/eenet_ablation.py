@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from scipy.special import expit
 
 from benchmarks.shared.routing import BASELINE, argument_parser, compare, extract, split, summarize
 from skexit import EENetPolicy, ExitArray, ThresholdPolicy
@@ -59,7 +60,7 @@ def draw(X: ExitArray, y: np.ndarray, path: Path) -> None:
 
     X_fit, y_fit, X_test, y_test = split(X, y, seed=0)
     policy = EENetPolicy(FIGURE_BUDGET, random_state=0).fit(X_fit, y_fit)
-    scores, exits, right = policy.exit_scores(X_test), policy.predict_exit(X_test), correct_exits(X_test, y_test)
+    scores, exits, right = expit(policy.exit_scores(X_test)), policy.predict_exit(X_test), correct_exits(X_test, y_test)
     figure, axes = plt.subplots(2, 4, figsize=(9.3, 4.6), sharex=True, layout="constrained")
     bins = np.linspace(0, 1, 26)
     for k, ax in enumerate(axes.flat):
@@ -67,7 +68,7 @@ def draw(X: ExitArray, y: np.ndarray, path: Path) -> None:
         groups = [scores[here & right[:, k], k], scores[here & ~right[:, k], k]]
         ax.hist(groups, bins, stacked=True, color=["#4878a8", "#e1a03c"], label=["right", "wrong"])
         if np.isfinite(policy.thresholds_[k]):
-            ax.axvline(policy.thresholds_[k], color="black", linewidth=1.5, label="threshold")
+            ax.axvline(expit(policy.thresholds_[k]), color="black", linewidth=1.5, label="threshold")
         ax.set_title(f"exit {k}: {np.mean(exits[here] == k):.0%} of {here.sum():,} leave", fontsize=10)
         ax.spines[["top", "right"]].set_visible(False)
     for ax in axes[1]:

@@ -1,11 +1,11 @@
 """A policy that stops where an exit is sure and agrees with the exit before it."""
 
 from skexit.policies import BudgetedPolicy
-from skexit.uncertainty import max_probability, softmax
+from skexit.uncertainty import log_odds
 
 
 class AgreementPolicy(BudgetedPolicy):
-    """Stop where the mean of this exit's probabilities and the last one's is sure.
+    """Stop where the mean of this exit's logits and the last one's is sure.
 
     Parameters
     ----------
@@ -24,7 +24,6 @@ class AgreementPolicy(BudgetedPolicy):
         self.layout = layout
 
     def score_exit(self, k, logits, features, memory):
-        probabilities = softmax(logits)
-        before = memory.get("probabilities", probabilities)
-        memory["probabilities"] = probabilities
-        return max_probability((probabilities + before) / 2)
+        before = memory.get("logits", logits)
+        memory["logits"] = logits
+        return log_odds((logits + before) / 2)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from array_api_compat import device
-
-from skexit.uncertainty import margin, max_probability, normalized_entropy
+from skexit.uncertainty import margin, max_probability, normalized_entropy, softmax
+from skexit.uncertainty._scores import predicted_class
 from skexit.utils._array_api import array_namespace
 
 #: Chances of being wrong are told apart down to here.
 _SMALLEST = 1e-6
 
 
-def exit_evidence(probabilities: Any, memory: dict[str, Any]) -> Any:
+def exit_evidence(logits: Any, memory: dict[str, Any]) -> Any:
     """Evidence of an exit, of shape (n_samples, 5), or (n_samples, 9) after the first exit, and a note for later exits.
 
     Logarithms of the chance to be wrong, of the entropy's share of its largest value and of the second largest
@@ -21,15 +20,14 @@ def exit_evidence(probabilities: Any, memory: dict[str, Any]) -> Any:
     the chance to be wrong that the exit before and the mean of all before give to the present class, and the exit
     before to its own.
     """
-    xp = array_namespace(probabilities)
+    xp = array_namespace(logits)
+    probabilities, present = softmax(logits), predicted_class(logits)
 
     def log(values: Any) -> Any:
         return xp.log(xp.where(values > _SMALLEST, values, xp.full_like(values, _SMALLEST)))
 
     largest, gap = max_probability(probabilities), margin(probabilities)
     columns = [log(1 - largest), log(1 - normalized_entropy(probabilities)), log(largest - gap), largest, gap]
-    classes = xp.arange(probabilities.shape[1], device=device(probabilities))
-    present = xp.astype(xp.argmax(probabilities, axis=1)[:, None] == classes[None, :], probabilities.dtype)
     if "total" in memory:
         n_before = xp.sum(memory["votes"], axis=1)
         columns += [

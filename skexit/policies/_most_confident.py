@@ -6,7 +6,7 @@ from typing import Any
 
 from skexit.data import ExitArray
 from skexit.data._lazy import answer_from_exits
-from skexit.uncertainty import max_probability, softmax
+from skexit.uncertainty import log_odds
 from skexit.utils._array_api import array_namespace
 
 
@@ -16,7 +16,7 @@ def most_confident(logits: Any, memory: dict[str, Any]) -> Any:
     Where exits are equally confident, these are the logits of the earlier.
     """
     xp = array_namespace(logits)
-    confidence = max_probability(softmax(logits))
+    confidence = log_odds(logits)
     if "most_confident" in memory:
         is_larger = confidence > memory["highest_confidence"]
         logits = xp.where(is_larger[:, None], logits, memory["most_confident"])

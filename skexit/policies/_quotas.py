@@ -15,8 +15,8 @@ from skexit.utils._warnings import warn
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
-#: Scores that differ by less, relative to their size, are tied: sums in another order differ by so much. A coarser
-#: tolerance would tie confident samples, whose probabilities lie near 1, and leave some of the budget unspent.
+#: Scores that differ by less, or by less relative to their size, are tied: sums in another order differ by so much. A
+#: coarser tolerance would tie confident samples where scores are probabilities, and leave some of the budget unspent.
 _ROUNDING = 8 * np.finfo(np.float64).eps
 
 
@@ -216,7 +216,7 @@ def _fill_quota(scores: Floats, weight: Floats, *, quota: float, smallest: float
 
 def _numbers_passing(falling: Floats) -> Indices:
     """How many of the scores, which fall, a threshold may let pass: those that are tied pass together."""
-    tied = np.isclose(falling[1:], falling[:-1], rtol=_ROUNDING, atol=0)
+    tied = np.isclose(falling[1:], falling[:-1], rtol=_ROUNDING, atol=_ROUNDING)
     return np.concatenate([[0], np.flatnonzero(~tied) + 1, [len(falling)]])
 
 

@@ -14,12 +14,13 @@ from sklearn.base import clone
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._validation import cross_validation_splits
 from skexit.data._walk import collect, correct_exits
+from skexit.policies._blending import break_ties
 from skexit.policies._budgeted import BudgetedPolicy, FitState
 from skexit.policies._evidence import exit_evidence
 from skexit.policies._log_linear import LogLinearModel, fit_log_linear
 from skexit.policies._quotas import equal_thresholds, rewarding_threshold, shared_threshold
 from skexit.policies._rewards import expected_rewards
-from skexit.uncertainty import softmax
+from skexit.uncertainty import log_odds
 from skexit.utils._array_api import array_namespace, as_like
 from skexit.utils._module_names import set_module
 from skexit.utils._sklearn import HasMethods, Interval, StrOptions
@@ -29,8 +30,6 @@ Floats = NDArray[np.float64]
 
 #: Prices are told apart down to about here; scores are their logarithms above, and linear below.
 _SMALLEST_PRICE = 1e-6
-#: Weight of the logarithm of the chance to be wrong in a score: enough to part equal prices only.
-_TIE_BREAKER = 1e-4
 #: How often the prices of an exit are found again, for the later stops that they imply.
 _ITERATIONS = 3
 
@@ -104,7 +103,7 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         The price at which samples stop, in units of accuracy for the whole network.
     thresholds_ : ndarray of shape (n_exits,)
         The same at every exit, ``-inf`` at the last: scores fall as prices rise. Where prices are
-        equal, as those of a tree are, scores follow the largest probability.
+        equal, as those of a tree are, the larger probability leaves first.
     %(policy_attributes)s
 
     References
@@ -177,11 +176,12 @@ class OptimalStoppingPolicy(BudgetedPolicy):
     def score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
         if k == len(self.estimators_):
             return array_namespace(logits).zeros_like(logits[:, 0])
-        return self._score_evidence(k, self._evidence(k, logits, features, memory))
+        return self._score(k, self._evidence(k, logits, features, memory), log_odds(logits))
 
-    def _score_evidence(self, k: int, evidence: Any) -> Any:
-        # Where prices are equal, the less likely to be wrong leaves first.
-        return _score(self._prices(k, evidence)) - _TIE_BREAKER * evidence[:, 0]
+    def _score(self, k: int, evidence: Any, confidence: Any) -> Any:
+        # On a logarithmic scale: prices span many powers of ten, and rounding must not join the small ones.
+        scores = -array_namespace(evidence).asinh(self._prices(k, evidence) / _SMALLEST_PRICE)
+        return break_ties(scores, confidence)
 
     def _prices(self, k: int, evidence: Any) -> Any:
         if self.estimator is None:
@@ -196,11 +196,11 @@ class OptimalStoppingPolicy(BudgetedPolicy):
             raise ValueError("use_features=True, but no exit has features. Set use_features=False, or give X features.")
         rewards = self._rewards(X, labels, weight)
         splits = cross_validation_splits(self.cv, labels, self.random_state, groups) if X.layout.n_exits > 1 else []
-        evidence = collect(self._evidence, X, range(X.layout.n_exits - 1), uses_features=lambda k: self.use_features)
+        evidence, confidence = self._read_evidence(X)
         self._fit_prices(evidence, rewards, weight, splits)
         scores = np.zeros(rewards.shape)
         for k in range(X.layout.n_exits - 1):
-            scores[:, k] = self._score_evidence(k, evidence[k])
+            scores[:, k] = self._score(k, evidence[k], confidence[k])
         self.fit_state_ = StoppingFitState(scores, weight, rewarding_threshold(scores, rewards, weight))
         self.apply_budget()
 
@@ -232,8 +232,17 @@ class OptimalStoppingPolicy(BudgetedPolicy):
             return fit_log_linear(evidence, gain, weight, self.l2)
         return clone(self.estimator).fit(evidence, gain, sample_weight=weight)
 
+    def _read_evidence(self, X: ExitArray) -> tuple[dict[int, Floats], dict[int, Floats]]:
+        """Evidence and confidence at all exits but the last."""
+
+        def side_by_side(k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
+            return np.column_stack([self._evidence(k, logits, features, memory), log_odds(logits)])
+
+        read = collect(side_by_side, X, range(X.layout.n_exits - 1), uses_features=lambda k: self.use_features)
+        return {k: both[:, :-1] for k, both in read.items()}, {k: both[:, -1] for k, both in read.items()}
+
     def _evidence(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
-        evidence = exit_evidence(softmax(logits), memory)
+        evidence = exit_evidence(logits, memory)
         if not self.use_features or features is None:
             return evidence
         xp = array_namespace(evidence)
@@ -249,11 +258,6 @@ class OptimalStoppingPolicy(BudgetedPolicy):
             )
         self.lam_ = float(_SMALLEST_PRICE * np.sinh(-threshold))
         return equal_thresholds(threshold, len(self.costs_))
-
-
-def _score(prices: Any) -> Any:
-    # On a logarithmic scale: prices span many powers of ten, and rounding must not join the small ones.
-    return -array_namespace(prices).asinh(prices / _SMALLEST_PRICE)
 
 
 def _first_at_most(prices: Floats, levels: Floats) -> NDArray[np.intp]:

@@ -16,8 +16,8 @@ from skexit.policies._base import ExitPolicy
 from skexit.policies._budgeted import BudgetedPolicy
 from skexit.policies._decision import gives_logits, unfrozen
 from skexit.policies._quotas import quota_thresholds, shared_threshold
-from skexit.uncertainty import softmax, vote
-from skexit.uncertainty._scores import SCORES, count_votes
+from skexit.uncertainty import vote
+from skexit.uncertainty._scores import CRITERIA, count_votes
 from skexit.utils._module_names import set_module
 from skexit.utils._sklearn import HasMethods, StrOptions
 
@@ -34,8 +34,8 @@ class ThresholdPolicy(BudgetedPolicy):
     Parameters
     ----------
     criterion : {"max_prob", "entropy", "margin", "vote"} or policy, default="max_prob"
-        What is compared with the thresholds: the largest probability (EENet, eq. 5), one minus the normalised entropy
-        (eq. 6), the largest probability minus the second, or the share of the exits so far that agree (eq. 7). Few
+        By what samples leave: the largest probability (EENet, eq. 5), one minus the normalised entropy (eq. 6), the
+        largest probability minus the second, or the share of the exits so far that agree (eq. 7); see Notes. Few
         values of ``"vote"`` are possible, so that it cannot meet every budget; a warning says by how much it falls
         short. Or the ``exit_scores`` of another policy: a copy is fitted to the same data; in a
         :class:`sklearn.frozen.FrozenEstimator`, the policy is used as it is. It scores the logits with which this
@@ -55,6 +55,12 @@ class ThresholdPolicy(BudgetedPolicy):
     policy_ : policy or None
         The policy that gives the scores, where `criterion` is one.
     %(policy_attributes)s
+
+    Notes
+    -----
+    Probabilities near 1 differ by less than rounding. Scores and thresholds t are therefore on a scale without an upper
+    end: ``scipy.special.expit(t)`` is the largest probability, ``1 - numpy.exp(-t)`` one minus the normalised entropy,
+    ``numpy.tanh(t / 2)`` the margin. Votes are shares.
 
     References
     ----------
@@ -79,7 +85,7 @@ class ThresholdPolicy(BudgetedPolicy):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BudgetedPolicy._parameter_constraints,
-        "criterion": [StrOptions({*SCORES, "vote"}), HasMethods(["exit_scores"])],
+        "criterion": [StrOptions({*CRITERIA, "vote"}), HasMethods(["exit_scores"])],
         "schedule": [StrOptions({"geometric", "shared"})],
         "budget": [Real],
         "use_most_confident": ["boolean"],
@@ -111,11 +117,10 @@ class ThresholdPolicy(BudgetedPolicy):
     def score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
         if self.policy_ is not None:
             return self.policy_.score_exit(k, logits, features, memory)
-        probabilities = softmax(logits)
         if self.criterion == "vote":
-            memory["votes"] = count_votes(probabilities, memory.get("votes"))
+            memory["votes"] = count_votes(logits, memory.get("votes"))
             return vote(memory["votes"])
-        return SCORES[self.criterion](probabilities)
+        return CRITERIA[self.criterion](logits)
 
     def fit_policy(
         self, X: ExitArray, labels: NDArray[np.int64], weight: Floats, groups: NDArray[np.int64] | None = None

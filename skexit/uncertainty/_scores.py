@@ -1,5 +1,8 @@
 """How sure a classifier is: scores for which larger means more confident.
 
+Probabilities near 1 lie so close together that rounding orders them. What thresholds are compared with is therefore
+computed from logits, on a scale without an upper end.
+
 Written against the array API, so that they run on NumPy arrays and on torch tensors alike.
 """
 
@@ -16,7 +19,7 @@ from skexit.utils._docstring import shared_docs
 
 Array = Any  # an array of any namespace that array-api-compat knows
 
-#: Up to so many classes, the two largest probabilities are found soonest by sorting.
+#: Up to so many classes, the two largest are found soonest by sorting.
 _FEW_CLASSES = 64
 
 
@@ -88,9 +91,7 @@ def margin(probabilities: Array) -> Array:
     if n_classes <= _FEW_CLASSES:
         ordered = xp.sort(probabilities, axis=-1)
         return ordered[..., -1] - ordered[..., -2]
-    classes = xp.arange(n_classes, device=device(probabilities))
-    is_largest = xp.argmax(probabilities, axis=-1)[..., None] == classes
-    others = xp.where(is_largest, xp.zeros_like(probabilities), probabilities)
+    others = probabilities * (1 - predicted_class(probabilities))
     return max_probability(probabilities) - max_probability(others)
 
 
@@ -111,21 +112,100 @@ def vote(counts: Array) -> Array:
     return xp.max(counts, axis=-1) / xp.sum(counts, axis=-1)
 
 
-def count_votes(probabilities: Array, counts: Array | None) -> Array:
+def count_votes(logits: Array, counts: Array | None) -> Array:
     """Add the predicted class of each row to the votes of earlier exits, None at the first.
 
-    Probabilities and votes have the shape (n_samples, n_classes).
+    Logits and votes have the shape (n_samples, n_classes).
     """
-    xp = array_namespace(probabilities)
-    classes = xp.arange(probabilities.shape[-1], device=device(probabilities))
-    predicted = xp.argmax(probabilities, axis=-1)[:, None] == classes[None, :]
-    ballot = xp.astype(predicted, probabilities.dtype)
+    ballot = predicted_class(logits)
     return ballot if counts is None else counts + ballot
 
 
-#: Scores of one exit's probabilities, by name.
-SCORES: dict[str, Callable[[Array], Array]] = {
-    "max_prob": max_probability,
-    "entropy": normalized_entropy,
-    "margin": margin,
+def predicted_class(logits: Array) -> Array:
+    """1 in the column of each row's largest logit, the first of equals, and 0 elsewhere."""
+    xp = array_namespace(logits)
+    classes = xp.arange(logits.shape[-1], device=device(logits))
+    return xp.astype(xp.argmax(logits, axis=-1)[..., None] == classes, logits.dtype)
+
+
+@shared_docs
+def log_odds(logits: Array) -> Array:
+    """Logarithm of ``p / (1 - p)`` for the largest probability p, which is ``scipy.special.expit(log_odds)``.
+
+    Unlike p, it tells samples apart however sure of them a classifier is.
+
+    %(logits)s
+        ``-log(n_classes - 1)`` for a uniform prediction; 0 where there is one class only.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> logits = np.array([[0.0, np.log(3)], [0.0, 100.0], [0.0, 101.0]])
+    >>> log_odds(logits).round(2)
+    array([  1.1, 100. , 101. ])
+    >>> max_probability(softmax(logits))
+    array([0.75, 1.  , 1.  ])
+    """
+    if logits.shape[-1] == 1:
+        return array_namespace(logits).zeros_like(logits[..., 0])
+    largest, others = _largest_and_others(logits)
+    return largest - _log_sum_exp(others)
+
+
+def log_odds_of_margin(logits: Array) -> Array:
+    """Logarithm of ``(1 + m) / (1 - m)`` for the margin m of the probabilities, which is ``tanh(log_odds / 2)``.
+
+    With two classes, the log-odds of the larger probability.
+    """
+    xp = array_namespace(logits)
+    if logits.shape[-1] == 1:
+        return xp.zeros_like(logits[..., 0])
+    largest, others = _largest_and_others(logits)
+    second = xp.max(others, axis=-1)
+    total = xp.sum(xp.exp(others - second[..., None]), axis=-1)  # of probabilities, in units of the second
+    return largest - second + xp.log(2 + (total - 1) * xp.exp(second - largest)) - xp.log(1 + total)
+
+
+def minus_log_entropy(logits: Array) -> Array:
+    """Minus the logarithm of the entropy u as a fraction of its largest value, which is ``exp(-minus_log_entropy)``."""
+    xp = array_namespace(logits)
+    n_classes = logits.shape[-1]
+    if n_classes == 1:
+        return xp.zeros_like(logits[..., 0])
+    largest, others = _largest_and_others(logits)
+    second = xp.max(others, axis=-1)
+    # Probabilities in units of the second largest, which may be too small for a number of its own.
+    relative = xp.exp(others - second[..., None])
+    total = xp.sum(relative, axis=-1)
+    odds = total * xp.exp(second - largest)  # of another class than the first
+    is_small = odds < xp.finfo(logits.dtype).eps
+    slope = xp.where(is_small, 1.0, xp.log1p(odds) / xp.where(is_small, 1.0, odds))
+    distance = xp.where(relative > 0, largest[..., None] - others, 0.0)  # 0 * inf is no number
+    entropy = total * slope + xp.sum(relative * distance, axis=-1) / (1 + odds)
+    return largest - second - xp.log(entropy) + math.log(math.log(n_classes))
+
+
+def _largest_and_others(logits: Array) -> tuple[Array, Array]:
+    """The largest logit, and the others along the last axis; among many, a logit of -inf stands for the largest."""
+    xp = array_namespace(logits)
+    if logits.shape[-1] <= _FEW_CLASSES:
+        ordered = xp.sort(logits, axis=-1)
+        return ordered[..., -1], ordered[..., :-1]
+    others = xp.where(predicted_class(logits) > 0, -math.inf, logits)
+    return xp.max(logits, axis=-1), others
+
+
+def _log_sum_exp(logits: Array) -> Array:
+    xp = array_namespace(logits)
+    if hasattr(xp, "logsumexp"):  # torch has it in one step
+        return xp.logsumexp(logits, -1)
+    largest = xp.max(logits, axis=-1, keepdims=True)
+    return largest[..., 0] + xp.log(xp.sum(xp.exp(logits - largest), axis=-1))
+
+
+#: Scores of one exit's logits by the name of their criterion. They rise without end as an exit gets sure.
+CRITERIA: dict[str, Callable[[Array], Array]] = {
+    "max_prob": log_odds,
+    "entropy": minus_log_entropy,
+    "margin": log_odds_of_margin,
 }

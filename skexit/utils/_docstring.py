@@ -96,6 +96,14 @@ probabilities : array of shape (..., n_classes)
 Returns
 -------
 array of shape (...)""",
+    "logits": """Parameters
+----------
+logits : array of shape (..., n_classes)
+    Logits along the last axis.
+
+Returns
+-------
+array of shape (...)""",
 }
 
 _PLACEHOLDER = re.compile(r"^( *)%\((\w+)\)s$", flags=re.M)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from instances import make_exits
+from scipy.special import expit, logit
 from sklearn.base import clone
 
 import skexit._nn._mini_batches
@@ -33,7 +34,7 @@ from skexit.policies.eenet._network import (
     utility_loss,
 )
 from skexit.policies.eenet._policy import _read_inputs
-from skexit.uncertainty import softmax
+from skexit.uncertainty import log_odds, softmax
 from skexit.uncertainty._scores import count_votes
 
 torch = pytest.importorskip("torch")
@@ -241,6 +242,15 @@ def random_scheduler(n_exits=4, n_classes=3, seed=0):
     return models, mean, scale
 
 
+def confidences(X):
+    return np.stack([log_odds(X.logits(k)) for k in range(X.layout.n_exits)], axis=1)
+
+
+def ties_broken(scores, X):
+    """Samples with the same scores are ordered by their confidence."""
+    return scores + 1e-4 * np.arcsinh(confidences(X))
+
+
 class TestNetworks:
     def test_numpy_gives_what_torch_gives(self, data):
         X, y = data
@@ -250,20 +260,21 @@ class TestNetworks:
             utility_logits, _ = apply_scheduler(models, torch.from_numpy(inputs).view(len(X), 4, 6))
         policy = EENetPolicy(confidence_weight=0, **FAST).fit(X, y)
         policy.networks_ = scheduler_networks(models, mean, scale)
-        np.testing.assert_allclose(policy.exit_scores(X), utility_logits.sigmoid().numpy(), rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(policy.exit_scores(X), ties_broken(utility_logits.numpy(), X), rtol=1e-9)
 
     def test_what_was_trained_is_what_is_applied(self, data):
         """The distribution and losses that training reports follow from the networks that it returns."""
         X, y = data
         weight = np.random.default_rng(0).exponential(size=len(X))
         policy = EENetPolicy(0.6, init="random", confidence_weight=0, **FAST).fit(X, y, weight)
-        utility = policy.exit_scores(X)
+        scores, utility = policy.exit_scores(X), np.empty((len(X), 4))
         inputs, utilities, assignment_logits = _read_inputs(X, np.arange(len(X))), np.empty((len(X), 0)), []
         for k, network in enumerate(policy.networks_):
             outputs = network(np.hstack([inputs[:, 6 * k : 6 * k + 6], utilities]))
-            np.testing.assert_allclose(utility[:, k], 1 / (1 + np.exp(-outputs[:, 0])))
+            utility[:, k] = expit(outputs[:, 0])
             utilities = utility[:, : k + 1]
             assignment_logits.append(outputs[:, 1])
+        np.testing.assert_allclose(scores, ties_broken(logit(utility), X))
         assignment = softmax(np.stack(assignment_logits, axis=1))
         np.testing.assert_allclose(
             policy.learned_distribution_, np.average(assignment, axis=0, weights=weight), rtol=1e-5
@@ -473,8 +484,9 @@ class TestPolicy:
         scores = {w: EENetPolicy(confidence_weight=w, **FAST).fit(X, y).exit_scores(X) for w in (0, 1, 3, np.inf)}
         np.testing.assert_allclose(scores[np.inf], ThresholdPolicy().fit(X, y).exit_scores(X))
         for weight in (1, 3):
-            expected = (scores[0] * scores[np.inf] ** weight) ** (1 / (1 + weight))
-            np.testing.assert_allclose(scores[weight], expected)
+            utility, confidence = expit(scores[0] - ties_broken(0, X)), expit(scores[np.inf])
+            expected = (utility * confidence**weight) ** (1 / (1 + weight))
+            np.testing.assert_allclose(expit(scores[weight] - ties_broken(0, X)), expected)
 
     @pytest.mark.parametrize("init", ["confidence", "random"])
     def test_same_seed_same_policy(self, data, init):
@@ -607,7 +619,6 @@ class TestUnusualData:
         policy.fit(X, y)
         scores = policy.exit_scores(X)
         assert np.isfinite(scores).all()
-        assert ((scores >= 0) & (scores <= 1)).all()
         assert policy.mean_cost(X) <= max(budget, policy.costs_[0]) + 1e-9
         assert all(math.isfinite(value) for value in policy.losses_.values())
         return policy
@@ -641,7 +652,7 @@ class TestUnusualData:
         logits[:, 0] += 50 * np.eye(3)[(y + 1) % 3]
         logits[:, 2] += 50 * np.eye(3)[y]
         policy = self.check(EENetPolicy(0.6, max_epochs=10, random_state=0), stack_exits(logits), y)
-        assert policy.exit_scores(stack_exits(logits))[:, 0].max() < 0.5
+        assert policy.exit_scores(stack_exits(logits))[:, 0].max() < 0  # probabilities below a half
 
     @pytest.mark.parametrize("init", ["confidence", "random"])
     def test_probabilities_of_exactly_0_and_1(self, init):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from instances import make_exits
+from scipy.special import expit, logit
 from sklearn.base import clone
 
 from skexit import EMExitAssigner, ExitArray, ThresholdPolicy, stack_exits
@@ -215,8 +216,8 @@ class TestRouters:
         expected = [next((k for k in range(3) if probability[k][i] >= threshold), 3) for i in range(len(X))]
         assert policy.predict_exit(X).tolist() == expected
         assert policy.confidence_weight_ == 0
-        assert policy.thresholds_.tolist() == [threshold] * 3 + [-np.inf]
-        np.testing.assert_allclose(policy.exit_scores(X)[:, :3].T, probability)
+        assert policy.thresholds_.tolist() == [logit(threshold)] * 3 + [-np.inf]
+        np.testing.assert_allclose(expit(policy.exit_scores(X)[:, :3].T), probability, rtol=1e-3)
 
     @pytest.mark.parametrize(
         ("router_input", "width"), [("features", 4), ("probabilities", 3 + 3), ("both", 4 + 3 + 3)]
@@ -283,7 +284,9 @@ class TestBudget:
             for weight in (0, 3)
         }
         confidence = ThresholdPolicy().fit(X, y).exit_scores(X)
-        np.testing.assert_allclose(scores[3], (scores[0] * confidence**3) ** (1 / 4))
+        ties = 1e-4 * np.arcsinh(confidence)
+        router = expit(scores[0] - ties)
+        np.testing.assert_allclose(expit(scores[3] - ties), (router * expit(confidence) ** 3) ** (1 / 4))
 
     def test_a_budget_added_later(self, data):
         X, y = data

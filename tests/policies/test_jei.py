@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from instances import make_exits
-from scipy.special import log_softmax
+from scipy.special import expit, log_softmax
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 
@@ -531,8 +531,8 @@ class TestGates:
         leaving = exit_probabilities(gates, gate_reading)
         expected = [[row[k] / (1 - row[:k].sum()) for k in range(3) if row[:k].sum() < 1 - 1e-9] for row in leaving]
         for row, scores in zip(expected, policy.exit_scores(X), strict=True):
-            np.testing.assert_allclose(scores[: len(row)], row, atol=2e-3)
-        assert policy.thresholds_.tolist() == [0.5, 0.5, 0.5, -np.inf]
+            np.testing.assert_allclose(expit(scores[: len(row)]), row, atol=2e-3)
+        assert policy.thresholds_.tolist() == [0, 0, 0, -np.inf]
         stops = [next((k for k, score in enumerate(row) if score >= 0.5), len(row)) for row in expected]
         assert np.mean(policy.predict_exit(X) == stops) > 0.99
 
@@ -679,7 +679,7 @@ class TestSampled:
         new, _ = make_exits(20_000, 4, 3, 1)
         sampled = JEIGatedEnsemble(decision="sampled", random_state=0, **parameters).fit(X, y)
         deterministic = clone(sampled).set_params(decision="deterministic").fit(X, y)
-        leaving = exit_probabilities(deterministic.exit_scores(new), "stop")
+        leaving = exit_probabilities(expit(deterministic.exit_scores(new)), "stop")
         exits = sampled.predict_exit(new)
         for k in range(4):
             deviation = math.sqrt((leaving[:, k] * (1 - leaving[:, k])).mean() / len(new))

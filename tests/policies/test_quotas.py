@@ -242,6 +242,16 @@ def test_samples_that_differ_by_rounding_leave_together(problem, n_copies, seed)
         assert (exits == exits[:, :1]).all()
 
 
+def test_scores_that_differ_from_zero_by_rounding_are_tied():
+    scores = np.column_stack([np.repeat([0.0, -1.0], 20), np.zeros(40)])
+    scores[:20, 0] = 1e-16 * np.random.default_rng(0).normal(size=20)
+    costs = np.array([0.5, 1.0])
+    for choose in (quota_thresholds, shared_threshold):
+        with pytest.warns(UserWarning, match="tied"):
+            exits = exits_from_scores(scores, choose(scores, costs, 0.85))
+        np.testing.assert_array_equal(exits, np.repeat([0, 1], 20))
+
+
 def test_confident_samples_are_not_tied():
     """Probabilities near 1 lie close together, and still meet the budget."""
     rng = np.random.default_rng(0)

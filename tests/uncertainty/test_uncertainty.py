@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from skexit.uncertainty import margin, max_probability, normalized_entropy, softmax, vote
-from skexit.uncertainty._scores import SCORES, count_votes
+from skexit.uncertainty import log_odds, margin, max_probability, normalized_entropy, softmax, vote
+from skexit.uncertainty._scores import CRITERIA, count_votes
 
 LOGITS = arrays(np.float64, st.tuples(st.integers(1, 6), st.integers(2, 7)), elements=st.floats(-300, 300))
 PROBABILITIES = LOGITS.map(softmax)
+SCORES = {"max_prob": max_probability, "entropy": normalized_entropy, "margin": margin}
 
 
 def slow_softmax(row):
@@ -118,6 +119,69 @@ class TestEveryScore:
         probabilities = softmax(np.random.default_rng(0).normal(size=(4, 3, 5)))
         expected = np.stack([SCORES[name](block) for block in probabilities])
         np.testing.assert_allclose(SCORES[name](probabilities), expected)
+
+
+FROM_SCALE = {
+    "max_prob": lambda score: 1 / (1 + np.exp(-score)),
+    "entropy": lambda score: 1 - np.exp(-score),
+    "margin": lambda score: np.tanh(score / 2),
+}
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+class TestEveryCriterion:
+    """Functions of the scores of probabilities that tell apart what is rounded to 1 there."""
+
+    @given(logits=LOGITS)
+    def test_is_another_scale_of_the_score(self, name, logits):
+        expected = [SLOW[name](slow_softmax(row)) for row in logits.tolist()]
+        np.testing.assert_allclose(FROM_SCALE[name](CRITERIA[name](logits)), expected, rtol=1e-9, atol=1e-12)
+
+    @pytest.mark.parametrize("n_classes", [2, 3, 10, 100])
+    @pytest.mark.parametrize("size", [10.0, 1e3, 1e6, 1e30])
+    def test_has_no_upper_end(self, name, size, n_classes):
+        """The surer of two samples has the higher score, however sure both are."""
+        logits = np.zeros((50, n_classes))
+        logits[:, 1] = size * np.linspace(1, 2, 50)
+        scores = CRITERIA[name](logits)
+        assert (np.diff(scores) > size / 100).all()
+        np.testing.assert_allclose(scores, logits[:, 1], atol=1 + np.log(size * n_classes))
+
+    @given(
+        logits=arrays(
+            np.float64,
+            st.tuples(st.integers(1, 4), st.sampled_from([1, 2, 3, 70])),
+            elements=st.floats(-1e300, 1e300) | st.floats(-1, 1),
+        )
+    )
+    def test_is_finite(self, name, logits):
+        assert np.isfinite(CRITERIA[name](logits)).all()
+
+    @given(logits=LOGITS, data=st.data(), shift=st.floats(-100, 100))
+    def test_depends_neither_on_the_order_of_classes_nor_on_a_shift(self, name, logits, data, shift):
+        order = data.draw(st.permutations(range(logits.shape[1])))
+        np.testing.assert_allclose(CRITERIA[name](logits[:, order] + shift), CRITERIA[name](logits), atol=1e-10)
+
+    def test_many_classes_are_as_few(self, name):
+        """Classes that are masked change nothing but the largest entropy."""
+        logits = 50 * np.random.default_rng(0).normal(size=(30, 5))
+        many = np.hstack([logits, np.full((30, 95), -np.inf)])
+        change = math.log(math.log(100) / math.log(5)) if name == "entropy" else 0
+        np.testing.assert_allclose(CRITERIA[name](many), CRITERIA[name](logits) + change)
+
+    @pytest.mark.parametrize("n_classes", [1, 2, 6, 100])
+    @pytest.mark.parametrize("dtype", ["float32", "float64"])
+    def test_torch_and_numpy_agree(self, name, dtype, n_classes):
+        torch = pytest.importorskip("torch")
+        logits = (200 * np.random.default_rng(0).normal(size=(4, 50, n_classes))).astype(dtype)
+        scores = CRITERIA[name](torch.from_numpy(logits))
+        assert scores.dtype == getattr(torch, dtype)
+        np.testing.assert_allclose(scores.numpy(), CRITERIA[name](logits), rtol=1e-4, atol=1e-4)
+
+
+def test_log_odds_of_two_classes_are_the_distance_of_their_logits():
+    logits = np.random.default_rng(0).normal(size=(20, 2)) * np.geomspace(1e-3, 1e6, 20)[:, None]
+    np.testing.assert_array_equal(log_odds(logits), abs(logits[:, 1] - logits[:, 0]))
 
 
 def test_votes_of_torch_and_numpy_agree():

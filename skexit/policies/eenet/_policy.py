@@ -17,7 +17,7 @@ from skexit.policies._blending import blend, sigmoid
 from skexit.policies._budgeted import BudgetedPolicy
 from skexit.policies._quotas import quota_thresholds
 from skexit.policies.eenet._network import SMALLEST_SHARE, SchedulerLoss, exit_inputs, train_scheduler
-from skexit.uncertainty import max_probability, softmax
+from skexit.uncertainty import log_odds, softmax
 from skexit.uncertainty._scores import count_votes
 from skexit.utils._array_api import side_by_side
 from skexit.utils._module_names import set_module
@@ -53,7 +53,7 @@ class EENetPolicy(BudgetedPolicy):
     learn_distribution : bool, default=True
         Whether the quotas follow the mean assignment or are geometric.
     confidence_weight : float, default=1.0
-        A sample's score is the weighted geometric mean of its utility, with weight 1, and the
+        A sample's score is the log-odds of the weighted geometric mean of its utility, with weight 1, and the
         largest class probability, with this weight. 0 is the paper's score.
     init : {"confidence", "random"}, default="confidence"
         ``"confidence"``: the networks start where the utility ranks as the largest probability does and the assignments
@@ -244,14 +244,13 @@ class EENetPolicy(BudgetedPolicy):
         return len(self.networks_) > 0 and self._learns_scores()
 
     def score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
-        probabilities = softmax(logits)
-        confidence = max_probability(probabilities)
+        confidence = log_odds(logits)
         if not self.uses_networks_:
             return confidence
-        memory["votes"] = count_votes(probabilities, memory.get("votes"))
-        inputs = exit_inputs(probabilities, memory["votes"], memory.get("utilities"))
-        utility = sigmoid(self.networks_[k](inputs)[:, 0])
-        memory["utilities"] = side_by_side(memory.get("utilities"), utility[:, None])
+        memory["votes"] = count_votes(logits, memory.get("votes"))
+        inputs = exit_inputs(softmax(logits), memory["votes"], memory.get("utilities"))
+        utility = self.networks_[k](inputs)[:, 0]
+        memory["utilities"] = side_by_side(memory.get("utilities"), sigmoid(utility)[:, None])
         return blend(utility, confidence, self.confidence_weight)
 
     def choose_thresholds(self, scores: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -275,6 +274,5 @@ def _read_inputs(X: ExitArray, rows: Any) -> NDArray[np.float64]:
 
 def _own_inputs(k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
     """`exit_inputs` without the utilities of earlier exits."""
-    probabilities = softmax(logits)
-    memory["votes"] = count_votes(probabilities, memory.get("votes"))
-    return exit_inputs(probabilities, memory["votes"])
+    memory["votes"] = count_votes(logits, memory.get("votes"))
+    return exit_inputs(softmax(logits), memory["votes"])

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import logit
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
@@ -20,12 +21,12 @@ from skexit.data import ExitArray, ExitLayout
 from skexit.data._validation import cross_validation_splits, encode_labels, read_features, read_logits
 from skexit.data._walk import correct_exits, no_features, own_logits, walk_batches
 from skexit.exceptions import RoutersUnusedWarning
-from skexit.policies._blending import blend, sigmoid
+from skexit.policies._blending import blend
 from skexit.policies._budgeted import BudgetedPolicy
 from skexit.policies._gain import exceeds_error
 from skexit.policies._quotas import equal_thresholds, exits_from_scores, quota_thresholds
 from skexit.policies.em._assignment import AssignerFitState, expectation, fit_exit_prior, group_patterns
-from skexit.uncertainty import margin, max_probability, normalized_entropy, softmax
+from skexit.uncertainty import log_odds, margin, max_probability, normalized_entropy, softmax
 from skexit.utils._array_api import array_namespace
 from skexit.utils._module_names import set_module
 from skexit.utils._optional import check_torch
@@ -77,12 +78,12 @@ class EMExitAssigner(BudgetedPolicy):
         What a router sees: the exit's features (as in the paper), its class probabilities with
         their largest value, entropy and margin, or both.
     threshold : float, default=0.5
-        A sample stops where its score is at least this. Not used with `budget`.
+        A sample stops where its router says so with at least this probability. Not used with `budget`.
     budget : float, default=None
         Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the network's cost. Finds the `lam`
         at which the assignments have that mean cost, and one threshold an exit at which the routers have it.
     confidence_weight : "auto" or float, default="auto"
-        A sample's score is the weighted geometric mean of its router's probability, with weight 1,
+        A sample's score is the log-odds of the weighted geometric mean of its router's probability, with weight 1,
         and the largest class probability, with this weight. 0 is the paper's router. ``"auto"``
         is 0 without a budget; with one, it is that of 0, 1, 3, 10, 30 and infinity that is most accurate
         within the budget for routers trained on other rows, and infinite, the confidence alone, unless another gains
@@ -260,8 +261,8 @@ class EMExitAssigner(BudgetedPolicy):
         chooses = self.budget is not None and self.confidence_weight == "auto" and X.layout.n_exits > 1
         held_out = self._cross_fit_routers(X, labels, targets, weight, random_state, groups) if chooses else None
         self.routers_ = self._train_routers(X, targets, weight, random_state, groups)
-        probability = self._router_probabilities(X, self.routers_)
-        self.fit_state_ = replace(state, router_probability=probability, held_out_probability=held_out)
+        said = self._router_log_odds(X, self.routers_)
+        self.fit_state_ = replace(state, router_log_odds=said, held_out_log_odds=held_out)
         self._set_weights_and_thresholds()
         if chooses and not self.uses_routers_:
             self._warn_of_unused_routers()
@@ -348,9 +349,9 @@ class EMExitAssigner(BudgetedPolicy):
         random_state: np.random.RandomState,
         groups: NDArray[np.int64] | None,
     ) -> NDArray[np.float32]:
-        """Probabilities that routers trained on other rows give to each row."""
-        # They are kept to choose weights for other budgets; single precision is enough for that.
-        probability = np.empty((len(X), X.layout.n_exits), dtype=np.float32)
+        """What routers trained on other rows say of each row."""
+        # It is kept to choose weights for other budgets; single precision is enough for that.
+        said = np.empty((len(X), X.layout.n_exits), dtype=np.float32)
         for fit_rows, held_out in cross_validation_splits(self.cv, labels, random_state, groups):
             routers = self._train_routers(
                 X[fit_rows],
@@ -359,19 +360,24 @@ class EMExitAssigner(BudgetedPolicy):
                 random_state,
                 None if groups is None else groups[fit_rows],
             )
-            probability[held_out] = self._router_probabilities(X[held_out], routers)
-        return probability
+            said[held_out] = self._router_log_odds(X[held_out], routers)
+        return said
 
-    def _router_probabilities(self, X: ExitArray, routers: list[DenseNetwork]) -> Floats:
-        def probability_of(k: int, logits: Any, features: Any, memory: Any) -> Any:
-            return sigmoid(routers[k](self._router_inputs(k, softmax(logits), features))[:, 0])
+    def _router_log_odds(self, X: ExitArray, routers: list[DenseNetwork]) -> Floats:
+        """Log-odds of what the routers say; at the last exit, which has none, those of the largest probability."""
 
-        probability = np.ones((len(X), X.layout.n_exits))
-        for k, rows, values in walk_batches(
-            probability_of, X, range(len(routers)), uses_features=lambda k: self.router_input != "probabilities"
-        ):
-            probability[rows, k] = values
-        return probability
+        def say(k: int, logits: Any, features: Any, memory: Any) -> Any:
+            return self._ask_router(routers, k, logits, features)
+
+        said = np.empty((len(X), X.layout.n_exits))
+        for k, rows, values in walk_batches(say, X, uses_features=lambda k: self.router_input != "probabilities"):
+            said[rows, k] = values
+        return said
+
+    def _ask_router(self, routers: list[DenseNetwork], k: int, logits: Any, features: Any) -> Any:
+        if k == len(routers):
+            return log_odds(logits)
+        return routers[k](self._router_inputs(k, softmax(logits), features))[:, 0]
 
     def _read_router_inputs(self, X: ExitArray, k: int, rows: Any) -> Floats:
         features = read_features(X, k, rows) if self.router_input != "probabilities" else None
@@ -404,15 +410,10 @@ class EMExitAssigner(BudgetedPolicy):
         return range(0)
 
     def score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
-        probabilities = softmax(logits)
-        confidence = max_probability(probabilities)
+        confidence = log_odds(logits)
         if not self.uses_routers_:
             return confidence
-        if k == self.layout_.n_exits - 1:
-            probability = array_namespace(logits).ones_like(confidence)
-        else:
-            probability = sigmoid(self.routers_[k](self._router_inputs(k, probabilities, features))[:, 0])
-        return blend(probability, confidence, self.confidence_weight_)
+        return blend(self._ask_router(self.routers_, k, logits, features), confidence, self.confidence_weight_)
 
     def apply_budget(self) -> None:
         self._find_assignments(self.fit_state_)
@@ -421,14 +422,14 @@ class EMExitAssigner(BudgetedPolicy):
     def _set_weights_and_thresholds(self) -> None:
         self.confidence_weight_, self.assignment_weight_ = self._find_weights()
         state = self.fit_state_
-        self.set_thresholds(blend(state.router_probability, state.confidence, self.confidence_weight_), state.weight)
+        self.set_thresholds(blend(state.router_log_odds, state.confidence, self.confidence_weight_), state.weight)
 
     def choose_thresholds(self, scores: Floats, weight: Floats) -> Floats:
         return self._thresholds_for(scores, weight, self.assignment_weight_)
 
     def _thresholds_for(self, scores: Floats, weight: Floats, assignment_weight: float, warn: bool = True) -> Floats:
         if self.budget is None:
-            return equal_thresholds(self.threshold, scores.shape[1])
+            return equal_thresholds(logit(self.threshold), scores.shape[1])
         if assignment_weight == 0:
             return quota_thresholds(scores, self.costs_, self.budget, sample_weight=weight, warn=warn)
         assigned = self._assigned(self.fit_state_, self.lam_, self.exit_prior_)
@@ -446,7 +447,7 @@ class EMExitAssigner(BudgetedPolicy):
 
     def _find_weights(self) -> tuple[float, float]:
         """Weights of the confidence and of the assignments."""
-        if self.fit_state_.held_out_probability is None:
+        if self.fit_state_.held_out_log_odds is None:
             return 0.0 if self.confidence_weight == "auto" else float(self.confidence_weight), 1.0
         candidates = list(product(_CONFIDENCE_WEIGHTS, _ASSIGNMENT_WEIGHTS))
         right = np.stack([self._held_out_right(*candidate) for candidate in candidates])
@@ -458,17 +459,17 @@ class EMExitAssigner(BudgetedPolicy):
     def _held_out_right(self, confidence_weight: float, assignment_weight: float) -> NDArray[np.bool_]:
         """Whether each row is answered right, by routers that were trained on other rows."""
         state = self.fit_state_
-        scores = blend(state.held_out_probability, state.confidence, confidence_weight)
+        scores = blend(state.held_out_log_odds, state.confidence, confidence_weight)
         thresholds = self._thresholds_for(scores, state.weight, assignment_weight, warn=False)
         stops = exits_from_scores(scores, thresholds)
         return state.correct[np.arange(len(stops)), stops]
 
 
 def _correct_and_confident(X: ExitArray, labels: NDArray[np.int64]) -> tuple[NDArray[np.bool_], Floats]:
-    """Which exits are right for which rows, and how sure they are: the largest probability."""
+    """Which exits are right for which rows, and how sure they are: log-odds of the largest probability."""
     correct = np.empty((len(X), X.layout.n_exits), dtype=bool)
     confidence = np.empty(correct.shape)
     for k, rows, logits in walk_batches(own_logits, X, uses_features=no_features):
         correct[rows, k] = np.argmax(logits, axis=1) == labels[rows]
-        confidence[rows, k] = max_probability(softmax(logits))
+        confidence[rows, k] = log_odds(logits)
     return correct, confidence

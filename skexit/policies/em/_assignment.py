@@ -18,9 +18,9 @@ Floats = NDArray[np.float64]
 class AssignerFitState:
     """What EMExitAssigner needs of the fitting data for another budget.
 
-    Which exits are right, and the largest class probability at each, of shape (n_samples, n_exits); the different rows
-    of `correct`, as `patterns`, and their weights; what the routers say, None before they are trained, and what routers
-    that were trained on other rows say, None where no weights are chosen.
+    Which exits are right, and the log-odds of the largest class probability at each, of shape (n_samples, n_exits); the
+    different rows of `correct`, as `patterns`, and their weights; what the routers say, None before they are trained,
+    and what routers that were trained on other rows say, None where no weights are chosen.
     """
 
     correct: NDArray[np.bool_]
@@ -28,8 +28,8 @@ class AssignerFitState:
     weight: Floats
     patterns: NDArray[np.bool_]
     pattern_weight: Floats
-    router_probability: Floats | None = None
-    held_out_probability: NDArray[np.float32] | None = None
+    router_log_odds: Floats | None = None
+    held_out_log_odds: NDArray[np.float32] | None = None
 
 
 def group_patterns(

@@ -24,15 +24,15 @@ from skexit.data._validation import cross_validation_splits, read_logits, valida
 from skexit.data._walk import no_features, own_logits, walk_batches
 from skexit.heads import ExitHeads
 from skexit.heads._heads import check_two_classes
-from skexit.policies._blending import sigmoid
+from skexit.policies._blending import break_ties, sigmoid
 from skexit.policies._budgeted import BudgetedPolicy
 from skexit.policies._draws import SampleDraws
 from skexit.policies._quotas import equal_thresholds, exits_from_scores, shared_threshold
 from skexit.policies.jei._gate_fitting import GateFitState, fit_gate
-from skexit.policies.jei._gates import N_STATISTICS, balanced_weight, gate_statistics, gate_targets, leaving_probability
+from skexit.policies.jei._gates import N_STATISTICS, balanced_weight, gate_statistics, gate_targets, leaving_log_odds
 from skexit.policies.jei._lambda_path import LambdaPath
 from skexit.policies.jei._training import JointTrainer, JointTraining
-from skexit.uncertainty import fit_temperature, softmax
+from skexit.uncertainty import fit_temperature, log_odds, softmax
 from skexit.utils._array_api import array_namespace
 from skexit.utils._module_names import set_module
 from skexit.utils._optional import check_torch
@@ -43,8 +43,8 @@ Floats = NDArray[np.float64]
 
 #: Prices from which that for a budget is chosen, in nats for the whole network.
 _PRICES = np.geomspace(0.01, 30, 18)
-#: A sample stops where it is more probable than not that it should.
-_THRESHOLD = 0.5
+#: A sample stops where it is more probable than not that it should: log-odds.
+_THRESHOLD = 0.0
 
 
 @set_module("skexit")
@@ -64,7 +64,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
     budget : float, default=None
         Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the network's
         cost. Finds the price at which the gates come nearest to it, and moves the threshold that
-        they share from 0.5 to where the cost is met.
+        they share from even odds to where the cost is met.
     targets : {"exit_if_min", "exit_subsequent"}, default="exit_if_min"
         What the gates learn. ``"exit_if_min"``: to open where no later exit is cheaper (section 9.15).
         ``"exit_subsequent"``: to open from the cheapest exit on (eq. 31), which is the paper's.
@@ -129,7 +129,8 @@ class JEIGatedEnsemble(BudgetedPolicy):
         Epochs of joint training that were kept; 0 where the gates did best on the modules of the
         warm-up, or where nothing was trained jointly.
     thresholds_ : ndarray of shape (n_exits,)
-        A sample stops where its score is at least the threshold; ``-inf`` at the last exit.
+        A sample stops where its score is at least the threshold; 0, even odds, without a budget, and ``-inf`` at the
+        last exit. Scores are the log-odds of what the gates say; where draws decide, what they say less the draw.
     %(policy_attributes)s
 
     See Also
@@ -347,18 +348,19 @@ class JEIGatedEnsemble(BudgetedPolicy):
         self._draws = SampleDraws.fit(X, weight, check_random_state(self.random_state))
         enough = enough_rows(n_samples, sum(X.layout.n_logits))
         self.gate_temperatures_ = self._fit_exit_temperatures(X, labels, weight, enough)
-        draws, statistics = np.empty((n_samples, n_exits)), np.empty((n_samples, n_exits, N_STATISTICS))
+        draws, confidence = np.empty((2, n_samples, n_exits))
+        statistics = np.empty((n_samples, n_exits, N_STATISTICS))
         losses, correct = np.empty((n_samples, n_exits)), np.empty((n_samples, n_exits), dtype=bool)
         for k, rows, logits in walk_batches(own_logits, X, uses_features=no_features):
             if k == 0:
                 draws[rows] = self._draws(logits)
             scaled = logits / self.gate_temperatures_[k]
-            statistics[rows, k] = gate_statistics(softmax(scaled))
+            statistics[rows, k], confidence[rows, k] = gate_statistics(softmax(scaled)), log_odds(scaled)
             losses[rows, k] = logsumexp(scaled, axis=1) - scaled[np.arange(len(scaled)), labels[rows]]
             correct[rows, k] = np.argmax(scaled, axis=1) == labels[rows]
         prices = [float(self.lam)] if self.budget is None else _PRICES.tolist()
         path = [(lam, self._fit_gates(statistics, losses + lam * self.costs_, weight)) for lam in prices]
-        self.fit_state_ = GateFitState(draws, statistics, correct, weight, path)
+        self.fit_state_ = GateFitState(draws, statistics, confidence, correct, weight, path)
         self.apply_budget()
 
     def _fit_exit_temperatures(
@@ -402,27 +404,25 @@ class JEIGatedEnsemble(BudgetedPolicy):
         return float(np.average(correct, weights=self.fit_state_.weight))
 
     def _fitting_scores_of(self, gates: Sequence[DenseNetwork]) -> Floats:
-        memory: dict[str, Any] = {"draws": self.fit_state_.draws}
-        statistics = self.fit_state_.statistics
-        return np.column_stack(
-            [self._score_statistics(k, statistics[:, k], gates, memory) for k in range(statistics.shape[1])]
-        )
+        state, memory = self.fit_state_, {"draws": self.fit_state_.draws}
+        scores = [
+            self._score(k, state.statistics[:, k], state.confidence[:, k], gates, memory)
+            for k in range(state.statistics.shape[1])
+        ]
+        return np.column_stack(scores)
 
     def score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
         if k == 0:
             memory["draws"] = self._draws(logits)
-        statistics = gate_statistics(softmax(logits / float(self.gate_temperatures_[k])))
-        return self._score_statistics(k, statistics, self.gates_, memory)
+        scaled = logits / float(self.gate_temperatures_[k])
+        return self._score(k, gate_statistics(softmax(scaled)), log_odds(scaled), self.gates_, memory)
 
-    def _score_statistics(self, k: int, statistics: Any, gates: Sequence[DenseNetwork], memory: dict[str, Any]) -> Any:
-        """Probability of stopping, P(E_l); with samples drawn, plus 0.5 less the draw."""
-        xp = array_namespace(statistics)
+    def _score(
+        self, k: int, statistics: Any, confidence: Any, gates: Sequence[DenseNetwork], memory: dict[str, Any]
+    ) -> Any:
+        """Log-odds of stopping, P(E_l); with samples drawn, P(E_l) less the draw."""
         if k == len(gates):
-            return xp.ones_like(statistics[:, 0])
-        gate = sigmoid(gates[k](statistics)[:, 0])
-        remaining = memory.get("remaining", xp.ones_like(gate))
-        leaving = leaving_probability(gate, remaining, self.gate_reading)
-        memory["remaining"] = remaining - leaving
-        # A sample that must have left before stops at once; so does one where rounding says so.
-        score = xp.where(remaining > 0, leaving / xp.where(remaining > 0, remaining, 1.0), xp.ones_like(gate))
-        return score if self.decision == "deterministic" else score + _THRESHOLD - memory["draws"][:, k]
+            return array_namespace(statistics).zeros_like(confidence)
+        gate = gates[k](statistics)[:, 0]
+        score = break_ties(leaving_log_odds(gate, memory, self.gate_reading), confidence)
+        return score if self.decision == "deterministic" else sigmoid(score) - memory["draws"][:, k]

@@ -20,12 +20,13 @@ Floats = NDArray[np.float64]
 class GateFitState:
     """What JEIGatedEnsemble needs of the fitting data for another budget.
 
-    The draws, what the gates see, of shape (n_samples, n_exits, 4), which exits are right, and prices with the gates
-    that were fitted for each.
+    The draws, what the gates see, of shape (n_samples, n_exits, 4), the log-odds of the largest probability, which
+    exits are right, and prices with the gates that were fitted for each.
     """
 
     draws: Floats
     statistics: Floats
+    confidence: Floats
     correct: NDArray[np.bool_]
     weight: Floats
     path: list[tuple[float, list[DenseNetwork]]]

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skexit.policies._blending import sigmoid
 from skexit.uncertainty import margin, max_probability, normalized_entropy
 from skexit.utils._array_api import array_namespace
 
 Array = Any  # an array of any namespace that array-api-compat knows
 
+#: Chances of staying are told apart down to here.
+_SMALLEST = 1e-9
 #: Statistics of an exit's probabilities that a gate sees.
 N_STATISTICS = 4
 
@@ -60,6 +63,20 @@ def leaving_probability(gate: Array, remaining: Array, reading: str) -> Array:
     if reading == "stop":
         return gate * remaining
     return array_namespace(gate).where(gate < remaining, gate, remaining)
+
+
+def leaving_log_odds(gate: Array, memory: dict[str, Array], reading: str) -> Array:
+    """Log-odds of leaving at an exit for the samples that got there, from the logits of its gate."""
+    if reading == "stop":
+        return gate
+    xp = array_namespace(gate)
+    remaining = memory.get("remaining", xp.ones_like(gate))
+    leaving = leaving_probability(sigmoid(gate), remaining, reading)
+    staying = memory["remaining"] = remaining - leaving
+    leaving = xp.clip(leaving, xp.finfo(gate.dtype).smallest_normal, None)
+    # A sample that must have left by now, but for rounding, is sure to leave.
+    is_sure = staying < _SMALLEST
+    return xp.where(is_sure, -math.log(_SMALLEST), xp.log(leaving) - xp.log(xp.where(is_sure, 1.0, staying)))
 
 
 def gate_targets(costs: NDArray[np.float64], targets: str) -> NDArray[np.float64]:
