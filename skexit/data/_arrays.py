@@ -133,6 +133,11 @@ class ExitArray:
         """Type of the values that are read."""
         return self.source.dtype
 
+    @property
+    def stored_dtype(self) -> np.dtype:
+        """Type in which a cache has stored the values, which may have fewer digits than `dtype`."""
+        return getattr(self.source, "stored_dtype", self.dtype)
+
     def __len__(self) -> int:
         return self.source.n_rows if self._rows is None else len(self._rows)
 

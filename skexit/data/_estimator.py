@@ -37,6 +37,8 @@ class ExitEstimator(BaseEstimator):
 
     layout: Any
     _layout_in: ExitLayout
+    #: Type in which the X that was fitted was stored.
+    _dtype_in: str = "float64"
 
     #: What another budget, or further fitting, needs of the rows that were fitted; None where nothing does.
     fit_state_: Any = None

@@ -77,10 +77,10 @@ def validate_partial_data(
 
 
 def _validate_first(estimator: BaseEstimator, X: Any, y: Any) -> tuple[ExitArray, NDArray[Any]]:
-    """Check X and y where nothing is fitted yet, and keep the layout."""
+    """Check X and y where nothing is fitted yet, and keep the layout, and the type in which X was stored."""
     checked, y = validate_exits(estimator, X, y)
     _check_class_labels(y, checked.layout)
-    estimator._layout_in = checked.layout
+    estimator._layout_in, estimator._dtype_in = checked.layout, checked.stored_dtype.name
     return sort_classes(checked), y
 
 

@@ -108,6 +108,7 @@ class ExitTransformer(LayoutTransformer):
         """
         exits, labels = validate_exits(self, X, y)
         self._layout_in = self.layout_ = exits.layout
+        self._dtype_in = exits.stored_dtype.name
         self.transformers_ = [
             self._fit_exit(exits, k, labels) if width else None for k, width in enumerate(exits.layout.n_features)
         ]

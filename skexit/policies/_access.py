@@ -59,7 +59,7 @@ def joined(pipeline: Any) -> Any:
     if not is_frozen:
         return clone(policy).set_params(heads=heads)
     policy = copy.copy(policy).set_params(heads=FrozenEstimator(heads))
-    for name in ("_layout_in", "n_features_in_", "feature_names_in_"):
+    for name in ("_layout_in", "_dtype_in", "n_features_in_", "feature_names_in_"):
         policy.__dict__.pop(name, None)
         if hasattr(heads, name):
             setattr(policy, name, getattr(heads, name))

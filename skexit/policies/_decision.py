@@ -60,7 +60,8 @@ class ExitDecision:
         if k == self.n_exits - 1:
             return None
         scores = self._score(k, logits, features, memories)
-        return scores >= self._thresholds[k] if self.is_used[k] else None
+        # A score that is no number leaves, too, so that the answer says that logits were not finite.
+        return ~(scores < self._thresholds[k]) if self.is_used[k] else None
 
     def departures(self, X: ExitArray) -> Iterator[tuple[int, Any, NDArray[np.float64]]]:
         """Walk over the rows of X in batches; yields what `departures_from` does."""

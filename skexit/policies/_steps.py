@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from skexit.utils._array_api import array_namespace, as_like, in_double
 
 
 class NetworkDecision(ExitDecision):
-    """Decisions on the network's own logits, in the order of its classes.
+    """Decisions on the network's own logits, in the order of its classes, and of as many digits as the cache has.
 
     `steps` are fitted: what gives logits, one after the other, and the policy; before them perhaps a cascade, whose
     models have given the logits already. `layout` is that of the network's outputs.
@@ -36,9 +37,21 @@ class NetworkDecision(ExitDecision):
         super().__init__(policy, transformers)
         self.layout: ExitLayout = unfrozen(steps[0])._layout_in
         self._class_order = order_of_classes(self.layout.classes)
+        self._in_half = unfrozen(steps[0])._dtype_in == "float16"
+
+    def answer(self, k: int, logits: Any, features: Any, memories: Memories) -> Any:
+        return super().answer(k, self._as_cached(logits), features, memories)
+
+    def _as_cached(self, block: Any) -> Any:
+        """Logits or features as the cache that was fitted would have stored them."""
+        if block is None or not self._in_half:
+            return block
+        xp = array_namespace(block)
+        return xp.astype(xp.astype(block, xp.float16), block.dtype)
 
     def transform_features(self, k: int, features: Any) -> Any:
-        """Features of exit `k` after the ExitTransformers, which work on the CPU."""
+        """Features of exit `k` as a cache has them, after the ExitTransformers, which work on the CPU."""
+        features = self._as_cached(features)
         if features is None or not self.of_features:
             return features
         array = features.numpy(force=True) if hasattr(features, "numpy") else features
@@ -172,11 +185,26 @@ def _check_block(width: int, k: int, part: str, block: Any, *, is_needed: bool) 
         )
     xp = array_namespace(checked)
     if is_needed and not bool(xp.all(xp.isfinite(checked))):
-        raise ValueError(
-            f"{part} of exit {k} contain NaN or infinity. Leave such samples out, or look for an overflow in the "
-            "network, which must mask classes by large negative numbers such as -1e4."
-        )
+        raise _not_finite(f"{part} of exit {k}")
     return checked if width else None
+
+
+def check_answers(probabilities: Any, exits: Any, rows: Any) -> None:
+    """Raise a ValueError if probabilities of answers are NaN, as those of logits that are not finite.
+
+    `exits` are those that answered, and `rows` those of the inputs. Waits once for the device.
+    """
+    xp = array_namespace(probabilities)
+    if math.isnan(float(xp.sum(probabilities))):
+        first = int(xp.nonzero(xp.any(xp.isnan(probabilities), axis=1))[0][0])
+        raise _not_finite(f"logits of exit {int(exits[first])}, for row {int(rows[first])} of the inputs,")
+
+
+def _not_finite(what: str) -> ValueError:
+    return ValueError(
+        f"{what} contain NaN or infinity. Leave such samples out, or look for an overflow in the network, which must "
+        "mask classes by large negative numbers such as -1e4."
+    )
 
 
 def _check_state(decision: NetworkDecision, k: int, state: ExitState | None, blocks: list[Any]) -> ExitState:

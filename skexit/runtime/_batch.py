@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from skexit.backbone._rows import select_rows
 from skexit.data._walk import Memories
+from skexit.policies._steps import check_answers
 from skexit.runtime._output import ExitOutput
 
 
@@ -76,7 +77,7 @@ class Answers:
         self._exits.append(k)
 
     def output(self) -> tuple[torch.Tensor, ExitOutput]:
-        """Rows that were answered, in order, and their answers."""
+        """Rows that were answered, in order, and their answers; a ValueError says if logits are not finite."""
         exits = _join([torch.full_like(rows, k) for k, rows in zip(self._exits, self._rows, strict=True)])
         rows, logits = _join(self._rows), _join(self._logits)
         self._logits.clear()
@@ -87,7 +88,9 @@ class Answers:
         labels = self._classes[predicted if isinstance(self._classes, torch.Tensor) else predicted.cpu().numpy()]
         if self._temperatures is not None:
             logits = logits / self._temperatures[exits, None]
-        return rows, ExitOutput(labels, torch.softmax(logits, 1), exits)
+        probabilities = torch.softmax(logits, 1)
+        check_answers(probabilities, exits, rows)
+        return rows, ExitOutput(labels, probabilities, exits)
 
 
 def _join(parts: list[torch.Tensor]) -> torch.Tensor:

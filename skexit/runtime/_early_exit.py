@@ -217,7 +217,8 @@ class EarlyExitModel(EvaluationModule):
         Raises
         ------
         ValueError
-            If inputs have another shape, type or device than the network takes.
+            If inputs have another shape, type or device than the network takes, or the logits of an answer are not
+            finite, as where an input is NaN.
         RuntimeError
             If the network is in training mode.
         """

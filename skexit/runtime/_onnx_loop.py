@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.pipeline import make_pipeline
 
+from skexit.policies._steps import check_answers
 from skexit.runtime._decisions import Decisions
 from skexit.runtime._output import ExitOutput
 from skexit.runtime._policy_json import policy_from_json
@@ -83,15 +84,16 @@ class OnnxEarlyExit:
         Raises
         ------
         ValueError
-            If inputs have another shape or type than the network takes.
+            If inputs have another shape or type than the network takes, or the logits of an answer are not finite.
         """
         first, *side = self._check_inputs(inputs)
-        reader = _StageReader(self._stages, [first], side)
+        reader = _StageReader(self._stages, self._decisions, [first], side)
         predicted, exits = np.empty((2, len(first)), dtype=np.int64)
         probabilities = np.empty((len(first), len(self.classes)))
         for k, rows, logits in self._decisions.departures_from(reader):
             exits[rows], predicted[rows] = k, np.argmax(logits, axis=1)
             probabilities[rows] = softmax(logits / self.policy.temperatures_[k])
+        check_answers(probabilities, exits, range(len(first)))
         return ExitOutput(self.classes[predicted], cast(Any, probabilities), cast(Any, exits))
 
     def _check_inputs(self, inputs: Any) -> list[NDArray[Any]]:
@@ -116,8 +118,10 @@ class OnnxEarlyExit:
 class _StageReader:
     """Runs stage after stage for the samples that are still running, from the first input and the others."""
 
-    def __init__(self, stages: Sequence[OnnxStage], tensors: list[NDArray[Any]], side: list[NDArray[Any]]) -> None:
-        self.rows = np.arange(len(tensors[0]))
+    def __init__(
+        self, stages: Sequence[OnnxStage], decisions: Decisions, tensors: list[NDArray[Any]], side: list[NDArray[Any]]
+    ) -> None:
+        self.rows, self._decisions = np.arange(len(tensors[0])), decisions
         self._stages, self._tensors, self._side = iter(enumerate(stages)), tensors, side
 
     def read(self, k: int) -> tuple[Any, Any]:
@@ -128,7 +132,7 @@ class _StageReader:
             self._tensors = list(outputs.values())
             if number == k:
                 break
-        return logits, features
+        return logits, self._decisions.transform_features(k, features)
 
     def keep(self, stays: NDArray[np.bool_]) -> None:
         """Go on with the samples that stay."""
