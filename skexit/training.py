@@ -19,7 +19,7 @@ with optional_import("skexit.training trains networks with", "torch"):
 from skexit.backbone._channels import Channels, check_channels, find_channels
 from skexit.backbone._costs import check_forward_order
 from skexit.backbone._exit_points import exit_points
-from skexit.backbone._inputs import Inputs, as_arguments, map_tensors
+from skexit.backbone._inputs import Inputs, as_arguments, in_form, map_tensors, positional_names
 from skexit.backbone._masks import count_tokens
 from skexit.backbone._modules import NETWORK_OUTPUT, check_called_once, device_of, evaluating, find_modules
 from skexit.backbone._outputs import as_logits
@@ -175,7 +175,8 @@ class MultiExitNetwork(nn.Module):
         self.exits = [f"network.{name}" for name in self._names]
         self.head = [f"heads.{k}" for k in range(len(self.exits) - 1)] + [NETWORK_OUTPUT]
         device = device_of(network)
-        args, kwargs = as_arguments(map_tensors(lambda tensor: tensor.to(device), example_input))
+        example_input = in_form(example_input, "example_input")
+        args, kwargs = as_arguments(network, map_tensors(lambda tensor: tensor.to(device), example_input))
         widths: list[int] = []
         with evaluating(network), torch.no_grad():
             self._channels = find_channels(network, self._names, example_input, pool, channels)
@@ -207,7 +208,9 @@ class MultiExitNetwork(nn.Module):
         self, args: tuple[Any, ...], kwargs: dict[str, Any], read: Callable[[int, torch.Tensor], None]
     ) -> torch.Tensor:
         """Run the network, give the features of each exit but the last to `read`, and return its logits."""
-        mask = kwargs.get("attention_mask")
+        mask = dict(zip(positional_names(self.network), args, strict=False)).get(
+            "attention_mask", kwargs.get("attention_mask")
+        )
         counts = count_tokens(self.network, mask)
         called: list[str] = []
 

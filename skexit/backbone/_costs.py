@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from skexit.backbone._counting import forward_on_own_device, left_as_found, run_counting_flops
-from skexit.backbone._inputs import Inputs, tensors_of
+from skexit.backbone._inputs import Inputs, in_form, tensors_of
 from skexit.backbone._modules import (
     NETWORK_OUTPUT,
     Head,
@@ -125,6 +125,7 @@ def exit_costs(
         raise ValueError(f"n_repeats={n_repeats} must be at least 1.")
     model = unwrapped(model)
     find_modules(model, exits, "exits")
+    example_input = in_form(example_input, "example_input")
     counts = unit != "ms" and head == NETWORK_OUTPUT
     own = own_logits_or_none(model, resolve_heads(model, head, exits), exits, example_input) if counts else None
     return measure_costs(model, exits, example_input, unit, head, own, n_repeats)

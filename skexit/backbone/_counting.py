@@ -72,7 +72,7 @@ def _forward_on_shapes(model: nn.Module, inputs: Inputs, shapes: ShapeMode) -> F
     """A forward pass that knows shapes, and the values of integers."""
     tensors = chain(model.named_parameters(), model.named_buffers())
     state = {name: shapes.enter_tensor(tensor) for name, tensor in tensors}
-    args, kwargs = as_arguments(map_tensors(shapes.enter_tensor, inputs))
+    args, kwargs = as_arguments(model, map_tensors(shapes.enter_tensor, inputs))
     return lambda: torch.func.functional_call(model, state, args, kwargs)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from skexit.backbone._inputs import Inputs
+from skexit.backbone._inputs import Inputs, in_form
 from skexit.backbone._modules import unwrapped
 from skexit.backbone._selection import choose_places
 from skexit.backbone._tracing import trace_modules
@@ -86,7 +86,7 @@ def exit_points(
             f"the exit points of {type(model).__name__} are found by running it: pass example_input=x, one batch of "
             "inputs, or the names of modules, exits=[...]."
         )
-    places = choose_places(trace_modules(model, example_input), n_exits or _DEFAULT_N_EXITS)
+    places = choose_places(trace_modules(model, in_form(example_input, "example_input")), n_exits or _DEFAULT_N_EXITS)
     if not places:
         raise ValueError(
             f"{type(model).__name__} has no module that is called once and gives a tensor of floats with one row per "
@@ -132,7 +132,7 @@ def describe_exits(model: nn.Module, example_input: Inputs) -> pd.DataFrame:
     """
     import pandas as pd
 
-    places = trace_modules(unwrapped(model), example_input)
+    places = trace_modules(unwrapped(model), in_form(example_input, "example_input"))
     rows = [(place.name, place.shape, place.cost, place.n_carried, place.is_cut) for place in places]
     return pd.DataFrame(rows, columns=["name", "shape", "cost", "carried", "live"])
 

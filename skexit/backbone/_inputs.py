@@ -2,36 +2,112 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
+from torch import nn
 
+#: Names of labels in a batch by name.
+LABEL_NAMES = ("labels", "label")
+#: Main inputs of the networks of Hugging Face, should these not name theirs.
+_MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features")
+#: Parts of a batch that a message lists.
+_MAX_SHOWN = 8
 #: What to do with inputs that differ from the example.
 _CUT_AGAIN = "Pass inputs like the example, or cut the network again by prepare(example_input)."
 
 
-def as_inputs(inputs: tuple[Any, ...], named_inputs: Mapping[str, Any]) -> Inputs:
+def as_inputs(inputs: tuple[Any, ...], named_inputs: Mapping[str, Any], names: Sequence[str] = ()) -> Inputs:
     """What was passed to ``forward``, as one input of a network.
 
-    A ValueError says if there is no tensor, or some come by position and others by name.
+    `names` are those of the network's positional parameters, by which inputs by position and by name are joined. A
+    ValueError says if they do not suffice, or there is anything but tensors.
     """
     if len(inputs) == 1 and isinstance(inputs[0], torch.Tensor) and not named_inputs and inputs[0].ndim:
         return inputs[0]
-    if bool(inputs) == bool(named_inputs):
-        raise ValueError("pass the inputs of the network, either all by position or all by name.")
-    given: Any = dict(named_inputs) or (inputs[0] if len(inputs) == 1 else inputs)
-    if isinstance(given, Mapping):
-        given = dict(given)
-    elif isinstance(given, list):
-        given = tuple(given)
-    values = list(given.values()) if isinstance(given, dict) else given if isinstance(given, tuple) else [given]
+    if inputs and without_labels(named_inputs):
+        if len(inputs) > len(names) or set(names[: len(inputs)]) & set(named_inputs):
+            raise ValueError("pass the inputs of the network, either all by position or all by name.")
+        named_inputs, inputs = {**dict(zip(names, inputs, strict=False)), **named_inputs}, ()
+    return in_form(inputs or named_inputs, "the network")
+
+
+def in_form(given: Any, source: str) -> Inputs:
+    """A batch in one of the forms that a network is given: a tensor, a tuple of tensors, or a dict of them by name.
+
+    Mappings and dataclasses become dicts without labels and None, lists become tuples, and a single one is taken out of
+    its tuple. A ValueError, which names the source, says what was found instead.
+    """
+    if isinstance(given, list | tuple) and len(given) == 1:
+        return in_form(given[0], source)
+    fields = fields_of(given)
+    form: Any = given
+    if fields is not None:
+        form = {name: value for name, value in without_labels(fields).items() if value is not None}
+    elif isinstance(given, list | tuple):
+        form = tuple(given)
+    values = [*form.values()] if isinstance(form, dict) else form if isinstance(form, tuple) else [form]
     if not values or not all(isinstance(value, torch.Tensor) and value.ndim for value in values):
         raise ValueError(
-            f"the network takes tensors with one row per sample, but got {[type(value).__name__ for value in values]}. "
-            "Convert arrays by torch.as_tensor."
+            f"{source} takes a tensor, a tuple of tensors or a dict of tensors, with one row per sample, but got "
+            f"{_describe(form)}. Convert arrays by torch.as_tensor, and leave out what is no input of the network. A "
+            "network that takes other things, as graphs, is run with hooks of your own; stack_exits takes what they "
+            "keep."
         )
-    return given
+    return form
+
+
+def fields_of(given: Any) -> dict[str, Any] | None:
+    """The parts of a mapping or a dataclass by name, None for anything else."""
+    if isinstance(given, Mapping):
+        return dict(given)
+    if dataclasses.is_dataclass(given) and not isinstance(given, type):
+        return {field.name: getattr(given, field.name) for field in dataclasses.fields(given)}
+    return None
+
+
+def without_labels(named: Mapping[str, Any]) -> dict[str, Any]:
+    """What is passed to a network by name: it answers without labels."""
+    return {name: value for name, value in named.items() if name not in LABEL_NAMES}
+
+
+def _describe(given: Any) -> str:
+    """What a batch is made of."""
+    if isinstance(given, torch.Tensor):
+        return f"a tensor of shape {tuple(given.shape)}"
+    if isinstance(given, Mapping | list | tuple) and not given:
+        return "nothing"
+    if isinstance(given, Mapping):
+        return "{" + ", ".join(f"{name!r}: {_describe(value)}" for name, value in given.items()) + "}"
+    if isinstance(given, list | tuple) and len(given) <= _MAX_SHOWN:
+        return f"a {type(given).__name__} of ({', '.join(map(_describe, given))})"
+    return f"a {type(given).__name__}"
+
+
+def main_first(model: nn.Module, inputs: Inputs) -> Inputs:
+    """A dict with the main input of a network first, from which the values at its exits follow; others as they are."""
+    if not isinstance(inputs, Mapping):
+        return inputs
+    names = [getattr(model, "main_input_name", None), *_MAIN_INPUTS, *positional_names(model)]
+    first = next((name for name in names if name in inputs), None)
+    return dict(inputs) if first is None else {first: inputs[first], **inputs}
+
+
+def positional_names(model: nn.Module) -> list[str]:
+    """Names of what the network takes by position."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+
+
+def attention_mask_in(model: nn.Module, inputs: Inputs) -> int | None:
+    """Which tensor of an input is the attention mask, by its name as a parameter; None if there is none."""
+    if isinstance(inputs, torch.Tensor):
+        return None
+    names = list(inputs) if isinstance(inputs, Mapping) else positional_names(model)[: len(inputs)]
+    return names.index("attention_mask") if "attention_mask" in names else None
 
 
 def named_tensors(inputs: Inputs) -> dict[str, torch.Tensor]:
@@ -67,10 +143,13 @@ def is_like(inputs: Inputs, example: Inputs) -> bool:
     )
 
 
-def check_like(inputs: Inputs, example: Inputs) -> None:
-    """Raise a ValueError unless inputs differ from the example in rows and lengths of sequences alone."""
+def like_example(inputs: Inputs, example: Inputs) -> Inputs:
+    """The inputs, those by name in the order of the example.
+
+    A ValueError says if they differ from it in more than rows and lengths of sequences.
+    """
     given, expected = named_tensors(inputs), named_tensors(example)
-    if list(given) != list(expected):
+    if set(given) != set(expected) or isinstance(inputs, Mapping) != isinstance(example, Mapping):
         raise ValueError(f"the network was cut for the inputs {list(expected)}, but got {list(given)}. {_CUT_AGAIN}")
     for name, tensor in given.items():
         like = expected[name]
@@ -85,23 +164,38 @@ def check_like(inputs: Inputs, example: Inputs) -> None:
             raise ValueError(
                 f"{name} has the shape {tuple(tensor.shape)}, but the network was cut for ({shape}). {_CUT_AGAIN}"
             )
+    return {name: inputs[name] for name in expected} if isinstance(inputs, Mapping) else inputs
 
 
 #: One input of a network: a tensor, several positional tensors, or tensors by keyword.
 Inputs: TypeAlias = torch.Tensor | tuple[torch.Tensor, ...] | Mapping[str, Any]
 
 
-def call(model: Callable[..., Any], inputs: Inputs) -> Any:
+def call(model: nn.Module, inputs: Inputs) -> Any:
     """Call the network on one input."""
-    args, kwargs = as_arguments(inputs)
+    args, kwargs = as_arguments(model, inputs)
     return model(*args, **kwargs)
 
 
-def as_arguments(inputs: Inputs) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
-    """Positional and keyword arguments that pass the input to a network."""
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
+def as_arguments(model: nn.Module, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments that pass the input to a network.
+
+    What ``forward`` has no parameters for is passed as one argument, if it takes one: a batch.
+    """
+    if isinstance(inputs, torch.Tensor):
+        return (inputs,), {}
+    args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (inputs, {})
+    if not _takes(model, args, kwargs) and _takes(model, (inputs,), {}):
+        return (inputs,), {}
+    return args, kwargs
+
+
+def _takes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    try:
+        inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], inputs: Inputs) -> Inputs:
@@ -110,10 +204,18 @@ def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], inputs: Inputs
         return function(inputs)
     if isinstance(inputs, tuple):
         return tuple(function(value) for value in inputs)
-    return {name: function(value) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    return {name: function(value) for name, value in inputs.items()}
+
+
+def with_tensors(inputs: Inputs, tensors: Sequence[torch.Tensor]) -> Inputs:
+    """An input with other tensors."""
+    if isinstance(inputs, torch.Tensor):
+        return tensors[0]
+    return dict(zip(inputs, tensors, strict=True)) if isinstance(inputs, Mapping) else tuple(tensors)
 
 
 def tensors_of(inputs: Inputs) -> list[torch.Tensor]:
     """The tensors of an input."""
-    args, kwargs = as_arguments(inputs)
-    return [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor)]
+    if isinstance(inputs, torch.Tensor):
+        return [inputs]
+    return list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs)

@@ -2,36 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Sized
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
-from skexit.backbone._inputs import Inputs
-
-_LABEL_NAMES = ("labels", "label")
+from skexit.backbone._inputs import LABEL_NAMES, Inputs, fields_of, in_form, tensors_of
 
 
 def read_item(number: int, item: Any) -> tuple[Inputs, Any]:
     """The inputs and the labels (or None) in an item of a loader; the item's number is for messages.
 
-    An item is ``x``, ``(x,)``, ``(x, y)`` or a dict. ``x`` is a tensor or a dict of tensors with one row per sample;
-    the ``"labels"`` or ``"label"`` of a dict are its labels. A ValueError says if the item has another form.
+    An item is ``x``, ``(x,)``, ``(x, y)``, several inputs and y, or a dict or dataclass. ``x`` is a tensor, or several
+    in a tuple or dict, with one row per sample; ``labels`` or ``label`` among names are y. A ValueError says if the
+    item has another form.
     """
     inputs, labels = item, None
-    if isinstance(item, list | tuple):
-        if len(item) not in (1, 2):
-            raise ValueError(f"loader: batch {number} has {len(item)} parts; give x, (x, y) or a dict.")
-        inputs, labels = item if len(item) == 2 else (item[0], None)
-    elif isinstance(item, Mapping):
-        labels = next((item[name] for name in _LABEL_NAMES if name in item), None)
-        inputs = {name: value for name, value in item.items() if name not in _LABEL_NAMES}
-    values = list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
-    if not values or not all(isinstance(value, torch.Tensor) and value.ndim for value in values):
+    if isinstance(item, list | tuple) and len(item) > 1:
+        inputs, labels = item[0] if len(item) == 2 else item[:-1], item[-1]
+    elif (fields := fields_of(item)) is not None:
+        labels = next((fields[name] for name in LABEL_NAMES if name in fields), None)
+    inputs = in_form(inputs, f"loader: batch {number}: the network")
+    first = tensors_of(inputs)[0]
+    if isinstance(labels, torch.Tensor) and first.ndim > 1 and labels.shape == first.shape:
         raise ValueError(
-            f"loader: x of batch {number} has {[type(value).__name__ for value in values]}; "
-            "give a tensor or a dict of tensors, with one row per sample."
+            f"loader: the last part of batch {number}, which is y, has the shape {tuple(labels.shape)} of an input. "
+            "Give y after the inputs, or several inputs without y as a dict or one tuple: ((x, mask),)."
         )
     return inputs, labels
 

@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.utils import _pytree as pytree
 
 from skexit.backbone._costs import check_forward_order
-from skexit.backbone._inputs import Inputs, as_arguments
+from skexit.backbone._inputs import Inputs, call, tensors_of, with_tensors
 from skexit.backbone._modules import check_called_once, own_heads
 from skexit.backbone._outputs import logits_in
 from skexit.backbone._own_logits import OwnLogits
@@ -63,11 +63,9 @@ def record(
     A ValueError says if the network does not call an exit or head exactly once, calls exits in another order, or
     decides by the values of its inputs what to do.
     """
-    args, kwargs = as_arguments(inputs)
-    tensors = [_with_rows(tensor, _N_ROWS) for tensor in (*args, *kwargs.values())]
-    names = [name for name, value in kwargs.items() if isinstance(value, torch.Tensor)]
+    tensors = [_with_rows(tensor, _N_ROWS) for tensor in tensors_of(inputs)]
     recorder = _Recorder(model, exits, heads, opened)
-    network = _WithFlatInputs(model, len(args), names, own, "output" in heads)
+    network = _WithFlatInputs(model, inputs, own, "output" in heads)
     try:
         with recorder.in_place_of_modules(), _without_cache(model):
             exported = _export(network, tensors, recorder)
@@ -136,17 +134,14 @@ def _is_in_place(node: fx.Node) -> bool:
 class _WithFlatInputs(nn.Module):
     """A network that takes a list of tensors, and gives the logits that are its own output."""
 
-    def __init__(
-        self, model: nn.Module, n_positional: int, names: list[str], own: OwnLogits | None, uses_output: bool
-    ) -> None:
+    def __init__(self, model: nn.Module, example: Inputs, own: OwnLogits | None, uses_output: bool) -> None:
         super().__init__()
         self.model = model
-        self._n_positional, self._names = n_positional, names
+        self._example = example
         self._own, self._uses_output = own, uses_output
 
     def forward(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        args, named = tensors[: self._n_positional], tensors[self._n_positional :]
-        output = self.model(*args, **dict(zip(self._names, named, strict=True)))
+        output = call(self.model, with_tensors(self._example, tensors))
         if not self._uses_output:
             return []
         if self._own is not None:

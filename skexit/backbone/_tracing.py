@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from skexit.backbone._counting import left_as_found, run_counting_flops
-from skexit.backbone._inputs import Inputs, map_tensors
+from skexit.backbone._inputs import Inputs, main_first, map_tensors
 from skexit.backbone._outputs import are_plain, logits_in, tensors_among, tensors_in
 
 #: Rows of the inputs in a trace. Few tensors have so many rows that are not samples.
@@ -59,7 +59,7 @@ def trace(model: nn.Module, example_input: Inputs, *, warns: bool = False) -> Tr
     def take_rows(tensor: torch.Tensor) -> torch.Tensor:
         return tensor[torch.arange(_N_ROWS, device=tensor.device) % len(tensor)]
 
-    inputs = map_tensors(take_rows, example_input)
+    inputs = map_tensors(take_rows, main_first(model, example_input))
     with left_as_found(model), torch.no_grad():
         model.eval()
         return run_counting_flops(model, inputs, lambda forward, flops: Trace(model, forward, flops), warns=warns)

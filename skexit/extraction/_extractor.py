@@ -21,7 +21,7 @@ from tqdm import tqdm
 from skexit.backbone._channels import Channels, check_channels, find_channels
 from skexit.backbone._costs import COST_UNITS, ExitCosts, measure_costs
 from skexit.backbone._exit_points import exit_points
-from skexit.backbone._inputs import Inputs, call, map_tensors
+from skexit.backbone._inputs import Inputs, attention_mask_in, call, map_tensors, tensors_of
 from skexit.backbone._loaders import count_rows
 from skexit.backbone._masks import count_tokens
 from skexit.backbone._modules import (
@@ -179,9 +179,10 @@ class ExitExtractor:
         Parameters
         ----------
         loader : iterable
-            Gives batches in the same order each time: x, (x, y) or a dict whose ``"labels"`` or ``"label"`` is y. x is
-            a tensor, or a dict of tensors that are passed by keyword; the ``"attention_mask"`` in it also masks tokens
-            when they are pooled. y has one number or string a row.
+            Gives batches in the same order each time: x, (x, y), several inputs and then y, as (ids, mask, y), or a
+            dict or dataclass whose ``labels`` or ``label`` is y. x is a tensor, a tuple of tensors that are passed by
+            position, or a dict of tensors that are passed by keyword; the ``attention_mask`` among these also masks
+            tokens when they are pooled. y has one number or string a row.
         path : str or path-like
             Folder of the cache: new, empty, or of an earlier extraction.
         classes : array-like of shape (n_classes,), default=None
@@ -283,7 +284,8 @@ class ExitExtractor:
         """Pass one batch through the network, pooling what each exit gives as soon as it gives it."""
         device = device_of(self.model)
         inputs = map_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch.inputs)
-        mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+        place = attention_mask_in(self.model, inputs)
+        mask = None if place is None else tensors_of(inputs)[place]
         counts = count_tokens(self.model, mask)
         features: list[tuple[str, torch.Tensor]] = []
         own_logits: list[tuple[str, torch.Tensor]] = []

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Mapping
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from skexit.backbone._inputs import Inputs, tensors_of
+from skexit.backbone._inputs import Inputs, named_tensors
 from skexit.extraction._descriptions import model_lines, tensor_text
 
 
@@ -28,7 +27,7 @@ def model_fingerprint(model: nn.Module) -> str:
 
 def input_digest(inputs: Inputs) -> str:
     digest = hashlib.sha256()
-    named = sorted(inputs.items()) if isinstance(inputs, Mapping) else [("", tensors_of(inputs)[0])]
+    named = sorted(named_tensors(inputs).items())
     for name, tensor in named:
         digest.update(f"{name}: {tensor_text(tensor)}\n".encode())
     return digest.hexdigest()
@@ -36,7 +35,7 @@ def input_digest(inputs: Inputs) -> str:
 
 def row_checksums(inputs: Inputs) -> NDArray[np.uint32]:
     """A checksum of each row of the inputs, over all their values."""
-    named = sorted(inputs.items()) if isinstance(inputs, Mapping) else [("", tensors_of(inputs)[0])]
+    named = sorted(named_tensors(inputs).items())
     kinds = [(name, str(tensor.dtype), tuple(tensor.shape[1:])) for name, tensor in named]
     checksums = [zlib.crc32(repr(kinds).encode())] * len(named[0][1])
     for _, tensor in named:

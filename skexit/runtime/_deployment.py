@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from skexit.backbone._inputs import as_inputs, check_like, check_rows, map_tensors
+from skexit.backbone._inputs import as_inputs, check_rows, like_example, map_tensors
 from skexit.data._walk import Memories, Memory
 from skexit.runtime._batch import Batch
 from skexit.runtime._evaluation import EvaluationModule
@@ -240,7 +240,7 @@ class FirstPart(_Part):
         """
         given = as_inputs(inputs, named_inputs)
         check_rows(given, self._device)
-        check_like(given, self._example)
+        given = like_example(given, self._example)
         output, staying = self._answer(first_batch(self._runner, given))
         if staying is None:
             return output

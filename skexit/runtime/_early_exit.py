@@ -10,7 +10,7 @@ from torch import nn
 
 from skexit.backbone._channels import Channels, check_channels
 from skexit.backbone._exit_points import exit_points
-from skexit.backbone._inputs import Inputs, as_inputs
+from skexit.backbone._inputs import Inputs, as_inputs, positional_names
 from skexit.backbone._modules import Head, device_of, find_modules, resolve_heads, unwrapped
 from skexit.backbone._pooling import Pool, check_pool
 from skexit.backbone._stages import Stage
@@ -204,10 +204,10 @@ class EarlyExitModel(EvaluationModule):
 
         Parameters
         ----------
-        *inputs : tensor, several tensors, a tuple of tensors or a dict of tensors
+        *inputs : tensor, several tensors, a tuple of tensors, or a dict or dataclass of tensors
             What the network takes.
         **named_inputs : tensor
-            As the network takes them.
+            As the network takes them. Labels, ``labels`` or ``label``, are left out.
 
         Returns
         -------
@@ -222,7 +222,7 @@ class EarlyExitModel(EvaluationModule):
         RuntimeError
             If the network is in training mode.
         """
-        given = as_inputs(inputs, named_inputs)
+        given = as_inputs(inputs, named_inputs, positional_names(self.model) if named_inputs else ())
         network = self._prepared(given)
         batch = start(network, given)
         del given, inputs, named_inputs  # the network may free them
@@ -251,8 +251,8 @@ class EarlyExitModel(EvaluationModule):
         Parameters
         ----------
         loader : iterable
-            Gives batches: x, (x, y) or a dict, as for extraction; labels are ignored. x is moved to the
-            device of the network.
+            Gives batches as for extraction: x, (x, y), (ids, mask, y), a dict or a dataclass; labels are ignored. x is
+            moved to the device of the network.
         batch_size : int, default=256
             Samples with which a stage is run.
         max_wait : float, default=None

@@ -11,7 +11,17 @@ import torch
 from torch import nn
 
 from skexit.backbone._channels import Channels, find_channels
-from skexit.backbone._inputs import Inputs, check_like, check_rows, is_like, map_tensors, tensors_of
+from skexit.backbone._inputs import (
+    Inputs,
+    attention_mask_in,
+    check_rows,
+    in_form,
+    is_like,
+    like_example,
+    main_first,
+    map_tensors,
+    tensors_of,
+)
 from skexit.backbone._masks import count_tokens
 from skexit.backbone._modules import Head, device_of
 from skexit.backbone._pooling import Pool
@@ -65,17 +75,18 @@ def prepare_network(
     policy was fitted on other exits.
     """
     device = device_of(model)
+    example_input = main_first(model, in_form(example_input, "example_input"))
     check_rows(example_input, device)
     network = RecordedNetwork(model, exits, example_input, head)
     stages = network.cut(range(len(exits)))
     if head is None or head == "output":
         check_against_plain_network(model, exits, list(stages.values()), network.own_logits, example_input)
-    names = list(example_input)[1:] if isinstance(example_input, dict) else []
-    mask = names.index("attention_mask") if "attention_mask" in names else None
+    mask = attention_mask_in(model, example_input)
     example = map_tensors(lambda tensor: tensor[:1].clone(), example_input)
     layouts = find_channels(model, exits, example, pool, channels)
-    counts = count_tokens(model, None if mask is None else tensors_of(example)[mask + 1])
-    runner = StageRunner(stages, exits, decisions.on(device), pool, layouts, mask, counts, latency)
+    counts = count_tokens(model, None if mask is None else tensors_of(example)[mask])
+    beside_first = mask - 1 if mask else None
+    runner = StageRunner(stages, exits, decisions.on(device), pool, layouts, beside_first, counts, latency)
     _prepare_runner(runner, example)
     observed = np.flatnonzero(runner.decisions.is_observed).tolist()
     # Across exits that nothing reads, the network runs as if they were not there.
@@ -86,7 +97,7 @@ def start(network: PreparedNetwork, inputs: Inputs) -> Batch:
     """The samples before the first stage of ``used_exits``; a ValueError says if the network does not take them."""
     if not is_like(inputs, network.example):
         check_rows(inputs, network.device)
-        check_like(inputs, network.example)
+        inputs = like_example(inputs, network.example)
     return first_batch(network.used_exits, inputs)
 
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from skexit.backbone._inputs import Inputs, check_like, check_rows, map_tensors, tensors_of
+from skexit.backbone._inputs import Inputs, check_rows, like_example, map_tensors, tensors_of
 from skexit.backbone._loaders import count_rows, read_item
 from skexit.runtime._batch import Batch
 from skexit.runtime._decisions import Decisions
@@ -99,7 +99,7 @@ def _read_batches(
         if inputs is not None:
             # Outside of an attempt: what keeps the network from being cut would do so with every batch.
             network = prepared(inputs)
-            _, error = _attempt(check_like, inputs, network.example)
+            inputs, error = _attempt(like_example, inputs, network.example)
         if error is not None:
             failures[number] = error
         elif inputs is not None:

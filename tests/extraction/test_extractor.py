@@ -460,9 +460,12 @@ def test_loaders_of_other_kinds(model, images, labels, tmp_path):
             [{"x": torch.zeros(5, 4), "edges": torch.zeros(2, 8), "y": torch.zeros(3)}],
             r"\[5, 2, 3\].* 'Graph networks' in",
         ),
-        ([(torch.zeros(2, 1, 9, 9), [0, 1], [2, 3])], "has 3 parts"),
-        ([np.zeros((2, 1, 9, 9))], "batch 0 has .*ndarray.*give a tensor or a dict of tensors"),
-        ([{"x": torch.zeros(2, 1, 9, 9), "name": ["a", "b"]}], "'Tensor', 'list'"),
+        ([(torch.zeros(2, 1, 9, 9), [0, 1], [2, 3])], r"got a tuple of \(a tensor of shape \(2, 1, 9, 9\), a list of"),
+        ([np.zeros((2, 1, 9, 9))], "batch 0: the network takes a tensor, .* but got a ndarray"),
+        (
+            [{"x": torch.zeros(2, 1, 9, 9), "name": ["a", "b"]}],
+            r"got \{'x': a tensor of shape \(2, 1, 9, 9\), 'name': a list of",
+        ),
         ([(torch.zeros(2, 1, 9, 9), torch.zeros(2, 2))], r"labels have shape \(2, 2\)"),
     ],
 )
