@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -21,7 +22,7 @@ from skexit.backbone._costs import check_forward_order
 from skexit.backbone._exit_points import exit_points
 from skexit.backbone._inputs import Inputs, as_arguments, in_form, map_tensors, positional_names
 from skexit.backbone._masks import count_tokens
-from skexit.backbone._modules import NETWORK_OUTPUT, check_called_once, device_of, evaluating, find_modules
+from skexit.backbone._modules import NETWORK_OUTPUT, check_called_once, device_of, evaluating, find_modules, hook_calls
 from skexit.backbone._outputs import as_logits
 from skexit.backbone._pooling import Pool, check_pool, pool_output
 
@@ -221,10 +222,9 @@ class MultiExitNetwork(nn.Module):
 
         with ExitStack() as hooks:
             for k, name in enumerate(self._names):
-                module = self.network.get_submodule(name)
                 # The heads answer at once: a map that a later module changes in place is gone.
-                hook = module.register_forward_hook(lambda _, args, output, k=k, name=name: see(k, name, output))
-                hooks.enter_context(hook)
+                hook = partial(lambda _, args, output, k, name: see(k, name, output), k=k, name=name)
+                hooks.enter_context(hook_calls(self.network, name, hook))
             output = self.network(*args, **kwargs)
         check_called_once(called, self._names, "exits")
         check_forward_order(called, self._names)

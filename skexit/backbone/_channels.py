@@ -14,6 +14,7 @@ from torch import nn
 
 from skexit.backbone._counting import left_as_found, run_counting_flops
 from skexit.backbone._inputs import Inputs, map_tensors
+from skexit.backbone._modules import hook_calls, split_call
 from skexit.backbone._outputs import first_tensor
 from skexit.backbone._pooling import DEFAULT_POOLS, Pool
 
@@ -62,7 +63,7 @@ def find_channels(
     if callable(pool) or not unknown:
         return found
     calls = _watch(model, unknown, example_input)
-    told = {name: calls.tell(name, set(model.get_submodule(name).modules())) for name in calls.ends}
+    told = {name: calls.tell(name, set(model.get_submodule(split_call(name)[0]).modules())) for name in calls.ends}
     if None in told.values():
         told = _from_larger_input(model, calls, example_input, told)
     for name, layout in told.items():
@@ -119,7 +120,7 @@ class _Calls:
                     keep = self._keep_call(layout, widths)
                     hooks.enter_context(module.register_forward_hook(keep, with_kwargs=True))
             for name in exits:
-                hooks.enter_context(model.get_submodule(name).register_forward_hook(self._keep_end(name)))
+                hooks.enter_context(hook_calls(model, name, self._keep_end(name)))
             forward()
 
     def _keep_call(self, layout: str | None, widths: set[int]) -> Any:

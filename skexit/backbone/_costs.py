@@ -21,6 +21,7 @@ from skexit.backbone._modules import (
     check_called_once,
     device_of,
     find_modules,
+    hook_calls,
     own_heads,
     resolve_heads,
     unwrapped,
@@ -200,9 +201,7 @@ class _Run:
     def _hook(
         self, name: str, readings: list[tuple[str, float]], clock: Callable[[], float], before: bool = False
     ) -> torch.utils.hooks.RemovableHandle:
-        module = self.model.get_submodule(name)
-        register = module.register_forward_pre_hook if before else module.register_forward_hook
-        return register(lambda *_: readings.append((name, clock())))
+        return hook_calls(self.model, name, lambda *_: readings.append((name, clock())), before=before)
 
     def _head_times(
         self, starts: dict[str, float], ends: dict[str, float]

@@ -26,8 +26,9 @@ def exit_points(
     """Names of the modules after which a network can stop, in forward order.
 
     For networks of known families they follow from the class. For any other network they are found in a forward pass:
-    modules that are called once, past which nothing but their output goes on where there are such, at about equal steps
-    of cost. The last one is the last before the network's output.
+    calls of modules, past which nothing but their output goes on where there are such, at about equal steps of cost.
+    The last one is the last before the network's output. Of a module that is called several times, as the one layer of
+    ALBERT, ``"layer#0"`` is the first call, ``"layer#1"`` the second; wherever exits and heads are named, so can these.
 
     Parameters
     ----------
@@ -89,8 +90,8 @@ def exit_points(
     places = choose_places(trace_modules(model, in_form(example_input, "example_input")), n_exits or _DEFAULT_N_EXITS)
     if not places:
         raise ValueError(
-            f"{type(model).__name__} has no module that is called once and gives a tensor of floats with one row per "
-            "sample, so that it has no place for an exit. Divide what it does into modules."
+            f"{type(model).__name__} has no module that gives a tensor of floats with one row per sample, so that it "
+            "has no place for an exit. Divide what it does into modules."
         )
     return [place.name for place in places]
 
@@ -108,10 +109,10 @@ def describe_exits(model: nn.Module, example_input: Inputs) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row per module that is called once and gives a tensor of floats with one row per sample: its ``name``, the
-        ``shape`` of what it gives for a sample, the ``cost`` of the network up to there as a fraction of its FLOPs, how
-        many other tensors later modules need (``carried``), and whether a live network can be cut there (``live``):
-        whether these have one row per sample, too.
+        One row per call of a module that gives a tensor of floats with one row per sample: its ``name``, the ``shape``
+        of what it gives for a sample, the ``cost`` of the network up to there as a fraction of its FLOPs, how many
+        other tensors later modules need (``carried``), and whether a live network can be cut there (``live``): whether
+        these have one row per sample, too. Modules without parameters that are called several times are left out.
 
     See Also
     --------

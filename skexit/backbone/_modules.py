@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -31,7 +31,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def find_modules(model: nn.Module, names: Sequence[str], parameter: str) -> list[nn.Module]:
-    """Find submodules by name; a ValueError says if there are no names, one is repeated, or the network lacks it."""
+    """Find submodules by name; a ValueError says if there are no names, one is repeated, or the network lacks it.
+
+    Of a module that is called several times, ``"layer#3"`` names the fourth call.
+    """
     if isinstance(names, str) or not names:
         raise ValueError(f"{parameter}={names!r} must be a list of at least one module name.")
     repeated = [name for name, count in Counter(names).items() if count > 1]
@@ -40,13 +43,43 @@ def find_modules(model: nn.Module, names: Sequence[str], parameter: str) -> list
     modules = dict(model.named_modules(remove_duplicate=False))
     modules.pop("")
     for name in names:
-        if name not in modules:
+        if split_call(name)[0] not in modules:
             near = difflib.get_close_matches(str(name), modules, n=3, cutoff=0.0)
             raise ValueError(
                 f"{parameter} names {name!r}, which the network does not have. The nearest names are {near}; "
                 "model.named_modules() gives them all."
             )
-    return [modules[name] for name in names]
+    return [modules[split_call(name)[0]] for name in names]
+
+
+def split_call(name: str) -> tuple[str, int | None]:
+    """The name of a module, and which of its calls is meant, counted from 0; None where it is called once."""
+    module, _, number = str(name).partition("#")
+    return (module, int(number)) if number.isdecimal() else (name, None)
+
+
+def with_first_name(model: nn.Module, name: str) -> str:
+    """The name of a module, or of one of its calls, by the first of the names that the module has in the network."""
+    (module,), (_, number) = find_modules(model, [name], "exits"), split_call(name)
+    first = next(other for other, found in model.named_modules() if found is module)
+    return first if number is None else f"{first}#{number}"
+
+
+def hook_calls(
+    model: nn.Module, name: str, hook: Callable[..., None], *, before: bool = False
+) -> torch.utils.hooks.RemovableHandle:
+    """Have a hook see each call of a module, or the one call from now on that the name means."""
+    name, number = split_call(name)
+    n_calls = 0
+
+    def see(*call: Any) -> None:
+        nonlocal n_calls
+        if number in (None, n_calls):
+            hook(*call)
+        n_calls += 1
+
+    module = model.get_submodule(name)
+    return module.register_forward_pre_hook(see) if before else module.register_forward_hook(see)
 
 
 def resolve_heads(model: nn.Module, head: Head, exits: Sequence[str]) -> list[str | None]:
@@ -84,10 +117,15 @@ def check_called_once(called: Sequence[str], names: Sequence[str], parameter: st
     """Raise a ValueError unless a forward pass called each of the modules exactly once."""
     counts = Counter(called)
     for name in names:
-        if counts[name] != 1:
+        if counts[name] > 1:
             raise ValueError(
-                f"{parameter} names {name!r}, which the forward pass calls {counts[name]} times; "
-                "name modules that are called exactly once for each input."
+                f"{parameter} names {name!r}, which the forward pass calls {counts[name]} times; name one of the "
+                f"calls, from '{name}#0' to '{name}#{counts[name] - 1}', or modules that are called once."
+            )
+        if counts[name] == 0:
+            raise ValueError(
+                f"{parameter} names {name!r}, which the forward pass calls 0 times; name modules that it calls, as "
+                "module(x) rather than module.forward(x). Calls of a module are counted from 0."
             )
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from skexit.backbone._inputs import Inputs
-from skexit.backbone._modules import NETWORK_OUTPUT
+from skexit.backbone._modules import NETWORK_OUTPUT, with_first_name
 from skexit.backbone._outputs import logits_in, tensors_in, two_logits
 from skexit.backbone._tracing import Trace, trace
 
@@ -65,7 +65,8 @@ def find_own_logits(model: nn.Module, exits: Sequence[str], example_input: Input
     end to the last exit.
     """
     traced = trace(model, example_input)
-    calls = [next((call for call in traced.calls if call.name == name), None) for name in exits]
+    first_names = [with_first_name(model, name) for name in exits]
+    calls = [next((call for call in traced.calls if call.name == name), None) for name in first_names]
     candidates = _candidates(traced)
     made_by = [traced.values.operations_before(value) for value, _ in candidates]
     n_operations = [len(operations) for operations in made_by]

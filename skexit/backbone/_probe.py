@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from skexit.backbone._inputs import Inputs, call, map_tensors, tensors_of
+from skexit.backbone._modules import hook_calls
 from skexit.backbone._outputs import first_tensor, logits_in, two_logits
 from skexit.backbone._own_logits import OwnLogits
 from skexit.backbone._rows import select_rows
@@ -97,6 +98,6 @@ def _run_plain(model: nn.Module, exits: Sequence[str], inputs: Inputs) -> tuple[
 
     with ExitStack() as hooks:
         for name in exits:
-            hooks.enter_context(model.get_submodule(name).register_forward_hook(keep))
+            hooks.enter_context(hook_calls(model, name, keep))
         output = call(model, map_tensors(torch.clone, inputs))  # it may work on them in place
     return outputs, output

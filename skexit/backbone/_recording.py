@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from skexit.backbone._costs import check_forward_order
 from skexit.backbone._inputs import Inputs, call, tensors_of, with_tensors
-from skexit.backbone._modules import check_called_once, own_heads
+from skexit.backbone._modules import check_called_once, own_heads, split_call, with_first_name
 from skexit.backbone._outputs import logits_in
 from skexit.backbone._own_logits import OwnLogits
 from skexit.backbone._rows import is_channels_last
@@ -167,6 +167,8 @@ class _Call:
     outputs: list[torch.Tensor]
     paths: list[Any]
     """Where in the module's output each tensor is."""
+    marks: list[str]
+    """Exits and heads that are this call."""
     is_marker: bool
 
 
@@ -176,8 +178,10 @@ class _Recorder:
     def __init__(
         self, model: nn.Module, exits: Sequence[str], heads: Sequence[str | None], opened: Collection[str]
     ) -> None:
-        modules = dict(model.named_modules(remove_duplicate=False))
-        marked = [*exits, *own_heads(heads).values()]
+        modules = dict(model.named_modules())
+        #: Exits and heads by the module that they are.
+        self._marks = {mark: split_call(with_first_name(model, mark)) for mark in [*exits, *own_heads(heads).values()]}
+        marked = {name for name, _ in self._marks.values()}
         self.calls: list[_Call] = []
         self._open = {""} | {name for name in modules if any(other.startswith(f"{name}.") for other in marked)}
         inside = [name for name in modules if any(f"{name}.".startswith(f"{other}.") for other in opened)]
@@ -201,12 +205,12 @@ class _Recorder:
     def _closed_modules(self) -> list[str]:
         """Children of open modules that are called as a whole; mere containers of modules never are."""
         closed, waiting = [], [(name, self._modules[name]) for name in sorted(self._open)]
-        seen: set[int] = set()
+        seen = {id(module) for _, module in waiting}
         while waiting:
             parent, module = waiting.pop(0)
             for child, submodule in module.named_children():
                 name = f"{parent}.{child}" if parent else child
-                if name in self._open or id(submodule) in seen:
+                if id(submodule) in seen:
                     continue
                 if type(submodule).forward is nn.Module.forward:
                     waiting.append((name, submodule))
@@ -248,7 +252,9 @@ class _Recorder:
         outputs = [leaf for _, leaf in with_paths]
         paths = [path for path, leaf in with_paths if isinstance(leaf, torch.Tensor)]
         given = [leaf for leaf in outputs if isinstance(leaf, torch.Tensor)]
-        self.calls.append(_Call(name, kept, structure, given, paths, is_marker))
+        number = sum(call.name == name for call in self.calls)
+        marks = [mark for mark, (module, call) in self._marks.items() if module == name and call in (None, number)]
+        self.calls.append(_Call(name, kept, structure, given, paths, marks, is_marker))
         results = iter(torch.ops.skexit.call_module(len(self.calls) - 1, tensors, sizes))
         return pytree.tree_unflatten(
             [next(results) if isinstance(leaf, torch.Tensor) else leaf for leaf in outputs], output_structure
@@ -282,7 +288,7 @@ def _restore(module: nn.Module, forward: Any) -> None:
 
 
 def _explain_wrong_calls(recorder: _Recorder, exits: Sequence[str], heads: Sequence[str | None]) -> None:
-    called = [call.name for call in recorder.calls]
+    called = [mark for call in recorder.calls for mark in call.marks]
     check_called_once(called, exits, "exits")
     check_called_once(called, list(own_heads(heads).values()), "head")
     check_forward_order([name for name in called if name in set(exits)], list(exits))
@@ -346,7 +352,7 @@ class _Reader:
         call = self._calls[number]
         tensors, sizes = (iter([self._map(value) for value in values]) for values in parts)
         if call.is_marker:
-            self._outputs[call.name] = self._values_of_calls[node] = list(tensors)
+            self._outputs |= dict.fromkeys(call.marks, self._values_of_calls.setdefault(node, list(tensors)))
             return
         leaves = [
             next(tensors) if leaf is _TENSOR else next(sizes) if leaf is _SIZE else leaf for leaf in call.arguments
@@ -360,7 +366,7 @@ class _Reader:
                 value = self._graph.call_function(*_access(value, key))
             value.meta["val"] = tensor
             values.append(value)
-        self._outputs[call.name] = self._values_of_calls[node] = values
+        self._outputs |= dict.fromkeys(call.marks, self._values_of_calls.setdefault(node, values))
 
     def _copy(self, node: fx.Node) -> fx.Node:
         copied = self._graph.node_copy(node, self._map)

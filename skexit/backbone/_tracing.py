@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, cast
 
@@ -26,7 +26,7 @@ _JOINS = {torch.ops.aten.stack.default, torch.ops.aten.cat.default}
 
 @dataclass(frozen=True)
 class ExitPlace:
-    """The end of a module's only call in a forward pass, as a place for an exit."""
+    """The end of a module's call in a forward pass, as a place for an exit."""
 
     name: str
     end: int
@@ -44,8 +44,8 @@ class ExitPlace:
 def trace_modules(model: nn.Module, example_input: Inputs) -> list[ExitPlace]:
     """Places for exits in a network in evaluation mode, in forward order.
 
-    They are the modules that are called once and give a tensor of numbers with one row per sample, before the network's
-    own output.
+    They are the calls of modules that give a tensor of numbers with one row per sample, before the network's own
+    output. Modules without parameters that are called several times are left out.
     """
     return trace(model, example_input, warns=True).places()
 
@@ -76,6 +76,7 @@ class ModuleCall:
     shape: tuple[int, ...]
     """Shape of the first value, without the rows."""
     is_floating: bool
+    has_weights: bool
     flops: float
     """FLOPs until its end."""
 
@@ -88,19 +89,24 @@ class Trace:
     def __init__(self, model: nn.Module, forward: Callable[[], Any], flops: Callable[[], float]) -> None:
         self.values = Values(flops)
         self.calls: list[ModuleCall] = []
+        """Of a module that is called several times by the names of its calls."""
+        n_calls = Counter[str]()
         with ExitStack() as stack:
             stack.enter_context(model.register_forward_pre_hook(self.values.start, with_kwargs=True))
             for name, module in model.named_modules():
                 if name:
-                    stack.enter_context(module.register_forward_hook(self._note(name, flops)))
+                    stack.enter_context(module.register_forward_hook(self._note(name, flops, n_calls)))
             stack.enter_context(self.values)
             self.output = forward()
+        self.calls = [
+            replace(call, name=name) if n_calls[name := call.name.partition("#")[0]] == 1 else call
+            for call in self.calls
+        ]
         self.outputs = [self.values.read(tensor, until=_ALWAYS) for tensor in tensors_in(self.output)]
         self.flops = flops()
 
     def places(self) -> list[ExitPlace]:
         """Calls that can be exits."""
-        n_calls = Counter(call.name for call in self.calls)
         logits = logits_in(self.output)
         n_needed, n_needed_with_rows = self.values.needed_after()
         n_outputs = logits.shape[-1] if isinstance(logits, torch.Tensor) and logits.ndim else None
@@ -108,20 +114,24 @@ class Trace:
         for call in self.calls:
             first, has_rows = call.values[0], self.values.has_rows
             is_output = first in self.outputs or (call.flops == self.flops and n_outputs in call.shape)
-            if n_calls[call.name] == 1 and not is_output and call.is_floating and has_rows[first]:
+            is_known = "#" not in call.name or call.has_weights  # not each use of the one ReLU or dropout of a network
+            if is_known and not is_output and call.is_floating and has_rows[first]:
                 n_carried = n_needed[call.end] - self.values.is_needed_after(call.end, first)
                 is_cut = n_needed[call.end] == n_needed_with_rows[call.end]
                 cost = call.flops / max(self.flops, 1)
                 places.append(ExitPlace(call.name, call.end, call.shape, cost, n_carried, is_cut))
         return places
 
-    def _note(self, name: str, flops: Callable[[], float]) -> Any:
+    def _note(self, name: str, flops: Callable[[], float], n_calls: Counter[str]) -> Any:
         def note(module: nn.Module, args: Any, output: Any) -> None:
+            number, n_calls[name] = n_calls[name], n_calls[name] + 1
             tensors = [tensor for tensor in tensors_in(output) if self.values.of(tensor) is not None]
             if tensors:
                 values = tuple(cast(int, self.values.of(tensor)) for tensor in tensors)
                 shape, is_floating = tuple(tensors[0].shape[1:]), tensors[0].is_floating_point()
-                self.calls.append(ModuleCall(name, self.values.n_operations, values, shape, is_floating, flops()))
+                has_weights = next(module.parameters(), None) is not None
+                end = self.values.n_operations
+                self.calls.append(ModuleCall(f"{name}#{number}", end, values, shape, is_floating, has_weights, flops()))
 
         return note
 

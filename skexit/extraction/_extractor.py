@@ -31,6 +31,7 @@ from skexit.backbone._modules import (
     device_of,
     evaluating,
     find_modules,
+    hook_calls,
     own_heads,
     resolve_heads,
     unwrapped,
@@ -320,14 +321,14 @@ class ExitExtractor:
             except ValueError as error:
                 raise ValueError(f"exit {name!r}: {error}") from error
 
-        return self.model.get_submodule(name).register_forward_hook(keep)
+        return hook_calls(self.model, name, keep)
 
     def _hook_logits(self, name: str, logits: list[tuple[str, torch.Tensor]]) -> torch.utils.hooks.RemovableHandle:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
             # The network may go on to work on them in place.
             logits.append((name, _as_logits(output, f"the head {name!r}").clone()))
 
-        return self.model.get_submodule(name).register_forward_hook(keep)
+        return hook_calls(self.model, name, keep)
 
     def _network_logits(self, output: Any, own: OwnLogits | None) -> list[torch.Tensor | None]:
         """Logits of each exit in the network's own output, None where a module or nothing is the head."""
