@@ -6,27 +6,34 @@ import operator
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import fx, nn
+from torch._guards import detect_fake_mode
 from torch.export.graph_signature import InputKind
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
 from skexit.backbone._costs import check_forward_order
-from skexit.backbone._inputs import Inputs, call, tensors_of, with_tensors
+from skexit.backbone._counting import left_as_found
+from skexit.backbone._exporting import WithFlatInputs, export, is_in_place, is_sequence, with_rows, without_cache
+from skexit.backbone._inputs import Inputs, call, map_tensors, tensors_of, with_tensors
+from skexit.backbone._merging import merge
 from skexit.backbone._modules import check_called_once, own_heads, split_call, with_first_name
-from skexit.backbone._outputs import logits_in
+from skexit.backbone._outputs import tensors_in
 from skexit.backbone._own_logits import OwnLogits
-from skexit.backbone._rows import is_channels_last
+from skexit.backbone._refusals import refusal
 
 _OPERATORS = torch.library.Library("skexit", "DEF")
 # To the recorder a module is one operation, whose number says which call it is.
 _OPERATORS.define("call_module(int call, Tensor[] tensors, SymInt[] sizes) -> Tensor[]")
 
-#: Rows of the inputs while a network is recorded; a size of one would be taken for a constant.
-_N_ROWS = 3
+#: Rows of the inputs while a network is recorded, a size of one would be taken for a constant; and where that is done
+#: for two numbers of rows.
+_N_ROWS, _OTHER_N_ROWS = 3, 5
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,8 @@ class Recording:
     exits: list[list[fx.Node]]
     logits: list[fx.Node | None]
     constants: dict[str, torch.Tensor]
+    given_objects: set[str]
+    """Modules that are given what is no tensor and no plain value, as a cache that they change."""
 
 
 def record(
@@ -63,97 +72,55 @@ def record(
     A ValueError says if the network does not call an exit or head exactly once, calls exits in another order, or
     decides by the values of its inputs what to do.
     """
-    tensors = [_with_rows(tensor, _N_ROWS) for tensor in tensors_of(inputs)]
-    recorder = _Recorder(model, exits, heads, opened)
-    network = _WithFlatInputs(model, inputs, own, "output" in heads)
-    try:
-        with recorder.in_place_of_modules(), _without_cache(model):
-            exported = _export(network, tensors, recorder)
-    except Exception as error:
-        first_line = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"{type(model).__name__} cannot be divided at its exits, because what it does between modules depends on "
-            f"the values of its inputs, or takes what is no tensor: {first_line}"
-        ) from error
-    _explain_wrong_calls(recorder, exits, heads)
-    return _Reader(exported, recorder).read(exits, heads, own)
+    network = WithFlatInputs(model, inputs, own, "output" in heads)
 
+    def run(n_rows: int, open_axes: Sequence[int]) -> tuple[Any, _Recorder]:
+        tensors = [with_rows(tensor, n_rows) for tensor in tensors_of(inputs)]
+        outputs = {} if open_axes else _outputs_of_modules(model, with_tensors(inputs, tensors))
+        recorder = _Recorder(model, exits, heads, opened, outputs)
+        with recorder.in_place_of_modules(), without_cache(model):
+            return export(network, tensors, open_axes), recorder
 
-def _with_rows(tensor: torch.Tensor, n_rows: int) -> torch.Tensor:
-    """The first rows of a tensor, repeated where they are too few."""
-    rows = torch.arange(n_rows, device=tensor.device) % len(tensor)
-    memory_format = torch.channels_last if is_channels_last(tensor) else torch.contiguous_format
-    return tensor[rows].contiguous(memory_format=memory_format)
-
-
-@contextmanager
-def _without_cache(model: nn.Module) -> Iterator[None]:
-    """Have decoders of Hugging Face keep nothing for a next token inside."""
-    configs = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
-    changed = [config for config in configs.values() if getattr(config, "use_cache", False) is True]
-    for config in changed:
-        config.use_cache = False
-    try:
-        yield
-    finally:
-        for config in changed:
-            config.use_cache = True
-
-
-def _export(network: nn.Module, tensors: list[torch.Tensor], recorder: _Recorder) -> Any:
-    is_sequence = [not tensor.is_floating_point() and tensor.ndim == 2 for tensor in tensors]
-    dynamic = torch.export.Dim.DYNAMIC
-    shapes: list[dict[int, Any]] = [{0: dynamic, 1: dynamic} if sequence else {0: dynamic} for sequence in is_sequence]
-    try:
-        exported = torch.export.export(network, (tensors,), dynamic_shapes={"tensors": shapes}, strict=False)
-    except Exception:
-        if not any(is_sequence):
-            raise
-        # Some networks take sequences of one length only.
-        recorder.calls.clear()
-        shapes = [{0: dynamic} for _ in tensors]
-        exported = torch.export.export(network, (tensors,), dynamic_shapes={"tensors": shapes}, strict=False)
-    # What is changed through a view of it is changed for those who read it otherwise, too.
-    return exported.run_decompositions({}) if any(map(_changes_view, exported.graph.nodes)) else exported
-
-
-def _changes_view(node: fx.Node) -> bool:
-    """Whether an operation changes a part of a tensor, or a tensor in another shape."""
-    changed = node.args[0] if _is_in_place(node) and node.args else None
-    schema = getattr(getattr(changed, "target", None), "_schema", None)
-    return schema is not None and any(
-        result.alias_info is not None and not result.alias_info.is_write for result in schema.returns
+    # Some networks take sequences of one length only, and some read the number of rows as a plain number.
+    attempts: list[list[tuple[int, Sequence[int]]]] = (
+        [[(_N_ROWS, (0, 1))]] if any(map(is_sequence, tensors_of(inputs))) else []
     )
+    attempts += [[(_N_ROWS, (0,))], [(_N_ROWS, ()), (_OTHER_N_ROWS, ())]]
+    for attempt in attempts:
+        try:
+            runs = [run(*settings) for settings in attempt]
+            break
+        except Exception as error:
+            reason = error
+    else:
+        raise refusal(model, inputs, reason) from reason
+    for _, recorder in runs:
+        _explain_wrong_calls(recorder, exits, heads)
+    recording, *others = [_Reader(*run).read(exits, heads, own) for run in runs]
+    for other in others:
+        try:
+            merge(recording, other)
+        except ValueError as error:
+            raise refusal(model, inputs, error) from error
+    return recording
 
 
-def _is_in_place(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and bool(schema.is_mutable)
-
-
-class _WithFlatInputs(nn.Module):
-    """A network that takes a list of tensors, and gives the logits that are its own output."""
-
-    def __init__(self, model: nn.Module, example: Inputs, own: OwnLogits | None, uses_output: bool) -> None:
-        super().__init__()
-        self.model = model
-        self._example = example
-        self._own, self._uses_output = own, uses_output
-
-    def forward(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        output = call(self.model, with_tensors(self._example, tensors))
-        if not self._uses_output:
-            return []
-        if self._own is not None:
-            return [logits for logits in self._own.read(output) if logits is not None]
-        logits = logits_in(output)
-        if logits is None:
-            raise ValueError(f"its output, a {type(output).__name__}, has no logits; pass head=None.")
-        return [cast(torch.Tensor, logits)]
+@torch.no_grad()
+def _outputs_of_modules(model: nn.Module, inputs: Inputs) -> dict[str, list[Any]]:
+    """What each call of each module gives, by module."""
+    outputs: dict[str, list[Any]] = {name: [] for name, _ in model.named_modules()}
+    with left_as_found(model), ExitStack() as stack:
+        for name, module in model.named_modules():
+            keep = partial(lambda _, args, output, kept: kept.append(output), kept=outputs[name])
+            stack.enter_context(module.register_forward_hook(keep))
+        call(model, map_tensors(torch.clone, inputs))
+    return outputs
 
 
 #: Marks of arguments that become nodes of the graph.
 _TENSOR, _SIZE = object(), object()
+#: Types of other arguments, of which code can be made.
+_PLAIN = (int, float, complex, str, slice, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
 @dataclass
@@ -176,8 +143,14 @@ class _Recorder:
     """Has modules leave a note instead of computing."""
 
     def __init__(
-        self, model: nn.Module, exits: Sequence[str], heads: Sequence[str | None], opened: Collection[str]
+        self,
+        model: nn.Module,
+        exits: Sequence[str],
+        heads: Sequence[str | None],
+        opened: Collection[str],
+        outputs: dict[str, list[Any]],
     ) -> None:
+        self._known_outputs = outputs
         modules = dict(model.named_modules())
         #: Exits and heads by the module that they are.
         self._marks = {mark: split_call(with_first_name(model, mark)) for mark in [*exits, *own_heads(heads).values()]}
@@ -234,11 +207,30 @@ class _Recorder:
             # Containers are copied: some modules change the lists that they are given.
             copied, named = pytree.tree_unflatten(leaves, structure)
             with disable_proxy_modes_tracing():
-                output = original(*copied, **named)
+                output = self._output_of(name, original, copied, named)
             return self._note(name, args, kwargs, output)
 
         module.__dict__["forward"] = forward
         stack.callback(_restore, module, own)
+
+    def _output_of(self, name: str, original: Any, args: Any, kwargs: Any) -> Any:
+        """What a module gives on shapes; where these follow from values, the shapes that it gave to the inputs."""
+        shapes = cast(Any, detect_fake_mode()).shape_env
+        try:
+            with shapes.ignore_fresh_unbacked_symbols():
+                output = original(*args, **kwargs)
+            if not free_unbacked_symbols(tensors_in(output)):
+                return output
+            raise ValueError(f"the shape of what {name!r} gives depends on values")
+        except Exception:
+            number = sum(call.name == name for call in self.calls)
+            if number >= len(self._known_outputs.get(name, [])):
+                raise
+        return pytree.tree_map_only(
+            torch.Tensor,
+            lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device),
+            self._known_outputs[name][number],
+        )
 
     def _note(self, name: str, args: Any, kwargs: Any, output: Any, *, is_marker: bool = False) -> Any:
         leaves, structure = pytree.tree_flatten((args, kwargs))
@@ -305,6 +297,7 @@ class _Reader:
         self._values_of_calls: dict[fx.Node, list[Any]] = {}
         self._outputs: dict[str, list[Any]] = {}
         self._constants: dict[str, torch.Tensor] = {}
+        self._given_objects = set[str]()
 
     def read(self, exits: Sequence[str], heads: Sequence[str | None], own: OwnLogits | None) -> Recording:
         inputs: list[fx.Node] = []
@@ -332,7 +325,8 @@ class _Reader:
             given = next(rest, None) if place is not None else None
             if given is not None and heads[k] in (None, "output"):
                 logits[k] = given
-        return Recording(self._graph, inputs, [self._outputs[name] for name in exits], logits, self._constants)
+        outputs = [self._outputs[name] for name in exits]
+        return Recording(self._graph, inputs, outputs, logits, self._constants, self._given_objects)
 
     def _read_input(self, node: fx.Node, spec: Any, inputs: list[fx.Node]) -> fx.Node:
         if spec.kind is InputKind.USER_INPUT:
@@ -354,6 +348,8 @@ class _Reader:
         if call.is_marker:
             self._outputs |= dict.fromkeys(call.marks, self._values_of_calls.setdefault(node, list(tensors)))
             return
+        if not all(leaf in (_TENSOR, _SIZE) or isinstance(leaf, _PLAIN) for leaf in call.arguments):
+            self._given_objects.add(call.name)
         leaves = [
             next(tensors) if leaf is _TENSOR else next(sizes) if leaf is _SIZE else leaf for leaf in call.arguments
         ]
@@ -371,6 +367,11 @@ class _Reader:
     def _copy(self, node: fx.Node) -> fx.Node:
         copied = self._graph.node_copy(node, self._map)
         copied.meta = dict(node.meta)
+        if node.target is torch.ops.aten.squeeze.default:
+            # The rows stay, be there one of them.
+            squeezed = cast(fx.Node, node.args[0])
+            ones = [axis for axis, size in enumerate(squeezed.meta["val"].shape) if isinstance(size, int) and size == 1]
+            copied.target, copied.args = torch.ops.aten.squeeze.dims, (copied.args[0], ones)
         return copied
 
     def _map(self, value: Any) -> Any:
@@ -380,7 +381,7 @@ class _Reader:
         """Let what reads a tensor after it was changed in place read the change's result."""
         order = {node: index for index, node in enumerate(self._graph.nodes)}
         for node in list(self._graph.nodes):
-            if _is_in_place(node) and node.args and isinstance(node.args[0], fx.Node):
+            if is_in_place(node) and node.args and isinstance(node.args[0], fx.Node):
                 changed = node.args[0]
                 for user in list(changed.users):
                     if order[user] > order[node]:

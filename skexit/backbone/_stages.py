@@ -15,6 +15,7 @@ from skexit.backbone._modules import Head, find_modules, resolve_heads
 from skexit.backbone._outputs import two_logits
 from skexit.backbone._own_logits import own_logits_or_none
 from skexit.backbone._recording import Recording, record
+from skexit.backbone._refusals import nearest_places
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class RecordedNetwork:
 
     def __init__(self, model: nn.Module, exits: Sequence[str], example_input: Inputs, head: Head) -> None:
         find_modules(model, exits, "exits")
-        self._model, self._exits = model, exits
+        self._model, self._exits, self._example_input = model, exits, example_input
         heads, opened = resolve_heads(model, head, exits), set[str]()
         #: Where the network's output has logits of exits; None where no head is the output.
         self.own_logits = own_logits_or_none(model, heads, exits, example_input)
@@ -46,7 +47,7 @@ class RecordedNetwork:
             self._recording = record(model, exits, heads, self.own_logits, example_input, opened)
             self._carried = _CarriedTensors(self._recording)
             # What such a module gives may be the same for all samples, and follow from their shapes: inside, one sees.
-            closed = self._carried.modules_without_rows() - opened
+            closed = (self._carried.modules_without_rows() | self._recording.given_objects) - opened
             if not closed:
                 break
             opened |= closed
@@ -71,6 +72,7 @@ class RecordedNetwork:
                 raise ValueError(
                     f"the network is not cut by exit {self._exits[k]!r}: later modules need {_describe(node)}, which "
                     "has not one row per sample, so that samples cannot leave there one by one. Name another exit."
+                    f"{nearest_places(self._model, self._example_input, self._exits[k])}"
                 )
 
 

@@ -62,7 +62,11 @@ def trace(model: nn.Module, example_input: Inputs, *, warns: bool = False) -> Tr
     inputs = map_tensors(take_rows, main_first(model, example_input))
     with left_as_found(model), torch.no_grad():
         model.eval()
-        return run_counting_flops(model, inputs, lambda forward, flops: Trace(model, forward, flops), warns=warns)
+        try:
+            return run_counting_flops(model, inputs, lambda forward, flops: Trace(model, forward, flops), warns=warns)
+        except Exception as error:
+            error.add_note(f"skexit ran the network on {_N_ROWS} rows, made of those of the example.")
+            raise
 
 
 @dataclass(frozen=True)

@@ -175,6 +175,106 @@ class ChangesAView(nn.Module):
         return self.last(self.second(hidden) + hidden)
 
 
+class ReadsRows(nn.Module):
+    """Reads the number of rows as a plain number, and makes others of it."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.read = read
+        self.first, self.second, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(8, 3)
+
+    def forward(self, x):
+        n = self.read(x)
+        hidden = self.first(x).reshape(2 * n, 2).reshape(n, -1)
+        start = torch.zeros(n, 4)
+        return self.last(torch.cat([self.second(hidden), start + hidden], dim=1).reshape(n * 8).view(n, 8))
+
+
+def first_size(x):
+    return int(x.shape[0])
+
+
+class Squeezes(nn.Module):
+    """Leaves out all axes of length one, which the plain network does to the rows, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv1d(1, 4, 1), nn.Conv1d(4, 4, 1), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.last(self.second(self.first(x[:, None])).mean(2, keepdim=True).squeeze())
+
+
+class Routes(nn.Module):
+    """A module looks at values between two exits."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.router, self.second, self.last = nn.Linear(4, 4), Router(), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.last(self.second(self.router(self.first(x))))
+
+
+class Router(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.expert = nn.Linear(4, 4)
+
+    def forward(self, hidden):
+        rows = (hidden.sum(1) > 0).nonzero()[:, 0]
+        routed = hidden.clone()
+        routed[rows] = self.expert(hidden[rows])
+        return routed
+
+
+class Cache:
+    """What layers keep for others."""
+
+    def __init__(self):
+        self.kept = []
+
+
+class KeepsInACache(nn.Module):
+    """Modules are given an object that they change."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers, self.last = nn.ModuleList(Keeps() for _ in range(3)), nn.Linear(4, 3)
+
+    def forward(self, x):
+        cache = Cache()
+        for layer in self.layers:
+            x = layer(x, cache)
+        return self.last(x + sum(cache.kept))
+
+
+class Keeps(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, hidden, cache):
+        cache.kept.append(hidden)
+        return self.linear(hidden).tanh()
+
+
+class Shared(nn.Module):
+    """One block, under three names, is called three times; so is one classifier."""
+
+    def __init__(self):
+        super().__init__()
+        block = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+        self.blocks, self.head = nn.ModuleList([block] * 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        logits = []
+        for block in self.blocks:
+            x = block(x)
+            logits.append(self.head(x))
+        return logits[-1]
+
+
 @pytest.mark.parametrize(
     ("model", "exits", "inputs"),
     [
@@ -185,6 +285,11 @@ class ChangesAView(nn.Module):
         (Positions(), ["blocks.0", "blocks.1", "blocks.2"], torch.randint(0, 4, (5, 6))),
         (ChangesItsList(), ["first", "second"], torch.randn(5, 4)),
         (ChangesAView(), ["first", "second"], torch.randn(5, 4)),
+        (ReadsRows(len), ["first", "second"], torch.randn(5, 4)),
+        (ReadsRows(first_size), ["first", "second"], torch.randn(5, 4)),
+        (Routes(), ["first", "second"], torch.randn(5, 4)),
+        (KeepsInACache(), ["layers.0", "layers.2"], torch.randn(5, 4)),
+        (Shared(), ["blocks.0#0", "blocks.2#1", "blocks.0.0#2", "blocks.1#2"], torch.randn(5, 4)),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -196,6 +301,35 @@ def test_all_that_later_stages_need_goes_along(model, exits, inputs):
         expected = model(inputs.clone())
         torch.testing.assert_close(run_stages(stages, inputs), expected)
         torch.testing.assert_close(run_stages(stages, inputs[:1]), expected[:1])
+
+
+def test_the_rows_stay_where_axes_of_length_one_are_left_out():
+    model, x = Squeezes().eval(), torch.randn(5, 4)
+    stages = cut(model, ["first", "second"], x[:2])
+    with torch.inference_mode():
+        check_stages(model, ["first", "second"], stages, x)
+        torch.testing.assert_close(run_stages(stages, x), model(x))
+        torch.testing.assert_close(run_stages(stages, x[:1]), model(x)[:1])
+
+
+def test_calls_of_a_shared_classifier_are_heads():
+    model, x = Shared().eval(), torch.randn(5, 4)
+    stages = cut(model, ["blocks.0#0", "blocks.0#1", "blocks.0#2"], x, ["head#0", "head#1", "head#2"])
+    tensors, hidden = [x], x
+    with torch.inference_mode():
+        for stage in stages:
+            tensors, hidden = stage.network(*tensors), model.blocks[0](hidden)
+            torch.testing.assert_close(stage.logits(*tensors), model.head(hidden))
+
+
+@pytest.mark.parametrize("name", ["blocks.0", "blocks.1"])
+def test_one_of_several_calls_must_be_named(name):
+    with pytest.raises(
+        ValueError, match=rf"which the forward pass calls 3 times; name one of the calls, from '{name}#0'"
+    ):
+        cut(Shared().eval(), [name], torch.randn(2, 4))
+    with pytest.raises(ValueError, match=rf"exits names '{name}#3', which the forward pass calls 0 times"):
+        cut(Shared().eval(), [f"{name}#3"], torch.randn(2, 4))
 
 
 class Pooled(nn.Module):
@@ -316,8 +450,33 @@ class Deciding(nn.Module):
 
 
 def test_networks_that_look_at_values_are_refused():
-    with pytest.raises(ValueError, match="Deciding cannot be divided at its exits, because what it does"):
+    """The line of code is named, and a module that does the same between the exits is no obstacle, as in Routes."""
+    with pytest.raises(
+        ValueError, match=r"Deciding .*: what it does at line \d+ of test_stages.py, `return self.second"
+    ):
         cut(Deciding().eval(), ["first", "second"], torch.randn(2, 4))
+
+
+def test_the_nearest_places_are_named():
+    model = nn.Sequential(nn.Linear(4, 4), Deciding(), nn.Linear(3, 3), nn.Linear(3, 3)).eval()
+    with pytest.raises(ValueError, match=r"what '1' does at .* places for an exit are '0' before it and '2' after it"):
+        cut(model, ["0", "1.first"], torch.randn(2, 4))
+    x = torch.randn(4, 4)
+    torch.testing.assert_close(run_stages(cut(model, ["0", "2"], x), x), model(x))
+
+
+class LoopsOverRows(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.second(torch.stack([row.tanh() for row in self.first(x)]))
+
+
+def test_networks_that_loop_over_rows_are_refused():
+    with pytest.raises(ValueError, match=r"LoopsOverRows .* depends on the number of rows, as a loop over them does"):
+        cut(LoopsOverRows().eval(), ["first"], torch.randn(2, 4))
 
 
 def test_exits_in_another_order():

@@ -1,0 +1,84 @@
+"""Export a network as a graph, with its inputs and its logits as flat lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+
+from skexit.backbone._inputs import Inputs, call, with_tensors
+from skexit.backbone._outputs import logits_in
+from skexit.backbone._own_logits import OwnLogits
+from skexit.backbone._rows import is_channels_last
+
+
+def with_rows(tensor: torch.Tensor, n_rows: int) -> torch.Tensor:
+    """The first rows of a tensor, repeated where they are too few."""
+    rows = torch.arange(n_rows, device=tensor.device) % len(tensor)
+    memory_format = torch.channels_last if is_channels_last(tensor) else torch.contiguous_format
+    return tensor[rows].contiguous(memory_format=memory_format)
+
+
+@contextmanager
+def without_cache(model: nn.Module) -> Iterator[None]:
+    """Have decoders of Hugging Face keep nothing for a next token inside."""
+    configs = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
+    changed = [config for config in configs.values() if getattr(config, "use_cache", False) is True]
+    for config in changed:
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config in changed:
+            config.use_cache = True
+
+
+def is_sequence(tensor: torch.Tensor) -> bool:
+    return not tensor.is_floating_point() and tensor.ndim == 2
+
+
+def export(network: nn.Module, tensors: list[torch.Tensor], open_axes: Sequence[int]) -> Any:
+    """The graph of a network; of axes 1, those of sequences alone are left open."""
+    axes = [[axis for axis in open_axes if axis == 0 or is_sequence(tensor)] for tensor in tensors]
+    shapes = {"tensors": [dict.fromkeys(own, torch.export.Dim.DYNAMIC) for own in axes]}
+    exported = torch.export.export(network, (tensors,), dynamic_shapes=shapes if open_axes else None, strict=False)
+    # What is changed through a view of it is changed for those who read it otherwise, too.
+    return exported.run_decompositions({}) if any(map(_changes_view, exported.graph.nodes)) else exported
+
+
+def _changes_view(node: fx.Node) -> bool:
+    """Whether an operation changes a part of a tensor, or a tensor in another shape."""
+    changed = node.args[0] if is_in_place(node) and node.args else None
+    schema = getattr(getattr(changed, "target", None), "_schema", None)
+    return schema is not None and any(
+        result.alias_info is not None and not result.alias_info.is_write for result in schema.returns
+    )
+
+
+def is_in_place(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
+
+
+class WithFlatInputs(nn.Module):
+    """A network that takes a list of tensors, and gives the logits that are its own output."""
+
+    def __init__(self, model: nn.Module, example: Inputs, own: OwnLogits | None, uses_output: bool) -> None:
+        super().__init__()
+        self.model = model
+        self._example = example
+        self._own, self._uses_output = own, uses_output
+
+    def forward(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        output = call(self.model, with_tensors(self._example, tensors))
+        if not self._uses_output:
+            return []
+        if self._own is not None:
+            return [logits for logits in self._own.read(output) if logits is not None]
+        logits = logits_in(output)
+        if logits is None:
+            raise ValueError(f"its output, a {type(output).__name__}, has no logits; pass head=None.")
+        return [cast(torch.Tensor, logits)]
