@@ -174,7 +174,8 @@ def _layout_of(module: nn.Module) -> str | None:
     if isinstance(module, _CHANNELS_FIRST):
         return _FIRST
     is_plain = type(module).forward.__module__.startswith("torch.nn.")
-    has_one_axis = len(getattr(module, "normalized_shape", (1,))) == 1
+    normalized = getattr(module, "normalized_shape", (1,))
+    has_one_axis = isinstance(normalized, int) or len(normalized) == 1
     return _LAST if isinstance(module, _CHANNELS_LAST) and is_plain and has_one_axis else None
 
 

@@ -26,6 +26,7 @@ from skexit.backbone._modules import check_called_once, own_heads, split_call, w
 from skexit.backbone._outputs import tensors_in
 from skexit.backbone._own_logits import OwnLogits
 from skexit.backbone._refusals import refusal
+from skexit.backbone._shapes import FILLED, filled
 
 _OPERATORS = torch.library.Library("skexit", "DEF")
 # To the recorder a module is one operation, whose number says which call it is.
@@ -365,6 +366,8 @@ class _Reader:
         self._outputs |= dict.fromkeys(call.marks, self._values_of_calls.setdefault(node, values))
 
     def _copy(self, node: fx.Node) -> fx.Node:
+        if getattr(node.target, "overloadpacket", None) in FILLED:
+            return filled(self._graph, node, self._map)
         copied = self._graph.node_copy(node, self._map)
         copied.meta = dict(node.meta)
         if node.target is torch.ops.aten.squeeze.default:

@@ -17,6 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from skexit.backbone._counting import left_as_found, run_counting_flops
 from skexit.backbone._inputs import Inputs, main_first, map_tensors
 from skexit.backbone._outputs import are_plain, logits_in, tensors_among, tensors_in
+from skexit.backbone._shapes import FILLED
 
 #: Rows of the inputs in a trace. Few tensors have so many rows that are not samples.
 _N_ROWS = 5
@@ -174,6 +175,8 @@ class Values(TorchDispatchMode):
         self.flops.append(self._counter() - before)
         arguments = tensors_among((*args, *kwargs.values()))
         read = [value for tensor in arguments if (value := self.read(tensor)) is not None]
+        if function.overloadpacket in FILLED:
+            read = []
         self.parents.append(read)
         if function in _JOINS:
             self.joins[self.n_operations] = args[1] if len(args) > 1 else kwargs.get("dim", 0)

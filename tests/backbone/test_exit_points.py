@@ -194,6 +194,37 @@ def test_what_goes_on_past_a_module_is_described():
     np.testing.assert_allclose(table["cost"], np.cumsum([16, 16, 16])[: len(table)] * 5 / (3 * 16 * 5 + 16), rtol=1e-6)
 
 
+def test_what_is_made_of_a_shape_keeps_no_samples_together():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            table = x.new_ones(4, 4).tril()
+            return self.last(self.first(x) @ table)
+
+    table = describe_exits(Masked(), torch.zeros(2, 4)).set_index("name")
+    assert table.loc["first", ["carried", "live"]].tolist() == [0, True]
+
+
+def test_calls_of_shared_modules_are_places_where_they_have_parameters():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block, self.act, self.last = nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)
+
+        def forward(self, x):
+            for _ in range(4):
+                x = self.act(self.block(x))
+            return self.last(x)
+
+    assert describe_exits(Shared(), torch.zeros(2, 4))["name"].tolist() == [f"block#{k}" for k in range(4)]
+    assert exit_points(Shared(), example_input=torch.zeros(2, 4), n_exits=2) == ["block#1", "block#3"]
+    costs = exit_costs(Shared(), ["block#1", "block#3"], torch.zeros(2, 4), unit="MACs", head=None).costs
+    np.testing.assert_array_equal(costs, [32, 64])
+
+
 @pytest.mark.parametrize("value", [0, -1])
 def test_n_exits_is_checked(value):
     with pytest.raises(ValueError, match=f"n_exits={value} must be at least 1"):

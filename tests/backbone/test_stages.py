@@ -275,6 +275,21 @@ class Shared(nn.Module):
         return logits[-1]
 
 
+class MakesTables(nn.Module):
+    """Fills tensors like those of the samples, which read no values of them, and writes into one."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        table, row = x.new_ones(4, 4).tril(), torch.full_like(x, 2.0)
+        written = torch.zeros_like(x)
+        written[:, 0] = x[:, 1]
+        hidden = self.first(x) @ table
+        return self.last(self.second(hidden) @ table + row + written)
+
+
 @pytest.mark.parametrize(
     ("model", "exits", "inputs"),
     [
@@ -287,6 +302,7 @@ class Shared(nn.Module):
         (ChangesAView(), ["first", "second"], torch.randn(5, 4)),
         (ReadsRows(len), ["first", "second"], torch.randn(5, 4)),
         (ReadsRows(first_size), ["first", "second"], torch.randn(5, 4)),
+        (MakesTables(), ["first", "second"], torch.randn(5, 4)),
         (Routes(), ["first", "second"], torch.randn(5, 4)),
         (KeepsInACache(), ["layers.0", "layers.2"], torch.randn(5, 4)),
         (Shared(), ["blocks.0#0", "blocks.2#1", "blocks.0.0#2", "blocks.1#2"], torch.randn(5, 4)),
