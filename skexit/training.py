@@ -17,14 +17,15 @@ with optional_import("skexit.training trains networks with", "torch"):
     from torch import nn
     from torch.nn import functional
 
-from skexit.backbone._channels import Channels, check_channels, find_channels
+from skexit.backbone._channels import Channels, axes_of_rows, check_channels, find_channels
 from skexit.backbone._costs import check_forward_order
 from skexit.backbone._exit_points import exit_points
 from skexit.backbone._inputs import Inputs, as_arguments, in_form, map_tensors, positional_names
 from skexit.backbone._masks import count_tokens
 from skexit.backbone._modules import NETWORK_OUTPUT, check_called_once, device_of, evaluating, find_modules, hook_calls
-from skexit.backbone._outputs import as_logits
+from skexit.backbone._outputs import as_logits, first_tensor
 from skexit.backbone._pooling import Pool, check_pool, pool_output
+from skexit.backbone._rows import rows_first
 
 __all__ = ["MultiExitNetwork", "joint_cross_entropy"]
 
@@ -181,6 +182,7 @@ class MultiExitNetwork(nn.Module):
         widths: list[int] = []
         with evaluating(network), torch.no_grad():
             self._channels = find_channels(network, self._names, example_input, pool, channels)
+            self._axes = axes_of_rows(network, self._names, example_input)
             output = self._run(args, kwargs, lambda k, features: widths.append(features.shape[1]))
         self.heads = nn.ModuleList(nn.Linear(width, output.shape[1], device=device) for width in widths)
 
@@ -209,16 +211,15 @@ class MultiExitNetwork(nn.Module):
         self, args: tuple[Any, ...], kwargs: dict[str, Any], read: Callable[[int, torch.Tensor], None]
     ) -> torch.Tensor:
         """Run the network, give the features of each exit but the last to `read`, and return its logits."""
-        mask = dict(zip(positional_names(self.network), args, strict=False)).get(
-            "attention_mask", kwargs.get("attention_mask")
-        )
+        mask = {**dict(zip(positional_names(self.network), args, strict=False)), **kwargs}.get("attention_mask")
         counts = count_tokens(self.network, mask)
         called: list[str] = []
 
         def see(k: int, name: str, output: Any) -> None:
             called.append(name)
             if name != self._names[-1]:
-                read(k, pool_output(output, self.pool, mask, self._channels[name], counts))
+                tensor = rows_first(first_tensor(output), self._axes[name])
+                read(k, pool_output(tensor, self.pool, mask, self._channels[name], counts))
 
         with ExitStack() as hooks:
             for k, name in enumerate(self._names):

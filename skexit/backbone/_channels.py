@@ -76,6 +76,22 @@ def find_channels(
     return found | {name: layout for name, layout in told.items() if layout is not None}
 
 
+def axes_of_rows(model: nn.Module, exits: Sequence[str], example_input: Inputs) -> dict[str, int]:
+    """The axis of each exit's output along which it has the samples: the first, 0, or as in recurrent layers 1.
+
+    It is the axis that differs between passes over shapes with one row and with two.
+    """
+    one, two = (_watch(model, exits, example_input, n_rows).ends for n_rows in (1, 2))
+    return {name: int(_has_rows_second(one, two, name)) for name in exits}
+
+
+def _has_rows_second(one: dict[str, Any], two: dict[str, Any], name: str) -> bool:
+    if name not in one or name not in two:
+        return False
+    fewer, more = one[name][1], two[name][1]
+    return fewer[0] == more[0] and (fewer[1], more[1]) == (1, 2)
+
+
 @dataclass(frozen=True)
 class _Call:
     """A call of a layer that may say where channels are."""
@@ -173,7 +189,7 @@ def _tell_by_sizes(calls: list[_Call], shape: Sequence[int], *, unanimous: bool)
 def _layout_of(module: nn.Module) -> str | None:
     if isinstance(module, _CHANNELS_FIRST):
         return _FIRST
-    is_plain = type(module).forward.__module__.startswith("torch.nn.")
+    is_plain = (type(module).forward.__module__ or "").startswith("torch.nn.")
     normalized = getattr(module, "normalized_shape", (1,))
     has_one_axis = isinstance(normalized, int) or len(normalized) == 1
     return _LAST if isinstance(module, _CHANNELS_LAST) and is_plain and has_one_axis else None
@@ -193,9 +209,10 @@ def _tensor_in(output: Any) -> torch.Tensor | None:
 
 
 @torch.no_grad()
-def _watch(model: nn.Module, exits: Sequence[str], inputs: Inputs) -> _Calls:
-    """Watch the network run on one row, on shapes only if it can."""
-    row = map_tensors(lambda tensor: tensor[:1].clone(), inputs)  # the network may work in place
+def _watch(model: nn.Module, exits: Sequence[str], inputs: Inputs, n_rows: int = 1) -> _Calls:
+    """Watch the network run on one row, or more, on shapes only if it can."""
+    # Copies: the network may work in place.
+    row = map_tensors(lambda tensor: tensor[torch.arange(n_rows, device=tensor.device) % len(tensor)], inputs)
     with left_as_found(model):
         return run_counting_flops(model, row, lambda forward, flops: _Calls(model, exits, forward))
 

@@ -79,16 +79,22 @@ def _forward_on_shapes(model: nn.Module, inputs: Inputs, shapes: ShapeMode) -> F
 @contextmanager
 def left_as_found(model: nn.Module) -> Iterator[None]:
     """Restore the random state and all that modules have: parameters, buffers, modes, counters, caches."""
+    device = device_of(model)
+    with attributes_as_found(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+@contextmanager
+def attributes_as_found(model: nn.Module) -> Iterator[None]:
+    """Restore all that modules have."""
     # The tensors too: torch leaves those of a module that has two names exchanged after functional_call.
     attributes = [(vars(module), dict(vars(module))) for module in model.modules()]
     attributes += [
         (tensors, dict(tensors)) for module in model.modules() for tensors in (module._parameters, module._buffers)
     ]
-    device = device_of(model)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        try:
-            yield
-        finally:
-            for mapping, found in attributes:
-                mapping.clear()
-                mapping.update(found)
+    try:
+        yield
+    finally:
+        for mapping, found in attributes:
+            mapping.clear()
+            mapping.update(found)

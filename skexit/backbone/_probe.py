@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from skexit.backbone._channels import axes_of_rows
 from skexit.backbone._inputs import Inputs, call, map_tensors, tensors_of
 from skexit.backbone._modules import hook_calls
 from skexit.backbone._outputs import first_tensor, logits_in, two_logits
 from skexit.backbone._own_logits import OwnLogits
-from skexit.backbone._rows import select_rows
+from skexit.backbone._rows import rows_first, select_rows
 from skexit.backbone._stages import Stage
 
 #: Samples of the random input. One is left out after each exit, until one is left.
@@ -32,12 +33,13 @@ def check_against_plain_network(
     """
     inputs = random_inputs(example_input)
     expected, output = _run_plain(model, exits, inputs)
+    axes = axes_of_rows(model, exits, inputs)
     logits = _logits_of_exits(own, len(exits), output)
     first, *side = tensors_of(inputs)
     tensors, rows = [first], torch.arange(_N_SAMPLES, device=first.device)
     for k, (name, stage) in enumerate(zip(exits, stages, strict=True)):
         tensors = stage.network(*tensors, *side)
-        if not _agree(tensors[0], expected[k][rows]):
+        if not _agree(tensors[0], rows_first(expected[k], axes[name])[rows]):
             raise _not_cut(f"its part up to {name!r}")
         of_exit = logits[k]
         if (

@@ -18,7 +18,7 @@ from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
 from skexit.backbone._costs import check_forward_order
-from skexit.backbone._counting import left_as_found
+from skexit.backbone._counting import attributes_as_found, left_as_found
 from skexit.backbone._exporting import WithFlatInputs, export, is_in_place, is_sequence, with_rows, without_cache
 from skexit.backbone._inputs import Inputs, call, map_tensors, tensors_of, with_tensors
 from skexit.backbone._merging import merge
@@ -170,6 +170,10 @@ class _Recorder:
             stack.callback(_RECORDERS.pop)
             for module in self._modules.values():
                 _remove_hooks(stack, module)
+                if isinstance(module, nn.RNNBase):
+                    weights = module._flat_weights
+                    module.__dict__["_flat_weights"] = _Unseen(weights)
+                    stack.callback(module.__dict__.__setitem__, "_flat_weights", weights)
             for name in self._closed_modules():
                 self._replace_forward(stack, name, is_marker=False)
             for name in self._marked:
@@ -207,7 +211,7 @@ class _Recorder:
                 return original(*args, **kwargs)  # the same for all samples
             # Containers are copied: some modules change the lists that they are given.
             copied, named = pytree.tree_unflatten(leaves, structure)
-            with disable_proxy_modes_tracing():
+            with disable_proxy_modes_tracing(), attributes_as_found(module):
                 output = self._output_of(name, original, copied, named)
             return self._note(name, args, kwargs, output)
 
@@ -252,6 +256,10 @@ class _Recorder:
         return pytree.tree_unflatten(
             [next(results) if isinstance(leaf, torch.Tensor) else leaf for leaf in outputs], output_structure
         )
+
+
+class _Unseen(list[Any]):
+    """A list that torch.export does not look into: it would warn of weights that recurrent layers keep twice."""
 
 
 #: The recorders at work, the innermost last.

@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
+
+
+def axis_of_rows(shape: Sequence[Any], is_rows: Callable[[Any], bool]) -> int | None:
+    """The axis of the samples, the first or the second, as in recurrent layers; None where neither is."""
+    return next((axis for axis, size in enumerate(shape[:2]) if is_rows(size)), None)
+
+
+def rows_first(tensor: torch.Tensor, axis: int) -> torch.Tensor:
+    """The tensor with its samples along the first axis."""
+    return tensor.transpose(0, 1) if axis else tensor
+
+
+def rows_second(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor with its samples along the second axis, in memory as a network has it."""
+    return tensor.transpose(0, 1).contiguous()
 
 
 def select_rows(tensors: list[torch.Tensor], rows: torch.Tensor) -> list[torch.Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from skexit.backbone._outputs import two_logits
 from skexit.backbone._own_logits import own_logits_or_none
 from skexit.backbone._recording import Recording, record
 from skexit.backbone._refusals import nearest_places
+from skexit.backbone._rows import axis_of_rows, rows_first, rows_second
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,17 @@ class RecordedNetwork:
         for k in ends:
             logits, carried = self._recording.logits[k], self._carried.past(k)
             self._check_carried(k, carried)
-            network = _Part(self._model, self._recording, roots).compute(carried)
-            head = None if logits is None else _Part(self._model, self._recording, carried).compute_logits(logits)
+            network = self._part(roots).compute(carried)
+            head = None if logits is None else self._part(carried).compute_logits(logits)
             stages[k], roots = Stage(network, head), carried
         return stages
 
+    def _part(self, roots: list[fx.Node]) -> _Part:
+        return _Part(self._model, self._recording, roots, self._carried.axis_of_rows)
+
     def _check_carried(self, k: int, carried: list[fx.Node]) -> None:
         for node in carried:
-            if not self._carried.has_rows(node):
+            if self._carried.axis_of_rows(node) is None:
                 raise ValueError(
                     f"the network is not cut by exit {self._exits[k]!r}: later modules need {_describe(node)}, which "
                     "has not one row per sample, so that samples cannot leave there one by one. Name another exit."
@@ -106,14 +110,17 @@ class _CarriedTensors:
                 waiting.extend(node.all_input_nodes)
         return [first, *sorted(carried - {first}, key=self._place.__getitem__)]
 
-    def has_rows(self, node: fx.Node) -> bool:
-        """Whether a value is a tensor with one row per sample."""
+    def axis_of_rows(self, node: fx.Node) -> int | None:
+        """The axis of a value along which it has the samples; None where it has them not."""
         value = node.meta.get("val")
-        return isinstance(value, torch.Tensor) and value.ndim > 0 and _is_same_size(value.shape[0], self._n_rows)
+        if not isinstance(value, torch.Tensor):
+            return None
+        return axis_of_rows(value.shape, lambda size: _is_same_size(size, self._n_rows))
 
     def modules_without_rows(self) -> set[str]:
         """Names of modules, recorded as one call each, that give something that goes on but has no rows of samples."""
-        nodes = {node for k in range(len(self._recording.exits)) for node in self.past(k) if not self.has_rows(node)}
+        nodes = {node for k in range(len(self._recording.exits)) for node in self.past(k)}
+        nodes = {node for node in nodes if self.axis_of_rows(node) is None}
         return {str(call.target) for call in map(_calling, nodes) if call is not None}
 
 
@@ -141,24 +148,41 @@ def _describe(node: fx.Node) -> str:
 
 
 class _Part:
-    """A graph of what leads from some values of a recording, and the inputs beside the first, to others."""
+    """A graph of what leads from some values of a recording, and the inputs beside the first, to others.
 
-    def __init__(self, model: nn.Module, recording: Recording, roots: list[fx.Node]) -> None:
+    It takes and gives all of them with the samples along the first axis.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recording: Recording,
+        roots: list[fx.Node],
+        axis_of_rows: Callable[[fx.Node], int | None],
+    ) -> None:
         self._model = model
         self._recording = recording
+        self._axis_of_rows = axis_of_rows
         self._graph = fx.Graph()
         self._copies: dict[fx.Node, fx.Node] = {}
         for node in [*roots, *recording.inputs[1:]]:
-            copy = self._graph.placeholder(node.name)
-            copy.meta["val"] = node.meta["val"]
+            copy, value = self._graph.placeholder(node.name), node.meta["val"]
+            copy.meta["val"] = value
+            if axis_of_rows(node) == 1:
+                copy.meta["val"] = value.transpose(0, 1)
+                copy = self._graph.call_function(rows_second, (copy,))
             self._copies.setdefault(node, copy)
         self._roots = list(self._copies)
 
     def compute(self, targets: list[fx.Node] | fx.Node) -> fx.GraphModule:
         for node in self._needed(targets if isinstance(targets, list) else [targets]):
             self._copies[node] = self._copy(node)
-        self._graph.output(fx.node.map_arg(targets, lambda node: self._copies[node]))
+        self._graph.output(fx.node.map_arg(targets, self._with_rows_first))
         return fx.GraphModule(_with_constants(self._model, self._recording.constants), self._graph)
+
+    def _with_rows_first(self, node: fx.Node) -> fx.Node:
+        copy = self._copies[node]
+        return self._graph.call_function(rows_first, (copy, 1)) if self._axis_of_rows(node) == 1 else copy
 
     def compute_logits(self, target: fx.Node) -> fx.GraphModule:
         """A graph of the logits, two where there is one."""

@@ -17,6 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from skexit.backbone._counting import left_as_found, run_counting_flops
 from skexit.backbone._inputs import Inputs, main_first, map_tensors
 from skexit.backbone._outputs import are_plain, logits_in, tensors_among, tensors_in
+from skexit.backbone._rows import axis_of_rows
 from skexit.backbone._shapes import FILLED
 
 #: Rows of the inputs in a trace. Few tensors have so many rows that are not samples.
@@ -79,7 +80,7 @@ class ModuleCall:
     """Number of operations before its end."""
     values: tuple[int, ...]
     shape: tuple[int, ...]
-    """Shape of the first value, without the rows."""
+    """Shape of the first value."""
     is_floating: bool
     has_weights: bool
     flops: float
@@ -117,14 +118,15 @@ class Trace:
         n_outputs = logits.shape[-1] if isinstance(logits, torch.Tensor) and logits.ndim else None
         places = []
         for call in self.calls:
-            first, has_rows = call.values[0], self.values.has_rows
+            first, axis_of_rows = call.values[0], self.values.axis_of_rows
             is_output = first in self.outputs or (call.flops == self.flops and n_outputs in call.shape)
             is_known = "#" not in call.name or call.has_weights  # not each use of the one ReLU or dropout of a network
-            if is_known and not is_output and call.is_floating and has_rows[first]:
+            if is_known and not is_output and call.is_floating and (axis := axis_of_rows[first]) is not None:
                 n_carried = n_needed[call.end] - self.values.is_needed_after(call.end, first)
                 is_cut = n_needed[call.end] == n_needed_with_rows[call.end]
+                shape = call.shape[:axis] + call.shape[axis + 1 :]
                 cost = call.flops / max(self.flops, 1)
-                places.append(ExitPlace(call.name, call.end, call.shape, cost, n_carried, is_cut))
+                places.append(ExitPlace(call.name, call.end, shape, cost, n_carried, is_cut))
         return places
 
     def _note(self, name: str, flops: Callable[[], float], n_calls: Counter[str]) -> Any:
@@ -133,7 +135,7 @@ class Trace:
             tensors = [tensor for tensor in tensors_in(output) if self.values.of(tensor) is not None]
             if tensors:
                 values = tuple(cast(int, self.values.of(tensor)) for tensor in tensors)
-                shape, is_floating = tuple(tensors[0].shape[1:]), tensors[0].is_floating_point()
+                shape, is_floating = tuple(tensors[0].shape), tensors[0].is_floating_point()
                 has_weights = next(module.parameters(), None) is not None
                 end = self.values.n_operations
                 self.calls.append(ModuleCall(f"{name}#{number}", end, values, shape, is_floating, has_weights, flops()))
@@ -147,7 +149,7 @@ class Values(TorchDispatchMode):
     def __init__(self, flops: Callable[[], float]) -> None:
         super().__init__()
         self.n_operations = 0
-        self.has_rows: list[bool] = []
+        self.axis_of_rows: list[int | None] = []
         self.made: list[int] = []
         """The operation that made a value; -1 for the input."""
         self.parents: list[list[int]] = []
@@ -208,13 +210,13 @@ class Values(TorchDispatchMode):
     def needed_after(self) -> tuple[list[int], list[int]]:
         """How many values are needed after each number of operations, and how many of them have one row per sample."""
         changes, with_rows = ([0] * (self.n_operations + 2) for _ in range(2))
-        for made, read, has_rows in zip(self.made, self._last_read, self.has_rows, strict=True):
+        for made, read, axis in zip(self.made, self._last_read, self.axis_of_rows, strict=True):
             last = int(min(read, self.n_operations))
             if last > made:
                 changes[made + 1] += 1
                 changes[last + 1] -= 1
-                with_rows[made + 1] += has_rows
-                with_rows[last + 1] -= has_rows
+                with_rows[made + 1] += axis is not None
+                with_rows[last + 1] -= axis is not None
         return list(accumulate(changes)), list(accumulate(with_rows))
 
     def operations_before(self, value: int) -> set[int]:
@@ -232,5 +234,5 @@ class Values(TorchDispatchMode):
         """A new value, of the shape of a tensor."""
         self.made.append(self.n_operations - 1)
         self._last_read.append(_NEVER)
-        self.has_rows.append(tensor.ndim > 0 and len(tensor) == _N_ROWS)
+        self.axis_of_rows.append(axis_of_rows(tensor.shape, lambda size: size == _N_ROWS))
         return len(self.made) - 1

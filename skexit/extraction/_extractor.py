@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import nn
 from tqdm import tqdm
 
-from skexit.backbone._channels import Channels, check_channels, find_channels
+from skexit.backbone._channels import Channels, axes_of_rows, check_channels, find_channels
 from skexit.backbone._costs import COST_UNITS, ExitCosts, measure_costs
 from skexit.backbone._exit_points import exit_points
 from skexit.backbone._inputs import Inputs, attention_mask_in, call, map_tensors, tensors_of
@@ -36,9 +36,10 @@ from skexit.backbone._modules import (
     resolve_heads,
     unwrapped,
 )
-from skexit.backbone._outputs import as_logits
+from skexit.backbone._outputs import as_logits, first_tensor
 from skexit.backbone._own_logits import OwnLogits, own_logits_or_none
 from skexit.backbone._pooling import Pool, check_pool, pool_name, pool_output
+from skexit.backbone._rows import rows_first
 from skexit.cache import CacheWriter, FeatureCache
 from skexit.cache._folders import absolute, is_url
 from skexit.cache._manifest import differences
@@ -276,12 +277,16 @@ class ExitExtractor:
 
     def _run_all(self, batches: Iterable[Batch], own: OwnLogits | None) -> Iterator[_Output]:
         channels: dict[str, str] = {}
+        axes: dict[str, int] = {}
         for batch in batches:
             channels = channels or find_channels(self.model, self.exits, batch.inputs, self.pool, self.channels)
-            yield self._run(batch, channels, own)
+            axes = axes or axes_of_rows(self.model, self.exits, batch.inputs)
+            yield self._run(batch, channels, axes, own)
 
     @torch.inference_mode()
-    def _run(self, batch: Batch, channels: Mapping[str, str], own: OwnLogits | None) -> _Output:
+    def _run(
+        self, batch: Batch, channels: Mapping[str, str], axes: Mapping[str, int], own: OwnLogits | None
+    ) -> _Output:
         """Pass one batch through the network, pooling what each exit gives as soon as it gives it."""
         device = device_of(self.model)
         inputs = map_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch.inputs)
@@ -293,7 +298,7 @@ class ExitExtractor:
         with ExitStack() as hooks:
             for name in self.exits:
                 pool = partial(pool_output, pool=self.pool, mask=mask, channels=channels[name], counts=counts)
-                hooks.enter_context(self._hook_features(name, pool, features))
+                hooks.enter_context(self._hook_features(name, axes[name], pool, features))
             for name in own_heads(self._heads).values():
                 hooks.enter_context(self._hook_logits(name, own_logits))
             output = call(self.model, inputs)
@@ -313,11 +318,15 @@ class ExitExtractor:
         )
 
     def _hook_features(
-        self, name: str, pool: Callable[[Any], torch.Tensor], features: list[tuple[str, torch.Tensor]]
+        self,
+        name: str,
+        axis_of_rows: int,
+        pool: Callable[[Any], torch.Tensor],
+        features: list[tuple[str, torch.Tensor]],
     ) -> torch.utils.hooks.RemovableHandle:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
             try:
-                features.append((name, pool(output)))
+                features.append((name, pool(rows_first(first_tensor(output), axis_of_rows))))
             except ValueError as error:
                 raise ValueError(f"exit {name!r}: {error}") from error
 
@@ -347,7 +356,7 @@ class ExitExtractor:
         if len(array) != batch.n_rows:
             raise ValueError(
                 f"exit {self.exits[k]!r} gave {part} of shape {array.shape} for {batch.n_rows} inputs; the first "
-                "dimension of a module's output must be the samples."
+                "dimension of a module's output, or of sequences the second, must be the samples."
             )
         if not np.isfinite(array).all():
             if part == "logits" and not (np.isnan(array) | np.isposinf(array)).any():

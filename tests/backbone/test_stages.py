@@ -290,6 +290,21 @@ class MakesTables(nn.Module):
         return self.last(self.second(hidden) @ table + row + written)
 
 
+class Recurrent(nn.Module):
+    """States have the samples along their second axis; so does everything where batch_first is False."""
+
+    def __init__(self, batch_first):
+        super().__init__()
+        self.axis = 0 if batch_first else 1
+        self.first, self.second = (nn.LSTM(4, 4, batch_first=batch_first) for _ in range(2))
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x):
+        hidden, state = self.first(x.movedim(0, self.axis))
+        hidden, state = self.second(hidden, state)
+        return self.last(hidden.select(1 - self.axis, -1) + state[0][0])
+
+
 @pytest.mark.parametrize(
     ("model", "exits", "inputs"),
     [
@@ -303,6 +318,8 @@ class MakesTables(nn.Module):
         (ReadsRows(len), ["first", "second"], torch.randn(5, 4)),
         (ReadsRows(first_size), ["first", "second"], torch.randn(5, 4)),
         (MakesTables(), ["first", "second"], torch.randn(5, 4)),
+        (Recurrent(batch_first=True), ["first", "second"], torch.randn(5, 3, 4)),
+        (Recurrent(batch_first=False), ["first", "second"], torch.randn(5, 5, 4)),
         (Routes(), ["first", "second"], torch.randn(5, 4)),
         (KeepsInACache(), ["layers.0", "layers.2"], torch.randn(5, 4)),
         (Shared(), ["blocks.0#0", "blocks.2#1", "blocks.0.0#2", "blocks.1#2"], torch.randn(5, 4)),

@@ -521,11 +521,13 @@ def test_an_exit_that_is_not_called_once_is_refused(tmp_path, n_calls):
         ExitExtractor(Repeats(n_calls), ["layer"]).extract([torch.zeros(2, 4)], tmp_path)
 
 
-def test_samples_must_come_first(tmp_path):
-    model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 8))
-    transposed = Transposed(model)
-    with pytest.raises(ValueError, match=r"gave features of shape \(5, 16\) for 3 inputs.*first dimension"):
-        ExitExtractor(transposed, ["model.0"], head=None).extract([torch.zeros(3, 5, 8)], tmp_path)
+def test_samples_must_come_first_or_in_sequences_second(tmp_path):
+    tokens = Transposed(nn.Sequential(nn.TransformerEncoderLayer(8, 2, 8)))
+    cache = ExitExtractor(tokens, ["model.0"], head=None).extract([torch.zeros(3, 5, 8)], tmp_path / "cache")
+    assert cache.X.shape == (3, 16)
+    features = Transposed(nn.Sequential(nn.Tanh()))
+    with pytest.raises(ValueError, match=r"gave features of shape \(4, 3\) for 3 inputs.*must be the samples"):
+        ExitExtractor(features, ["model.0"], head=None).extract([torch.zeros(3, 4)], tmp_path / "refused")
 
 
 class Transposed(nn.Module):

@@ -107,6 +107,42 @@ def test_all_inputs_by_position_count_as_data(network, data, tmp_path):
         fitted(network, (ids, mask.flip(1), y), tmp_path / "cache")
 
 
+class TokensFirst(nn.Module):
+    """Has its tokens along the first axis, its samples along the second, as torch's layers by default."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.last = nn.Embedding(20, 8), nn.Linear(8, 2)
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 16) for _ in range(3))
+
+    def forward(self, ids):
+        hidden = self.embedding(ids).transpose(0, 1)
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return self.last(hidden.mean(0))
+
+
+@pytest.mark.parametrize("n_rows", [6, N])
+def test_samples_along_the_second_axis(data, tmp_path, n_rows):
+    """Also where there are as many samples in a batch as tokens."""
+    torch.manual_seed(0)
+    network, (ids, _, _) = TokensFirst().eval(), data
+    hidden = []
+    network.layers[0].register_forward_hook(lambda module, args, output: hidden.append(output))
+    with torch.no_grad():
+        logits = network(ids)[:, 0]
+    y = (logits > logits.median()).long()
+    exits = exit_points(network, example_input=ids, n_exits=3)
+    assert exits == ["layers.0", "layers.1", "layers.2"]
+    loader = list(zip(ids.split(n_rows), y.split(n_rows), strict=True))
+    cache = ExitExtractor(network, exits).extract(loader, tmp_path / "cache", progress=False)
+    expected = torch.cat([hidden[0][0], hidden[0].mean(0)], dim=1)
+    np.testing.assert_allclose(cache.X.features(0), expected, rtol=1e-4, atol=1e-5)
+    policy = ThresholdPolicy(budget=0.8, heads=ExitHeads(cv=2, random_state=0)).fit(cache.X, cache.y)
+    live = EarlyExitModel(network, exits, policy, example_input=ids[:2])
+    np.testing.assert_array_equal(live(ids).exits, policy.predict_exit(cache.X))
+
+
 def test_exits_of_a_shared_block_are_found(network, data):
     ids, mask, _ = data
     found = exit_points(network, example_input={"attention_mask": mask, "input_ids": ids}, n_exits=3)
