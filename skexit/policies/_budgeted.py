@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, ClassVar, Self
@@ -14,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from skexit.data import ExitArray
 from skexit.policies._base import ExitPolicy
 from skexit.policies._quotas import quota_thresholds
+from skexit.utils._checks import at_least
 from skexit.utils._module_names import set_module
 
 
@@ -43,6 +45,9 @@ class BudgetedPolicy(ExitPolicy):
 
     budget: Any
     fit_state_: Any
+
+    #: Exits that are switched off, whatever the budget.
+    _without: tuple[int, ...] = ()
 
     def fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
         self.fit_thresholds(X, weight)
@@ -84,6 +89,8 @@ class BudgetedPolicy(ExitPolicy):
     def set_thresholds(self, scores: NDArray[np.float64], weight: NDArray[np.float64]) -> None:
         """Set ``thresholds_`` by `choose_thresholds`, and ``exit_distribution_``.
 
+        At an exit that is switched off, all scores are ``-inf`` and the threshold is ``inf``.
+
         Parameters
         ----------
         scores : ndarray of shape (n_samples, n_exits)
@@ -91,7 +98,11 @@ class BudgetedPolicy(ExitPolicy):
         weight : ndarray of shape (n_samples,)
             Weights of these rows.
         """
+        switched_off = list(self._without)
+        scores = scores.copy() if switched_off else scores
+        scores[:, switched_off] = -np.inf
         self.thresholds_ = self.choose_thresholds(scores, weight)
+        self.thresholds_[switched_off] = np.inf
         self.record_distribution(scores, weight)
 
     def with_budget(self, budget: float) -> Self:
@@ -112,8 +123,8 @@ class BudgetedPolicy(ExitPolicy):
         Raises
         ------
         ValueError
-            If the budget is outside (0, 1] or below the first exit's cost, or the policy was made by
-            ``without_fit_state``.
+            If the budget is outside (0, 1] or below the cost of the first exit that is not switched off, or the policy
+            was made by ``without_fit_state``.
         """
         check_is_fitted(self)
         self._check_budget(budget)
@@ -122,7 +133,42 @@ class BudgetedPolicy(ExitPolicy):
                 f"this {type(self).__name__} has no fit_state_, which with_budget({budget}) needs: it was shipped "
                 "without it. Call with_budget on the policy that was fitted, and ship the copy that it gives."
             )
-        policy = copy.copy(self).set_params(budget=budget)
+        self._check_budget_of_exits(budget)
+        return self._refitted({"budget": budget}, self._without)
+
+    def _check_budget_of_exits(self, budget: float) -> None:
+        cheapest = next(cost for k, cost in enumerate(self.costs_) if k not in self._without)
+        if self._without and budget < cheapest:
+            raise ValueError(
+                f"budget={budget} does not pay for the first exit that is not switched off, whose cost is "
+                f"{at_least(cheapest)}. Give at least this, or call with_budget on the policy with all exits, and "
+                "pruned on what it gives."
+            )
+
+    def _without_exits(self, exits: Iterable[int]) -> Self:
+        """A fitted copy in which nobody leaves at some early exits, for the same budget; it is not calibrated."""
+        return self._refitted({}, tuple(exits))
+
+    def _fitted_scores(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Scores of the rows that were fitted, of shape (n_samples, n_exits), and their weights."""
+        policy, given = copy.copy(self), []
+
+        def choose_thresholds(scores: Any, weight: Any) -> NDArray[np.float64]:
+            given.append((scores, weight))
+            return self.thresholds_.copy()
+
+        policy.__dict__["choose_thresholds"] = choose_thresholds
+        policy.apply_budget()
+        scores, weight = given[-1]
+        return scores, weight
+
+    def _refitted(self, parameters: dict[str, Any], without: tuple[int, ...]) -> Self:
+        policy = copy.copy(self).set_params(**parameters)
+        policy._without = without
         policy._drop_calibration()
         policy.apply_budget()
         return policy
+
+    def _fit_on(self, *arguments: Any) -> Self:
+        self.__dict__.pop("_without", None)
+        return super()._fit_on(*arguments)

@@ -99,7 +99,7 @@ class ExitDecision:
             observed.update(self._earlier_exits(k, scored=k < self.n_exits - 1))
         # What an exit needs that is looked at for a later one is looked at, too.
         for k in sorted(observed, reverse=True):
-            observed.update(self._earlier_exits(k, scored=True))
+            observed.update(self._earlier_exits(k, scored=k < self.n_exits - 1))
         return [k in observed for k in range(self.n_exits)]
 
     def _earlier_exits(self, k: int, *, scored: bool) -> range:

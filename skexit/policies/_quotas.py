@@ -62,7 +62,7 @@ def quota_thresholds(
     Parameters
     ----------
     scores : ndarray of shape (n_samples, n_exits)
-        Larger scores leave first.
+        Larger scores leave first. At an early exit where all are ``-inf``, nobody leaves.
     costs : ndarray of shape (n_exits,)
         Cumulative costs, in the unit of the budget.
     budget : float
@@ -98,6 +98,8 @@ def quota_thresholds(
     thresholds[-1] = -np.inf
     running = np.flatnonzero(weight > 0)
     left_to_spend = budget * weight.sum()
+    switched_off = np.append(np.isneginf(scores[:, :-1]).all(axis=0), False)
+    log_prior = np.where(switched_off, -np.inf, log_prior)
     usable = np.isfinite(log_prior)
     for k in np.flatnonzero(usable[:-1]):
         mass = weight[running].sum()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from skexit.runtime._output import ExitOutput
     from skexit.runtime._policy_json import policy_from_json, policy_to_json
     from skexit.runtime._prepared import PreparedNetwork
+    from skexit.runtime._pruning import pruned
     from skexit.runtime._throughput import LoaderOutput
 
 #: The modules are imported when they are asked for: a network in ONNX runs without torch.
@@ -36,6 +37,7 @@ _MODULES = {
     "measure_latency": "_latency",
     "policy_from_json": "_policy_json",
     "policy_to_json": "_policy_json",
+    "pruned": "_pruning",
 }
 
 __all__ = [
@@ -54,6 +56,7 @@ __all__ = [
     "measure_latency",
     "policy_from_json",
     "policy_to_json",
+    "pruned",
 ]
 
 

@@ -100,7 +100,7 @@ class ExitLatency:
         gain = self._at(stages, n_samples) - self._at(stages, n_staying)
         return bool(gain > self._at(self.compaction_ms[:, k], n_staying))
 
-    def _at(self, times: NDArray[np.float64], n_samples: int) -> Any:
+    def _at(self, times: NDArray[np.float64], n_samples: float) -> Any:
         sizes = self.batch_sizes
         if n_samples >= sizes[-1]:
             return times[-1] * (n_samples / sizes[-1])
