@@ -1,4 +1,4 @@
-"""Stages that torch.compile has compiled, for a few sizes of batches."""
+"""Stages, with the decisions after them, that torch.compile has compiled for a few sizes of batches."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from skexit.backbone._rows import select_rows
 from skexit.backbone._stages import Stage
+from skexit.runtime._batch import Batch
+from skexit.runtime._runner import StageRunner, read_exit
 
 
 class PaddedNetwork(nn.Module):
     """A compiled network that sees batches of a few sizes only, which rise.
 
     A batch is filled up to the next size by repeating its last row; one that is larger than the largest is divided. So
-    each row of what the network gives must be a function of the same row of what it takes.
+    each row of what the network gives must be a function of the same row of what it takes. It may be what the batch
+    itself has, which the network may change where it works in place.
     """
 
     def __init__(self, network: nn.Module, sizes: Sequence[int], options: dict[str, Any]) -> None:
@@ -25,6 +28,7 @@ class PaddedNetwork(nn.Module):
         self.network = network
         self._sizes = sizes
         self._compiled = torch.compile(network, dynamic=False, **options)
+        self._layouts: dict[int, list[tuple[Any, ...]]] = {}
 
     def forward(self, *tensors: torch.Tensor) -> Any:
         """What the network gives for tensors of any number of rows."""
@@ -38,11 +42,72 @@ class PaddedNetwork(nn.Module):
 
     def _compute_part(self, tensors: Sequence[torch.Tensor], rows: range) -> Any:
         size = next(size for size in self._sizes if size >= len(rows))
-        # Copied also where nothing is added: what lies in memory in another way would be compiled anew.
+        outputs = self._compiled(*self._padded(tensors, rows, size))
+        if tensors[0].is_cuda:  # with CUDA graphs the next run writes into the same memory
+            return pytree.tree_map(lambda output: output[: len(rows)].clone(), outputs)
+        return outputs if len(rows) == size else pytree.tree_map(lambda output: output[: len(rows)], outputs)
+
+    def _padded(self, tensors: Sequence[torch.Tensor], rows: range, size: int) -> Sequence[torch.Tensor]:
+        # What lies in memory in another way than before, or has gradients, would be compiled anew; copies are alike.
+        if len(tensors[0]) == size and self._layouts.get(size) == _layouts(tensors):
+            return tensors
         padded = torch.arange(rows.start, rows.start + size, device=tensors[0].device).clamp_(max=rows[-1])
-        outputs = self._compiled(*select_rows(list(tensors), padded))
-        # Copied, because with CUDA graphs the next run writes into the same memory.
-        return pytree.tree_map(lambda output: output[: len(rows)].clone(), outputs)
+        copies = select_rows(list(tensors), padded)
+        self._layouts.setdefault(size, _layouts(copies))
+        return copies
+
+
+def _layouts(tensors: Sequence[torch.Tensor]) -> list[tuple[Any, ...]]:
+    return [(tensor.stride(), tensor.is_inference()) for tensor in tensors]
+
+
+class CompiledExit:
+    """A stage with the decision after it as one compiled graph."""
+
+    def __init__(self, runner: StageRunner, k: int, sizes: Sequence[int], options: dict[str, Any]) -> None:
+        recorded = runner.decisions.recorded[k]
+        self._flat = recorded.flat
+        network = _StageAndDecision(runner, k, recorded.graph())
+        self._network = PaddedNetwork(_with_own_code(network, network.n_inputs + recorded.flat.n_notes), sizes, options)
+
+    def __call__(self, batch: Batch) -> tuple[Batch, torch.Tensor, torch.Tensor | None]:
+        """The batch after the stage, logits of the answers, and who leaves."""
+        inputs = [*batch.tensors, *batch.side, *self._flat.noted(batch.notes)]
+        batch.tensors.clear()
+        outputs = self._network(*inputs)
+        n_tensors = len(outputs) - self._flat.n_outputs
+        batch.tensors = list(outputs[:n_tensors])
+        return (batch, *self._flat.unpack(outputs[n_tensors:], batch.notes))
+
+
+class _StageAndDecision(nn.Module):
+    def __init__(self, runner: StageRunner, k: int, decision: nn.Module) -> None:
+        super().__init__()
+        self.network, self.head = plain_network(runner.stages[k].network), plain_network(runner.own_head(k))
+        self.decision = decision
+        self._pool, self._mask = runner.pool_at(k), runner.mask
+        first = next(iter(runner.stages.values()))
+        self.n_inputs, n_first = (_n_inputs(plain_network(network)) for network in (self.network, first.network))
+        self._n_side = n_first - 1
+
+    def forward(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        taken, notes = inputs[: self.n_inputs], inputs[self.n_inputs :]
+        side = taken[len(taken) - self._n_side :]
+        tensors = self.network(*taken)
+        read = read_exit(tensors, side, self._pool, self.head, self._mask)
+        return [*tensors, *self.decision(*(part for part in read if part is not None), *notes)]
+
+
+def _with_own_code(network: nn.Module, n_inputs: int) -> fx.GraphModule:
+    """The network with a forward of its own: torch limits how often one code is compiled, whatever it belongs to."""
+    graph = fx.Graph()
+    inputs = tuple(graph.placeholder(f"input{i}") for i in range(n_inputs))
+    graph.output(graph.call_module("network", inputs))
+    return fx.GraphModule({"network": network}, graph)
+
+
+def _n_inputs(network: fx.GraphModule) -> int:
+    return len(network.graph.find_nodes(op="placeholder"))
 
 
 def compile_stage(stage: Stage, sizes: Sequence[int], options: dict[str, Any]) -> Stage:
@@ -54,6 +119,13 @@ def compile_stage(stage: Stage, sizes: Sequence[int], options: dict[str, Any]) -
 def plain_network(network: Any) -> Any:
     """The network of a stage as it was before it was compiled."""
     return network.network if isinstance(network, PaddedNetwork) else network
+
+
+def compile_exits(runner: StageRunner, sizes: Sequence[int], options: dict[str, Any]) -> dict[int, CompiledExit]:
+    """The stages with the decisions after them, by exit, where torch can record these."""
+    recorded = runner.decisions.recorded
+    exits = [k for k in runner.stages if recorded.get(k) is not None and not runner.decisions.of_features]
+    return {k: CompiledExit(runner, k, sizes, options) for k in exits}
 
 
 def check_sizes(pad_to: Sequence[int]) -> list[int]:

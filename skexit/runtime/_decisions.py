@@ -36,6 +36,8 @@ class Decisions(NetworkDecision):
         super().__init__(self.steps)
         self.classes: Any = last.classes_
         self.temperatures: Any = last.temperatures_ if (last.temperatures_ != 1).any() else None
+        self.recorded: dict[int, Any] = {}
+        """Functions of tensors that decide at an exit, by exit; None where torch cannot record what happens there."""
 
     def on(self, device: torch.device) -> Decisions:
         """The same decisions, with the networks and arrays of policy and heads on a device."""
@@ -59,3 +61,7 @@ class Decisions(NetworkDecision):
         decisions._thresholds = [np.inf] * decisions.n_exits
         decisions.is_used = decisions.is_observed = [True] * decisions.n_exits
         return decisions
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Not for a copy, which may decide otherwise, nor for pickle, which knows no recordings.
+        return {**self.__dict__, "recorded": {}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -14,7 +15,7 @@ from skexit.backbone._inputs import Inputs, as_inputs, positional_names
 from skexit.backbone._modules import Head, device_of, find_modules, resolve_heads, unwrapped
 from skexit.backbone._pooling import Pool, check_pool
 from skexit.backbone._stages import Stage
-from skexit.runtime._compiled import check_sizes, compile_stage
+from skexit.runtime._compiled import check_sizes, compile_exits, compile_stage
 from skexit.runtime._decisions import Decisions
 from skexit.runtime._deployment import FirstPart, SecondPart, check_at_exit
 from skexit.runtime._evaluation import EvaluationModule
@@ -170,7 +171,7 @@ class EarlyExitModel(EvaluationModule):
         return self._network
 
     def compile_stages(self, pad_to: Sequence[int] = (1, 8, 64), **options: Any) -> Self:
-        """Compile the stages by ``torch.compile``, for batches of a few sizes.
+        """Compile the stages by ``torch.compile``, each with the decision after it, for batches of a few sizes.
 
         After an exit a batch may have any number of samples, and each new number would be compiled anew. A batch is
         filled up to the next size by repeating its last sample; one that is larger than the largest is divided. Stages
@@ -195,7 +196,10 @@ class EarlyExitModel(EvaluationModule):
             If the network is not cut yet, or `pad_to` has no sizes.
         """
         sizes = check_sizes(pad_to)
-        self._network = map_stages(self._cut_before(), lambda stage: compile_stage(stage, sizes, options))
+        network = self._cut_before()
+        compiled = map_stages(network, lambda stage: compile_stage(stage, sizes, options))
+        exits = compile_exits(network.used_exits, sizes, options)
+        self._network = replace(compiled, used_exits=replace(compiled.used_exits, compiled=exits))
         return self
 
     @torch.inference_mode()

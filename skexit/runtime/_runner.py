@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,10 +11,11 @@ import torch
 from skexit.backbone._masks import TokenCounts
 from skexit.backbone._pooling import Pool, pool_output, prepared_pool
 from skexit.backbone._stages import Stage
-from skexit.data import ExitLayout
+from skexit.data._walk import Memories
 from skexit.runtime._batch import Answers, Batch
 from skexit.runtime._decisions import Decisions
 from skexit.runtime._exit_latency import ExitLatency
+from skexit.runtime._recorded import decide
 from skexit.runtime._rows import count_rows, fill_up, in_double, size_to_run, split_rows
 
 #: Rows of a batch: all, some, or none.
@@ -38,6 +39,8 @@ class StageRunner:
     mask: int | None
     counts: TokenCounts | None
     latency: ExitLatency | None = None
+    compiled: Mapping[int, Callable[[Batch], tuple[Batch, Any, Any]]] = field(default_factory=dict)
+    """What gives the same as a stage and the decision after it, by exit, as one compiled graph."""
     is_in_place: dict[int, bool] = field(default_factory=dict)
     """Stages that change what they are given, by exit; known once prepared."""
     _pools: dict[int, Any] = field(default_factory=dict)
@@ -55,10 +58,9 @@ class StageRunner:
 
         The lists of the batch are emptied, so that the network may free what they hold.
         """
-        batch = self.compute(k, batch)
-        if not self.decisions.is_observed[k]:
+        batch, logits, leaves = self.compute_and_decide(k, batch)
+        if logits is None:
             return batch
-        logits, leaves = self.decide(k, batch)
         leaving, staying = self.split(k, batch, leaves)
         following = self._go_on(k, batch, leaves, staying)
         # Last, so that nothing is recorded where memory does not suffice.
@@ -103,6 +105,13 @@ class StageRunner:
         following = next(j for j in range(k + 1, self.decisions.n_exits) if self.decisions.is_used[j])
         return latency.compaction_pays(k, following, n_samples, n_staying)
 
+    def compute_and_decide(self, k: int, batch: Batch) -> tuple[Batch, Any, Any]:
+        """The batch after the stage to exit `k`, and what `decide` gives; None where no decision looks at the exit."""
+        if k in self.compiled:
+            return self.compiled[k](batch)
+        batch = self.compute(k, batch)
+        return (batch, *self.decide(k, batch)) if self.decisions.is_observed[k] else (batch, None, None)
+
     def compute(self, k: int, batch: Batch) -> Batch:
         """Run the network from the exit before to exit `k`."""
         inputs = [*batch.tensors, *batch.side]
@@ -112,18 +121,18 @@ class StageRunner:
 
     def decide(self, k: int, batch: Batch) -> tuple[Any, Any]:
         """Logits with which exit `k` answers, and who leaves; None where no decision is made."""
-        logits, features = self._read(k, batch)
+        return self._decide(k, *self._read(k, batch), batch.notes)
+
+    def _decide(self, k: int, logits: Any, features: Any, notes: Memories) -> tuple[Any, Any]:
         features = self.decisions.transform_features(k, features)
-        answer = self.decisions.answer(k, logits, features, batch.notes)
-        return answer, self.decisions.leaves(k, answer, features, batch.notes)
+        return decide(self.decisions, k, logits, features, notes)
 
     def prepare(self, batch: Batch) -> None:
-        """Find how to pool each exit that is looked at, and which stages work in place.
+        """Find how to pool each exit that is looked at, record what happens there, and find stages that work in place.
 
         The batch has one sample, with tensors that count their versions. A ValueError says if an exit gives other
         logits or features than the policy was fitted on.
         """
-        layout = self.decisions.layout
         for k in range(self.decisions.n_exits):
             given = batch.tensors = [tensor.clone() for tensor in batch.tensors]
             versions = [tensor._version for tensor in (*given, *batch.side)]
@@ -136,10 +145,12 @@ class StageRunner:
                 # Says what does not fit.
                 pool_output(tensor, self.pool, self._mask_of(batch), channels, self.counts)
                 self._pools[k] = prepared_pool(self.pool, tensor.ndim, channels, self.counts)
-            self._check_exit(k, batch, layout)
+            logits, features = self._read(k, batch)
+            self._check_exit(k, logits, features)
+            self._decide(k, logits, features, batch.notes)
 
-    def _check_exit(self, k: int, batch: Batch, layout: ExitLayout) -> None:
-        logits, features = self._read(k, batch)
+    def _check_exit(self, k: int, logits: Any, features: Any) -> None:
+        layout = self.decisions.layout
         if layout.has_logits(k) and logits is None:
             raise ValueError(
                 f"the policy was fitted with logits at exit {self.exits[k]!r}, but the network has none of its own "
@@ -157,18 +168,34 @@ class StageRunner:
                 )
 
     def _read(self, k: int, batch: Batch) -> tuple[Any, Any]:
-        """Logits that the network itself has for exit `k`, and features."""
-        head, logits, features = self.stages[k].logits, None, None
-        # Features first: the head may work in place on what the exit gave.
-        if k in self._pools:
-            features = in_double(self._pools[k](batch.tensors[0], self._mask_of(batch)))
-        if head is not None and self.decisions.layout.has_logits(k):
-            logits = in_double(head(*batch.tensors, *batch.side))
-        return logits, features
+        return read_exit(batch.tensors, batch.side, self.pool_at(k), self.own_head(k), self.mask)
+
+    def pool_at(self, k: int) -> Any:
+        """What pools the features of exit `k`, known once prepared; None where nothing looks at them."""
+        return self._pools.get(k)
+
+    def own_head(self, k: int) -> Any:
+        """What gives the logits that the network itself has for exit `k`; None where nothing looks at them."""
+        return self.stages[k].logits if self.decisions.layout.has_logits(k) else None
 
     def _mask_of(self, batch: Batch) -> torch.Tensor | None:
         """The attention mask of the samples, if there is one."""
         return None if self.mask is None else batch.side[self.mask]
+
+
+def read_exit(
+    tensors: Sequence[torch.Tensor], side: Sequence[torch.Tensor], pool: Any, head: Any, mask: int | None
+) -> tuple[Any, Any]:
+    """Logits that the network itself has for an exit, and features, from what the stage gave and the side inputs."""
+    logits = features = None
+    # Features first, and in memory of their own: the head and later stages may work in place on what the exit gave.
+    if pool is not None:
+        features = in_double(pool(tensors[0], None if mask is None else side[mask]))
+        if features is tensors[0]:
+            features = features.clone()
+    if head is not None:
+        logits = in_double(head(*tensors, *side))
+    return logits, features
 
 
 def _select(batch: Batch, rows: torch.Tensor, size: int) -> Batch:

@@ -248,14 +248,12 @@ class _StageQueues:
         """Run a leg, put the samples that stay before the next, and give the number of the others."""
         logits = leaves = None
         for k in self._legs[leg]:
-            batch = self._runner.compute(k, batch)
-            if self._runner.decisions.is_observed[k]:
-                logits, leaves = self._runner.decide(k, batch)
-                if not bool(torch.isfinite(logits).all()):
-                    raise ValueError(
-                        f"exit {self._runner.exits[k]!r} gave logits that are infinite or NaN. Look at the inputs for "
-                        "missing values or a wrong scale."
-                    )
+            batch, logits, leaves = self._runner.compute_and_decide(k, batch)
+            if logits is not None and not bool(torch.isfinite(logits).all()):
+                raise ValueError(
+                    f"exit {self._runner.exits[k]!r} gave logits that are infinite or NaN. Look at the inputs for "
+                    "missing values or a wrong scale."
+                )
         k = self._legs[leg][-1]
         leaving, staying = self._runner.split(k, batch, leaves)
         # Copies: what the batch has may be the memory of the queue.

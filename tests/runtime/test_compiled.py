@@ -1,5 +1,8 @@
 import pytest
 import torch
+from instances import POLICIES
+from live_networks import Network, make_live
+from sklearn.base import clone
 from torch import nn
 
 from skexit import ExitHeads, ThresholdPolicy
@@ -80,10 +83,19 @@ def test_each_stage_is_compiled_once_a_size(live, data, memory_format):
     for n_rows in [*range(1, 20), 4, 1]:
         for x in (data[0][:n_rows], data[0][20:][:n_rows].clone()):
             live(x.to(memory_format=memory_format))
-    stages = live.stages
-    n_networks = sum(1 + (stage.logits is not None) for stage in stages.values())
-    assert backend.n_graphs == n_networks * len(SIZES)
+    # Network, head and decision of an exit are one graph.
+    assert backend.n_graphs == len(EXITS) * len(SIZES)
     assert backend.n_rows == set(SIZES)
+
+
+def test_more_exits_and_sizes_than_torch_compiles_one_code_for():
+    live, x = make_live(ThresholdPolicy(budget=0.7))
+    assert len(Network.exits) * len(SIZES) > torch._dynamo.config.recompile_limit
+    backend = CountingBackend()
+    live.compile_stages(SIZES, backend=backend)
+    for n_rows in (*range(1, 9), len(x)):
+        live(x[:n_rows])
+    assert backend.n_graphs == len(Network.exits) * len(SIZES)
 
 
 def test_compiled_again_for_other_sizes(live, data):
@@ -109,3 +121,16 @@ def test_wrong_sizes(live, pad_to):
 def test_a_network_that_is_not_cut(network, policy):
     with pytest.raises(RuntimeError, match="call prepare"):
         EarlyExitModel(network, EXITS, policy).compile_stages()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the mean cost on the fitting data", "ignore:no budget qualifies")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: str(policy).replace("\n", "")[:60])
+def test_decisions_are_compiled_with_the_stages(policy, backend):
+    live, x = make_live(clone(policy))
+    expected = live(x)
+    output = live.compile_stages((64,), backend=backend)(x)
+    assert output.labels.equal(expected.labels)
+    assert output.exits.equal(expected.exits)
+    torch.testing.assert_close(output.probabilities, expected.probabilities)

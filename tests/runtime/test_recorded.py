@@ -1,0 +1,110 @@
+"""What happens at an exit is recorded, and the recording gives what the policy gives."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from instances import POLICIES
+from live_networks import Network, make_live, policies
+from sklearn.base import clone
+from sklearn.linear_model import Ridge
+from torch import nn
+
+from skexit import ExitHeads, OptimalStoppingPolicy, ThresholdPolicy, make_exit_pipeline
+from skexit.extraction import ExitExtractor
+from skexit.runtime import EarlyExitModel
+from skexit.runtime._recorded import _decide, decide
+
+pytestmark = pytest.mark.filterwarnings("ignore:the mean cost on the fitting data", "ignore:no budget qualifies")
+
+ALL = policies() | {f"{number} {policy}".replace("\n", "")[:60]: policy for number, policy in enumerate(POLICIES)}
+
+
+def decisions_of(live):
+    return live._cut_before().used_exits.decisions
+
+
+def uses_numpy(policy):
+    return isinstance(getattr(policy, "estimator", None), Ridge)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL)
+def test_gives_what_the_policy_gives(name):
+    live, x = make_live(clone(ALL[name]))
+    decisions = decisions_of(live)
+    observed = np.flatnonzero(decisions.is_observed)
+    recorded = [k for k in observed if decisions.recorded[k] is not None]
+    assert recorded == ([Network.exits.index("blocks.3")] if uses_numpy(ALL[name]) else observed.tolist())
+    with torch.inference_mode():
+        for rows in (x[:1], x[1:8], x):
+            hidden, notes, expected_notes = rows, decisions.start(), decisions.start()
+            for k, (block, head) in enumerate(zip(live.model.blocks, live.model.heads, strict=True)):
+                hidden = block(hidden)
+                if k not in observed:
+                    continue
+                read = (head(hidden).double(), hidden.double() if decisions.uses_features(k) else None)
+                for found, expected in zip(
+                    decide(decisions, k, *read, notes), _decide(decisions, k, *read, expected_notes), strict=True
+                ):
+                    assert (found is None) == (expected is None)
+                    if found is not None:
+                        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+                assert [list(memory) for memory in notes] == [list(memory) for memory in expected_notes]
+
+
+class ReadsValues(ThresholdPolicy):
+    """Scores by the largest logit, or by the smallest where that of the first row is positive."""
+
+    def score_exit(self, k, logits, features, memory):
+        return logits.max(1)[0] if self.decides(logits) else logits.min(1)[0]
+
+    def decides(self, logits):
+        return float(logits[0, 0]) < 0
+
+    def fitting_scores(self, X):
+        return np.stack([X.logits(k).max(1) for k in range(X.layout.n_exits)], axis=1)
+
+
+class UsesNumPy(ReadsValues):
+    def decides(self, logits):
+        return np.asarray(logits)[0, 0] < 0
+
+
+class FixesRows(ReadsValues):
+    def score_exit(self, k, logits, features, memory):
+        return torch.as_tensor(np.zeros(len(logits)))
+
+
+@pytest.mark.parametrize("policy", [ReadsValues(), UsesNumPy(), FixesRows(), OptimalStoppingPolicy(estimator=Ridge())])
+def test_what_cannot_be_recorded_runs_as_it_is(policy):
+    live, x = make_live(policy)
+    assert decisions_of(live).recorded[0] is None
+    positive = live(x[x[:, 0] > 0]).exits, live(x[x[:, 0] <= 0]).exits
+    assert [len(exits) for exits in positive] == [(x[:, 0] > 0).sum(), (x[:, 0] <= 0).sum()]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda live: pickle.loads(pickle.dumps(live))])
+def test_a_copy_records_again(copied):
+    live, x = make_live(policies()["stopping"])
+    expected, again = live(x), copied(live)
+    assert not decisions_of(again).recorded
+    output = again(x)
+    assert output.exits.equal(expected.exits)
+    assert all(decisions_of(again).recorded.values())
+
+
+def test_notes_are_not_changed_by_stages_that_work_in_place(tmp_path):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Linear(6, 6), nn.Linear(6, 3)).double().eval()
+    x, exits = torch.randn(200, 4, dtype=torch.float64), ["0", "2", "3"]
+    y = (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
+    cache = ExitExtractor(network, exits, head=None).extract([(x, y)], tmp_path / "cache")
+    pipeline = make_exit_pipeline(ExitHeads(cascade=True, max_epochs=2, random_state=0), ThresholdPolicy(budget=0.8))
+    pipeline.fit(cache.X, cache.y)
+    live = EarlyExitModel(network, exits, pipeline, head=None, example_input=x[:1])
+    output = live(x)
+    np.testing.assert_array_equal(output.exits, pipeline.predict_exit(cache.X))
+    np.testing.assert_allclose(output.probabilities, pipeline.predict_proba(cache.X), atol=1e-6)
