@@ -22,21 +22,20 @@ def exit_evidence(logits: Any, memory: dict[str, Any]) -> Any:
     """
     xp = array_namespace(logits)
     probabilities, present = softmax(logits), predicted_class(logits)
-
-    def log(values: Any) -> Any:
-        return xp.log(xp.where(values > _SMALLEST, values, xp.full_like(values, _SMALLEST)))
-
     largest, gap = max_probability(probabilities), margin(probabilities)
-    columns = [log(1 - largest), log(1 - normalized_entropy(probabilities)), log(largest - gap), largest, gap]
+    chances, others = [1 - largest, 1 - normalized_entropy(probabilities), largest - gap], [largest, gap]
     if "total" in memory:
         n_before = xp.sum(memory["votes"], axis=1)
-        columns += [
-            xp.sum(memory["votes"] * present, axis=1) / n_before,
-            log(1 - xp.sum(memory["previous"] * present, axis=1)),
-            log(1 - xp.sum(memory["total"] * present, axis=1) / n_before),
-            log(1 - max_probability(memory["previous"])),
+        others.append(xp.sum(memory["votes"] * present, axis=1) / n_before)
+        chances += [
+            1 - xp.sum(memory["previous"] * present, axis=1),
+            1 - xp.sum(memory["total"] * present, axis=1) / n_before,
+            1 - max_probability(memory["previous"]),
         ]
     memory["total"] = memory["total"] + probabilities if "total" in memory else probabilities
     memory["votes"] = memory["votes"] + present if "votes" in memory else present
     memory["previous"] = probabilities
-    return xp.stack(columns, axis=1)
+    # All logarithms at once: for a handful of rows, an operation takes as long as its call.
+    values = xp.stack(chances, axis=1)
+    logs = xp.log(xp.where(values > _SMALLEST, values, xp.full_like(values, _SMALLEST)))
+    return xp.concat([logs[:, :3], xp.stack(others, axis=1), logs[:, 3:]], axis=1)
