@@ -17,6 +17,7 @@ from skexit.backbone._inputs import Inputs, check_rows, like_example, map_tensor
 from skexit.backbone._loaders import count_rows, read_item
 from skexit.runtime._batch import Batch
 from skexit.runtime._decisions import Decisions
+from skexit.runtime._kept_memory import kept_memory
 from skexit.runtime._prepared import PreparedNetwork
 from skexit.runtime._queues import SampleQueue
 from skexit.runtime._runner import StageRunner
@@ -70,7 +71,8 @@ def predict_loader(
     _check_limits(batch_size, max_wait)
     queues: _StageQueues | None = None
     failures: dict[int, Exception] = {}
-    with tqdm(total=count_rows(loader), unit=" rows", disable=None if progress else True) as bar:
+    bar = tqdm(total=count_rows(loader), unit=" rows", disable=None if progress else True)
+    with kept_memory(device), bar:
         for number, inputs in _read_batches(prepared, device, loader, failures):
             queues = queues or _StageQueues(prepared(inputs).used_exits, batch_size, max_wait, failures, bar.update)
             queues.add(number, inputs)
