@@ -30,7 +30,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.live.latency import DEVICE, Setup, build, ideal_ms, timed
+from benchmarks.live.latency import Setup, build
+from benchmarks.shared.live import DEVICE, ideal_ms, timed
 from skexit.runtime import EarlyExitModel, _runner
 
 N_BATCHES, N_COUNTED = 20, 8

@@ -29,16 +29,11 @@ earlyon
 Throughput mode runs `--n-images` images at a target batch of 256, after a run of all that warms up. Its aim is
 the mean cost, as a fraction, times the plain network's time; the fraction is given both of FLOPs and of measured
 milliseconds. On a GPU when there is one.
-
-glibc gives large blocks of memory back to the system whenever it can, and fresh memory takes long. As for any torch
-network on a CPU, it helps to keep them: ``MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=8000000000``
-before the command, or another allocator.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +47,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.shared.data import load_cifar100, load_images
+from benchmarks.shared.live import DEVICE, ideal_ms, timed
 from benchmarks.shared.networks import EFFICIENTNET_BLOCKS, efficientnet_inputs, load_efficientnet, load_network
 from benchmarks.shared.routing import EXITS
 from skexit import ExitHeads, StaticExit, ThresholdPolicy
@@ -63,7 +59,6 @@ N_FITTING_IMAGES = 2000
 N_IMAGES = 400
 TARGET_BATCH = 256
 N_THROUGHPUT_RUNS = 3
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 EFFICIENTNET_EXITS = [EFFICIENTNET_BLOCKS[k] for k in (2, 4, 7, 10, 13, 15)]
 
 
@@ -157,32 +152,6 @@ def with_earlyon(setup: Setup) -> dict[str, Callable[[torch.Tensor], object]]:
 
     run(setup.images[:1])
     return {"earlyon": run}
-
-
-def timed(function: Callable[..., object], *arguments: object) -> tuple[float, object]:
-    """Milliseconds, and the result."""
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    result = function(*arguments)
-    if DEVICE.type == "cuda":
-        torch.cuda.synchronize()
-    return 1000 * (time.perf_counter() - start), result
-
-
-def ideal_ms(live: EarlyExitModel, images: torch.Tensor, exits: torch.Tensor) -> float:
-    """Sum over the stages of the plain stage's time for as many images as reach it."""
-    total, tensors = 0.0, [images]
-    for k, stage in live.stages.items():
-        n_images = int((exits >= k).sum())
-        if n_images == 0:
-            break
-        tensors = [tensor[:n_images].clone() for tensor in tensors]
-        duration, tensors = timed(stage.network, *tensors)
-        total += duration
-        if k == len(live.exits) - 1 and stage.logits is not None:
-            total += timed(stage.logits, *tensors)[0]
-    return total
 
 
 @torch.inference_mode()
