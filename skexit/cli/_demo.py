@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -39,10 +40,14 @@ from skexit.utils._warnings import silenced
 if TYPE_CHECKING:
     import torch
 
+    from skexit.runtime import EarlyExitModel
+
 _BUDGETS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _EXITS = ["stage1", "stage2", "stage3", "stage4"]
 _PRICES = (0.5, 1.0, 2.0, 4.0)
 _JOINT = "JEI gates"
+#: Test digits that are timed one by one, and runs of which the median counts.
+_N_ALONE, _N_RUNS = 50, 7
 
 
 def run_demo(out: str | Path, *, seed: int = 0, report: Callable[[str], None] = print) -> pd.DataFrame:
@@ -58,7 +63,7 @@ def run_demo(out: str | Path, *, seed: int = 0, report: Callable[[str], None] = 
     folder.mkdir(parents=True, exist_ok=True)
     network_data, fit_data, test_data = _split_digits(seed)
 
-    report("1. Training a CNN with four stages on 600 of scikit-learn's digits, scattered on a noisy canvas ...")
+    report("1. Training a ResNet with four stages on 600 of scikit-learn's digits, scattered on a noisy canvas ...")
     network = _train_network(*network_data, seed=seed)
 
     n_fit, n_test = len(fit_data[1]), len(test_data[1])
@@ -93,14 +98,15 @@ def run_demo(out: str | Path, *, seed: int = 0, report: Callable[[str], None] = 
     report("5. Saved the best policy within 60 % of the network's cost with joblib; reloaded, it predicts the same.")
     report(f"6. Calibrating it on one half of the test digits; on the other half, {_calibrate(best, X_test, y_test)}.")
 
-    live = _run_live(network, reloaded, test_data[0], test_cache)
-    report(f"7. Running the network live, so that it stops where the policy says: {live}.")
+    report("7. Running the network live, so that it stops where the policy says:")
+    for line in _run_live(network, reloaded, test_data[0], test_cache, folder / "onnx"):
+        report(f"   {line}")
 
     report("\n" + results.to_string(index=False, formatters=_FORMATTERS) + "\n")
     curves = {str(name): (rows["cost"], rows["accuracy"]) for name, rows in results.groupby("method", sort=False)}
     head_cost = float(X_test.layout.head_fractions[-1])
     display = AccuracyCostDisplay(curves, oracle=oracle(X_test, y_test), head_cost=head_cost).plot()
-    display.ax_.set_title("Digits scattered on a canvas: a CNN with four exits", fontsize="medium")
+    display.ax_.set_title("Digits scattered on a canvas: a ResNet with four exits", fontsize="medium")
     display.ax_.legend(loc="lower right", fontsize="small")
     display.figure_.savefig(folder / "accuracy_cost.png", dpi=150)
     for what, file in (("Table", "results.csv"), ("Plot", "accuracy_cost.png"), ("Policy", "policy.joblib")):
@@ -117,7 +123,7 @@ def _split_digits(seed: int) -> list[tuple[NDArray[np.float32], NDArray[np.int64
     fit, test, fit_y, test_y = train_test_split(rest, rest_y, train_size=600, stratify=rest_y, random_state=seed)
     rng = np.random.default_rng(seed)
     # The network sees each of its few images at many places.
-    network, network_y = np.tile(network, (16, 1, 1)), np.tile(network_y, 16)
+    network, network_y = np.tile(network, (24, 1, 1)), np.tile(network_y, 24)
     return [(_scatter(images, rng), y) for images, y in ((network, network_y), (fit, fit_y), (test, test_y))]
 
 
@@ -131,29 +137,10 @@ def _scatter(images: NDArray[np.float64], rng: np.random.Generator) -> NDArray[n
 
 def _train_network(images: NDArray[np.float32], y: NDArray[np.int64], *, seed: int) -> torch.nn.Module:
     import torch
-    from torch import nn
 
-    with torch.random.fork_rng(), one_torch_thread():
-        torch.manual_seed(seed)
-        network = nn.Sequential()
-        n_channels = 1
-        for stage, (width, stride) in enumerate([(8, 1), (16, 2), (32, 2), (64, 2)], start=1):
-            network.add_module(
-                f"stage{stage}",
-                nn.Sequential(nn.Conv2d(n_channels, width, 3, stride, padding=1), nn.BatchNorm2d(width), nn.ReLU()),
-            )
-            n_channels = width
-        network.add_module(
-            "classifier", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(n_channels, 10))
-        )
-        optimizer = torch.optim.Adam(network.parameters(), lr=5e-3)
-        inputs, targets = torch.from_numpy(images), torch.from_numpy(y)
-        for _ in range(10):
-            for batch in torch.randperm(len(targets)).split(60):
-                optimizer.zero_grad()
-                nn.functional.cross_entropy(network(inputs[batch]), targets[batch]).backward()
-                optimizer.step()
-    return network
+    from skexit.cli._digits_network import train_network
+
+    return train_network(torch.from_numpy(images), torch.from_numpy(y), seed=seed)
 
 
 def _extract(network: torch.nn.Module, data: tuple[Any, Any], path: Path) -> FeatureCache:
@@ -187,8 +174,8 @@ def _fit_policies(X: Any, y: Any, seed: int) -> dict[str, list[Any]]:
 
 
 def _at_budgets(method: Any, X: Any, y: Any) -> list[Any]:
-    fitted = method.set_params(budget=_BUDGETS[0]).fit(X, y)
     with silenced():  # the table shows in the costs where some of the budget is left unspent
+        fitted = method.set_params(budget=_BUDGETS[0]).fit(X, y)
         return [fitted.with_budget(budget) for budget in _BUDGETS]
 
 
@@ -208,38 +195,54 @@ def _best_within(budget: float, policies: dict[str, list[Any]], X: Any, y: Any) 
 
 
 def _run_live(
-    network: torch.nn.Module, pipeline: ExitPipeline, images: NDArray[np.float32], cache: FeatureCache
-) -> str:
-    """What the live network answers and how long it takes, in words."""
+    network: torch.nn.Module, pipeline: ExitPipeline, images: NDArray[np.float32], cache: FeatureCache, path: Path
+) -> Iterator[str]:
+    """What the live network answers and how long it takes, in words; its ONNX export goes to a path."""
     import torch
 
     from skexit.runtime import EarlyExitModel
 
     inputs = torch.from_numpy(images)
-    with one_torch_thread():
+    with one_torch_thread(), torch.inference_mode():
         live = EarlyExitModel(network, _EXITS, pipeline, example_input=inputs[:1])
         labels, _, exits = live(inputs)
-        cached_exits = pipeline.predict_exit(cache.X)
-        n_other = int((exits.numpy() != cached_exits).sum())
+        n_other = int((exits.numpy() != pipeline.predict_exit(cache.X)).sum())
         n_other_labels = int((labels.numpy() != pipeline.predict(cache.X)).sum())
-        with torch.inference_mode():
-            plain_ms, live_ms = _median_ms(network, inputs), _median_ms(live, inputs)
-    comparison = f"together they take {live_ms:.1f} ms, and {plain_ms:.1f} ms in the plain network"
-    if live_ms > plain_ms:
-        comparison += ",\n   which is so small that an exit takes as long as a stage"
-    return (
-        f"of {len(inputs)} test digits,\n   {n_other} leave at another exit and {n_other_labels} have another label "
-        f"than on the cache;\n   {comparison}"
-    )
+        yield f"of {len(inputs)} test digits, {n_other} leave at another exit and {n_other_labels} have another label"
+        yield "than on the cache"
+        networks: dict[str, Callable[[torch.Tensor], Any]] = {"plain network": network, "live network": live}
+        if _has_onnx():
+            networks["in ONNX"] = _export(live, path)
+        for what, batches in (("a single digit", inputs[:_N_ALONE].split(1)), ("all at once", [inputs])):
+            times = _median_ms(networks, batches)
+            yield f"{what + ':':<18}" + ", ".join(f"{name} {time:.2f} ms" for name, time in times.items())
 
 
-def _median_ms(network: Callable[[Any], Any], inputs: torch.Tensor) -> float:
-    times = []
-    for _ in range(11):
-        start = perf_counter()
-        network(inputs)
-        times.append(1000 * (perf_counter() - start))
-    return float(np.median(times))
+def _has_onnx() -> bool:
+    return all(find_spec(name) is not None for name in ("onnx", "onnxruntime", "onnxscript"))
+
+
+def _export(live: EarlyExitModel, path: Path) -> Callable[[torch.Tensor], Any]:
+    """The network as onnxruntime runs it."""
+    from skexit.runtime import OnnxEarlyExit, export_onnx
+
+    if path.exists():  # of an earlier demo
+        shutil.rmtree(path)
+    export_onnx(live, path)
+    exported = OnnxEarlyExit(path)
+    return lambda inputs: exported.predict(inputs.numpy())
+
+
+def _median_ms(networks: dict[str, Callable[[Any], Any]], batches: Sequence[torch.Tensor]) -> dict[str, float]:
+    """Milliseconds of a batch, the median over runs in which the networks take turns."""
+    runs: dict[str, list[float]] = {name: [] for name in networks}
+    for _ in range(_N_RUNS):
+        for name, network in networks.items():
+            start = perf_counter()
+            for batch in batches:
+                network(batch)
+            runs[name].append(1000 * (perf_counter() - start) / len(batches))
+    return {name: float(np.median(times)) for name, times in runs.items()}
 
 
 def _calibrate(policy: ExitPolicy, X: Any, y: Any) -> str:
