@@ -66,9 +66,9 @@ def answers_of(model, X):
     return policy.predict_exit(X), policy.predict(X), policy.predict_proba(X)
 
 
-def answers_of_network(folder):
+def answers_of_network(path):
     """Exits, labels and probabilities of a network in ONNX."""
-    output = OnnxEarlyExit(folder).predict(load_images()[0])
+    output = OnnxEarlyExit(path).predict(load_images()[0])
     return output.exits, output.labels, output.probabilities
 
 
@@ -87,11 +87,11 @@ def save(folder):
         skops.io.dump(model, folder / f"{name}.skops")
         (folder / f"{name}.json").write_text(policy_to_json(steps_of(model)))
         np.savez(folder / f"{name}.npz", *answers_of(model, X_new))
-    export_network(folder / "network")
-    np.savez(folder / "network.npz", *answers_of_network(folder / "network"))
+    export_network(folder / "network.onnx")
+    np.savez(folder / "network.npz", *answers_of_network(folder / "network.onnx"))
 
 
-def export_network(folder):
+def export_network(path):
     """Export a small network with random weights, and a policy that was fitted on its exits."""
     import torch
     from torch import nn
@@ -106,10 +106,10 @@ def export_network(folder):
         nn.Sequential(nn.Conv2d(8, 16, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10)),
     )
     exits = ["0", "1.2"]
-    cache = ExitExtractor(network, exits=exits).extract([(images, labels)], folder.with_name("cache"), progress=False)
+    cache = ExitExtractor(network, exits=exits).extract([(images, labels)], path.with_name("cache"), progress=False)
     pipeline = make_pipeline(ExitHeads(random_state=0), EENetPolicy(budget=BUDGET, max_epochs=1, random_state=0))
     pipeline.fit(cache.X, cache.y)
-    export_onnx(EarlyExitModel(network, exits, pipeline, example_input=images[:2]), folder)
+    export_onnx(EarlyExitModel(network, exits, pipeline, example_input=images[:2]), path)
 
 
 def check(folder):
@@ -124,7 +124,7 @@ def check(folder):
         ]
         for model in models:
             compare(answers_of(model, X_new), folder / f"{name}.npz")
-    compare(answers_of_network(folder / "network"), folder / "network.npz")
+    compare(answers_of_network(folder / "network.onnx"), folder / "network.npz")
 
     logits = ExitHeads(random_state=0).fit_transform(X, y)
     policies = [ThresholdPolicy(budget=BUDGET), OptimalStoppingPolicy(budget=BUDGET, random_state=0)]

@@ -144,7 +144,7 @@ class _Found:
         return float(same.mean().round(4))
 
     def onnx_agreement(self) -> float:
-        session = OnnxEarlyExit(export_onnx(self.live, str(self.folder / "onnx")))
+        session = OnnxEarlyExit(export_onnx(self.live, str(self.folder / "network.onnx")))
         arrays = (
             {k: v.numpy() for k, v in self.inputs.items()} if isinstance(self.inputs, dict) else self.inputs.numpy()
         )

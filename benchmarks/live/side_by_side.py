@@ -289,7 +289,7 @@ def run_case(name: str, arguments: argparse.Namespace) -> pd.DataFrame:
     with TemporaryDirectory() as folder:
         networks = {"plain": plain_in_onnx(case.network, case.rows(slice(2)), Path(folder, "plain.onnx"))}
         for policy, network in live.items():
-            networks[policy] = in_onnx(network, Path(folder, policy))
+            networks[policy] = in_onnx(network, Path(folder, f"{policy}.onnx"))
         for size in arguments.batch_sizes:
             for row in measure(case, networks, size, fractions):
                 rows.append({"network": name, "runtime": "onnxruntime", "threads": n_all, **row})

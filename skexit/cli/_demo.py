@@ -99,7 +99,7 @@ def run_demo(out: str | Path, *, seed: int = 0, report: Callable[[str], None] = 
     report(f"6. Calibrating it on one half of the test digits; on the other half, {_calibrate(best, X_test, y_test)}.")
 
     report("7. Running the network live, so that it stops where the policy says:")
-    for line in _run_live(network, reloaded, test_data[0], test_cache, folder / "onnx"):
+    for line in _run_live(network, reloaded, test_data[0], test_cache, folder / "network.onnx"):
         report(f"   {line}")
 
     report("\n" + results.to_string(index=False, formatters=_FORMATTERS) + "\n")
@@ -226,8 +226,6 @@ def _export(live: EarlyExitModel, path: Path) -> Callable[[torch.Tensor], Any]:
     """The network as onnxruntime runs it."""
     from skexit.runtime import OnnxEarlyExit, export_onnx
 
-    if path.exists():  # of an earlier demo
-        shutil.rmtree(path)
     export_onnx(live, path)
     exported = OnnxEarlyExit(path)
     return lambda inputs: exported.predict(inputs.numpy())

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from skexit.runtime._exit_latency import ExitLatency
     from skexit.runtime._latency import measure_latency
     from skexit.runtime._onnx_export import export_onnx
-    from skexit.runtime._onnx_loop import OnnxEarlyExit
+    from skexit.runtime._onnx_policy import set_policy
+    from skexit.runtime._onnx_session import OnnxEarlyExit
     from skexit.runtime._output import ExitOutput
     from skexit.runtime._policy_json import policy_from_json, policy_to_json
     from skexit.runtime._prepared import PreparedNetwork
@@ -28,7 +29,7 @@ _MODULES = {
     "ExitOutput": "_output",
     "FirstPart": "_deployment",
     "LoaderOutput": "_throughput",
-    "OnnxEarlyExit": "_onnx_loop",
+    "OnnxEarlyExit": "_onnx_session",
     "PartialOutput": "_deployment",
     "PreparedNetwork": "_prepared",
     "SecondPart": "_deployment",
@@ -38,6 +39,7 @@ _MODULES = {
     "policy_from_json": "_policy_json",
     "policy_to_json": "_policy_json",
     "pruned": "_pruning",
+    "set_policy": "_onnx_policy",
 }
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "policy_from_json",
     "policy_to_json",
     "pruned",
+    "set_policy",
 ]
 
 

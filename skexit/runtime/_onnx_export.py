@@ -1,66 +1,85 @@
-"""Write a live network as ONNX, one file per stage, with the policy as JSON."""
+"""Write a live network as one model of ONNX, which stops by itself."""
 
 from __future__ import annotations
 
 import importlib
+import json
+import tempfile
 from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
-from torch import fx, nn
-from torch.export import Dim
+from torch import nn
 
+from skexit import _version
 from skexit.backbone._inputs import Inputs, named_tensors, tensors_of
 from skexit.backbone._probe import random_inputs
-from skexit.runtime._compiled import plain_network
+from skexit.runtime._decision_graph import DecisionGraph
+from skexit.runtime._decisions import Decisions
 from skexit.runtime._early_exit import EarlyExitModel
-from skexit.runtime._onnx_loop import DESCRIPTION_FILE, FEATURES, LOGITS, OnnxStage
-from skexit.runtime._policy_json import policy_to_json
-from skexit.runtime._runner import StageRunner
+from skexit.runtime._onnx_compose import compose
+from skexit.runtime._onnx_parts import (
+    OUTPUT,
+    DecisionPart,
+    PartsSideBySide,
+    RecordingError,
+    Shapes,
+    StagePart,
+    Tensors,
+    flat,
+)
+from skexit.runtime._onnx_policy import EXITS_IN_USE, PROBE, probe
+from skexit.runtime._onnx_session import METADATA, make_session
 from skexit.utils._optional import optional_import
 
-#: Files of ONNX hold less than 2 GiB; the weights of larger stages are in a file beside.
+#: Files of ONNX hold less than 2 GiB; the weights of larger networks are in a file beside.
 _LARGEST_FILE = 2**31 - 2**24
-#: Largest difference between torch and onnxruntime, relative to the largest value.
-_TOLERANCE = 1e-3
+#: Protocol buffers are read to a depth of 100, and each stage that stands in another one takes three.
+_MOST_NESTED = 30
+#: Largest difference between torch and onnxruntime, relative to the largest value, and one that is rounding.
+_TOLERANCE, _NOTHING = 1e-3, 1e-12
 
 
-def export_onnx(live: EarlyExitModel, folder: str | Path) -> Path:
-    """Write a live network for onnxruntime.
+def export_onnx(live: EarlyExitModel, path: str | Path) -> Path:
+    """Write a live network as one file of ONNX, which stops by itself.
 
-    Each stage becomes a file, which takes what the exit before gave and the inputs beside the first. It gives what the
-    next stage takes, and the logits and pooled features that the policy looks at. The policy, and the heads before it,
-    are in ``policy.json``. Afterwards every stage is run once by onnxruntime on random inputs, and compared with torch.
+    The file takes what the network takes, in any number of rows, and gives ``labels``, ``probabilities`` and ``exits``.
+    Heads and policy are part of it. A stage runs only if a sample comes to it, and only for those that do; so any
+    onnxruntime runs the file, without skexit. Afterwards every stage and decision is run by onnxruntime on random
+    inputs, and compared with torch.
 
     Parameters
     ----------
     live : EarlyExitModel
         Prepared: it was made with ``example_input``, or has had an input.
-    folder : str or Path
-        Made if it is not there. Files of the same names are overwritten.
+    path : str or Path
+        The file, ``"network.onnx"`` for example; its folder is made if it is not there. Weights of 2 GiB and more are
+        in another file beside it, ``"network.onnx.data"``.
 
     Returns
     -------
     Path
-        The folder.
+        The file.
 
     Raises
     ------
     ImportError
         If onnx, onnxscript or onnxruntime are not installed.
     ValueError
-        If the policy cannot be written as JSON, the network computes in
-        a type that NumPy does not have, as bfloat16, or onnxruntime gives other values than torch.
+        If a step of the policy is scikit-learn's, but for linear ones in an ExitTransformer, samples stop at more than
+        31 exits, the network computes in a type that NumPy does not have, as bfloat16, or onnxruntime gives other
+        values than torch.
     RuntimeError
         If the network is not prepared.
 
     See Also
     --------
-    OnnxEarlyExit : Runs what was written, without torch.
+    OnnxEarlyExit : Runs the file in Python, without torch.
+    set_policy : Sets another budget in the file.
 
     Notes
     -----
@@ -83,43 +102,36 @@ def export_onnx(live: EarlyExitModel, folder: str | Path) -> Path:
     ...     cache = ExitExtractor(model, ["1", "3"]).extract([(x, y)], f"{folder}/cache")
     ...     policy = ThresholdPolicy(budget=0.8).fit(cache.X, cache.y)
     ...     live = EarlyExitModel(model, ["1", "3"], policy, example_input=x)
-    ...     session = OnnxEarlyExit(export_onnx(live, f"{folder}/onnx"))
+    ...     session = OnnxEarlyExit(export_onnx(live, f"{folder}/network.onnx"))
     >>> bool((session.predict(x.numpy()).exits == live(x).exits.numpy()).all())
     True
     """
     _check_installed()
-    network = live._cut_before()
-    runner = network.all_exits
-    if runner.decisions.of_features:
+    network, path = live._cut_before(), Path(path)
+    decisions = live._decisions
+    n_nested = sum(decisions.is_used) - 1
+    if n_nested > _MOST_NESTED:
         raise ValueError(
-            f"{runner.decisions.of_features[0]!r} cannot be written as ONNX. Fit the pipeline without it: ExitHeads "
-            "standardise features themselves, and pool= takes a function that reduces them."
+            f"the policy stops samples at {n_nested} exits before the last, but readers of ONNX follow no more than "
+            f"{_MOST_NESTED} stages that stand in one another. Extract the outputs of fewer exits, and fit it on them."
         )
-    stages = [_ExitStage(runner, k) for k in range(runner.decisions.n_exits)]
-    files = [f"stage{k}.onnx" for k in range(len(stages))]
-    text = policy_to_json(
-        {
-            "steps": runner.decisions.steps,
-            "inputs": _describe_inputs(network.example, stages[0]),
-            "by_name": isinstance(network.example, dict),
-            "stages": files,
-        }
+    for name, tensor in named_tensors(network.example).items():
+        _to_numpy(tensor, name)  # says if NumPy does not have its type
+    parts = _Parts(live)
+    classes = live.policy.classes_
+    model = compose(
+        *parts.record(),
+        list(network.used_exits.stages),
+        _input_names(network.example),
+        decisions._thresholds,
+        live.policy.temperatures_,
+        classes if classes.dtype.kind in "biu" else np.arange(len(classes)),
     )
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    # Written last, so that what a failed export has left is not taken for a whole one.
-    (folder / DESCRIPTION_FILE).unlink(missing_ok=True)
-    first, *side = tensors_of(random_inputs(network.example))
-    tensors = [first]
-    with torch.no_grad():
-        for stage, name, file in zip(stages, live.exits, files, strict=False):
-            inputs = [*tensors, *side]
-            outputs = stage.compute(*inputs)
-            stage.write(folder / file, inputs, list(outputs))
-            _compare(OnnxStage(folder / file), inputs, outputs, name)
-            tensors = [tensor for output, tensor in outputs.items() if output not in (LOGITS, FEATURES)]
-    (folder / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
-    return folder
+    model.metadata_props.update(_describe(live, parts.input_shapes))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = sum(weight.nbytes for weight in (*live.model.parameters(), *live.model.buffers()))
+    ir.save(model, path, external_data=f"{path.name}.data" if size > _LARGEST_FILE else None)
+    return path
 
 
 def _check_installed() -> None:
@@ -128,80 +140,141 @@ def _check_installed() -> None:
             importlib.import_module(name)
 
 
-class _ExitStage(nn.Module):
-    """A stage, with what the policy looks at after it."""
+class _Parts:
+    """Stages and decisions of a live network, with what each gives for random inputs."""
 
-    def __init__(self, runner: StageRunner, k: int) -> None:
-        super().__init__()
-        stage, decisions = runner.stages[k], runner.decisions
-        has_logits = decisions.is_observed[k] and decisions.layout.has_logits(k)
-        self.network: fx.GraphModule = plain_network(stage.network)
-        self.head = plain_network(stage.logits) if has_logits else None
-        self._pool, self._mask = runner._pools.get(k), runner.mask
-        self._goes_on = k < decisions.n_exits - 1
-        self._n_side = len(_placeholders(plain_network(runner.stages[0].network))) - 1
-        self.eval()
+    def __init__(self, live: EarlyExitModel) -> None:
+        network = live._cut_before()
+        self._decisions, self._names = live._decisions, live.exits
+        self._stages, self._exits = _PartsOfAKind(), _PartsOfAKind()
+        first, *side = tensors_of(random_inputs(network.example))
+        tensors: Tensors = {"tensor0": first}
+        notes: Tensors = {}
+        with torch.no_grad():
+            for k in network.used_exits.stages:
+                stage = StagePart(network.used_exits, k)
+                inputs = tensors | {f"side{i}": tensor for i, tensor in enumerate(side)}
+                outputs = self._stages.add(f"stage{k}", stage, inputs, stage.shapes())
+                tensors = {name: tensor for name, tensor in outputs.items() if name.startswith("tensor")}
+                scaling = _scaling(self._decisions, k, outputs["features"].shape[1]) if "features" in outputs else None
+                decision = DecisionPart(DecisionGraph(self._decisions, k, scaling))
+                given = {name: tensor for name, tensor in outputs.items() if name not in tensors} | notes
+                if decision.decision.decides:
+                    given["threshold"] = torch.full((1,), self._decisions._thresholds[k], dtype=torch.float64)
+                decided = self._exits.add(f"exit{k}", decision, given, decision.shapes(given))
+                notes = {name: tensor for name, tensor in decided.items() if name.startswith("note/")}
 
-    def compute(self, *tensors: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the stage gives, by name."""
-        # Copies: stages and heads may work in place on what they are given.
-        tensors = tuple(tensor.clone() for tensor in tensors)
-        side = tensors[len(tensors) - self._n_side :]
-        carried = self.network(*tensors)
-        outputs = {f"tensor{i}": tensor for i, tensor in enumerate(carried)} if self._goes_on else {}
-        if self._pool is not None:
-            outputs[FEATURES] = self._pool(carried[0], None if self._mask is None else side[self._mask]).clone()
-        if self.head is not None:
-            outputs[LOGITS] = self.head(*carried, *side)
+    @property
+    def input_shapes(self) -> list[list[int | None]]:
+        """Shapes of the network's inputs."""
+        return list(next(iter(self._stages.shapes.values())).values())
+
+    def record(self) -> tuple[ir.Model, ir.Model]:
+        """Models of all stages and of all decisions, compared with torch."""
+        try:
+            return self._stages.record(self._names), self._exits.record(self._names)
+        except RecordingError as error:
+            raise ValueError(
+                f"what {self._decisions.steps} do at an exit cannot be written as ONNX, because torch cannot record "
+                "it. Estimators of skexit are written against the array API, which it can; fit the policy without "
+                "those of scikit-learn."
+            ) from error
+
+
+def _scaling(decisions: Decisions, k: int, n_features: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Matrix and offset of what ExitTransformers do to features; None where there are none."""
+    if not decisions.of_features:
+        return None
+    offset = decisions.transform_features(k, np.zeros((1, n_features)))
+    matrix = decisions.transform_features(k, np.eye(n_features)) - offset
+    rows = np.random.default_rng(0).normal(size=(30, n_features)) * np.logspace(-1, 3, 30)[:, None]
+    rows = rows.astype(np.float16).astype(np.float64)  # as a cache may have them
+    if not np.allclose(decisions.transform_features(k, rows), rows @ matrix + offset):
+        raise ValueError(
+            f"{decisions.of_features} cannot be written as ONNX, because what they do to features is not linear. Fit "
+            "the pipeline without: pool= takes a function that does it."
+        )
+    return torch.as_tensor(matrix), torch.as_tensor(offset)
+
+
+class _PartsOfAKind:
+    """Parts by name, with what goes in and out."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, nn.Module] = {}
+        self._inputs: dict[str, Tensors] = {}
+        self._outputs: dict[str, Tensors] = {}
+        self.shapes: dict[str, Shapes] = {}
+
+    def add(self, name: str, part: nn.Module, inputs: Tensors, shapes: Shapes) -> Tensors:
+        # Copies: torch takes a tensor that goes into two parts for one input.
+        inputs = {own_name: tensor.clone() for own_name, tensor in inputs.items()}
+        self._parts[name], self._inputs[name], self.shapes[name] = part, inputs, shapes
+        outputs: Tensors = part(inputs)
+        self._outputs[name] = outputs
         return outputs
 
-    def forward(self, *tensors: torch.Tensor) -> list[torch.Tensor]:
-        return list(self.compute(*tensors).values())
-
-    def write(self, path: Path, inputs: Sequence[torch.Tensor], outputs: Sequence[str]) -> None:
-        """Write a file that takes such inputs, and gives outputs of these names."""
-        shapes = [{i: Dim.DYNAMIC for i, size in enumerate(shape) if size is None} for shape in self.shapes()]
-        weights = chain(self.parameters(), self.buffers())
-        torch.onnx.export(
-            self,
-            tuple(inputs),
-            path,
-            dynamo=True,
-            dynamic_shapes={"tensors": tuple(shapes)},
-            input_names=[f"input{i}" for i in range(len(inputs))],
-            output_names=list(outputs),
-            external_data=sum(weight.nbytes for weight in weights) > _LARGEST_FILE,
-            verbose=False,
-        )
-
-    def shapes(self) -> list[list[int | None]]:
-        """Shapes of the inputs, None where any size will do."""
-        shapes = [node.meta["val"].shape for node in _placeholders(self.network)]
-        return [[None if isinstance(size, torch.SymInt) else size for size in shape] for shape in shapes]
+    def record(self, exits: Sequence[str]) -> ir.Model:
+        program = PartsSideBySide(self._parts, self._inputs, self._outputs, self.shapes).record()
+        _compare(program, flat(self._inputs), flat(self._outputs), exits)
+        return program.model
 
 
-def _placeholders(network: fx.GraphModule) -> list[fx.Node]:
-    return [node for node in network.graph.nodes if node.op == "placeholder"]
-
-
-def _describe_inputs(example: Inputs, first_stage: _ExitStage) -> list[dict[str, Any]]:
-    return [
-        {"name": name, "dtype": _to_numpy(tensor, name).dtype.name, "shape": shape}
-        for (name, tensor), shape in zip(named_tensors(example).items(), first_stage.shapes(), strict=True)
-    ]
-
-
-def _compare(session: OnnxStage, inputs: Sequence[torch.Tensor], outputs: dict[str, torch.Tensor], name: str) -> None:
+def _compare(program: torch.onnx.ONNXProgram, inputs: Tensors, outputs: Tensors, exits: Sequence[str]) -> None:
     """Raise a ValueError unless onnxruntime gives for one row what torch gives for it among others."""
-    values = session.run([_to_numpy(tensor[:1], "an input") for tensor in inputs])
-    for output, tensor in outputs.items():
-        expected = _to_numpy(tensor[:1], f"exit {name!r}")
-        atol = _TOLERANCE * float(np.abs(expected).max(initial=0))
-        if not np.allclose(values[output], expected, rtol=_TOLERANCE, atol=atol, equal_nan=True):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "parts.onnx"
+        program.save(path, external_data=_size_of(program.model) > _LARGEST_FILE)
+        session = make_session(path)
+        names = {value.name for value in session.get_inputs()}
+        given = {name: _to_numpy(tensor[:1], "an input") for name, tensor in inputs.items() if name in names}
+        values = session.run([f"{OUTPUT}{name}" for name in outputs], given)
+    for (name, tensor), value in zip(outputs.items(), values, strict=True):
+        expected = _to_numpy(tensor[:1], name)
+        # Of all rows: what is left of a probability may be 0 in one, and rounding in the other.
+        atol = max(_TOLERANCE * float(tensor.double().abs().max()), _NOTHING) if expected.dtype.kind != "b" else 0
+        if not np.allclose(value, expected, rtol=_TOLERANCE, atol=atol, equal_nan=True):
+            k = int("".join(filter(str.isdigit, name.partition("/")[0])))
             raise ValueError(
-                f"run by onnxruntime, the stage that ends at {name!r} gives other values than in torch. It cannot be "
-                "exported; torch.onnx does not know one of its operations as it is."
+                f"run by onnxruntime, the stage that ends at {exits[k]!r} gives other values than in torch. It cannot "
+                "be exported; torch.onnx does not know one of its operations as it is."
             )
+
+
+def _size_of(model: ir.Model) -> int:
+    weights = model.graph.initializers.values()
+    return sum(weight.const_value.nbytes for weight in weights if weight.const_value is not None)
+
+
+def _describe(live: EarlyExitModel, shapes: Sequence[Sequence[int | None]]) -> dict[str, str]:
+    """What a reader of the file may want to know, as JSON by name."""
+    example = live._cut_before().example
+    layout = live.policy.layout_
+    inputs = [
+        {"name": name, "dtype": _to_numpy(tensor, name).dtype.name, "shape": shape}
+        for (name, tensor), shape in zip(named_tensors(example).items(), shapes, strict=True)
+    ]
+    described = {
+        "inputs": inputs,
+        "by_name": isinstance(example, dict),
+        "classes": live.policy.classes_.tolist(),
+        "classes_dtype": live.policy.classes_.dtype.str,
+        "exits": list(live.exits),
+        "costs": np.asarray(layout.costs).tolist(),
+        "cost_unit": layout.cost_unit,
+        "version": _version.__version__,
+        EXITS_IN_USE: np.flatnonzero(live._decisions.is_used).tolist(),
+        PROBE: probe(live._decisions),
+    }
+    return {METADATA + name: json.dumps(value) for name, value in described.items()}
+
+
+def _input_names(example: Inputs) -> list[str]:
+    """Names of the file's inputs: those of a dict, else ``x`` or ``x0``, ``x1`` ..."""
+    tensors = tensors_of(example)
+    if isinstance(example, dict):
+        return list(named_tensors(example))
+    return ["x"] if len(tensors) == 1 else [f"x{i}" for i in range(len(tensors))]
 
 
 def _to_numpy(tensor: torch.Tensor, what: str) -> NDArray[Any]:

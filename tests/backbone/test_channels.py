@@ -362,7 +362,7 @@ def test_cache_live_network_and_onnx_agree(kind, tmp_path):
     pytest.importorskip("onnxruntime")
     from skexit.runtime import OnnxEarlyExit, export_onnx
 
-    loop = OnnxEarlyExit(export_onnx(live, tmp_path / "onnx"))
+    loop = OnnxEarlyExit(export_onnx(live, tmp_path / "network.onnx"))
     given = {name: part.numpy() for name, part in x.items()} if isinstance(x, dict) else x.numpy()
     answers = loop.predict(given)
     np.testing.assert_array_equal(answers.exits, output.exits)

@@ -18,7 +18,7 @@ from torch import nn
 import skexit
 from skexit import ExitArray, ExitHeads, ExitTransformer, OptimalStoppingPolicy, ThresholdPolicy, stack_exits
 from skexit.extraction import ExitExtractor
-from skexit.runtime import EarlyExitModel, export_onnx, policy_to_json
+from skexit.runtime import EarlyExitModel, OnnxEarlyExit, export_onnx, policy_to_json
 
 
 @pytest.fixture(scope="module")
@@ -180,8 +180,12 @@ def test_in_a_live_network(tmp_path):
     np.testing.assert_array_equal(exits, pipeline[-1].predict_exit(pipeline[:-1].transform(X)))
     np.testing.assert_array_equal(answers, pipeline.predict(X))
     np.testing.assert_allclose(probabilities, pipeline.predict_proba(X), atol=1e-6)
-    with pytest.raises(ValueError, match=r"cannot be written as ONNX. Fit the pipeline without it"):
-        export_onnx(live, tmp_path / "onnx")
+    session = OnnxEarlyExit(export_onnx(live, tmp_path / "network.onnx"))
+    np.testing.assert_array_equal(session.predict(x.numpy()).exits, exits)
+    bounded = make_pipeline(ExitTransformer(MinMaxScaler(clip=True)), ExitHeads(random_state=0), policy)
+    live = EarlyExitModel(model, ["1", "3"], bounded.fit(X, labels), example_input=x[:1])
+    with pytest.raises(ValueError, match=r"MinMaxScaler.* cannot be written as ONNX, because .* not linear"):
+        export_onnx(live, tmp_path / "network.onnx")
     late = make_pipeline(ExitHeads(random_state=0), ExitTransformer(StandardScaler()), policy).fit(X, labels)
     with pytest.raises(ValueError, match=r"ExitTransformer.* comes after a step that gives logits.*put it first"):
         EarlyExitModel(model, ["1", "3"], late)

@@ -57,7 +57,7 @@ def test_one_logit(inputs, tmp_path, shape, head):
     output = live(x)
     np.testing.assert_array_equal(output.exits, pipeline[-1].predict_exit(pipeline[:-1].transform(cache.X)))
     np.testing.assert_allclose(output.probabilities, pipeline.predict_proba(cache.X), rtol=1e-5, atol=1e-5)
-    session = OnnxEarlyExit(export_onnx(live, tmp_path / "onnx"))
+    session = OnnxEarlyExit(export_onnx(live, tmp_path / "network.onnx"))
     np.testing.assert_array_equal(session.predict(x.numpy()).exits, output.exits)
 
 

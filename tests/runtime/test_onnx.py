@@ -7,7 +7,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from live_networks import make_live
+from instances import POLICIES
+from live_networks import make_live, make_token_live, policies
+from sklearn.base import clone
+from sklearn.linear_model import Ridge
 from sklearn.pipeline import make_pipeline
 from torch import nn
 
@@ -16,17 +19,19 @@ from skexit import (
     EMExitAssigner,
     ExitEnsemble,
     ExitHeads,
+    JEIGatedEnsemble,
     OptimalStoppingPolicy,
     StaticExit,
     ThresholdPolicy,
 )
 from skexit.extraction import ExitExtractor
-from skexit.runtime import EarlyExitModel, OnnxEarlyExit, export_onnx, policy_to_json
-from skexit.runtime._prepared import start
+from skexit.runtime import EarlyExitModel, OnnxEarlyExit, export_onnx, set_policy
 
-pytest.importorskip("onnxruntime")
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 transformers = pytest.importorskip("transformers")
+from skexit.runtime._onnx_parts import PartsSideBySide  # noqa: E402 - needs onnxscript
 
 CNN_EXITS = ["2", "5", "8"]
 BERT_EXITS = [f"bert.encoder.layer.{i}" for i in range(2)]
@@ -93,8 +98,8 @@ def cnn_live(cnn, cnn_cache, images):
 
 
 @pytest.fixture(scope="module")
-def cnn_folder(cnn_live, tmp_path_factory):
-    return export_onnx(cnn_live, tmp_path_factory.mktemp("onnx") / "new" / "folder")
+def cnn_file(cnn_live, tmp_path_factory):
+    return export_onnx(cnn_live, tmp_path_factory.mktemp("onnx") / "new" / "network.onnx")
 
 
 @pytest.fixture(scope="module")
@@ -118,20 +123,22 @@ def assert_same_answers(loop, live, inputs):
     return output
 
 
-def test_a_convolutional_network(cnn_live, cnn_folder, images):
-    loop = OnnxEarlyExit(cnn_folder)
+def test_a_convolutional_network(cnn_live, cnn_file, images):
+    loop = OnnxEarlyExit(cnn_file)
     output = assert_same_answers(loop, cnn_live, images)
     assert set(output.exits.tolist()) == {0, 1, 2}
     assert output.exits.dtype == np.int64
     for n_rows in (1, 2, 7):
         assert_same_answers(loop, cnn_live, images[-n_rows:])
-    assert sorted(path.name for path in cnn_folder.iterdir()) == ["policy.json", *(f"stage{k}.onnx" for k in range(3))]
+    assert [path.name for path in cnn_file.parent.iterdir()] == ["network.onnx"]
     np.testing.assert_array_equal(loop.classes, cnn_live.classes)
+    assert loop.classes.dtype == cnn_live.classes.dtype
+    assert loop.exits == CNN_EXITS
 
 
 @pytest.mark.slow
 def test_a_transformer_with_attention_masks(bert_live, texts, tmp_path):
-    loop = OnnxEarlyExit(export_onnx(bert_live, tmp_path))
+    loop = OnnxEarlyExit(export_onnx(bert_live, tmp_path / "network.onnx"))
     output = assert_same_answers(loop, bert_live, texts)
     assert set(output.exits.tolist()) == {0, 1}
     for n_rows, length in ((1, 11), (5, 7), (4, 3)):
@@ -144,6 +151,7 @@ def test_a_transformer_with_attention_masks(bert_live, texts, tmp_path):
         loop.predict({"input_ids": texts["input_ids"].numpy(), "attention_mask": texts["attention_mask"][:3].numpy()})
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the mean cost on the fitting data:UserWarning")
 def test_an_ensemble_before_a_policy_that_uses_the_most_confident(cnn, cnn_cache, images, tmp_path, monkeypatch):
     monkeypatch.setattr("skexit.runtime._onnx_export._LARGEST_FILE", 0)
@@ -151,8 +159,8 @@ def test_an_ensemble_before_a_policy_that_uses_the_most_confident(cnn, cnn_cache
     policy = EENetPolicy(0.8, random_state=0, max_epochs=2, use_most_confident=True)
     policy.fit(ensemble.transform(cnn_cache.X), cnn_cache.y)
     live = EarlyExitModel(cnn, CNN_EXITS, policy, ensemble, example_input=images)
-    assert_same_answers(OnnxEarlyExit(export_onnx(live, tmp_path)), live, images)
-    assert (tmp_path / "stage0.onnx.data").exists()
+    assert_same_answers(OnnxEarlyExit(export_onnx(live, tmp_path / "network.onnx")), live, images)
+    assert (tmp_path / "network.onnx.data").exists()
 
 
 class NamedClasses(nn.Module):
@@ -167,6 +175,7 @@ class NamedClasses(nn.Module):
         return self.last(self.second(hidden + shift).relu())
 
 
+@pytest.mark.slow
 def test_two_inputs_and_classes_that_are_words(tmp_path):
     torch.manual_seed(0)
     model, inputs = NamedClasses(), (torch.randn(40, 5), torch.randn(40, 6))
@@ -178,7 +187,7 @@ def test_two_inputs_and_classes_that_are_words(tmp_path):
     words = cache.X.with_layout(cache.X.layout.replace(classes=["dog", "cat"]))
     policy = ThresholdPolicy(budget=0.8).fit(words, y)
     live = EarlyExitModel(model, exits, policy, example_input=inputs)
-    loop = OnnxEarlyExit(export_onnx(live, tmp_path / "onnx"))
+    loop = OnnxEarlyExit(export_onnx(live, tmp_path / "network.onnx"))
     output, expected = loop.predict(tuple(part.numpy() for part in inputs)), live(inputs)
     np.testing.assert_array_equal(output.exits, expected.exits)
     np.testing.assert_array_equal(output.labels, expected.labels)
@@ -198,76 +207,209 @@ class InPlace(nn.Module):
         return self.classifier(self.body(self.stem(x).mul_(2).add_(1)).relu_().mean((2, 3)))
 
 
+@pytest.mark.slow
 def test_a_network_that_works_in_place(images, labels, tmp_path):
     torch.manual_seed(0)
     model, exits = InPlace(), ["stem", "body"]
     cache = ExitExtractor(model, exits, head=None).extract([(images, labels)], tmp_path / "cache")
     policy = ThresholdPolicy(budget=0.9, heads=ExitHeads(cascade=True, random_state=0)).fit(cache.X, cache.y)
     live = EarlyExitModel(model, exits, policy, head=None, example_input=images)
-    loop = OnnxEarlyExit(export_onnx(live, tmp_path / "onnx"))
+    loop = OnnxEarlyExit(export_onnx(live, tmp_path / "network.onnx"))
     assert_same_answers(loop, live, images)
-    at_stem = loop._stages[0].run([images.numpy()])
-    at_body = loop._stages[1].run([at_stem["tensor0"]])
-    network = live.prepare(images)
-    runner, batch = network.used_exits, start(network, images)
-    for k, outputs in enumerate((at_stem, at_body)):
-        with torch.inference_mode():
-            batch = runner.compute(k, batch)
-            features = runner._read(k, batch)[1]
-        np.testing.assert_allclose(outputs["features"], cache.X.features(k), atol=1e-4)
-        np.testing.assert_allclose(features, cache.X.features(k), atol=1e-4)
 
 
-def count_runs(loop, monkeypatch):
-    """Rows with which each stage is called."""
-    rows = [[] for _ in loop._stages]
-    for noted, stage in zip(rows, loop._stages, strict=True):
-
-        def run(inputs, noted=noted, original=stage.run):
-            noted.append(len(inputs[0]))
-            return original(inputs)
-
-        monkeypatch.setattr(stage, "run", run)
-    return rows
+def nodes_run(path, x, folder):
+    """Names of the parts of the file that run for some inputs, unoptimised."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.enable_profiling, options.profile_file_prefix = True, str(folder / "profile")
+    loop = OnnxEarlyExit(path, session_options=options)
+    loop.predict(x)
+    with open(loop.session.end_profiling()) as file:
+        return {event["name"].partition("/")[0] for event in json.load(file) if event["cat"] == "Node"}
 
 
-def test_only_who_is_left_goes_on(cnn_folder, images, monkeypatch):
-    loop = OnnxEarlyExit(cnn_folder)
-    rows = count_runs(loop, monkeypatch)
-    exits = loop.predict(images.numpy()).exits
-    assert rows == [[N_ROWS], [(exits > 0).sum()], [(exits > 1).sum()]]
-    at_first = images.numpy()[exits == 0]
-    for noted in rows:
-        noted.clear()
-    assert (loop.predict(at_first).exits == 0).all()
-    assert rows == [[len(at_first)], [], []]
+def all_nodes(graph):
+    """Nodes of a graph, and of those within it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from all_nodes(attribute.g)
 
 
+def parts_of(path):
+    return {node.name.partition("/")[0] for node in all_nodes(onnx.load(path).graph)}
+
+
+def test_only_stages_that_a_sample_reaches_run(cnn_file, cnn_live, images, tmp_path):
+    exits = cnn_live(images).exits
+    for k in range(3):
+        rows = images[exits <= k].numpy()
+        run = nodes_run(cnn_file, rows, tmp_path)
+        assert {f"stage{j}" in run for j in range(k + 1)} == {True}
+        assert not any(f"stage{j}" in run for j in range(k + 1, 3))
+
+
+@pytest.mark.slow
 def test_stages_that_nobody_reaches_are_not_written(cnn, cnn_cache, images, tmp_path):
     live = EarlyExitModel(cnn, CNN_EXITS, StaticExit(1).fit(cnn_cache.X, cnn_cache.y), example_input=images)
-    loop = OnnxEarlyExit(export_onnx(live, tmp_path))
-    assert not (tmp_path / "stage2.onnx").exists()
-    # Nobody leaves at the first exit, so that nothing is kept of it.
-    assert loop._stages[0]._outputs == ["tensor0"]
-    assert_same_answers(loop, live, images)
+    path = export_onnx(live, tmp_path / "network.onnx")
+    # Nobody leaves at the first exit, which is no end of a stage then.
+    assert {part for part in parts_of(path) if part.startswith(("stage", "exit"))} == {"stage1", "exit1"}
+    assert_same_answers(OnnxEarlyExit(path), live, images)
 
 
-@pytest.mark.parametrize(("confidence_weight", "written"), [(np.inf, False), (0, True)])
-def test_features_are_written_where_routers_are_used(confidence_weight, written, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize(("confidence_weight", "is_written"), [(np.inf, False), (0, True)])
+def test_features_are_written_where_routers_are_used(confidence_weight, is_written, tmp_path):
     policy = EMExitAssigner(budget=0.7, confidence_weight=confidence_weight, max_epochs=1, random_state=0)
     live, x = make_live(policy)
-    loop = OnnxEarlyExit(export_onnx(live, tmp_path))
-    assert loop._decisions.policy.uses_routers_ == written
-    assert any("features" in stage._outputs for stage in loop._stages) == written
-    assert_same_answers(loop, live, x)
+    path = export_onnx(live, tmp_path / "network.onnx")
+    decisions = [node for node in all_nodes(onnx.load(path).graph) if node.name.startswith("exit0/")]
+    assert any(node.op_type in ("Gemm", "MatMul") for node in decisions) == is_written
+    assert_same_answers(OnnxEarlyExit(path), live, x)
 
 
-def test_the_loop_imports_no_torch(cnn_folder, cnn_live, images, tmp_path):
+class Functions(nn.Module):
+    def forward(self, x):
+        return {
+            "log1p": torch.log1p(x["x"].abs()),
+            "expm1": torch.expm1(x["x"].clamp(max=700)),
+            "logaddexp": torch.logaddexp(x["x"], x["x"].flip(0) / 3),
+            "asinh": torch.asinh(x["x"]),
+            "numbers": torch.where(x["x"] < 1e-9, x["x"].clamp(min=-0.1), 20.7232658 + x["x"] * 1e-9),
+            "number": torch.where(x["x"] < 1e-9, 0.1, torch.full_like(x["x"], 0.3)),
+            "sort": torch.sort(x["x"][:, None] * torch.tensor([1.0, -1.0, 0.5], dtype=x["x"].dtype), stable=True)[0],
+            "logsumexp": torch.logsumexp(x["x"][:, None] * torch.tensor([1.0, 0.5], dtype=x["x"].dtype), 1),
+        }
+
+
+def test_functions_are_exact_in_double_precision(tmp_path):
+    sizes = np.concatenate([np.logspace(-300, 3, 400), [0.0]])
+    x = {"x": torch.from_numpy(np.concatenate([-sizes, sizes]))}
+    part = Functions()
+    program = PartsSideBySide({"part": part}, {"part": x}, {"part": part(x)}, {"part": {"x": [None]}}).record()
+    program.save(tmp_path / "part.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "part.onnx")
+    values = session.run(None, {"part/x": x["x"].numpy()})
+    for (name, expected), value in zip(part(x).items(), values, strict=True):
+        np.testing.assert_allclose(value, expected.numpy(), rtol=1e-13, atol=1e-300, err_msg=name)
+
+
+def has_ridge(policy):
+    return isinstance(getattr(policy, "estimator", None), Ridge)
+
+
+ALL_POLICIES = {repr(policy): policy for policy in POLICIES if not has_ridge(policy)} | policies()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the mean cost on the fitting data:UserWarning")
+@pytest.mark.filterwarnings("ignore:some of the budget is left:UserWarning")
+@pytest.mark.filterwarnings("ignore:no budget qualifies:UserWarning")
+@pytest.mark.parametrize("name", ALL_POLICIES)
+def test_every_policy(name, tmp_path):
+    live, x = make_live(clone(ALL_POLICIES[name]))
+    loop = OnnxEarlyExit(export_onnx(live, tmp_path / "network.onnx"))
+    exits = assert_same_answers(loop, live, x).exits
+    for n_rows in (1, 2, 512):
+        assert_same_answers(loop, live, x[torch.arange(n_rows) % len(x)])
+    for k in set(exits.tolist()):  # all leave at once, early or late
+        assert_same_answers(loop, live, x[exits == k])
+
+
+@pytest.mark.slow
+def test_sequences_of_any_length(tmp_path):
+    live, draw = make_token_live(ThresholdPolicy(budget=0.8, heads=ExitHeads(random_state=0)))
+    loop = OnnxEarlyExit(export_onnx(live, tmp_path / "network.onnx"))
+    for n_samples, length in ((50, 7), (1, 3), (20, 12)):
+        assert_same_answers(loop, live, draw(n_samples, length))
+
+
+class GoesPast(nn.Module):
+    """What comes before its exit is added after it."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.first, self.second, self.last = (nn.Linear(5, n) for n in (5, 5, 5, 3))
+
+    def forward(self, x):
+        stem = self.stem(x).relu()
+        return self.last(self.second(self.first(stem).relu()).relu() + stem)
+
+
+@pytest.mark.slow
+def test_tensors_that_go_past_an_exit(tmp_path):
+    torch.manual_seed(0)
+    model, exits, x = GoesPast().eval(), ["first", "second"], torch.randn(80, 5)
+    cache = ExitExtractor(model, exits).extract([(x, torch.arange(80) % 3)], tmp_path / "cache")
+    policy = ThresholdPolicy(budget=0.8, heads=ExitHeads(random_state=0)).fit(cache.X, cache.y)
+    live = EarlyExitModel(model, exits, policy, example_input=x)
+    output = assert_same_answers(OnnxEarlyExit(export_onnx(live, tmp_path / "network.onnx")), live, x)
+    assert set(output.exits.tolist()) == {0, 1}
+
+
+@pytest.mark.slow
+def test_an_estimator_of_scikit_learn_is_named(tmp_path):
+    live, _ = make_live(OptimalStoppingPolicy(0.6, estimator=Ridge(), random_state=0))
+    with pytest.raises(ValueError, match=r"Ridge.* cannot be written as ONNX"):
+        export_onnx(live, tmp_path / "network.onnx")
+
+
+def test_what_the_file_says_of_itself(cnn_file, cnn_live):
+    session = onnxruntime.InferenceSession(cnn_file)
+    assert [value.name for value in session.get_inputs()] == ["x"]
+    assert [value.name for value in session.get_outputs()] == ["labels", "probabilities", "exits"]
+    described = {
+        name.removeprefix("skexit."): json.loads(text)
+        for name, text in session.get_modelmeta().custom_metadata_map.items()
+    }
+    assert described["exits"] == CNN_EXITS
+    assert described["classes"] == cnn_live.classes.tolist()
+    assert described["costs"] == cnn_live.policy.layout_.costs.tolist()
+    assert described["cost_unit"] == cnn_live.policy.layout_.cost_unit
+    assert described["inputs"] == [{"name": "x", "dtype": "float32", "shape": [None, 3, 9, 9]}]
+    onnx.checker.check_model(cnn_file, full_check=True)
+
+
+def test_another_budget(cnn, cnn_file, cnn_live, cnn_cache, images, tmp_path):
+    path = shutil.copy(cnn_file, tmp_path / "network.onnx")
+    for budget in (0.6, 0.95):
+        policy = cnn_live.policy.with_budget(budget).calibrate(cnn_cache.X, cnn_cache.y)
+        set_policy(path, policy)
+        live = EarlyExitModel(cnn, CNN_EXITS, policy, example_input=images)
+        assert_same_answers(OnnxEarlyExit(path), live, images)
+    for other in (ThresholdPolicy("margin"), JEIGatedEnsemble(max_epochs=1, random_state=0)):
+        with pytest.raises(ValueError, match="scores samples otherwise than the policy in"):
+            set_policy(path, other.fit(cnn_cache.X, cnn_cache.y))
+    onnx.save(onnx.ModelProto(), path)
+    with pytest.raises(ValueError, match="was not written by skexit"):
+        set_policy(path, policy)
+
+
+@pytest.mark.slow
+def test_another_budget_at_exits_that_were_not_written(tmp_path):
+    live, x = make_live(ThresholdPolicy(budget=0.6), thresholds={1: np.inf})
+    path = export_onnx(live, tmp_path / "network.onnx")
+    assert_same_answers(OnnxEarlyExit(path), live, x)
+    with pytest.raises(ValueError, match=r"stops samples at the exits \[0, 1, 2, 3\], but .* has only \[0, 2, 3\]"):
+        set_policy(path, live.policy.with_budget(0.7))
+
+
+def test_no_rows_that_are_not_numbers(cnn_file, images):
+    x = images.numpy().copy()
+    x[2, 0, 0, 0] = np.nan
+    with pytest.raises(ValueError, match=r"logits of exit 0, for row 2 of the inputs, contain NaN"):
+        OnnxEarlyExit(cnn_file).predict(x)
+
+
+def test_the_loop_imports_no_torch(cnn_file, cnn_live, images, tmp_path):
     np.save(tmp_path / "x.npy", images.numpy())
     code = (
         "import sys, numpy as np\n"
         "from skexit.runtime import OnnxEarlyExit\n"
-        f"output = OnnxEarlyExit({str(cnn_folder)!r}).predict(np.load({str(tmp_path / 'x.npy')!r}))\n"
+        f"output = OnnxEarlyExit({str(cnn_file)!r}).predict(np.load({str(tmp_path / 'x.npy')!r}))\n"
         "assert 'torch' not in sys.modules\n"
         "print(output.exits.tolist())"
     )
@@ -275,8 +417,8 @@ def test_the_loop_imports_no_torch(cnn_folder, cnn_live, images, tmp_path):
     assert json.loads(out.stdout) == cnn_live(images).exits.tolist()
 
 
-def test_wrong_inputs(cnn_folder, images):
-    loop, x = OnnxEarlyExit(cnn_folder), images.numpy()
+def test_wrong_inputs(cnn_file, images):
+    loop, x = OnnxEarlyExit(cnn_file), images.numpy()
     with pytest.raises(ValueError, match="x has the type float64, but the network was exported for float32"):
         loop.predict(x.astype(np.float64))
     with pytest.raises(ValueError, match=r"x has the shape \(90, 3, 9\), but .* exported for \(any, 3, 9, 9\)"):
@@ -287,57 +429,61 @@ def test_wrong_inputs(cnn_folder, images):
         loop.predict(x[:0])
 
 
-def test_a_bad_folder(cnn_folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"has no policy\.json"):
-        OnnxEarlyExit(tmp_path)
-    text = (cnn_folder / "policy.json").read_text()
-    (tmp_path / "policy.json").write_text(text)
-    with pytest.raises(FileNotFoundError, match=r"stage0\.onnx is missing"):
-        OnnxEarlyExit(tmp_path)
-    (tmp_path / "policy.json").write_text(text[:100])
-    with pytest.raises(ValueError, match=r"policy\.json cannot be read: this is no JSON"):
-        OnnxEarlyExit(tmp_path)
-    (tmp_path / "policy.json").write_text(json.dumps(json.loads(text) | {"content": {"steps": []}}))
-    with pytest.raises(ValueError, match=r"policy\.json cannot be read: this JSON was changed"):
-        OnnxEarlyExit(tmp_path)
-    (tmp_path / "policy.json").write_text(policy_to_json({"steps": []}))
+def test_a_bad_file(cnn_file, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"missing\.onnx is missing"):
+        OnnxEarlyExit(tmp_path / "missing.onnx")
+    other = onnx.load(cnn_file)
+    del other.metadata_props[:]
+    onnx.save(other, tmp_path / "other.onnx")
     with pytest.raises(ValueError, match="was not written by skexit"):
-        OnnxEarlyExit(tmp_path)
+        OnnxEarlyExit(tmp_path / "other.onnx")
 
 
 def test_a_network_that_is_not_cut(cnn, cnn_live, tmp_path):
     with pytest.raises(RuntimeError, match=r"call prepare"):
-        export_onnx(EarlyExitModel(cnn, CNN_EXITS, cnn_live.policy), tmp_path)
+        export_onnx(EarlyExitModel(cnn, CNN_EXITS, cnn_live.policy), tmp_path / "network.onnx")
+
+
+def test_more_exits_than_can_be_nested(cnn_live, tmp_path, monkeypatch):
+    monkeypatch.setattr("skexit.runtime._onnx_export._MOST_NESTED", 1)
+    with pytest.raises(ValueError, match=r"stops samples at 2 exits before the last.* no more than 1 stages"):
+        export_onnx(cnn_live, tmp_path / "network.onnx")
 
 
 def test_a_type_that_numpy_does_not_have(cnn_cache, cnn_live, cnn, images, tmp_path):
     half = EarlyExitModel(copy.deepcopy(cnn).bfloat16(), CNN_EXITS, cnn_live.policy, example_input=images.bfloat16())
     with pytest.raises(ValueError, match=r"x is of torch\.bfloat16"):
-        export_onnx(half, tmp_path)
+        export_onnx(half, tmp_path / "network.onnx")
 
 
-def test_an_export_that_fails_leaves_nothing_to_load(cnn_live, cnn_folder, tmp_path, monkeypatch):
-    folder = shutil.copytree(cnn_folder, tmp_path / "onnx")
-    nothing = dict.fromkeys(["tensor0", "features"], np.zeros(1))
-    monkeypatch.setattr("skexit.runtime._onnx_loop.OnnxStage.run", lambda stage, inputs: nothing)
+def test_an_export_that_fails_leaves_the_file_as_it_was(cnn_live, tmp_path, monkeypatch):
+    class Nothing:
+        def get_inputs(self):
+            return []
+
+        def run(self, names, inputs):
+            return [np.zeros(1, dtype=np.float32)] * len(names)
+
+    path = tmp_path / "network.onnx"
+    path.write_text("before")
+    monkeypatch.setattr("skexit.runtime._onnx_export.make_session", lambda path: Nothing())
     with pytest.raises(ValueError, match="the stage that ends at '2' gives other values than in torch"):
-        export_onnx(cnn_live, folder)
-    with pytest.raises(FileNotFoundError, match=r"has no policy\.json"):
-        OnnxEarlyExit(folder)
+        export_onnx(cnn_live, path)
+    assert path.read_text() == "before"
 
 
-def test_without_the_extra(cnn_live, cnn_folder, tmp_path, monkeypatch):
+def test_without_the_extra(cnn_live, cnn_file, tmp_path, monkeypatch):
     missing = "{}, which is not installed: pip install 'skexit[{}]'"
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "onnxruntime", None)
         with pytest.raises(ImportError) as raised:
-            OnnxEarlyExit(cnn_folder)
+            OnnxEarlyExit(cnn_file)
     assert str(raised.value) == "networks in ONNX need " + missing.format("onnxruntime", "onnx")
     for name in ("onnx", "onnxscript", "onnxruntime"):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, name, None)
             with pytest.raises(ImportError) as raised:
-                export_onnx(cnn_live, tmp_path)
+                export_onnx(cnn_live, tmp_path / "network.onnx")
         assert str(raised.value) == "an export to ONNX needs " + missing.format(name, "onnx-export")
 
 

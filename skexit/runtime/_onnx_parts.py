@@ -1,0 +1,143 @@
+"""Stages of a live network and decisions after them, recorded one by one as graphs of ONNX."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import Dim
+
+from skexit.runtime._compiled import plain_network
+from skexit.runtime._decision_graph import DecisionGraph, ExitReading, Notes
+from skexit.runtime._onnx_functions import TRANSLATIONS
+from skexit.runtime._runner import StageRunner
+
+#: Values by their names in a part: ``tensor0``, ``side0``, ``features``, ``logits``, ``leaves``, ``note/0.votes``.
+Tensors = dict[str, torch.Tensor]
+#: Shapes by the names of inputs, None where any size will do.
+Shapes = dict[str, list[int | None]]
+#: What the names of outputs begin with in what is recorded, where an input has the same name.
+OUTPUT = "output/"
+
+
+class RecordingError(RuntimeError):
+    """torch cannot record a part."""
+
+
+class StagePart(nn.Module):
+    """The network from one exit to the next, and what decisions look at there; tensors go in and out by name."""
+
+    def __init__(self, runner: StageRunner, k: int) -> None:
+        super().__init__()
+        self.network: fx.GraphModule = plain_network(runner.stages[k].network)
+        self._reading = ExitReading(runner, k)
+        self._goes_on = k < runner.decisions.n_exits - 1
+        self._n_side = len(_placeholders(plain_network(next(iter(runner.stages.values())).network))) - 1
+        self.eval()
+
+    def forward(self, inputs: Tensors) -> Tensors:
+        # Copies: stages and heads may work in place on what they are given.
+        given = [tensor.clone() for tensor in inputs.values()]
+        side = given[len(given) - self._n_side :]
+        carried = self.network(*given)
+        outputs = dict(self._reading(carried, side))
+        if self._goes_on:
+            outputs |= _numbered("tensor", carried)
+        return outputs
+
+    def names(self) -> list[str]:
+        """Names of the inputs, in the order of the network's."""
+        n_tensors = len(_placeholders(self.network)) - self._n_side
+        return [*(f"tensor{i}" for i in range(n_tensors)), *(f"side{i}" for i in range(self._n_side))]
+
+    def shapes(self) -> Shapes:
+        """Shapes of the inputs, None where any size will do."""
+        shapes = [node.meta["val"].shape for node in _placeholders(self.network)]
+        open_sizes = [[None if isinstance(size, torch.SymInt) else size for size in shape] for shape in shapes]
+        return dict(zip(self.names(), open_sizes, strict=True))
+
+
+class DecisionPart(nn.Module):
+    """A DecisionGraph whose tensors go in and out by name."""
+
+    def __init__(self, decision: DecisionGraph) -> None:
+        super().__init__()
+        self.decision = decision
+
+    def forward(self, inputs: Tensors) -> Tensors:
+        read = {name: tensor for name, tensor in inputs.items() if name in ("features", "logits")}
+        notes = {name.removeprefix("note/"): tensor for name, tensor in inputs.items() if name.startswith("note/")}
+        decided = self.decision(read, notes, inputs.get("threshold"))
+        outputs = {name: tensor for name, tensor in decided.items() if isinstance(tensor, torch.Tensor)}
+        # An output of its own for each: torch gives none for what is another one, or goes in as it is.
+        return {name: tensor.clone() for name, tensor in (outputs | _as_notes(decided.get("notes", {}))).items()}
+
+    def shapes(self, inputs: Tensors) -> Shapes:
+        """Shapes of such inputs, with any number of rows."""
+        return {name: [1 if name == "threshold" else None, *tensor.shape[1:]] for name, tensor in inputs.items()}
+
+
+class PartsSideBySide(nn.Module):
+    """Parts that do not hang together, recorded at once: that takes torch hardly longer than one.
+
+    Inputs, outputs and shapes are those of each part, by its name.
+    """
+
+    def __init__(
+        self,
+        parts: dict[str, nn.Module],
+        inputs: dict[str, Tensors],
+        outputs: dict[str, Tensors],
+        shapes: dict[str, Shapes],
+    ) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict(parts)
+        self._inputs, self._outputs, self._shapes = inputs, outputs, shapes
+
+    def forward(self, inputs: dict[str, Tensors]) -> dict[str, Tensors]:
+        return {name: part(inputs[name]) for name, part in self.parts.items()}
+
+    def record(self) -> torch.onnx.ONNXProgram:
+        """All parts as a model of ONNX; a RecordingError says if torch cannot record one.
+
+        Inputs are named ``part/name``, and outputs ``output/part/name``.
+        """
+        dynamic = {
+            part: {
+                name: {i: Dim.DYNAMIC for i, size in enumerate(shape) if size is None} for name, shape in own.items()
+            }
+            for part, own in self._shapes.items()
+        }
+        with torch.no_grad():
+            try:
+                recorded = torch.export.export(self, (self._inputs,), dynamic_shapes=(dynamic,))
+            except Exception as error:  # torch raises anything
+                raise RecordingError from error
+        program = torch.onnx.export(
+            recorded,
+            dynamo=True,
+            input_names=list(flat(self._inputs)),
+            output_names=[f"{OUTPUT}{name}" for name in flat(self._outputs)],
+            custom_translation_table=TRANSLATIONS,
+            verbose=False,
+        )
+        assert program is not None
+        return program
+
+
+def flat(tensors: dict[str, Tensors]) -> Tensors:
+    """Tensors of parts, named ``part/name``."""
+    return {f"{part}/{name}": tensor for part, own in tensors.items() for name, tensor in own.items()}
+
+
+def _placeholders(network: fx.GraphModule) -> list[fx.Node]:
+    return [node for node in network.graph.nodes if node.op == "placeholder"]
+
+
+def _numbered(name: str, tensors: Any) -> Tensors:
+    return {f"{name}{i}": tensor for i, tensor in enumerate(tensors)}
+
+
+def _as_notes(notes: Notes) -> Tensors:
+    return {f"note/{name}": tensor for name, tensor in notes.items()}

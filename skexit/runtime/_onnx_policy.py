@@ -1,0 +1,119 @@
+"""Another budget for a network that was written as ONNX, without writing the network again."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from skexit.data import ExitArray
+from skexit.data._walk import collect
+from skexit.runtime._decisions import Decisions
+from skexit.runtime._onnx_session import METADATA
+from skexit.utils._optional import optional_import
+
+#: Names of weights of the file.
+THRESHOLDS, TEMPERATURES = "thresholds", "temperatures"
+#: Exits where samples may leave, and what `probe` gave for the policy that was exported.
+EXITS_IN_USE, PROBE = "exits_in_use", "probe"
+_N_PROBES = 12
+
+
+def set_policy(path: str | Path, policy: Any, heads: Any = None) -> None:
+    """Set the thresholds and temperatures of a file of :func:`export_onnx` to those of another policy.
+
+    That is what another budget or calibration changes: ``policy.with_budget(0.5)``, or ``policy.calibrate(X, y)``.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file, which is replaced by another one of the same name.
+    policy : fitted exit policy, or Pipeline that ends with one
+        With the scores of the policy that was exported, at the same exits.
+    heads : fitted ExitHeads or ExitEnsemble, default=None
+        As they were passed to :class:`EarlyExitModel`.
+
+    Raises
+    ------
+    ImportError
+        If onnx is not installed.
+    ValueError
+        If the policy scores otherwise than the one that was exported, as JEIGatedEnsemble and EMExitAssigner with
+        routers do for another budget, or stops at exits that the file has not.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import torch
+    >>> from torch import nn
+    >>> from skexit import ThresholdPolicy
+    >>> from skexit.extraction import ExitExtractor
+    >>> from skexit.runtime import EarlyExitModel, OnnxEarlyExit, export_onnx, set_policy
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+    >>> x, y = torch.randn(200, 8), torch.arange(200) % 3
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     cache = ExitExtractor(model, ["1", "3"]).extract([(x, y)], f"{folder}/cache")
+    ...     policy = ThresholdPolicy(budget=0.8).fit(cache.X, cache.y)
+    ...     path = export_onnx(EarlyExitModel(model, ["1", "3"], policy, example_input=x), f"{folder}/network.onnx")
+    ...     set_policy(path, policy.with_budget(0.6))
+    ...     exits = OnnxEarlyExit(path).predict(x.numpy()).exits
+    ...     bool((exits == policy.with_budget(0.6).predict_exit(cache.X)).all())
+    True
+    """
+    with optional_import("files of ONNX are changed by", "onnx-export"):
+        import onnx
+    path, decisions = Path(path), Decisions(policy, heads)
+    model = onnx.load(path, load_external_data=False)
+    described = {entry.key: entry.value for entry in model.metadata_props}
+    if METADATA + PROBE not in described:
+        raise ValueError(f"{path} was not written by skexit.runtime.export_onnx.")
+    expected, exits = (json.loads(described[METADATA + name]) for name in (PROBE, EXITS_IN_USE))
+    found = probe(decisions)
+    if np.shape(found) != np.shape(expected) or not np.allclose(found, expected, rtol=1e-6):
+        raise ValueError(
+            f"{policy!r} scores samples otherwise than the policy in {path}, so that other thresholds alone do not "
+            "make the one from the other. Export the live network again, with this policy."
+        )
+    _check_exits(decisions, exits, path)
+    arrays = {THRESHOLDS: decisions.policy.thresholds_, TEMPERATURES: decisions.policy.temperatures_[:, None]}
+    for weight in model.graph.initializer:
+        if weight.name in arrays:
+            weight.CopyFrom(onnx.numpy_helper.from_array(arrays[weight.name].astype(np.float64), weight.name))
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_bytes(model.SerializeToString())
+    os.replace(beside, path)
+
+
+def _check_exits(decisions: Decisions, exits: list[int], path: Path) -> None:
+    used = np.flatnonzero(decisions.is_used).tolist()
+    missing = sorted({*used} - {*exits})
+    if missing:
+        raise ValueError(
+            f"the policy stops samples at the exits {used}, but {path} has only {exits}, where the policy that was "
+            "exported stopped some. Export the live network again, with this policy."
+        )
+
+
+def probe(decisions: Decisions) -> list[list[list[float]]]:
+    """Scores and largest logits at all exits but the last, for a few random rows: policies that score alike agree."""
+    everywhere, layout = decisions.for_all_exits(), decisions.layout
+    # Of all sizes: where an exit is sure, criteria agree.
+    rows = np.random.default_rng(0).normal(size=(_N_PROBES, layout.n_columns)) * np.logspace(-2, 1, _N_PROBES)[:, None]
+
+    def look(k: int, logits: Any, features: Any, memories: Any) -> Any:
+        features = everywhere.transform_features(k, features)
+        answer = everywhere.answer(k, logits, features, memories)
+        return np.stack([everywhere._score(k, answer, features, memories), answer.max(axis=1)], axis=1)
+
+    found = collect(
+        look,
+        ExitArray.from_array(rows, layout),
+        range(layout.n_exits - 1),
+        uses_features=everywhere.uses_features,
+        start=everywhere.start,
+    )
+    return [found[k].tolist() for k in range(layout.n_exits - 1)]

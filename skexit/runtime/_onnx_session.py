@@ -1,0 +1,135 @@
+"""Run a network that was written as ONNX, and that stops by itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skexit.policies._steps import check_answers
+from skexit.runtime._output import ExitOutput
+from skexit.utils._optional import optional_import
+
+#: What the names of skexit's metadata in a file begin with.
+METADATA = "skexit."
+_PROVIDERS = ("CPUExecutionProvider",)
+_OUTPUTS = ("labels", "probabilities", "exits")
+
+
+class OnnxEarlyExit:
+    """A network that stops at the exit that a policy chooses for each sample, run by onnxruntime.
+
+    It needs no torch. The file stops by itself; this class checks inputs, and gives class labels as they were fitted.
+
+    Parameters
+    ----------
+    path : str or Path
+        What :func:`export_onnx` wrote.
+    session_options : onnxruntime.SessionOptions, default=None
+        Numbers of threads, and the like.
+    providers : sequence of str, default=("CPUExecutionProvider",)
+        What runs the network, as ``onnxruntime.InferenceSession`` takes it.
+
+    Attributes
+    ----------
+    session : onnxruntime.InferenceSession
+        Of the file.
+    classes : ndarray of shape (n_classes,)
+        Class labels, in the order of the probabilities.
+    exits : list of str
+        Names of the exits.
+
+    Raises
+    ------
+    ImportError
+        If onnxruntime is not installed.
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If an export did not write the file.
+
+    See Also
+    --------
+    export_onnx : Writes the file; an example is there.
+    """
+
+    def __init__(self, path: str | Path, *, session_options: Any = None, providers: Sequence[Any] = _PROVIDERS) -> None:
+        self.session = make_session(Path(path), session_options, providers)
+        description = self.session.get_modelmeta().custom_metadata_map
+        known = {name.removeprefix(METADATA): text for name, text in description.items() if name.startswith(METADATA)}
+        if "inputs" not in known:
+            raise ValueError(f"{path} was not written by skexit.runtime.export_onnx. Run it by onnxruntime itself.")
+        self._inputs, self._by_name = json.loads(known["inputs"]), json.loads(known["by_name"])
+        self.classes: NDArray[Any] = np.asarray(json.loads(known["classes"]), dtype=json.loads(known["classes_dtype"]))
+        self.exits: list[str] = json.loads(known["exits"])
+        self._names = [value.name for value in self.session.get_inputs()]
+
+    def predict(self, inputs: Any) -> ExitOutput:
+        """Answer, stopping each sample where the policy says.
+
+        Parameters
+        ----------
+        inputs : ndarray, tuple of ndarray or dict of ndarray
+            As the network takes them, with one row per sample.
+
+        Returns
+        -------
+        ExitOutput
+            ``labels, probabilities, exits`` as NumPy arrays, in the order of the inputs.
+
+        Raises
+        ------
+        ValueError
+            If inputs have another shape or type than the network takes, or the logits of an answer are not finite.
+        """
+        arrays = self._check_inputs(inputs)
+        labels, probabilities, exits = self.session.run(_OUTPUTS, dict(zip(self._names, arrays, strict=True)))
+        check_answers(probabilities, exits, range(len(exits)))
+        labels = labels.astype(self.classes.dtype) if self.classes.dtype.kind in "biu" else self.classes[labels]
+        return ExitOutput(labels, cast(Any, probabilities), cast(Any, exits))
+
+    def _check_inputs(self, inputs: Any) -> list[NDArray[Any]]:
+        names = [expected["name"] for expected in self._inputs]
+        if self._by_name:
+            given = list(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
+            if not isinstance(inputs, Mapping) or set(inputs) != set(names):
+                raise ValueError(f"the network takes a dict with the inputs {names}, but got {given}.")
+            arrays = [np.asarray(inputs[name]) for name in names]
+        else:
+            arrays = [np.asarray(array) for array in (inputs if isinstance(inputs, tuple | list) else [inputs])]
+            if len(arrays) != len(names):
+                raise ValueError(f"the network takes {len(names)} inputs, but got {len(arrays)}.")
+        for expected, array in zip(self._inputs, arrays, strict=True):
+            _check_input(array, **expected)
+        lengths = [len(array) for array in arrays]
+        if len(set(lengths)) > 1 or lengths[0] == 0:
+            raise ValueError(f"the inputs have {lengths} rows; pass the same number of each, at least one.")
+        return arrays
+
+
+def make_session(path: Path, session_options: Any = None, providers: Sequence[Any] = _PROVIDERS) -> Any:
+    """A session of onnxruntime; an ImportError says if that is not installed."""
+    with optional_import("networks in ONNX need", "onnx"):
+        import onnxruntime
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; export the network again with skexit.runtime.export_onnx.")
+    return onnxruntime.InferenceSession(path, session_options, providers=list(providers))
+
+
+def _check_input(array: NDArray[Any], name: str, dtype: str, shape: Sequence[int | None]) -> None:
+    if array.dtype != dtype:
+        raise ValueError(
+            f"{name} has the type {array.dtype}, but the network was exported for {dtype}. Convert it by astype."
+        )
+    if array.ndim != len(shape) or any(
+        size not in (None, given) for size, given in zip(shape, array.shape, strict=True)
+    ):
+        expected = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(
+            f"{name} has the shape {array.shape}, but the network was exported for ({expected}). Export it "
+            "again for such inputs."
+        )
