@@ -23,7 +23,7 @@ _N_PROBES = 12
 
 
 def set_policy(path: str | Path, policy: Any, heads: Any = None) -> None:
-    """Set the thresholds and temperatures of a file of :func:`export_onnx` to those of another policy.
+    """Set the thresholds and temperatures of an exported ONNX file to those of another policy.
 
     That is what another budget or calibration changes: ``policy.with_budget(0.5)``, or ``policy.calibrate(X, y)``.
 
