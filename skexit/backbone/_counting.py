@@ -86,15 +86,15 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def attributes_as_found(model: nn.Module) -> Iterator[None]:
-    """Restore all that modules have."""
-    # The tensors too: torch leaves those of a module that has two names exchanged after functional_call.
-    attributes = [(vars(module), dict(vars(module))) for module in model.modules()]
-    attributes += [
-        (tensors, dict(tensors)) for module in model.modules() for tensors in (module._parameters, module._buffers)
-    ]
+    """Restore all that modules have, and what their lists, sets and dicts hold."""
+    # Parameters too: torch leaves those of a module that has two names exchanged after functional_call. And hooks: some
+    # networks install theirs when they are first called, and note on the module that they have.
+    attributes = [vars(module) for module in model.modules()]
+    containers = [value for own in attributes for value in own.values() if isinstance(value, dict | list | set)]
+    found = [(container, container.copy()) for container in (*attributes, *containers)]
     try:
         yield
     finally:
-        for mapping, found in attributes:
-            mapping.clear()
-            mapping.update(found)
+        for container, content in found:
+            container.clear()
+            (container.extend if isinstance(container, list) else container.update)(content)

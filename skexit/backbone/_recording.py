@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any, cast
 
 import torch
@@ -75,11 +76,11 @@ def record(
     """
     network = WithFlatInputs(model, inputs, own, "output" in heads)
 
-    def run(n_rows: int, open_axes: Sequence[int]) -> tuple[Any, _Recorder]:
+    def run(n_rows: int, open_axes: Sequence[int], with_hooks: bool) -> tuple[Any, _Recorder]:
         tensors = [with_rows(tensor, n_rows) for tensor in tensors_of(inputs)]
         outputs = {} if open_axes else _outputs_of_modules(model, with_tensors(inputs, tensors))
         recorder = _Recorder(model, exits, heads, opened, outputs)
-        with recorder.in_place_of_modules(), without_cache(model):
+        with attributes_as_found(model), recorder.in_place_of_modules(with_hooks), without_cache(model):
             return export(network, tensors, open_axes), recorder
 
     # Some networks take sequences of one length only, and some read the number of rows as a plain number.
@@ -87,13 +88,16 @@ def record(
         [[(_N_ROWS, (0, 1))]] if any(map(is_sequence, tensors_of(inputs))) else []
     )
     attempts += [[(_N_ROWS, (0,))], [(_N_ROWS, ()), (_OTHER_N_ROWS, ())]]
-    for attempt in attempts:
+    reasons: list[Exception] = []
+    # Hooks are left out, unless the network needs what its own collect.
+    for with_hooks, attempt in product([False, True][: 1 + _has_hooks(model)], attempts):
         try:
-            runs = [run(*settings) for settings in attempt]
+            runs = [run(*settings, with_hooks) for settings in attempt]
             break
         except Exception as error:
-            reason = error
+            reasons.append(error)
     else:
+        reason = reasons[len(attempts) - 1]
         raise refusal(model, inputs, reason) from reason
     for _, recorder in runs:
         _explain_wrong_calls(recorder, exits, heads)
@@ -164,12 +168,12 @@ class _Recorder:
         self._modules = modules
 
     @contextmanager
-    def in_place_of_modules(self) -> Iterator[None]:
+    def in_place_of_modules(self, with_hooks: bool) -> Iterator[None]:
         _RECORDERS.append(self)
         with ExitStack() as stack:
             stack.callback(_RECORDERS.pop)
             for module in self._modules.values():
-                _remove_hooks(stack, module)
+                _replace_hooks(stack, module, with_hooks)
                 if isinstance(module, nn.RNNBase):
                     weights = module._flat_weights
                     module.__dict__["_flat_weights"] = _Unseen(weights)
@@ -273,12 +277,28 @@ def _shapes_of_call(call: int, tensors: list[torch.Tensor], sizes: list[int]) ->
 torch.library.impl(_OPERATORS, "call_module", "Meta")(_shapes_of_call)
 
 
-def _remove_hooks(stack: ExitStack, module: nn.Module) -> None:
-    """Leave out hooks until the stack is closed: they may look at values, which shapes do not have."""
-    for name in ("_forward_hooks", "_forward_pre_hooks"):
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+
+
+def _has_hooks(model: nn.Module) -> bool:
+    return any(module.__dict__[name] for module in model.modules() for name in _HOOKS)
+
+
+def _replace_hooks(stack: ExitStack, module: nn.Module, with_hooks: bool) -> None:
+    """Until the stack is closed leave out hooks, which may look at values that shapes do not have, or let them watch.
+
+    What they change they change again when the recording calls the module.
+    """
+    for name in _HOOKS:
         if hooks := module.__dict__[name]:
-            module.__dict__[name] = type(hooks)()
+            module.__dict__[name] = type(hooks)(
+                (key, partial(_watch, hook)) for key, hook in hooks.items() if with_hooks
+            )
             stack.callback(module.__dict__.__setitem__, name, hooks)
+
+
+def _watch(hook: Any, *args: Any, **kwargs: Any) -> None:
+    hook(*args, **kwargs)
 
 
 def _restore(module: nn.Module, forward: Any) -> None:

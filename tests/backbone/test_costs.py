@@ -210,10 +210,19 @@ class Stateful(nn.Module):
         self.last = nn.Linear(4, 2)
         self.n_calls = 0
         self.cached = None
+        self.tables, self.seen, self.widths = {}, [], set()
         self.fails = fails
 
     def forward(self, x):
+        if not self.n_calls:
+            self.register_load_state_dict_pre_hook(lambda *_: None)
+            for module in (self, *self.children()):
+                module.register_forward_hook(lambda *_: None)
+                module.register_forward_pre_hook(lambda *_: None, with_kwargs=True)
         self.n_calls += 1
+        self.tables[len(x)] = x
+        self.seen.append(x)
+        self.widths.add(x.shape[1])
         self.cached = torch.zeros(1, device=x.device)
         x = self.first(x) + torch.rand_like(x)
         if self.fails:
@@ -236,8 +245,10 @@ def test_the_network_is_left_as_found(unit, fails):
     else:
         exit_costs(model, ["first"], torch.ones(3, 4), unit, n_repeats=2)
     assert [module.training for module in model.modules()] == modes
-    assert (model.n_calls, model.cached) == (0, None)
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert (model.n_calls, model.cached, model.tables, model.seen, model.widths) == (0, None, {}, [], set())
+    hooks = [vars(module)[name] for module in model.modules() for name in vars(nn.Module()) if name.endswith("_hooks")]
+    assert hooks
+    assert not any(hooks)
     for name, tensor in model.state_dict(keep_vars=True).items():
         assert tensor is weights[name][0]
         torch.testing.assert_close(tensor.detach(), weights[name][1].detach())

@@ -249,6 +249,29 @@ class KeepsInACache(nn.Module):
         return self.last(x + sum(cache.kept))
 
 
+class Collects(nn.Module):
+    """Hooks, which the first call installs, collect what the layers give."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self.heads = nn.ModuleList(nn.Linear(4, 3) for _ in range(3))
+        self.has_hooks = False
+
+    def forward(self, x):
+        if not self.has_hooks:
+            self.has_hooks = True
+            for layer in self.layers:
+                layer.register_forward_hook(lambda module, args, output: _COLLECTED.append(output))
+        _COLLECTED.clear()
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return sum(head(state) for head, state in zip(self.heads, _COLLECTED, strict=True))
+
+
+_COLLECTED = []
+
+
 class Keeps(nn.Module):
     def __init__(self):
         super().__init__()
@@ -334,6 +357,20 @@ def test_all_that_later_stages_need_goes_along(model, exits, inputs):
         expected = model(inputs.clone())
         torch.testing.assert_close(run_stages(stages, inputs), expected)
         torch.testing.assert_close(run_stages(stages, inputs[:1]), expected[:1])
+
+
+@pytest.mark.parametrize("was_called", [False, True])
+def test_hooks_of_the_network_collect_what_it_needs(was_called):
+    model, x, exits = Collects().eval(), torch.randn(5, 4), ["layers.0", "layers.1"]
+    if was_called:
+        model(x)
+    exit_points(model, example_input=x)
+    stages = cut(model, exits, x)
+    assert [len(layer._forward_hooks) for layer in model.layers] == [int(was_called)] * 3
+    assert model.has_hooks == was_called
+    with torch.no_grad():
+        check_stages(model, exits, stages, x)
+        torch.testing.assert_close(run_stages(stages, x), model(x))
 
 
 def test_the_rows_stay_where_axes_of_length_one_are_left_out():
