@@ -152,8 +152,9 @@ def measure_costs(
         else:
             flops_per_operation = {"FLOPs": 1, "MACs": 2}[unit]
             flops = run_counting_flops(model, example_input, run, warns=True)
-            if own is not None and head == NETWORK_OUTPUT and any(own.places[:-1]):
-                flops[: len(exits) - 1] = n_rows * own.flops[:-1]
+            if own is not None and head == NETWORK_OUTPUT and (any(own.places[:-1]) or not own.reaches_end):
+                n_own = len(exits) - own.reaches_end  # the network's last logits cost all that it does
+                flops[:n_own] = n_rows * own.flops[:n_own]
             costs, spread = flops / (flops_per_operation * n_rows), None
     _check_increasing(costs[:-1], list(exits), unit)
     return ExitCosts(costs[:-1], unit, float(costs[-1]), spread)

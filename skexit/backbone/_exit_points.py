@@ -10,8 +10,8 @@ from torch import nn
 
 from skexit.backbone._inputs import Inputs, in_form
 from skexit.backbone._modules import unwrapped
+from skexit.backbone._places import trace_modules
 from skexit.backbone._selection import choose_places
-from skexit.backbone._tracing import trace_modules
 
 if TYPE_CHECKING:
     import pandas as pd

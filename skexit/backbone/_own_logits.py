@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,15 @@ from torch import nn
 from skexit.backbone._inputs import Inputs
 from skexit.backbone._modules import NETWORK_OUTPUT, with_first_name
 from skexit.backbone._outputs import logits_in, tensors_in, two_logits
-from skexit.backbone._tracing import Trace, trace
+from skexit.backbone._tracing import ModuleCall, Trace, Values, trace
 
 #: A tensor in the network's output, by its place, and the axis and number along it where it holds logits of several
 #: exits.
 Place = tuple[int, tuple[int, int] | None]
+
+
+#: Of what a network does between two exits, the share that logits of the first may do, too.
+_MAX_TWICE = 0.25
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class OwnLogits:
 
     places: list[Place | None]
     flops: NDArray[np.float64]
+    reaches_end: bool
+    """Whether the last exit's logits are those of the network's end."""
 
     def read(self, output: Any) -> list[torch.Tensor | None]:
         """The logits of each exit in an output."""
@@ -61,40 +67,79 @@ def own_logits_or_none(
 def find_own_logits(model: nn.Module, exits: Sequence[str], example_input: Inputs) -> OwnLogits:
     """Find the logits of exits, which are in forward order, in the output of a network.
 
-    Logits belong to the last exit that they follow from, of whose modules each is called once; those of the network's
-    end to the last exit.
+    Logits belong to the last exit that they follow from. Where they need much that the network does between it and a
+    later exit, they belong to the later one, so that it is not done twice. The network's last logits are those of the
+    last exit that they follow from, unless it has logits of its own.
     """
     traced = trace(model, example_input)
     first_names = [with_first_name(model, name) for name in exits]
     calls = [next((call for call in traced.calls if call.name == name), None) for name in first_names]
-    candidates = _candidates(traced)
-    made_by = [traced.values.operations_before(value) for value, _ in candidates]
-    n_operations = [len(operations) for operations in made_by]
-    places: list[Place | None] = [None] * len(exits)
-    needed: list[set[int]] = [set() for _ in exits]
-    for number in np.argsort(n_operations, kind="stable"):
-        value, place = candidates[number]
+    claims = sorted(_claims(traced, calls), key=lambda claim: claim.rank)
+    chosen = {claim.exit: claim for claim in claims}
+    places = [chosen[k].place if k in chosen else None for k in range(len(exits))]
+    needed = [chosen[k].operations if k in chosen else set[int]() for k in range(len(exits))]
+    last = chosen.get(len(exits) - 1)
+    return OwnLogits(places, _cumulative_flops(traced, calls, needed), last is None or last.is_of_end)
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """Logits that may be those of an exit; of several, the claim of the highest rank counts."""
+
+    exit: int
+    place: Place
+    operations: set[int]
+    """All that they follow from."""
+    is_of_end: bool
+    rank: tuple[int, int]
+
+
+def _claims(traced: Trace, calls: Sequence[ModuleCall | None]) -> Iterator[_Claim]:
+    values, candidates = traced.values, logits_among(traced)
+    made_by = [values.operations_before(value) for value, _ in candidates]
+    end = max(range(len(candidates)), key=lambda number: len(made_by[number]), default=0)
+    for number, (value, place) in enumerate(candidates):
+        operations = made_by[number]
         follows = [
             k
             for k, call in enumerate(calls)
-            if call is not None and any(v == value or traced.values.made[v] in made_by[number] for v in call.values)
+            if call is not None and any(v == value or values.made[v] in operations for v in call.values)
         ]
-        if follows and places[follows[-1]] is None:
-            places[follows[-1]], needed[follows[-1]] = place, made_by[number]
-    return OwnLogits(places, _cumulative_flops(traced, calls, needed))
+        if not follows:
+            continue
+        exit = follows[-1]
+        if number == end:
+            yield _Claim(exit, place, operations, True, (1, 0))
+            continue
+        last = _exit_for(traced, calls, exit, operations & made_by[end])
+        if last is not None:
+            is_own = last == exit and len(operations) < len(made_by[end])
+            rank = (2, -len(operations)) if is_own else (0, len(operations))
+            yield _Claim(last, place, operations, False, rank)
 
 
-def _candidates(traced: Trace) -> list[tuple[int, Place]]:
+def _exit_for(traced: Trace, calls: Sequence[ModuleCall | None], exit: int, shared: set[int]) -> int | None:
+    """This exit, or the first one later before which what is shared with the network is done; None if there is none."""
+    ends = {k: call.end for k, call in enumerate(calls) if call is not None and k >= exit}
+    later = next((k for k, end in ends.items() if end > max(shared, default=-1)), None)
+    flops = traced.values.flops
+    between = sum(flops[ends[exit] : None if later is None else ends[later]])
+    twice = sum(flops[operation] for operation in shared if operation >= ends[exit])
+    return exit if twice <= _MAX_TWICE * between else later
+
+
+def logits_among(traced: Trace) -> list[tuple[int, Place]]:
     """Values in the output that may be logits of an exit, and where they are."""
-    tensors = tensors_in(traced.output)
+    tensors = [tensor if tensor.is_floating_point() else tensor.new_empty(()) for tensor in tensors_in(traced.output)]
     named = logits_in(traced.output)
-    tables = [n for n, tensor in enumerate(tensors) if tensor.ndim in (1, 2) and tensor.is_floating_point()]
-    stacked = [one for n, tensor in enumerate(tensors) if tensor.ndim == 3 for one in _stacked(traced, n, tensor)]
+    joined = {n: parts for n, tensor in enumerate(tensors) if (parts := _joined(traced, n, tensor))}
+    tables = [n for n, tensor in enumerate(tensors) if tensor.ndim in (1, 2) and n not in joined]
+    stacked = [part for parts in joined.values() for part in parts]
     if len(tables) == 1 and named is not tensors[tables[0]] and not stacked:
         return []  # such as the pooled output of a network without a classifier
     widths = Counter(tensors[n].shape[1:] for n in tables)
     width = named.shape[1:] if isinstance(named, torch.Tensor) else max(widths, key=widths.__getitem__, default=None)
-    if not tables or (isinstance(named, torch.Tensor) and named.ndim == 3):
+    if not tables or any(named is tensors[n] for n in joined):
         return stacked
     found: list[tuple[int, Place]] = [
         (value, (n, None)) for n in tables if tensors[n].shape[1:] == width and (value := traced.outputs[n]) is not None
@@ -106,23 +151,34 @@ def _two_wide(width: Any) -> Any:
     return (2,) if width in ((), (1,)) else width
 
 
-def _stacked(traced: Trace, number: int, tensor: torch.Tensor) -> list[tuple[int, Place]]:
-    """The logits that were joined to one tensor: of shape (n_samples, n_exits, n_classes), or with axes exchanged."""
-    values, value = traced.values, traced.outputs[number]
+def _joined(traced: Trace, number: int, tensor: torch.Tensor) -> list[tuple[int, Place]]:
+    """The logits that were joined to one tensor: of shape (n_samples, n_exits, n_classes), or with axes exchanged.
+
+    Binary networks have one logit for each exit, and may join them to (n_samples, n_exits).
+    """
+    values, value, n_axes = traced.values, traced.outputs[number], tensor.ndim
+    if n_axes not in (2, 3):
+        return []
     is_whole = True
-    while value is not None:
-        operation, parents = values.made[value], values.parents[values.made[value]] if values.made[value] >= 0 else []
+    while value is not None and (operation := values.made[value]) >= 0:
+        parents = values.parents[operation]
         if operation in values.joins:
-            axes = [values.joins[operation] % 3] if is_whole else [1, 0]
-            for axis in axes:
+            for axis in [values.joins[operation] % n_axes] if is_whole else [1, 0]:
                 if tensor.shape[axis] == len(parents) and tensor.shape[0 if axis else 1] == traced.n_rows:
-                    return [(parent, (number, (axis, k))) for k, parent in enumerate(parents)]
+                    parts: list[tuple[int, Place]] = [(parent, (number, (axis, k))) for k, parent in enumerate(parents)]
+                    return parts if n_axes == 3 or _come_one_by_one(values, parents) else []
             return []
-        value, is_whole = (parents[0] if len(parents) == 1 else None), False
+        is_rearranged = len(parents) == 1 and values.n_elements[value] == values.n_elements[parents[0]]
+        value, is_whole = (parents[0] if is_rearranged and not values.flops[operation] else None), False
     return []
 
 
-def _cumulative_flops(traced: Trace, calls: Sequence[Any], needed: list[set[int]]) -> NDArray[np.float64]:
+def _come_one_by_one(values: Values, logits: Sequence[int]) -> bool:
+    """Whether single logits are those of exits, each of which follows from more than those before: not of classes."""
+    return len({len(values.operations_before(value)) for value in logits}) > 1
+
+
+def _cumulative_flops(traced: Trace, calls: Sequence[ModuleCall | None], needed: list[set[int]]) -> NDArray[np.float64]:
     """FLOPs of one sample of what runs up to each exit, and of the logits of the exits up to it."""
     costs, own = [], set[int]()
     for call, operations in zip(calls, needed, strict=True):

@@ -12,6 +12,7 @@ from torch import nn
 
 from skexit.backbone._inputs import Inputs
 from skexit.backbone._modules import split_call
+from skexit.backbone._places import places_in
 from skexit.backbone._tracing import trace
 
 
@@ -40,7 +41,7 @@ def nearest_places(model: nn.Module, inputs: Inputs, name: str) -> str:
         return ""
     name = split_call(name)[0]
     inside = [call.end for call in traced.calls if _is_inside(call.name, name)]
-    places = [place for place in traced.places() if place.is_cut and not _is_inside(place.name, name)]
+    places = [place for place in places_in(traced) if place.is_cut and not _is_inside(place.name, name)]
     before = [place.name for place in places if inside and place.end < min(inside)][-1:]
     after = [place.name for place in places if inside and place.end > max(inside)][:1]
     found = [f"{place!r} before it" for place in before] + [f"{place!r} after it" for place in after]

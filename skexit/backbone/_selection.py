@@ -7,7 +7,7 @@ from itertools import groupby
 import numpy as np
 from numpy.typing import NDArray
 
-from skexit.backbone._tracing import ExitPlace
+from skexit.backbone._places import ExitPlace
 
 #: Places that cost the same but for this fraction of the network are one.
 _SAME_COST = 1e-6

@@ -1,4 +1,4 @@
-"""Which modules a network calls, what they cost, and what later modules need beside what they give."""
+"""Which modules a network calls, what they cost, and what follows from what."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Any, cast
 
 import torch
@@ -16,40 +15,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from skexit.backbone._counting import left_as_found, run_counting_flops
 from skexit.backbone._inputs import Inputs, main_first, map_tensors
-from skexit.backbone._outputs import are_plain, logits_in, tensors_among, tensors_in
+from skexit.backbone._outputs import are_plain, tensors_among, tensors_in
 from skexit.backbone._rows import axis_of_rows
 from skexit.backbone._shapes import FILLED
 
 #: Rows of the inputs in a trace. Few tensors have so many rows that are not samples.
 _N_ROWS = 5
-_NEVER, _ALWAYS = -1, float("inf")
 _JOINS = {torch.ops.aten.stack.default, torch.ops.aten.cat.default}
-
-
-@dataclass(frozen=True)
-class ExitPlace:
-    """The end of a module's call in a forward pass, as a place for an exit."""
-
-    name: str
-    end: int
-    """Number of operations before."""
-    shape: tuple[int, ...]
-    """Shape of what the module gives, without the rows."""
-    cost: float
-    """Cumulative cost as a fraction of the network's FLOPs."""
-    n_carried: int
-    """Tensors beside its own that later modules need."""
-    is_cut: bool
-    """Whether all of these have one row per sample."""
-
-
-def trace_modules(model: nn.Module, example_input: Inputs) -> list[ExitPlace]:
-    """Places for exits in a network in evaluation mode, in forward order.
-
-    They are the calls of modules that give a tensor of numbers with one row per sample, before the network's own
-    output. Modules without parameters that are called several times are left out.
-    """
-    return trace(model, example_input, warns=True).places()
 
 
 def trace(model: nn.Module, example_input: Inputs, *, warns: bool = False) -> Trace:
@@ -108,26 +80,8 @@ class Trace:
             replace(call, name=name) if n_calls[name := call.name.partition("#")[0]] == 1 else call
             for call in self.calls
         ]
-        self.outputs = [self.values.read(tensor, until=_ALWAYS) for tensor in tensors_in(self.output)]
+        self.outputs = [self.values.of(tensor) for tensor in tensors_in(self.output)]
         self.flops = flops()
-
-    def places(self) -> list[ExitPlace]:
-        """Calls that can be exits."""
-        logits = logits_in(self.output)
-        n_needed, n_needed_with_rows = self.values.needed_after()
-        n_outputs = logits.shape[-1] if isinstance(logits, torch.Tensor) and logits.ndim else None
-        places = []
-        for call in self.calls:
-            first, axis_of_rows = call.values[0], self.values.axis_of_rows
-            is_output = first in self.outputs or (call.flops == self.flops and n_outputs in call.shape)
-            is_known = "#" not in call.name or call.has_weights  # not each use of the one ReLU or dropout of a network
-            if is_known and not is_output and call.is_floating and (axis := axis_of_rows[first]) is not None:
-                n_carried = n_needed[call.end] - self.values.is_needed_after(call.end, first)
-                is_cut = n_needed[call.end] == n_needed_with_rows[call.end]
-                shape = call.shape[:axis] + call.shape[axis + 1 :]
-                cost = call.flops / max(self.flops, 1)
-                places.append(ExitPlace(call.name, call.end, shape, cost, n_carried, is_cut))
-        return places
 
     def _note(self, name: str, flops: Callable[[], float], n_calls: Counter[str]) -> Any:
         def note(module: nn.Module, args: Any, output: Any) -> None:
@@ -144,12 +98,13 @@ class Trace:
 
 
 class Values(TorchDispatchMode):
-    """The values of a forward pass that depend on its first input: what each is made of, and when it is last read."""
+    """The values of a forward pass that depend on its first input: and what each is made of."""
 
     def __init__(self, flops: Callable[[], float]) -> None:
         super().__init__()
         self.n_operations = 0
         self.axis_of_rows: list[int | None] = []
+        self.n_elements: list[int] = []
         self.made: list[int] = []
         """The operation that made a value; -1 for the input."""
         self.parents: list[list[int]] = []
@@ -159,7 +114,6 @@ class Values(TorchDispatchMode):
         self.joins: dict[int, int] = {}
         """Operations that join values to one, and the axis along which they do."""
         self._counter = flops
-        self._last_read: list[float] = []
         self._of_tensor = WeakTensorKeyDictionary()
         self._of_storage: dict[int, int] = {}
 
@@ -176,7 +130,7 @@ class Values(TorchDispatchMode):
         result = function(*args, **kwargs)
         self.flops.append(self._counter() - before)
         arguments = tensors_among((*args, *kwargs.values()))
-        read = [value for tensor in arguments if (value := self.read(tensor)) is not None]
+        read = [value for tensor in arguments if (value := self.of(tensor)) is not None]
         if function.overloadpacket in FILLED:
             read = []
         self.parents.append(read)
@@ -196,29 +150,6 @@ class Values(TorchDispatchMode):
         own, written = self._of_tensor.get(tensor), self._of_storage.get(tensor.untyped_storage()._cdata)
         return max((value for value in (own, written) if value is not None), default=None) if own is not None else None
 
-    def read(self, tensor: torch.Tensor, until: float | None = None) -> int | None:
-        """The value of a tensor, which is needed until now or another time."""
-        value = self.of(tensor)
-        if value is not None:
-            self._last_read[value] = self.n_operations if until is None else until
-        return value
-
-    def is_needed_after(self, end: int, value: int) -> bool:
-        """Whether a value is made by the operations up to some number, and read by later ones."""
-        return self.made[value] < end <= self._last_read[value]
-
-    def needed_after(self) -> tuple[list[int], list[int]]:
-        """How many values are needed after each number of operations, and how many of them have one row per sample."""
-        changes, with_rows = ([0] * (self.n_operations + 2) for _ in range(2))
-        for made, read, axis in zip(self.made, self._last_read, self.axis_of_rows, strict=True):
-            last = int(min(read, self.n_operations))
-            if last > made:
-                changes[made + 1] += 1
-                changes[last + 1] -= 1
-                with_rows[made + 1] += axis is not None
-                with_rows[last + 1] -= axis is not None
-        return list(accumulate(changes)), list(accumulate(with_rows))
-
     def operations_before(self, value: int) -> set[int]:
         """The operations that a value follows from."""
         operations: set[int] = set()
@@ -233,6 +164,6 @@ class Values(TorchDispatchMode):
     def _add(self, tensor: torch.Tensor) -> int:
         """A new value, of the shape of a tensor."""
         self.made.append(self.n_operations - 1)
-        self._last_read.append(_NEVER)
+        self.n_elements.append(tensor.numel())
         self.axis_of_rows.append(axis_of_rows(tensor.shape, lambda size: size == _N_ROWS))
         return len(self.made) - 1

@@ -83,8 +83,9 @@ class ExitExtractor:
     head : "output", None, list of n_exits str or None, or dict of str to str, default="output"
         What gives the logits. ``"output"``: the network's own output, a tensor or something with ``logits``, is the
         last exit's. Where it has logits of several exits, in nested lists, tuples, dicts or dataclasses, or stacked to
-        (n_samples, n_exits, n_classes) or (n_exits, n_samples, n_classes),
-        each belongs to the last exit that it follows from. None: no exit has logits.
+        (n_samples, n_exits, n_classes) or (n_exits, n_samples, n_classes), or those of a binary network, one for each
+        exit, joined to (n_samples, n_exits) or (n_exits, n_samples), each belongs to the last exit that it follows
+        from, or to a later one if it needs much of what the network does in between. None: no exit has logits.
         A list names the module that is the head of each exit, None for an exit without one; ``"output"`` is allowed in
         it. A dict has exits as keys, and says the same by name:
         ``{"layer1": "head1", "layer2": "output"}``. The single logit z of a binary network becomes ``[0, z]``.
