@@ -80,8 +80,9 @@ def exit_costs(
         the number of its rows.
     unit : {"FLOPs", "MACs", "ms"}, default="FLOPs"
         FLOPs count a multiply-add as two operations, MACs as one. What is counted are the multiply-adds of
-        convolutions, matrix products (linear layers, recurrent cells) and attention. Milliseconds are the median of
-        repeated runs on the device of the network, at the batch size of `example_input`.
+        convolutions, matrix products (linear layers, recurrent cells, experts with the tokens routed to them) and
+        attention. Milliseconds are the median of repeated runs on the device of the network, at the batch size of
+        `example_input`.
     head : "output", None, list of n_exits str or None, or dict of str to str, default="output"
         What gives the logits. ``"output"``: the network's own output is the last exit's, whose
         cost is that of the whole network. None: no exit has logits. A list names the module that

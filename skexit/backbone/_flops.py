@@ -20,7 +20,7 @@ Shape = Sequence[int]
 _OF_TORCH = {"aten", "prim", "prims", "profiler"}
 #: Beginnings of names of torch's products that have no formula.
 _PRODUCTS = (
-    "_cudnn_rnn", "_fft_", "_grouped_mm", "_linalg_eigh", "_linalg_s", "_native_multi_head", "_sparse",
+    "_cudnn_rnn", "_fft_", "_linalg_eigh", "_linalg_s", "_native_multi_head", "_scaled_grouped_mm", "_sparse",
     "_transformer_encoder_layer", "cholesky", "linalg_", "lu_solve", "miopen_rnn", "mkldnn_convolution",
     "mkldnn_linear", "ormqr", "quantized_", "sparse_sampled", "triangular_solve",
 )  # fmt: skip
@@ -118,6 +118,11 @@ def _of_added_product(added: Shape, first: Shape, second: Shape, *args: Any, **k
     return 2 * math.prod(first) * second[-1]
 
 
+def _of_grouped_product(first: Shape, *args: Any, out_shape: Shape, **kwargs: Any) -> int:
+    """Each row, as a token that is routed to an expert, is multiplied by the matrix of its group alone."""
+    return 2 * (math.prod(first) * out_shape[-1] if len(first) == 2 else math.prod(out_shape) * first[-1])
+
+
 def _of_distances(first: Shape, *args: Any, out_shape: Shape, **kwargs: Any) -> int:
     return 2 * math.prod(out_shape) * first[-1]
 
@@ -144,6 +149,7 @@ def _of_attention(query: Shape, key: Shape, value: Shape, *args: Any, **kwargs: 
 _FORMULAS: dict[str, Callable[..., int]] = {
     "aten::_addmm_activation": _of_added_product,
     "aten::_cdist_forward": _of_distances,
+    "aten::_grouped_mm": _of_grouped_product,
     "aten::_int_mm": _of_product,
     "aten::_scaled_dot_product_flash_attention_for_cpu": _of_attention,
     "aten::_scaled_dot_product_fused_attention_overrideable": _of_attention,

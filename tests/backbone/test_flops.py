@@ -12,6 +12,7 @@ from torchvision.ops import deform_conv2d
 
 from skexit.backbone import describe_exits, exit_costs, exit_points
 from skexit.backbone._counting import run_counting_flops
+from skexit.backbone._flops import FlopCounter
 from skexit.exceptions import UncountedWorkWarning
 
 
@@ -55,6 +56,24 @@ def test_products_by_hand(function, expected):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UncountedWorkWarning)
         assert macs(function, torch.ones(2, 8), 8, 8) == [expected / 2]
+
+
+@pytest.mark.parametrize(
+    ("x", "weight", "expected"),
+    [
+        ((16, 8), (4, 8, 32), 16 * 8 * 32),  # rows in groups, each with its matrix
+        ((16, 32), (32, 8), 16 * 32 * 8),  # columns in groups, as gradients have them
+        ((4, 16, 8), (8, 32), 16 * 8 * 32),
+        ((4, 16, 8), (4, 8, 16), 4 * 16 * 8 * 16),
+    ],
+    ids=str,
+)
+def test_experts_count_for_the_rows_that_are_routed_to_them(x, weight, expected):
+    ends = torch.tensor([4, 8, 16, 16] if len(x) == 2 and len(weight) == 3 else [8, 8, 16, 32], dtype=torch.int32)
+    groups = None if len(x) == len(weight) == 3 else ends
+    with torch.no_grad(), FlopCounter() as counter:
+        torch._grouped_mm(torch.ones(x).bfloat16(), torch.ones(weight).bfloat16(), offs=groups)
+    assert (counter.read(), counter.uncounted) == (2 * expected, set())
 
 
 def test_deformable_convolution_by_hand():
