@@ -26,7 +26,8 @@ def exit_points(
     """Names of the modules after which a network can stop, in forward order.
 
     For networks of known families they follow from the class. For any other network they are found in a forward pass:
-    calls of modules, past which nothing but their output goes on where there are such, at about equal steps of cost.
+    calls of modules where a live network can be cut, past which nothing but their output goes on where there are such,
+    at about equal steps of cost as far as there are such places; :func:`describe_exits` lists them all.
     The last one is the last before the network's output. Of a module that is called several times, as the one layer of
     ALBERT, ``"layer#0"`` is the first call, ``"layer#1"`` the second; wherever exits and heads are named, so can these.
 
