@@ -53,8 +53,8 @@ def in_form(given: Any, source: str) -> Inputs:
     if not values or not all(isinstance(value, torch.Tensor) and value.ndim for value in values):
         raise ValueError(
             f"{source} takes a tensor, a tuple of tensors or a dict of tensors, with one row per sample, but got "
-            f"{_describe(form)}. Convert arrays by torch.as_tensor, and leave out what is no input of the network. A "
-            "network that takes other things, as graphs, is run with hooks of your own; stack_exits takes what they "
+            f"{describe_given(form)}. Convert arrays by torch.as_tensor, and leave out what the network does not take. "
+            "A network that takes other things, as graphs, is run with hooks of your own; stack_exits takes what they "
             "keep."
         )
     return form
@@ -74,16 +74,16 @@ def without_labels(named: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in named.items() if name not in LABEL_NAMES}
 
 
-def _describe(given: Any) -> str:
+def describe_given(given: Any) -> str:
     """What a batch is made of."""
     if isinstance(given, torch.Tensor):
         return f"a tensor of shape {tuple(given.shape)}"
     if isinstance(given, Mapping | list | tuple) and not given:
         return "nothing"
     if isinstance(given, Mapping):
-        return "{" + ", ".join(f"{name!r}: {_describe(value)}" for name, value in given.items()) + "}"
+        return "{" + ", ".join(f"{name!r}: {describe_given(value)}" for name, value in given.items()) + "}"
     if isinstance(given, list | tuple) and len(given) <= _MAX_SHOWN:
-        return f"a {type(given).__name__} of ({', '.join(map(_describe, given))})"
+        return f"a {type(given).__name__} of ({', '.join(map(describe_given, given))})"
     return f"a {type(given).__name__}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +20,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from skexit.backbone._inputs import Inputs, map_tensors, tensors_of
+from skexit.backbone._inputs import Inputs, describe_given, map_tensors, tensors_of
 from skexit.backbone._loaders import read_item
 from skexit.cache import FeatureCache
 from skexit.extraction._fingerprints import row_checksums
@@ -71,6 +72,19 @@ def read_batches(loader: Iterable[Any], classes: NDArray[Any] | None) -> Iterato
     repeats.look_at_all()
 
 
+@contextmanager
+def naming_batch(batch: Batch) -> Iterator[None]:
+    """Adds to an error which batch of the loader raised it."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(
+            f"The network was run on batch {batch.number} of the loader: {describe_given(batch.inputs)}. A loader "
+            "gives batches, x or (x, y), as torch.utils.data.DataLoader does."
+        )
+        raise
+
+
 class _Repeats:
     """Warns where every worker of a loader gives all items of an IterableDataset."""
 
@@ -108,7 +122,12 @@ def _read_batch(number: int, item: Any, classes: NDArray[Any] | None) -> Batch:
     inputs, y = read_item(number, item)
     values = tensors_of(inputs)
     labels = None if y is None else np.asarray(y.cpu() if isinstance(y, torch.Tensor) else y)
-    lengths = [len(value) for value in values] + ([] if labels is None else [len(np.atleast_1d(labels))])
+    if labels is not None and not labels.ndim:
+        raise ValueError(
+            f"loader: batch {number} has the one label {labels.item()!r}, as a single sample has. Give batches: "
+            "torch.utils.data.DataLoader(dataset, batch_size=64) makes them of a data set."
+        )
+    lengths = [len(value) for value in values] + ([] if labels is None else [len(labels)])
     if len(set(lengths)) > 1:
         raise ValueError(
             f"loader: the parts of batch {number} have different numbers of rows: {lengths}. Give inputs and labels of "

@@ -46,7 +46,14 @@ from skexit.cache._manifest import differences
 from skexit.cache._writer import check_same_cache
 from skexit.data import ExitLayout
 from skexit.data._blocks import warn_of_probabilities
-from skexit.extraction._batches import RANDOM_INPUTS, Batch, check_fixed_order, read_batches, skip_cached_rows
+from skexit.extraction._batches import (
+    RANDOM_INPUTS,
+    Batch,
+    check_fixed_order,
+    naming_batch,
+    read_batches,
+    skip_cached_rows,
+)
 from skexit.extraction._callables import callable_fingerprint
 from skexit.extraction._fingerprints import input_digest, model_fingerprint
 from skexit.extraction._parts import Worker, extract_as_worker, found_parts, is_complete, rank_and_size
@@ -280,9 +287,11 @@ class ExitExtractor:
         channels: dict[str, str] = {}
         axes: dict[str, int] = {}
         for batch in batches:
-            channels = channels or find_channels(self.model, self.exits, batch.inputs, self.pool, self.channels)
-            axes = axes or axes_of_rows(self.model, self.exits, batch.inputs)
-            yield self._run(batch, channels, axes, own)
+            with naming_batch(batch):
+                channels = channels or find_channels(self.model, self.exits, batch.inputs, self.pool, self.channels)
+                axes = axes or axes_of_rows(self.model, self.exits, batch.inputs)
+                output = self._run(batch, channels, axes, own)
+            yield output
 
     @torch.inference_mode()
     def _run(

@@ -1,3 +1,4 @@
+import re
 import shutil
 import weakref
 
@@ -467,11 +468,34 @@ def test_loaders_of_other_kinds(model, images, labels, tmp_path):
             r"got \{'x': a tensor of shape \(2, 1, 9, 9\), 'name': a list of",
         ),
         ([(torch.zeros(2, 1, 9, 9), torch.zeros(2, 2))], r"labels have shape \(2, 2\)"),
+        (TensorDataset(torch.zeros(2, 1, 9, 9), torch.arange(2)), r"batch 0 has the one label 0, .*DataLoader\("),
+        ([(torch.zeros(1, 9, 9), "cat")], "batch 0 has the one label 'cat', as a single sample"),
     ],
 )
 def test_batches_are_checked(model, tmp_path, batches, message):
     with pytest.raises(ValueError, match=message):
         ExitExtractor(model, EXITS).extract(batches, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("loader", "note"),
+    [
+        (
+            [torch.zeros(2, 1, 9, 9), torch.zeros(2, 3, 9, 9)],
+            r"batch 1 of the loader: a tensor of shape \(2, 3, 9, 9\)",
+        ),
+        ([torch.zeros(2, 1, 9, 9, dtype=torch.float64)], r"batch 0 .*: a tensor of shape \(2, 1, 9, 9\)"),
+        (
+            [(torch.zeros(2, 1, 9, 9), torch.arange(2), torch.arange(2))],
+            r"batch 0 .*: a tuple of \(a tensor of .*, a ten",
+        ),
+        ((torch.zeros(2, 1, 9, 9), torch.arange(2)), r"batch 1 .*: a tensor of shape \(2,\). A loader gives"),
+    ],
+)
+def test_what_the_network_raises_names_the_batch(model, tmp_path, loader, note):
+    with pytest.raises((RuntimeError, TypeError)) as caught:
+        ExitExtractor(model, EXITS).extract(loader, tmp_path)
+    assert re.search(note, caught.value.__notes__[-1])
 
 
 def test_settings_are_checked_at_once(model):
