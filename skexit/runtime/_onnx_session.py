@@ -68,13 +68,15 @@ class OnnxEarlyExit:
         self.exits: list[str] = json.loads(known["exits"])
         self._names = [value.name for value in self.session.get_inputs()]
 
-    def predict(self, inputs: Any) -> ExitOutput:
+    def predict(self, *inputs: Any, **named_inputs: Any) -> ExitOutput:
         """Answer, stopping each sample where the policy says.
 
         Parameters
         ----------
-        inputs : ndarray, tuple of ndarray or dict of ndarray
-            As the network takes them, with one row per sample.
+        *inputs : ndarray, several ndarray, a tuple of ndarray or a dict of ndarray
+            What the network takes, with one row per sample.
+        **named_inputs : ndarray
+            As the network takes them.
 
         Returns
         -------
@@ -86,7 +88,9 @@ class OnnxEarlyExit:
         ValueError
             If inputs have another shape or type than the network takes, or the logits of an answer are not finite.
         """
-        arrays = self._check_inputs(inputs)
+        if inputs and named_inputs:
+            raise ValueError("pass the inputs of the network, either all by position or all by name.")
+        arrays = self._check_inputs(named_inputs or (inputs[0] if len(inputs) == 1 else inputs))
         labels, probabilities, exits = self.session.run(_OUTPUTS, dict(zip(self._names, arrays, strict=True)))
         check_answers(probabilities, exits, range(len(exits)))
         labels = labels.astype(self.classes.dtype) if self.classes.dtype.kind in "biu" else self.classes[labels]
@@ -97,7 +101,7 @@ class OnnxEarlyExit:
         if self._by_name:
             given = list(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
             if not isinstance(inputs, Mapping) or set(inputs) != set(names):
-                raise ValueError(f"the network takes a dict with the inputs {names}, but got {given}.")
+                raise ValueError(f"the network takes the inputs {names} by name, but got {given}.")
             arrays = [np.asarray(inputs[name]) for name in names]
         else:
             arrays = [np.asarray(array) for array in (inputs if isinstance(inputs, tuple | list) else [inputs])]

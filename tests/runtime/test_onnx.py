@@ -143,8 +143,13 @@ def test_a_transformer_with_attention_masks(bert_live, texts, tmp_path):
     assert set(output.exits.tolist()) == {0, 1}
     for n_rows, length in ((1, 11), (5, 7), (4, 3)):
         assert_same_answers(loop, bert_live, {name: value[:n_rows, :length] for name, value in texts.items()})
-    with pytest.raises(ValueError, match=r"a dict with the inputs \['input_ids', 'attention_mask'\], but got ndarray"):
+    with pytest.raises(ValueError, match=r"takes the inputs \['input_ids', 'attention_mask'\] by name, but got nd"):
         loop.predict(texts["input_ids"].numpy())
+    arrays = {name: value.numpy() for name, value in texts.items()}
+    for part, by_name in zip(loop.predict(arrays), loop.predict(**arrays), strict=True):
+        np.testing.assert_array_equal(part, by_name)
+    with pytest.raises(ValueError, match="all by position or all by name"):
+        loop.predict(arrays.pop("input_ids"), **arrays)
     with pytest.raises(ValueError, match=r"but got \['input_ids'\]"):
         loop.predict({"input_ids": texts["input_ids"].numpy()})
     with pytest.raises(ValueError, match=r"have \[90, 3\] rows"):
@@ -192,6 +197,7 @@ def test_two_inputs_and_classes_that_are_words(tmp_path):
     np.testing.assert_array_equal(output.exits, expected.exits)
     np.testing.assert_array_equal(output.labels, expected.labels)
     np.testing.assert_allclose(output.probabilities, expected.probabilities, atol=1e-4)
+    np.testing.assert_array_equal(loop.predict(*(part.numpy() for part in inputs)).exits, output.exits)
     with pytest.raises(ValueError, match="takes 2 inputs, but got 1"):
         loop.predict(inputs[0].numpy())
 
