@@ -12,6 +12,7 @@ from skexit.backbone._inputs import Inputs, in_form
 from skexit.backbone._modules import unwrapped
 from skexit.backbone._places import trace_modules
 from skexit.backbone._selection import choose_places
+from skexit.utils._warnings import warn
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,6 +59,11 @@ def exit_points(
     ValueError
         If an input is needed, or the network has no place for an exit.
 
+    Warns
+    -----
+    UserWarning
+        If it has one place only, where more are asked for.
+
     See Also
     --------
     describe_exits : All places for exits, with what they cost.
@@ -93,6 +99,11 @@ def exit_points(
         raise ValueError(
             f"{type(model).__name__} has no module that gives a tensor of floats with one row per sample, so that it "
             "has no place for an exit. Divide what it does into modules."
+        )
+    if len(places) == 1 and n_exits != 1:
+        warn(
+            f"{type(model).__name__} has one place for an exit, {places[0].name!r}, so that no sample can stop early. "
+            "Divide what it does into modules, as several nn.GRU in place of one with num_layers=3."
         )
     return [place.name for place in places]
 

@@ -231,6 +231,22 @@ def test_n_exits_is_checked(value):
         exit_points(nn.Linear(2, 2), example_input=torch.zeros(1, 2), n_exits=value)
 
 
+def test_a_network_with_one_place_cannot_stop_early(recwarn):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers, self.last = nn.GRU(3, 4, num_layers=3, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.last(self.layers(x)[0][:, -1])
+
+    x = torch.zeros(2, 5, 3)
+    assert exit_points(Recurrent(), example_input=x, n_exits=1) == ["layers"]
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"Recurrent has one place for an exit, 'layers', so .* in place of one with"):
+        assert exit_points(Recurrent(), example_input=x) == ["layers"]
+
+
 def test_a_network_without_modules_has_no_place():
     class Plain(nn.Module):
         def forward(self, x):
