@@ -69,6 +69,8 @@ def _formula(function: Any) -> Callable[..., int] | None:
 
 def _unknown_flops(function: Any) -> Callable[..., int]:
     """Stands for the formula of an operator that has none, and may be a product or not."""
+    if function._schema.name == "aten::linalg_vector_norm":  # no product, unlike others of torch.linalg
+        return _none
     if function.namespace in _OF_TORCH:
         return _unknown if function._schema.name.partition("::")[2].startswith(_PRODUCTS) else _none
     return _unknown if function._schema.arguments else _none

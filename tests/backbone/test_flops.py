@@ -76,6 +76,12 @@ def test_experts_count_for_the_rows_that_are_routed_to_them(x, weight, expected)
     assert (counter.read(), counter.uncounted) == (2 * expected, set())
 
 
+def test_norms_of_vectors_are_not_counted_and_not_warned_of():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UncountedWorkWarning)
+        assert macs(lambda x, weight: nn.functional.normalize(x, dim=-1) @ weight, torch.ones(2, 8), 8, 3) == [24]
+
+
 def test_deformable_convolution_by_hand():
     def convolve(x, weight):
         return deform_conv2d(x, x.new_zeros(len(x), 18, 2, 2), weight)
