@@ -123,12 +123,21 @@ def _record(decisions: Decisions, k: int, logits: Any, features: Any, notes: Mem
             with _RefuseToRead():
                 expected = [flat(*other) for other in others]
             function = torch.jit.trace(flat.__call__, example, check_trace=False)
+            _simplify(function.graph)
             with _as_recorded():
                 found = [function(*other) for other in others]
         except Exception:  # whatever torch cannot record
             return None
     same = all(_is_same(*pair) for pair in zip(sum(found, ()), sum(expected, ()), strict=True))
     return Recorded(function, flat, example) if same else None
+
+
+def _simplify(graph: Any) -> None:
+    """Compute once what depends on no input, and what is computed twice."""
+    torch._C._jit_pass_inline(graph)
+    torch._C._jit_pass_constant_propagation(graph)
+    torch._C._jit_pass_cse(graph)
+    torch._C._jit_pass_dce(graph)
 
 
 def _as_recorded() -> Any:
