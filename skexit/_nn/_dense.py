@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from skexit.utils._array_api import array_namespace, as_like
+from skexit.utils._array_api import array_namespace, as_like, at_least
 from skexit.utils._module_names import set_module
 
 if TYPE_CHECKING:
@@ -37,12 +37,15 @@ class DenseNetwork:
 
     def last_hidden(self, inputs: Any) -> Any:
         """What the last layer sees: the units of the last hidden layer, or the inputs, where no layer is hidden."""
-        xp = array_namespace(inputs)
         hidden = inputs
         for layer in range(len(self.weights) - 1):
-            outputs = self._layer(layer, hidden)
-            hidden = xp.where(outputs > 0, outputs, self.negative_slope * outputs)
+            hidden = self._rectified(self._layer(layer, hidden))
         return hidden
+
+    def _rectified(self, outputs: Any) -> Any:
+        if self.negative_slope:
+            return array_namespace(outputs).maximum(outputs, self.negative_slope * outputs)
+        return at_least(outputs, 0.0)
 
     def last_layer(self, hidden: Any) -> Any:
         """Outputs for units of the last hidden layer."""

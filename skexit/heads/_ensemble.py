@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import log_softmax
 
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._arrays import enough_rows
@@ -19,6 +18,7 @@ from skexit.heads._fit_heads import fit_heads
 from skexit.heads._heads import check_two_classes
 from skexit.heads._transformer import LogitsTransformer
 from skexit.uncertainty import fit_mixture
+from skexit.uncertainty._scores import log_softmax
 from skexit.utils._array_api import array_namespace, as_like
 from skexit.utils._html import exit_table
 from skexit.utils._module_names import set_module
@@ -161,12 +161,11 @@ class ExitEnsemble(LogitsTransformer):
 
     def _mix(self, k: int, logits: Any, memory: dict[str, Any]) -> Any:
         xp = array_namespace(logits)
-        shifted = logits - xp.max(logits, axis=1, keepdims=True)
-        own = (shifted - xp.log(xp.sum(xp.exp(shifted), axis=1, keepdims=True)))[:, None, :]
+        own = log_softmax(logits)[:, None]
         seen = xp.concat([memory["log_probabilities"], own], axis=1) if k else own
         memory["log_probabilities"] = seen
         weights = as_like(self.weights_[k, : k + 1], logits)
-        return xp.sum(seen * weights[None, :, None], axis=1) + as_like(self.biases_[k], logits)
+        return weights @ seen + as_like(self.biases_[k], logits)
 
     def _fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None, groups: ArrayLike | None) -> ExitArray:
         """Fit on the rows of positive weight; gives these with logits that are not mixed yet."""
@@ -206,4 +205,4 @@ class ExitEnsemble(LogitsTransformer):
 
 def log_probabilities(X: ExitArray, rows: slice | NDArray[np.intp]) -> Floats:
     """Logarithms of the class probabilities of every exit, of shape (n_rows, n_exits, n_classes)."""
-    return np.stack([log_softmax(read_logits(X, k, rows), axis=1) for k in range(X.layout.n_exits)], axis=1)
+    return np.stack([log_softmax(read_logits(X, k, rows)) for k in range(X.layout.n_exits)], axis=1)

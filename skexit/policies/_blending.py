@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from skexit.utils._array_api import array_namespace
+from skexit.utils._array_api import array_namespace, at_least
 
 #: Weight of the confidence in what a network says: enough to part samples of which it says the same only.
 _TIE_BREAKER = 1e-4
-#: From here on, the logarithm of a probability is minus the exponential of minus its log-odds, but for rounding.
+#: From here on, the logarithm of a probability is minus the exponential of minus its log-odds, but for rounding: the
+#: same added to all log-odds is added to those of their mean.
 _SURE = 36.0
 
 
@@ -24,6 +25,8 @@ def sigmoid(logits: Any) -> Any:
     array([0. , 0.5, 1. ])
     """
     xp = array_namespace(logits)
+    if hasattr(xp, "sigmoid"):  # torch has it in one step
+        return xp.sigmoid(logits)
     small = xp.exp(-xp.abs(logits))  # never overflows
     return xp.where(logits >= 0, 1 / (1 + small), small / (1 + small))
 
@@ -53,17 +56,15 @@ def blend(learned: Any, confidence: Any, confidence_weight: float) -> Any:
         return break_ties(learned, confidence)
     xp = array_namespace(learned)
     share = confidence_weight / (1 + confidence_weight)
-    log_surprise = xp.logaddexp(
-        _log_surprise(learned) + math.log(1 - share), _log_surprise(confidence) + math.log(share)
-    )
-    surprise = xp.exp(xp.clip(log_surprise, -_SURE, None))
-    log_odds = xp.where(log_surprise < -_SURE, -log_surprise, -surprise - xp.log(-xp.expm1(-surprise)))
+    excess = at_least(xp.minimum(learned, confidence) - _SURE, 0.0)
+    log_probability = (share - 1) * _softplus(excess - learned) - share * _softplus(excess - confidence)
+    log_odds = excess + log_probability - xp.log(-xp.expm1(log_probability))
     return break_ties(log_odds, confidence)
 
 
-def _log_surprise(log_odds: Any) -> Any:
-    """Logarithm of minus the logarithm of a probability."""
-    xp = array_namespace(log_odds)
-    moderate = xp.clip(log_odds, None, _SURE)
-    surprise = xp.log1p(xp.exp(-xp.abs(moderate))) + xp.clip(-moderate, 0.0, None)
-    return xp.where(log_odds > _SURE, -log_odds, xp.log(surprise))
+def _softplus(values: Any) -> Any:
+    """``log(1 + exp(values))``: minus the logarithm of the probability whose log-odds are ``-values``."""
+    xp = array_namespace(values)
+    if hasattr(xp, "nn"):  # torch has it in one step; beyond the threshold, it is the value, but for rounding
+        return xp.nn.functional.softplus(values, threshold=_SURE)
+    return at_least(values, 0.0) + xp.log1p(xp.exp(-xp.abs(values)))

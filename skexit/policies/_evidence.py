@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from skexit.uncertainty import margin, max_probability, normalized_entropy, softmax
-from skexit.uncertainty._scores import predicted_class
-from skexit.utils._array_api import array_namespace
+from skexit.uncertainty import max_probability, softmax
+from skexit.uncertainty._scores import entropy_share, predicted_class, two_largest
+from skexit.utils._array_api import array_namespace, at_least
 
 #: Chances of being wrong are told apart down to here.
 _SMALLEST = 1e-6
 
 
-def exit_evidence(logits: Any, memory: dict[str, Any]) -> Any:
-    """Evidence of an exit, of shape (n_samples, 5), or (n_samples, 9) after the first exit, and a note for later exits.
+def exit_evidence(k: int, logits: Any, memory: dict[str, Any]) -> Any:
+    """Evidence of exit `k`, of shape (n_samples, 5), or (n_samples, 9) after the first exit; notes it for later exits.
 
     Logarithms of the chance to be wrong, of the entropy's share of its largest value and of the second largest
     probability; the largest probability, and the margin. Then the share of earlier exits that agree, the logarithms of
@@ -22,20 +22,16 @@ def exit_evidence(logits: Any, memory: dict[str, Any]) -> Any:
     """
     xp = array_namespace(logits)
     probabilities, present = softmax(logits), predicted_class(logits)
-    largest, gap = max_probability(probabilities), margin(probabilities)
-    chances, others = [1 - largest, 1 - normalized_entropy(probabilities), largest - gap], [largest, gap]
-    if "total" in memory:
-        n_before = xp.sum(memory["votes"], axis=1)
-        others.append(xp.sum(memory["votes"] * present, axis=1) / n_before)
-        chances += [
-            1 - xp.sum(memory["previous"] * present, axis=1),
-            1 - xp.sum(memory["total"] * present, axis=1) / n_before,
-            1 - max_probability(memory["previous"]),
-        ]
-    memory["total"] = memory["total"] + probabilities if "total" in memory else probabilities
-    memory["votes"] = memory["votes"] + present if "votes" in memory else present
+    largest, second = two_largest(probabilities)
+    # All classes, and all logarithms, at once: for a handful of rows, an operation takes as long as its call.
+    own = xp.stack([probabilities, present], axis=1)
+    chances, others = [1 - largest, entropy_share(probabilities), second], [largest, largest - second]
+    if "sums" in memory:
+        previous = memory["previous"]
+        of_present = xp.sum(memory["sums"] * present[..., None, :], axis=2) / k
+        others.append(of_present[..., 1])
+        chances += [1 - xp.sum(previous * present, axis=1), 1 - of_present[..., 0], 1 - max_probability(previous)]
+    memory["sums"] = memory["sums"] + own if "sums" in memory else own
     memory["previous"] = probabilities
-    # All logarithms at once: for a handful of rows, an operation takes as long as its call.
-    values = xp.stack(chances, axis=1)
-    logs = xp.log(xp.where(values > _SMALLEST, values, xp.full_like(values, _SMALLEST)))
-    return xp.concat([logs[:, :3], xp.stack(others, axis=1), logs[:, 3:]], axis=1)
+    logs = xp.log(at_least(xp.stack(chances, axis=1), _SMALLEST))
+    return xp.concat([logs[..., :3], xp.stack(others, axis=1), logs[..., 3:]], axis=1)

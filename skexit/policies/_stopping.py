@@ -242,7 +242,7 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         return {k: both[:, :-1] for k, both in read.items()}, {k: both[:, -1] for k, both in read.items()}
 
     def _evidence(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
-        evidence = exit_evidence(logits, memory)
+        evidence = exit_evidence(k, logits, memory)
         if not self.use_features or features is None:
             return evidence
         xp = array_namespace(evidence)

@@ -47,9 +47,30 @@ def _expm1(values: Any) -> Any:
     return op.Where(op.Greater(values, one), op.Sub(op.Exp(values), one), small)
 
 
+def _log1p_of_finite(values: Any) -> Any:
+    # As _log1p, for what is finite and not negative, in fewer steps.
+    one = op.CastLike(1.0, values)
+    rounded = op.Add(one, values)
+    return op.Sub(op.Log(rounded), op.Div(op.Sub(op.Sub(rounded, one), values), rounded))
+
+
 def _logaddexp(first: Any, second: Any) -> Any:
     distance = op.Abs(op.Sub(first, second))
-    return op.Add(op.Max(first, second), _log1p(op.Exp(op.Neg(distance))))
+    return op.Add(op.Max(first, second), _log1p_of_finite(op.Exp(op.Neg(distance))))
+
+
+def _softplus(values: Any, beta: float = 1.0, threshold: float = 20.0) -> Any:
+    # onnxruntime's rounds what is near zero. The threshold is torch's way not to overflow.
+    scaled = values if beta == 1 else op.Mul(values, op.CastLike(float(beta), values))
+    result = op.Add(op.Relu(scaled), _log1p_of_finite(op.Exp(op.Neg(op.Abs(scaled)))))
+    return result if beta == 1 else op.Div(result, op.CastLike(float(beta), values))
+
+
+def _sigmoid(values: Any) -> Any:
+    if values.dtype != ir.DataType.DOUBLE:
+        return op.Sigmoid(values)
+    # onnxruntime's rounds what is near zero.
+    return op.Reciprocal(op.Add(op.CastLike(1.0, values), op.Exp(op.Neg(values))))
 
 
 def _asinh(values: Any) -> Any:
@@ -57,7 +78,7 @@ def _asinh(values: Any) -> Any:
     one = op.CastLike(1.0, values)
     square = op.Mul(size, size)
     excess = op.Add(size, op.Div(square, op.Add(one, op.Sqrt(op.Add(square, one)))))
-    return op.Mul(op.Sign(values), _log1p(excess))
+    return op.Mul(op.Sign(values), _log1p_of_finite(excess))
 
 
 TRANSLATIONS: dict[Any, Any] = {
@@ -67,5 +88,7 @@ TRANSLATIONS: dict[Any, Any] = {
     torch.ops.aten.log1p.default: _log1p,
     torch.ops.aten.expm1.default: _expm1,
     torch.ops.aten.logaddexp.default: _logaddexp,
+    torch.ops.aten.softplus.default: _softplus,
+    torch.ops.aten.sigmoid.default: _sigmoid,
     torch.ops.aten.asinh.default: _asinh,
 }

@@ -14,7 +14,7 @@ from typing import Any
 
 from array_api_compat import device
 
-from skexit.utils._array_api import array_namespace
+from skexit.utils._array_api import array_namespace, at_least
 from skexit.utils._docstring import shared_docs
 
 Array = Any  # an array of any namespace that array-api-compat knows
@@ -50,6 +50,15 @@ def softmax(logits: Array) -> Array:
     return exponentials / xp.sum(exponentials, axis=-1, keepdims=True)
 
 
+def log_softmax(logits: Array) -> Array:
+    """Logarithms of probabilities from logits, over the last axis."""
+    xp = array_namespace(logits)
+    if hasattr(xp, "log_softmax"):  # torch has it in one step
+        return xp.log_softmax(logits, -1)
+    shifted = logits - xp.max(logits, axis=-1, keepdims=True)
+    return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
+
+
 @shared_docs
 def max_probability(probabilities: Array) -> Array:
     """Largest probability (EENet, eq. 5).
@@ -67,14 +76,25 @@ def normalized_entropy(probabilities: Array) -> Array:
     %(probabilities)s
         1 for a certain prediction, 0 for a uniform one.
     """
+    return 1 - entropy_share(probabilities)
+
+
+def entropy_share(probabilities: Array) -> Array:
+    """The entropy as a fraction of its largest value; 0 where there is one class only."""
+    # With one class, any number above 0 will do.
+    return _sum_of_plogp(probabilities) / -math.log(max(probabilities.shape[-1], 2))
+
+
+def entropy(probabilities: Array) -> Array:
+    """Entropy along the last axis, in nats."""
+    return -_sum_of_plogp(probabilities)
+
+
+def _sum_of_plogp(probabilities: Array) -> Array:
     xp = array_namespace(probabilities)
-    n_classes = probabilities.shape[-1]
-    if n_classes == 1:
-        return xp.ones_like(probabilities[..., 0])
     # 0 log 0 = 0: the smallest normal number keeps the logarithm finite.
-    tiny = xp.finfo(probabilities.dtype).smallest_normal
-    plogp = probabilities * xp.log(xp.where(probabilities > tiny, probabilities, xp.ones_like(probabilities)))
-    return 1 + xp.sum(plogp, axis=-1) / math.log(n_classes)
+    logs = xp.log(at_least(probabilities, xp.finfo(probabilities.dtype).smallest_normal))
+    return xp.sum(probabilities * logs, axis=-1)
 
 
 @shared_docs
@@ -84,15 +104,19 @@ def margin(probabilities: Array) -> Array:
     %(probabilities)s
         Between 0 and 1.
     """
+    largest, second = two_largest(probabilities)
+    return largest - second
+
+
+def two_largest(probabilities: Array) -> tuple[Array, Array]:
+    """Largest and second largest probability, which is 0 where there is one class only."""
     xp = array_namespace(probabilities)
     n_classes = probabilities.shape[-1]
-    if n_classes == 1:
-        return probabilities[..., 0]
-    if n_classes <= _FEW_CLASSES:
+    if 1 < n_classes <= _FEW_CLASSES:
         ordered = xp.sort(probabilities, axis=-1)
-        return ordered[..., -1] - ordered[..., -2]
+        return ordered[..., -1], ordered[..., -2]
     others = probabilities * (1 - predicted_class(probabilities))
-    return max_probability(probabilities) - max_probability(others)
+    return max_probability(probabilities), max_probability(others)
 
 
 def vote(counts: Array) -> Array:
@@ -124,8 +148,8 @@ def count_votes(logits: Array, counts: Array | None) -> Array:
 def predicted_class(logits: Array) -> Array:
     """1 in the column of each row's largest logit, the first of equals, and 0 elsewhere."""
     xp = array_namespace(logits)
-    classes = xp.arange(logits.shape[-1], device=device(logits))
-    return xp.astype(xp.argmax(logits, axis=-1)[..., None] == classes, logits.dtype)
+    classes = xp.arange(int(logits.shape[-1]), device=device(logits))
+    return xp.astype(xp.argmax(logits, axis=-1, keepdims=True) == classes, logits.dtype)
 
 
 @shared_docs

@@ -35,6 +35,13 @@ def side_by_side(first: Any, second: Any) -> Any:
     return array_namespace(first).concat([first, second], axis=1)
 
 
+def at_least(values: Any, bound: float) -> Any:
+    """Values, and the bound where they are smaller; NaN stays."""
+    if type(values) is np.ndarray:
+        return np.maximum(values, bound, dtype=values.dtype)
+    return array_namespace(values).clip(values, bound, None)
+
+
 def in_double(values: Any) -> Any:
     """Values in double precision, where their device has it, as the policies compute; without a gradient."""
     xp = _namespace_of(cast(Any, type(values)))

@@ -224,8 +224,8 @@ def test_mixture_repeats_rows_by_weight():
 def test_evidence_by_hand():
     first, second = np.array([[0.7, 0.2, 0.1]]), np.array([[0.1, 0.6, 0.3]])
     memory = {}
-    exit_evidence(np.log(first), memory)
-    evidence = exit_evidence(np.log(second), memory)[0]
+    exit_evidence(0, np.log(first), memory)
+    evidence = exit_evidence(1, np.log(second), memory)[0]
     entropy = -(second * np.log(second)).sum() / np.log(3)
     expected = [np.log(0.4), np.log(entropy), np.log(0.3), 0.6, 0.3, 0.0, np.log(0.8), np.log(0.8), np.log(0.3)]
     np.testing.assert_allclose(evidence, expected)

@@ -15,7 +15,7 @@ from skexit._nn._dense import DenseNetwork, build, to_dense, torch_generator
 from skexit._nn._mini_batches import ReadRows, Training, enough_in_order, keep_in_memory, minimize, scaling, split_rows
 from skexit.policies._quotas import tilted_distribution
 from skexit.uncertainty import max_probability, normalized_entropy, vote
-from skexit.utils._array_api import array_namespace, side_by_side
+from skexit.utils._array_api import array_namespace
 from skexit.utils._threads import one_torch_thread
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ def exit_inputs(probabilities: Any, votes: Any, utilities: Any = None) -> Any:
     confidences = [max_probability(probabilities), normalized_entropy(probabilities), vote(votes)]
     if probabilities.shape[1] > _MOST_CLASSES:
         probabilities = xp.sort(probabilities, axis=1, descending=True)[:, :_N_LARGEST]
-    return side_by_side(xp.concat([probabilities, xp.stack(confidences, axis=1)], axis=1), utilities)
+    parts = [probabilities, xp.stack(confidences, axis=1), *([] if utilities is None else [utilities])]
+    return xp.concat(parts, axis=1)
 
 
 def assignment_targets(correct: NDArray[np.bool_]) -> Floats:

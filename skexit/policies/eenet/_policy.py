@@ -249,8 +249,8 @@ class EENetPolicy(BudgetedPolicy):
             return confidence
         memory["votes"] = count_votes(logits, memory.get("votes"))
         inputs = exit_inputs(softmax(logits), memory["votes"], memory.get("utilities"))
-        utility = self.networks_[k](inputs)[:, 0]
-        memory["utilities"] = side_by_side(memory.get("utilities"), sigmoid(utility)[:, None])
+        utility = self.networks_[k](inputs)[..., 0]
+        memory["utilities"] = side_by_side(memory.get("utilities"), sigmoid(utility)[..., None])
         return blend(utility, confidence, self.confidence_weight)
 
     def choose_thresholds(self, scores: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -377,7 +377,7 @@ class EMExitAssigner(BudgetedPolicy):
     def _ask_router(self, routers: list[DenseNetwork], k: int, logits: Any, features: Any) -> Any:
         if k == len(routers):
             return log_odds(logits)
-        return routers[k](self._router_inputs(k, softmax(logits), features))[:, 0]
+        return routers[k](self._router_inputs(k, softmax(logits), features))[..., 0]
 
     def _read_router_inputs(self, X: ExitArray, k: int, rows: Any) -> Floats:
         features = read_features(X, k, rows) if self.router_input != "probabilities" else None

@@ -423,6 +423,6 @@ class JEIGatedEnsemble(BudgetedPolicy):
         """Log-odds of stopping, P(E_l); with samples drawn, P(E_l) less the draw."""
         if k == len(gates):
             return array_namespace(statistics).zeros_like(confidence)
-        gate = gates[k](statistics)[:, 0]
+        gate = gates[k](statistics)[..., 0]
         score = break_ties(leaving_log_odds(gate, memory, self.gate_reading), confidence)
         return score if self.decision == "deterministic" else sigmoid(score) - memory["draws"][:, k]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skexit.policies._blending import sigmoid
-from skexit.uncertainty import margin, max_probability, normalized_entropy
+from skexit.uncertainty._scores import entropy, two_largest
 from skexit.utils._array_api import array_namespace
 
 Array = Any  # an array of any namespace that array-api-compat knows
@@ -30,15 +30,11 @@ def gate_statistics(probabilities: Array) -> Array:
     """
     xp = array_namespace(probabilities)
     # At temperature 0.5 probabilities are squared; the largest is taken out, so that none vanishes.
-    sharpened = (probabilities / max_probability(probabilities)[..., None]) ** 2
+    largest, second = two_largest(probabilities)
+    sharpened = (probabilities / largest[..., None]) ** 2
     sharpened = sharpened / xp.sum(sharpened, axis=-1, keepdims=True)
-    return xp.stack(
-        [max_probability(probabilities), _entropy(probabilities), _entropy(sharpened), margin(probabilities)], axis=-1
-    )
-
-
-def _entropy(probabilities: Array) -> Array:
-    return (1 - normalized_entropy(probabilities)) * math.log(probabilities.shape[-1])
+    entropies = entropy(xp.stack([probabilities, sharpened], axis=-2))
+    return xp.stack([largest, entropies[..., 0], entropies[..., 1], largest - second], axis=-1)
 
 
 def exit_probabilities(gates: Array, reading: str) -> Array:
