@@ -653,10 +653,6 @@ def test_best_within_names_a_budget_that_works():
     assert search(MEAN_COST, best_within(budget)).best_params_ == {"budget": 0.5}
 
 
-def saturated():
-    return stack_exits(1e4 * L)
-
-
 LOST = np.asarray(FEATURES)
 OTHER_COSTS = costs([1e6, 2e6, 4e6], cost_unit="MACs")
 COUNTED_FRAME = fit(costs([1e6, 2e6, 3e6], cost_unit="MACs").to_frame())
@@ -728,11 +724,6 @@ WARNINGS = {
         lambda: fit(L, criterion="vote", budget=0.75),
         "criterion='max_prob' rather than 'vote'",
         lambda: fit(L, criterion="max_prob", budget=0.75),
-    ),
-    "confidence that saturates": (
-        lambda: fit(saturated(), budget=0.75),
-        "logits divided by a temperature",
-        lambda: fit(stack_exits(1e4 * L / 1e4), budget=0.75),
     ),
     "temperature at its bound": (
         lambda: fit_temperature(1e-3 * L[:, 2], y),

@@ -260,6 +260,5 @@ def _warn_if_missed(missing: float, budget: float, costs: Floats, weight: Floats
         warn(
             f"the mean cost on the fitting data is {budget - missing:.4f}, below the budget {budget:.4f}: samples "
             "with tied scores leave together. Scores with fewer ties come nearer: criterion='max_prob' rather than "
-            "'vote', or logits divided by a temperature where probabilities are rounded to 1. Samples that are alike "
-            "stay tied."
+            "'vote'. Samples that are alike stay tied."
         )

@@ -69,7 +69,7 @@ def pruned(policy: Any, latency: ExitLatency, batch_size: int = 1, *, heads: Any
     >>> stages, decisions = np.array([[5.0, 5.0, 1.0, 5.0]]), np.array([[0.1, 2.0, 0.1, 0.1]])
     >>> latency = ExitLatency(np.array([1]), stages, decisions, 0 * stages, 0 * stages, np.array([16.0]))
     >>> pruned(policy, latency).thresholds_.round(2)
-    array([0.54,  inf, 0.66, -inf])
+    array([0.18,  inf, 0.64, -inf])
     """
     check_is_fitted(policy)
     own = steps_of(policy)[-1]
