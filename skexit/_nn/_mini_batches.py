@@ -77,6 +77,7 @@ def train(
     random_state: np.random.RandomState,
     offset: ReadRows | None = None,
     groups: NDArray[np.int64] | None = None,
+    losses: Callable[[torch.Tensor, NDArray[np.int64]], torch.Tensor] | None = None,
     description: str | None = None,
 ) -> DenseNetwork:
     """Train a network by mini-batches that are read when they are needed.
@@ -84,7 +85,8 @@ def train(
     `read` takes row numbers and returns the inputs of these rows, of shape (n_rows, n_inputs). Targets are class
     indices, for the cross-entropy, or when `n_outputs` is 1 probabilities, for the binary cross-entropy. `offset`
     returns what the outputs of rows are added to before they are compared with the targets, of shape (n_rows,
-    n_outputs). No `hidden_layer_sizes` give a linear network; no `description` shows no progress bar.
+    n_outputs). `losses` takes outputs and row numbers, and gives the loss of each row in place of the cross-entropy. No
+    `hidden_layer_sizes` give a linear network; no `description` shows no progress bar.
     """
     import torch
 
@@ -100,12 +102,16 @@ def train(
     read_inputs = keep_in_memory(read_scaled, n_samples, len(mean))
     relative_weight = sample_weight / sample_weight[rows].mean()
 
+    def cross_entropy(outputs: torch.Tensor, batch: NDArray[np.int64]) -> torch.Tensor:
+        return _losses(outputs, torch.as_tensor(targets[batch], dtype=target_type))
+
+    row_losses = cross_entropy if losses is None else losses
+
     def loss(batch: NDArray[np.int64]) -> torch.Tensor:
         outputs = add_offset(model(read_inputs(batch)), offset, batch)
-        target = torch.as_tensor(targets[batch], dtype=target_type)
         # The mean over all rows is one: divided by the sum of a batch, weights would vanish in one of a single row.
         weight = torch.as_tensor(relative_weight[batch], dtype=torch.float32)
-        return (_losses(outputs, target) * weight).mean()
+        return (row_losses(outputs, batch) * weight).mean()
 
     minimize(
         loss,

@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.special import log_softmax
 
 #: What the sum of the earlier heads is multiplied by before a head adds to it, so that late heads
 #: are left something to learn: "prediction reweighting", with the value of the published scripts.
 PREDICTION_REWEIGHTING = 0.5
 
+Floats = NDArray[np.float64]
+
 
 def fit_addition(
-    inputs: NDArray[np.float64],
-    labels: NDArray[np.int64],
-    weight: NDArray[np.float64],
-    offset: NDArray[np.float64],
+    inputs: Floats,
+    loss_and_errors: Callable[[Floats], tuple[Floats, Floats]],
+    weight: Floats,
+    offset: Floats,
     l2: float,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weights and biases of the linear classifier whose logits, added to those given, have the least cross-entropy.
+) -> tuple[Floats, Floats]:
+    """Weights and biases of the linear classifier whose logits, added to those given, have the least mean loss.
 
-    Inputs are standardised, and each class occurs. The penalty is ``l2 / 2`` times the squared norm of the weights.
+    `loss_and_errors` takes the logits of all rows, and gives the loss of each and its gradient. Inputs are
+    standardised. The penalty is ``l2 / 2`` times the squared norm of the weights.
     """
-    (n_samples, n_inputs), n_classes = inputs.shape, offset.shape[1]
-    rows, share = np.arange(n_samples), weight / weight.sum()
+    n_inputs, n_classes, share = inputs.shape[1], offset.shape[1], weight / weight.sum()
 
-    def loss_and_gradient(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    def loss_and_gradient(parameters: Floats) -> tuple[float, Floats]:
         weights, biases = np.split(parameters.reshape(-1, n_classes), [n_inputs])
-        log_probabilities = log_softmax(offset + inputs @ weights + biases, axis=1)
-        loss = -share @ log_probabilities[rows, labels] + l2 / 2 * np.sum(weights**2)
-        errors = np.exp(log_probabilities)
-        errors[rows, labels] -= 1
+        losses, errors = loss_and_errors(offset + inputs @ weights + biases)
         errors *= share[:, None]
         gradient = np.concatenate([inputs.T @ errors + l2 * weights, errors.sum(axis=0, keepdims=True)])
-        return loss, gradient.ravel()
+        return float(share @ losses + l2 / 2 * np.sum(weights**2)), gradient.ravel()
 
     start = np.zeros((n_inputs + 1) * n_classes)
     options = {"maxiter": 1000, "ftol": 1e-12, "gtol": 1e-5}

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from skexit._nn._dense import DenseNetwork, build, kept_units, torch_generator
 from skexit._nn._mini_batches import ReadRows, Training, add_offset, keep_in_memory, minimize, scaling
+from skexit.heads._distillation import HeadLoss
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +21,7 @@ _LARGEST = 1e4
 
 def train_cascade(
     read: ReadRows,
-    targets: NDArray[np.int64],
+    loss: HeadLoss,
     sample_weight: NDArray[np.float64],
     *,
     widths: Sequence[int],
@@ -34,38 +35,33 @@ def train_cascade(
 ) -> list[DenseNetwork]:
     """Train heads whose hidden layers see the features of their exit and the last hidden layer before.
 
-    The loss is the sum of the cross-entropies of all heads, so that an early layer also learns what later heads make
+    The loss is the sum over all heads, so that an early layer also learns what later heads make
     use of. `read` takes row numbers and returns the features of all heads side by side, of shape (n_rows, sum(widths));
     `offset` returns what the logits of each head are added to in the loss, of shape (n_rows, n_classes). After the
     first network, inputs are the features and the last hidden layer of the head before.
     """
     import torch
-    from torch.nn import functional
 
-    rows = np.arange(len(targets))
+    rows = np.arange(len(sample_weight))
     mean, scale = scaling(read, rows, training.batch_size)
     model = Cascade(widths, hidden_layer_sizes, n_classes, dropout, torch_generator(random_state))
 
     def read_scaled(batch: NDArray[np.int64]) -> torch.Tensor:
         return torch.as_tensor(np.clip((read(batch) - mean) / scale, -_LARGEST, _LARGEST), dtype=torch.float32)
 
-    read_inputs = keep_in_memory(read_scaled, len(targets), len(mean), allow_half=True)
+    read_inputs = keep_in_memory(read_scaled, len(rows), len(mean), allow_half=True)
     relative_weight = torch.as_tensor(sample_weight / sample_weight.mean(), dtype=torch.float32)
 
-    def loss(batch: NDArray[np.int64]) -> torch.Tensor:
-        target = torch.as_tensor(targets[batch])
+    def mean_loss(batch: NDArray[np.int64]) -> torch.Tensor:
         logits = add_offset(model(read_inputs(batch)), offset, batch)
-        losses = functional.cross_entropy(
-            logits.movedim(0, -1), target[:, None].expand(-1, len(logits)), reduction="none"
-        )
-        return losses.sum(dim=1) @ relative_weight[batch] / len(batch)
+        return loss(logits, batch) @ relative_weight[batch] / len(batch)
 
     minimize(
-        loss,
+        mean_loss,
         model.parameters(),
         rows,
         rows[:0],
-        np.ones(len(targets)),  # the loss has the weights
+        np.ones(len(rows)),  # the loss has the weights
         training=training.with_enough_steps(len(rows)),
         random_state=random_state,
         description=description,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from skexit._nn._dense import DenseNetwork, weighted_scaling
 from skexit.heads._boosting import fit_addition
+from skexit.heads._distillation import Distillation, label_loss_and_errors
 from skexit.utils._threads import one_blas_thread
 
 #: From this many numbers on, the solver uses several threads.
@@ -26,25 +28,36 @@ def solve_linear(
     n_classes: int,
     l2: float,
     offset: NDArray[np.float64] | None = None,
+    distillation: Distillation | None = None,
 ) -> DenseNetwork:
-    """The linear classifier of least cross-entropy, penalised on standardised inputs.
+    """The linear classifier of least loss, penalised on standardised inputs.
 
-    Classes that no label is of get a logit that makes them improbable. The penalty is ``l2 / 2`` times the squared norm
-    of the weights; `offset` has logits to which those of the classifier are added.
+    Without distillation, classes that no label is of get a logit that makes them improbable. The penalty is ``l2 / 2``
+    times the squared norm of the weights; `offset` has logits to which those of the classifier are added.
     """
     weights, biases = np.zeros((inputs.shape[1], n_classes)), np.full(n_classes, _ABSENT_CLASS_LOGIT)
-    if (labels == labels[0]).all():
+    if distillation is None and (labels == labels[0]).all():
         biases[labels[0]] = 0
         return DenseNetwork((weights,), (biases,))
     mean, scale = weighted_scaling(iter([(inputs, weight)]))
     inputs = (inputs - mean) / scale
     # On small matrices threads cost more than they bring, above all when others use the cores.
     with one_blas_thread() if inputs.size < _WORTH_THREADS else nullcontext():
-        if offset is None:
+        if distillation is not None:
+            present = np.arange(n_classes)
+            loss = partial(
+                distillation.loss_and_errors,
+                labels=labels,
+                soft_targets=distillation.soft_targets(np.arange(len(labels))),
+            )
+            start = np.zeros((len(labels), n_classes)) if offset is None else offset
+            coefficients, intercepts = fit_addition(inputs, loss, weight, start, l2)
+        elif offset is None:
             present, coefficients, intercepts = _fit_logistic_regression(inputs, labels, weight, l2)
         else:
             present, index = np.unique(labels, return_inverse=True)
-            coefficients, intercepts = fit_addition(inputs, index, weight, offset[:, present], l2)
+            loss = partial(label_loss_and_errors, labels=index)
+            coefficients, intercepts = fit_addition(inputs, loss, weight, offset[:, present], l2)
     weights[:, present] = coefficients
     biases[present] = intercepts
     return DenseNetwork((weights,), (biases,)).after_scaling(mean, scale)

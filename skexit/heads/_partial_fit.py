@@ -14,6 +14,7 @@ from skexit._nn._mini_batches import adam_groups, batches, weights_and_biases
 from skexit.data import ExitArray
 from skexit.data._validation import read_features
 from skexit.heads._cascade import Cascade
+from skexit.heads._distillation import HeadLoss
 from skexit.heads._training import HeadTraining
 from skexit.utils._module_names import set_module
 from skexit.utils._optional import optional_import
@@ -204,7 +205,6 @@ def train_further(
     """Train the heads of all exits that lack logits once on these rows, on from where the last call ended."""
     with optional_import("ExitHeads.partial_fit trains with", "torch"):
         import torch
-        from torch.nn import functional
 
     networks: list[DenseNetwork | None] = [None] * X.layout.n_exits
     trained = [k for k in range(X.layout.n_exits) if not X.layout.has_logits(k)]
@@ -224,12 +224,12 @@ def train_further(
         ends = np.cumsum([0, *widths]).tolist()
         columns = [slice(0 if cascade else ends[read.index(k)], ends[read.index(k) + 1]) for k in trained]
         model = SeparateNetworks(columns, [*hidden_layer_sizes, n_classes], generator, settings.dropout)
-    targets = torch.as_tensor(labels)
+    losses = HeadLoss(labels, n_classes, settings.distil(X))
     relative_weight = state.relative(weight)
 
     def loss(batch: NDArray[np.int64]) -> torch.Tensor:
-        losses = [functional.cross_entropy(out, targets[batch], reduction="none") for out in model(inputs[batch])]
-        return (sum(losses) * relative_weight[batch]).mean()
+        logits = torch.stack(list(model(inputs[batch])))
+        return (losses(logits, batch) * relative_weight[batch]).mean()
 
     optimizer = take_steps(
         loss,

@@ -13,9 +13,10 @@ from skexit._nn._dense import DenseNetwork
 from skexit._nn._mini_batches import ReadRows, Training, number_of_epochs, train
 from skexit.data import ExitArray
 from skexit.data._lazy import fit_in_memory
-from skexit.data._validation import read_features
+from skexit.data._validation import read_features, read_logits
 from skexit.heads._boosting import PREDICTION_REWEIGHTING
 from skexit.heads._cascade import train_cascade
+from skexit.heads._distillation import Distillation, HeadLoss
 from skexit.heads._linear import solve_linear
 from skexit.utils._optional import check_torch
 
@@ -36,6 +37,8 @@ class HeadTraining:
     cascade: bool
     training: str
     dropout: float
+    distillation: float
+    temperature: float
     solver: str
     l2: float | str
     learning_rate: float
@@ -63,6 +66,18 @@ class HeadTraining:
             return min(_LARGEST_PENALTY, _PENALTY_OF_ALL_ROWS / n_rows)
         return cast(float, self.l2)
 
+    def distil(self, X: ExitArray) -> Distillation | None:
+        """How heads learn from the network's own logits, if they do; a ValueError says if it has none."""
+        last = X.layout.n_exits - 1
+        if self.distillation == 0:
+            return None
+        if not X.layout.has_logits(last):
+            raise ValueError(
+                f"distillation={self.distillation!r} teaches heads with the network's own logits, but the last exit of "
+                "X has none. Use distillation=0, or extract them: ExitExtractor stores them with head='output'."
+            )
+        return Distillation(self.distillation, self.temperature, lambda rows: cast(Any, read_logits(X, last, rows)))
+
     def by_mini_batches(self, n_rows: int) -> Training:
         """How mini-batches train on so many rows; raises an ImportError where torch, which they need, is not there."""
         check_torch("ExitHeads trains by mini-batches with")
@@ -84,6 +99,7 @@ class HeadTrainer:
     def train(self) -> list[DenseNetwork | None]:
         """The heads, and None where an exit keeps its own logits."""
         self.settings.check()
+        self._distillation = self.settings.distil(self.X)
         n_exits = self.X.layout.n_exits
         networks: list[DenseNetwork | None] = [None] * n_exits
         offset: ReadRows | None = None
@@ -128,7 +144,9 @@ class HeadTrainer:
                 n_classes=self.n_classes,
                 l2=self.settings.penalty(len(self.X)),
                 offset=None if offset is None else offset(np.arange(len(self.X))),
+                distillation=self._distillation,
             )
+        loss = HeadLoss(self.labels, self.n_classes, self._distillation)
         return train(
             lambda rows: self._inputs(k, rows),
             self.labels,
@@ -138,6 +156,7 @@ class HeadTrainer:
             training=self.settings.by_mini_batches(len(self.X)),
             random_state=self.random_state,
             offset=offset,
+            losses=lambda outputs, rows: loss(outputs[None], rows),
             description=self._describe(f"head of exit {k}"),
         )
 
@@ -158,7 +177,7 @@ class HeadTrainer:
     def _train_with_hidden_layers(self, exits: list[int], offset: ReadRows | None) -> list[DenseNetwork]:
         return train_cascade(
             lambda rows: np.concatenate([read_features(self.X, k, rows) for k in exits], axis=1),
-            self.labels,
+            HeadLoss(self.labels, self.n_classes, self._distillation),
             self.weight,
             widths=[self.X.layout.n_features[k] for k in exits],
             hidden_layer_sizes=self.settings.hidden_layer_sizes,
@@ -172,3 +191,17 @@ class HeadTrainer:
 
     def _describe(self, what: str) -> str | None:
         return what if self.settings.verbose else None
+
+
+def check_two_classes(classes: NDArray[Any]) -> None:
+    """Raise a ValueError where there is nothing to classify."""
+    if len(classes) == 1:
+        raise ValueError(f"y has 1 class, {classes.tolist()[0]!r}; give rows of two classes or more to fit heads.")
+
+
+def describe_head(head: DenseNetwork | None) -> str:
+    """What a head sees, in words."""
+    if head is None:
+        return "none: the exit has logits"
+    hidden = "".join(f", {weight.shape[1]} hidden units" for weight in head.weights[:-1])
+    return f"{head.weights[0].shape[0]} features{hidden}"

@@ -76,7 +76,12 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike, sample_weight: ArrayLi
     array([0.75, 0.25])
     """
     weight = check_sample_weight(sample_weight, check_array(logits, dtype=np.float64, input_name="logits"))
-    return _checked_range(_shared_temperature(_as_rows([(logits, labels, weight)])))
+    return _checked_range(temperature_within_bounds(logits, labels, weight))
+
+
+def temperature_within_bounds(logits: ArrayLike, labels: ArrayLike, weight: ArrayLike) -> float:
+    """What `fit_temperature` gives, for checked weights, without a word where it is a bound."""
+    return _shared_temperature(_as_rows([(logits, labels, weight)]))
 
 
 def fit_exit_temperatures(exits: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike]]) -> Floats:

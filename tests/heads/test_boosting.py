@@ -1,5 +1,7 @@
 """Boosted heads: each adds to half of the sum before it, and is the best that can be added."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from scipy.optimize import approx_fprime, minimize
@@ -12,6 +14,7 @@ import skexit.data._lazy
 import skexit.heads._training
 from skexit import ExitHeads, stack_exits
 from skexit.heads._boosting import PREDICTION_REWEIGHTING, fit_addition
+from skexit.heads._distillation import label_loss_and_errors
 from skexit.uncertainty import fit_temperature
 
 HIDDEN = pytest.mark.parametrize("sizes", [(), (5,), (5, 4)], ids=str)
@@ -46,7 +49,9 @@ class TestAddition:
         inputs, labels = rng.normal(size=(60, 2)), np.arange(60) % n_classes
         weight, offset = rng.exponential(size=60), rng.normal(scale=2, size=(60, n_classes))
         arguments = (inputs, labels, weight, offset, l2)
-        found = np.concatenate([part.reshape(-1, n_classes) for part in fit_addition(*arguments)]).ravel()
+        loss = partial(label_loss_and_errors, labels=labels)
+        parts = fit_addition(inputs, loss, weight, offset, l2)
+        found = np.concatenate([part.reshape(-1, n_classes) for part in parts]).ravel()
         best = minimize(slow_loss, np.zeros(3 * n_classes), args=arguments, method="BFGS", options={"gtol": 1e-7})
         assert slow_loss(found, *arguments) == pytest.approx(best.fun, abs=1e-7)
         assert abs(approx_fprime(found, slow_loss, 1e-6, *arguments)).max() < 1e-4
