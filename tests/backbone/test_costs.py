@@ -325,3 +325,54 @@ def test_threads_that_count_leave_the_settings_of_torch_as_found():
         thread.join()
     assert torch.backends.mha.get_fastpath_enabled()
     assert torch.backends.cudnn.enabled
+
+
+class TwoStreams(nn.Module):
+    """Features of two sizes, both of which later blocks need, and a classifier after each block."""
+
+    def __init__(self):
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.fine_blocks = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+        self.coarse_blocks = nn.ModuleList(nn.Conv2d(12, 8, 3, padding=1) for _ in range(3))
+        self.classifiers = nn.ModuleList(nn.Linear(8, 5) for _ in range(3))
+
+    def forward(self, x):
+        fine, coarse, logits = self.fine(x), self.coarse(x), []
+        for fine_block, coarse_block, classifier in zip(
+            self.fine_blocks, self.coarse_blocks, self.classifiers, strict=True
+        ):
+            fine = fine_block(fine).relu()
+            coarse = coarse_block(torch.cat([coarse, nn.functional.avg_pool2d(fine, 2)], dim=1)).relu()
+            logits.append(classifier(coarse.mean((2, 3))))
+        return logits
+
+
+def macs_until(model, x, exits):
+    """Multiply-adds of convolutions and linear layers until each exit is computed, of one sample, by hooks."""
+    total, at_exit, hooks = [0], {}, []
+
+    def count(module, args, output):
+        per_position = module.weight.numel() if isinstance(module, nn.Conv2d) else module.weight.numel() / len(output[0])
+        total[0] += per_position * (output[0, 0].numel() if isinstance(module, nn.Conv2d) else len(output[0]))
+
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            hooks.append(module.register_forward_hook(count))
+        if name in exits:
+            hooks.append(module.register_forward_hook(lambda *_, name=name: at_exit.update({name: total[0]})))
+    model(x)
+    for hook in hooks:
+        hook.remove()
+    return np.array([at_exit[name] for name in exits])
+
+
+@pytest.mark.parametrize("place", ["coarse_blocks", "classifiers"])
+def test_two_streams_and_classifiers_are_counted(place):
+    model, x = TwoStreams().eval(), torch.randn(2, 3, 16, 16)
+    exits = [f"{place}.{k}" for k in range(3)]
+    costs = exit_costs(model, exits, x, unit="MACs").costs
+    # An exit at a block also answers, so that its classifier counts; earlier classifiers need not run.
+    linear = 8 * 5
+    expected = macs_until(model, x, [f"classifiers.{k}" for k in range(3)]) - linear * np.arange(3)
+    np.testing.assert_allclose(costs, expected, rtol=0.03)
