@@ -353,7 +353,9 @@ def macs_until(model, x, exits):
     total, at_exit, hooks = [0], {}, []
 
     def count(module, args, output):
-        per_position = module.weight.numel() if isinstance(module, nn.Conv2d) else module.weight.numel() / len(output[0])
+        per_position = (
+            module.weight.numel() if isinstance(module, nn.Conv2d) else module.weight.numel() / len(output[0])
+        )
         total[0] += per_position * (output[0, 0].numel() if isinstance(module, nn.Conv2d) else len(output[0]))
 
     for name, module in model.named_modules():
