@@ -125,6 +125,7 @@ class TestPipeline:
         assert by_frame == by_array
         assert search.best_estimator_["policy"].layout_.cost_unit == "MACs"
 
+    @pytest.mark.slow
     def test_cache_and_two_processes(self, cache):
         in_memory = ExitArray.from_array(np.asarray(cache.X), cache.layout)
         grid = {"policy__budget": [0.5, 0.8]}

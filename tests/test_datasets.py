@@ -80,6 +80,7 @@ def test_return_X_y_as_frame():
     assert isinstance(y, pd.Series)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("as_frame", [False, True])
 def test_search_over_a_pipeline(as_frame):
     X, y = load_cifar10_resnet56(return_X_y=True, as_frame=as_frame)

@@ -33,6 +33,7 @@ def run_stages(stages, *inputs):
 VISION = ["resnet18", "densenet121", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "vit_b_16"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VISION)
 def test_torchvision(name):
     models = pytest.importorskip("torchvision.models")

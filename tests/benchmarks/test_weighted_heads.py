@@ -192,6 +192,7 @@ class TestMetaLoss:
 
 
 class TestHeads:
+    @pytest.mark.slow
     @HIDDEN
     def test_are_nearly_as_good_as_separate_ones(self, sizes):
         """Weights are between 0.2 and 1.8, so that no head learns something else altogether."""

@@ -42,6 +42,7 @@ def test_demo(tmp_path):
     assert pipeline.score(test.X, test.y) > 0.85
 
 
+@pytest.mark.slow
 def test_demo_of_few_digits(tmp_path, monkeypatch):
     import skexit.cli._demo as demo
 

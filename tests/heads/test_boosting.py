@@ -141,6 +141,7 @@ class TestSum:
 
 
 class TestAccuracy:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "options", [{}, {"solver": "adam", "max_epochs": 20}, {"hidden_layer_sizes": (8,), "max_epochs": 20}]
     )

@@ -166,6 +166,7 @@ def test_persistence(data, tmp_path):
         policy_to_json(pipeline)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:some of the budget:UserWarning")
 def test_in_a_live_network(tmp_path):
     torch.manual_seed(0)

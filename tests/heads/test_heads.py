@@ -152,6 +152,7 @@ class TestCrossFitting:
             of_folds.append(scales)
         np.testing.assert_allclose(of_folds, [of_folds[0]] * len(of_folds))
 
+    @pytest.mark.slow
     def test_budgets_hold_on_new_rows(self):
         X, y = load_cifar10_resnet56(return_X_y=True)
         budgets, costs = (0.4, 0.5, 0.6, 0.7), []
@@ -301,6 +302,7 @@ class TestAdam:
             }
             np.testing.assert_allclose(losses["adam"], losses["lbfgs"], atol=0.03)
 
+    @pytest.mark.slow
     def test_a_hidden_layer_learns_what_no_line_separates(self):
         rng = np.random.default_rng(0)
         features = rng.normal(size=(600, 2))
@@ -448,6 +450,7 @@ class TestDropout:
         assert (first == 0).double().mean().item() == pytest.approx(dropout, abs=0.02)  # five standard errors
         assert abs(np.corrcoef((first[:, :-1] == 0).flatten(), (first[:, 1:] == 0).flatten())[0, 1]) < 0.05
 
+    @pytest.mark.slow
     def test_keeps_a_wide_head_from_learning_its_rows_by_heart(self):
         (X, y), (new, new_y) = make_features(150), make_features(600, seed=1)
         X, new = only_first_head(X), only_first_head(new)
@@ -495,6 +498,7 @@ class TestCalibrate:
             np.testing.assert_allclose(fitted.logits(k), raw.transform(X).logits(k) / temperature)
             np.testing.assert_allclose(heads.transform(X).logits(k), fitted.logits(k))
 
+    @pytest.mark.slow
     def test_helps_a_head_that_is_too_sure(self):
         (X, y), (new, new_y) = make_features(150), make_features(600, seed=1)
         X, new = only_first_head(X), only_first_head(new)

@@ -206,6 +206,7 @@ class TestTrain:
         training = Training(0.02, 1e-3, max_epochs, 32, early_stopping=True)
         assert np.isfinite(fit(inputs, targets, training=training)(inputs)).all()
 
+    @pytest.mark.slow
     def test_early_stopping_keeps_the_best_epoch(self):
         """Trained for long on noise, a network without it is far worse on new rows."""
         losses = []

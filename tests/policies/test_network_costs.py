@@ -226,6 +226,7 @@ class TestExpensiveHeads:
             warnings.simplefilter("error", ExpensiveHeadsWarning)
             estimator.fit(*frozen_network(network_cost=1000))
 
+    @pytest.mark.slow
     @given(st.floats(100, 1000))
     @settings(max_examples=20, deadline=None)
     def test_from_five_percent_on(self, network_cost):

@@ -432,6 +432,7 @@ class TestComposition:
 
 
 class TestPipelines:
+    @pytest.mark.slow
     @pytest.mark.parametrize("heads", [ExitHeads(random_state=0), ExitEnsemble(ExitHeads((8,), random_state=0))])
     def test_are_policies_with_heads(self, heads, tmp_path):
         X, y = make_exits(300, 3, 3, 0)

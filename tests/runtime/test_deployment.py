@@ -128,6 +128,7 @@ def make_uneven_network():
     return nn.Sequential(nn.Sequential(nn.Linear(6, 6), nn.Tanh()), wide, nn.Linear(6, 6), nn.Linear(6, 3))
 
 
+@pytest.mark.slow
 def test_the_first_part_runs_in_a_process_of_its_own(tmp_path):
     live, x = make_live(policies()["ensemble"], network=make_uneven_network, exits=["0", "1", "2"])
     paths = [tmp_path / name for name in ("first.pt", "x.pt", "output.pt")]

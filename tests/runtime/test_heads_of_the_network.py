@@ -42,6 +42,7 @@ def inputs():
 HEADS = ["output", ["h1", "h2"], {"first": "h1", "second": "output"}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["column", "vector", "list"])
 @pytest.mark.parametrize("head", HEADS, ids=str)
 def test_one_logit(inputs, tmp_path, shape, head):
