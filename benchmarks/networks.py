@@ -171,12 +171,17 @@ class _Work(TorchDispatchMode):
         self.spans = {name: [0, 0] for name in names}
         self._hooks = []
         for name, span in self.spans.items():
-            module = model.get_submodule(name)
-            self._hooks.append(module.register_forward_pre_hook(partial(self._note, span, 0)))
-            self._hooks.append(module.register_forward_hook(partial(self._note, span, 1)))
+            # "layer#3" is the fourth call of the module.
+            module_name, _, number = name.partition("#")
+            module, n_calls = model.get_submodule(module_name), [0, 0]
+            call = int(number) if number else None
+            self._hooks.append(module.register_forward_pre_hook(partial(self._note, span, 0, n_calls, call)))
+            self._hooks.append(module.register_forward_hook(partial(self._note, span, 1, n_calls, call)))
 
-    def _note(self, span: list[int], end: int, *_: Any) -> None:
-        span[end] = len(self.flops)
+    def _note(self, span: list[int], end: int, n_calls: list[int], call: int | None, *_: Any) -> None:
+        if call in (None, n_calls[end]):
+            span[end] = len(self.flops)
+        n_calls[end] += 1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))

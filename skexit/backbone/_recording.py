@@ -161,7 +161,7 @@ class _Recorder:
         self._marks = {mark: split_call(with_first_name(model, mark)) for mark in [*exits, *own_heads(heads).values()]}
         marked = {name for name, _ in self._marks.values()}
         self.calls: list[_Call] = []
-        self._open = {""} | {name for name in modules if any(other.startswith(f"{name}.") for other in marked)}
+        self._open = {""} | _parents(model, modules, marked)
         inside = [name for name in modules if any(f"{name}.".startswith(f"{other}.") for other in opened)]
         self._open |= {name for name in inside if name in opened or any(modules[name].children())}
         self._marked = [name for name in marked if name in self._open]
@@ -313,6 +313,15 @@ def _explain_wrong_calls(recorder: _Recorder, exits: Sequence[str], heads: Seque
     check_called_once(called, exits, "exits")
     check_called_once(called, list(own_heads(heads).values()), "head")
     check_forward_order([name for name in called if name in set(exits)], list(exits))
+
+
+def _parents(model: nn.Module, modules: dict[str, nn.Module], names: Collection[str]) -> set[str]:
+    """Modules that hold those of the names, also by other names that these have."""
+    searched = {id(modules[name]) for name in names}
+    aliases = [name for name, module in model.named_modules(remove_duplicate=False) if id(module) in searched]
+    holders = {name[:end] for name in aliases for end, character in enumerate(name) if character == "."}
+    held_by = {id(model.get_submodule(name)) for name in holders}
+    return {name for name, module in modules.items() if id(module) in held_by}
 
 
 class _Reader:

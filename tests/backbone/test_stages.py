@@ -554,3 +554,32 @@ def test_exits_in_another_order():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)).eval()
     with pytest.raises(ValueError, match=r"exits=\['1', '0'\] are not in forward order"):
         cut(model, ["1", "0"], torch.randn(2, 4))
+
+
+class SharedEncoding(nn.Module):
+    """A module that two blocks call, and that the network holds by a name of its own."""
+
+    class Block(nn.Module):
+        def __init__(self, shared):
+            super().__init__()
+            self.shared, self.own = shared, nn.Linear(6, 6)
+
+        def forward(self, x):
+            return self.own(self.shared(x)).relu()
+
+    def __init__(self):
+        super().__init__()
+        self.encoding = nn.Linear(6, 6)
+        self.blocks = nn.ModuleList(self.Block(self.encoding) for _ in range(3))
+        self.classifier = nn.Linear(6, 3)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.classifier(x)
+
+
+def test_calls_of_a_module_that_blocks_share():
+    torch.manual_seed(0)
+    model, x, exits = SharedEncoding().eval(), torch.randn(4, 6), ["encoding#1", "blocks.2"]
+    check_stages(model, exits, cut(model, exits, x[:2]), x)
