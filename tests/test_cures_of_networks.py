@@ -70,9 +70,10 @@ class Repeated(nn.Module):
 
 class TestExtraction:
     def test_module_called_twice(self, data, tmp_path):
-        with pytest.raises(ValueError, match="name modules that are called exactly once"):
+        with pytest.raises(ValueError, match="name one of the calls, from 'twice#0' to 'twice#1', or modules that are"):
             ExitExtractor(Repeated(), ["twice"], head=None).extract([data], tmp_path / "c")
         ExitExtractor(Repeated(), ["first"], head=None).extract([data], tmp_path / "c")
+        ExitExtractor(Repeated(), ["twice#0", "twice#1"], head=None).extract([data], tmp_path / "d")
 
     def test_no_logits(self, data, tmp_path):
         with pytest.raises(ValueError, match="Pass head=None"):
