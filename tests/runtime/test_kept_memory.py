@@ -82,7 +82,9 @@ def test_other_devices_are_left_alone():
         pass
 
 
-def test_a_loader_maps_its_activations_once():
+def test_a_loader_maps_its_activations_once(request):
+    if request.config.getoption("--round-otherwise"):
+        pytest.skip("what changes the rounding makes arrays of its own")
     wide = nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 3, 1), nn.ReLU())
     network = nn.Sequential(wide, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3)).eval()
     features = np.random.default_rng(0).normal(size=(2, 30, 3))

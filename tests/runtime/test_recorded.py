@@ -107,4 +107,4 @@ def test_notes_are_not_changed_by_stages_that_work_in_place(tmp_path):
     live = EarlyExitModel(network, exits, pipeline, head=None, example_input=x[:1])
     output = live(x)
     np.testing.assert_array_equal(output.exits, pipeline.predict_exit(cache.X))
-    np.testing.assert_allclose(output.probabilities, pipeline.predict_proba(cache.X), atol=1e-6)
+    np.testing.assert_allclose(output.probabilities, pipeline.predict_proba(cache.X), atol=1e-4)
