@@ -225,10 +225,11 @@ class _Recorder:
     def _output_of(self, name: str, original: Any, args: Any, kwargs: Any) -> Any:
         """What a module gives on shapes; where these follow from values, the shapes that it gave to the inputs."""
         shapes = cast(Any, detect_fake_mode()).shape_env
+        known = free_unbacked_symbols(tensors_in((args, kwargs)))
         try:
             with shapes.ignore_fresh_unbacked_symbols():
                 output = original(*args, **kwargs)
-            if not free_unbacked_symbols(tensors_in(output)):
+            if free_unbacked_symbols(tensors_in(output)) <= known:
                 return output
             raise ValueError(f"the shape of what {name!r} gives depends on values")
         except Exception:

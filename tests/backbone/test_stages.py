@@ -583,3 +583,24 @@ def test_calls_of_a_module_that_blocks_share():
     torch.manual_seed(0)
     model, x, exits = SharedEncoding().eval(), torch.randn(4, 6), ["encoding#1", "blocks.2"]
     check_stages(model, exits, cut(model, exits, x[:2]), x)
+
+
+class LastToken(nn.Module):
+    """A classifier of the tokens that end a sequence, found by their values, between modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.first, self.second = nn.Embedding(9, 6), nn.Linear(6, 6), nn.Linear(6, 6)
+        self.dropout, self.classifier = nn.Dropout(), nn.Linear(6, 3)
+
+    def forward(self, tokens):
+        hidden = self.second(self.first(self.embedding(tokens)).relu()).relu()
+        ends = hidden[tokens.eq(8), :].view(hidden.shape[0], -1, 6)[:, -1]
+        return self.classifier(self.dropout(ends))
+
+
+def test_modules_after_what_values_select():
+    torch.manual_seed(0)
+    model, tokens = LastToken().eval(), torch.randint(8, (4, 5))
+    tokens[:, -1] = 8
+    check_stages(model, ["first", "second"], cut(model, ["first", "second"], tokens[:2]), tokens)
