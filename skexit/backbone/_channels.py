@@ -17,6 +17,7 @@ from skexit.backbone._inputs import Inputs, map_tensors
 from skexit.backbone._modules import hook_calls, split_call
 from skexit.backbone._outputs import first_tensor
 from skexit.backbone._pooling import DEFAULT_POOLS, Pool
+from skexit.backbone._rows import with_rows
 
 #: The `channels` parameter: one for all exits, or some by name.
 Channels: TypeAlias = str | Mapping[str, str]
@@ -212,7 +213,7 @@ def _tensor_in(output: Any) -> torch.Tensor | None:
 def _watch(model: nn.Module, exits: Sequence[str], inputs: Inputs, n_rows: int = 1) -> _Calls:
     """Watch the network run on one row, or more, on shapes only if it can."""
     # Copies: the network may work in place.
-    row = map_tensors(lambda tensor: tensor[torch.arange(n_rows, device=tensor.device) % len(tensor)], inputs)
+    row = map_tensors(lambda tensor: with_rows(tensor, n_rows), inputs)
     with left_as_found(model):
         return run_counting_flops(model, row, lambda forward, flops: _Calls(model, exits, forward))
 

@@ -12,14 +12,6 @@ from torch import fx, nn
 from skexit.backbone._inputs import Inputs, call, with_tensors
 from skexit.backbone._outputs import logits_in
 from skexit.backbone._own_logits import OwnLogits
-from skexit.backbone._rows import is_channels_last
-
-
-def with_rows(tensor: torch.Tensor, n_rows: int) -> torch.Tensor:
-    """The first rows of a tensor, repeated where they are too few."""
-    rows = torch.arange(n_rows, device=tensor.device) % len(tensor)
-    memory_format = torch.channels_last if is_channels_last(tensor) else torch.contiguous_format
-    return tensor[rows].contiguous(memory_format=memory_format)
 
 
 @contextmanager

@@ -20,13 +20,14 @@ from torch.utils import _pytree as pytree
 
 from skexit.backbone._costs import check_forward_order
 from skexit.backbone._counting import attributes_as_found, left_as_found
-from skexit.backbone._exporting import WithFlatInputs, export, is_in_place, is_sequence, with_rows, without_cache
+from skexit.backbone._exporting import WithFlatInputs, export, is_in_place, is_sequence, without_cache
 from skexit.backbone._inputs import Inputs, call, map_tensors, tensors_of, with_tensors
 from skexit.backbone._merging import merge
 from skexit.backbone._modules import check_called_once, own_heads, split_call, with_first_name
 from skexit.backbone._outputs import tensors_in
 from skexit.backbone._own_logits import OwnLogits
 from skexit.backbone._refusals import refusal
+from skexit.backbone._rows import with_rows
 from skexit.backbone._shapes import FILLED, filled
 
 _OPERATORS = torch.library.Library("skexit", "DEF")

@@ -23,6 +23,11 @@ def rows_second(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.transpose(0, 1).contiguous()
 
 
+def with_rows(tensor: torch.Tensor, n_rows: int) -> torch.Tensor:
+    """A copy of the first rows of a tensor, repeated where they are too few, in memory as the tensor is."""
+    return _select(tensor, torch.arange(n_rows, device=tensor.device) % len(tensor))
+
+
 def select_rows(tensors: list[torch.Tensor], rows: torch.Tensor) -> list[torch.Tensor]:
     """Some rows of each tensor, in memory as the tensor is."""
     return [_select(tensor, rows) for tensor in tensors]

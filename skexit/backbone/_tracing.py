@@ -16,7 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from skexit.backbone._counting import left_as_found, run_counting_flops
 from skexit.backbone._inputs import Inputs, main_first, map_tensors
 from skexit.backbone._outputs import are_plain, tensors_among, tensors_in
-from skexit.backbone._rows import axis_of_rows
+from skexit.backbone._rows import axis_of_rows, with_rows
 from skexit.backbone._shapes import FILLED
 
 #: Rows of the inputs in a trace. Few tensors have so many rows that are not samples.
@@ -29,11 +29,7 @@ def trace(model: nn.Module, example_input: Inputs, *, warns: bool = False) -> Tr
 
     If `warns`, a warning names operators whose FLOPs are not known.
     """
-
-    def take_rows(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor[torch.arange(_N_ROWS, device=tensor.device) % len(tensor)]
-
-    inputs = map_tensors(take_rows, main_first(model, example_input))
+    inputs = map_tensors(lambda tensor: with_rows(tensor, _N_ROWS), main_first(model, example_input))
     with left_as_found(model), torch.no_grad():
         model.eval()
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from skexit.backbone._costs import millisecond_clock
 from skexit.backbone._inputs import Inputs, call, map_tensors
 from skexit.backbone._modules import Head, device_of
 from skexit.backbone._pooling import Pool
+from skexit.backbone._rows import with_rows
 from skexit.runtime._early_exit import EarlyExitModel
 from skexit.runtime._exit_latency import ExitLatency
 from skexit.runtime._prepared import first_batch, runner_to_last_exit
@@ -94,7 +96,10 @@ def measure_latency(
         raise ValueError(f"n_repeats={n_repeats} must be at least 1.")
     runner = runner_to_last_exit(network)
     with torch.inference_mode():
-        measured = [_measure(runner, plain, _repeat_rows(example_input, int(size)), n_repeats) for size in sizes]
+        measured = [
+            _measure(runner, plain, map_tensors(partial(with_rows, n_rows=int(size)), example_input), n_repeats)
+            for size in sizes
+        ]
     stage, at_exit, compaction, spread, whole = (np.array(times) for times in zip(*measured, strict=True))
     return ExitLatency(sizes, stage, at_exit, compaction, spread, whole)
 
@@ -135,7 +140,3 @@ def _time_stages(runner: StageRunner, inputs: Inputs) -> list[list[float]]:
         for part, duration in zip(times, np.diff(readings), strict=True):
             part.append(duration)
     return times
-
-
-def _repeat_rows(inputs: Inputs, n_rows: int) -> Inputs:
-    return map_tensors(lambda tensor: tensor[torch.arange(n_rows, device=tensor.device) % len(tensor)], inputs)
