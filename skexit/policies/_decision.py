@@ -60,8 +60,7 @@ class ExitDecision:
         if k == self.n_exits - 1:
             return None
         scores = self._score(k, logits, features, memories)
-        # A score that is no number leaves, too, so that the answer says that logits were not finite.
-        return ~(scores < self._thresholds[k]) if self.is_used[k] else None
+        return leaves_at(scores, self._thresholds[k]) if self.is_used[k] else None
 
     def departures(self, X: ExitArray) -> Iterator[tuple[int, Any, NDArray[np.float64]]]:
         """Walk over the rows of X in batches; yields what `departures_from` does."""
@@ -122,6 +121,11 @@ def _earlier_exits(transformer: Any, k: int) -> range:
     """Exits before `k` on which its logits depend; heads of other makers do not say."""
     own = unfrozen(transformer)
     return own.earlier_exits(k) if isinstance(own, LogitsTransformer) else range(k)
+
+
+def leaves_at(scores: Any, threshold: Any) -> Any:
+    """Which samples leave. A score that is no number leaves, so that the answer says that logits were not finite."""
+    return ~(scores < threshold)
 
 
 def unfrozen(estimator: Any) -> Any:

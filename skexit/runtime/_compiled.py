@@ -67,8 +67,9 @@ class CompiledExit:
     def __init__(self, runner: StageRunner, k: int, sizes: Sequence[int], options: dict[str, Any]) -> None:
         recorded = runner.decisions.recorded[k]
         self._flat = recorded.flat
-        network = _StageAndDecision(runner, k, recorded.graph())
-        self._network = PaddedNetwork(_with_own_code(network, network.n_inputs + recorded.flat.n_notes), sizes, options)
+        stage = PlainStage(runner, k)
+        network = _with_own_code(_StageAndDecision(stage, recorded.graph()), stage.n_inputs + recorded.flat.n_notes)
+        self._network = PaddedNetwork(network, sizes, options)
 
     def __call__(self, batch: Batch) -> tuple[Batch, torch.Tensor, torch.Tensor | None]:
         """The batch after the stage, logits of the answers, and who leaves."""
@@ -80,21 +81,35 @@ class CompiledExit:
         return (batch, *self._flat.unpack(outputs[n_tensors:], batch.notes))
 
 
-class _StageAndDecision(nn.Module):
-    def __init__(self, runner: StageRunner, k: int, decision: nn.Module) -> None:
+class PlainStage(nn.Module):
+    """The network from one exit to the next, and what decisions read there, as they were before they were compiled.
+
+    Takes what the exit before gave and the side inputs; gives what goes on, and what `read_exit` gives.
+    """
+
+    def __init__(self, runner: StageRunner, k: int) -> None:
         super().__init__()
-        self.network, self.head = plain_network(runner.stages[k].network), plain_network(runner.own_head(k))
-        self.decision = decision
+        self.network: fx.GraphModule = plain_network(runner.stages[k].network)
+        self.head: nn.Module | None = plain_network(runner.own_head(k))
         self._pool, self._mask = runner.pool_at(k), runner.mask
         first = next(iter(runner.stages.values()))
-        self.n_inputs, n_first = (_n_inputs(plain_network(network)) for network in (self.network, first.network))
-        self._n_side = n_first - 1
+        self.n_side = len(placeholders(plain_network(first.network))) - 1
+        self.n_inputs = len(placeholders(self.network))
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[Sequence[torch.Tensor], Any, Any]:
+        tensors = self.network(*inputs)
+        side = inputs[len(inputs) - self.n_side :]
+        return (tensors, *read_exit(tensors, side, self._pool, self.head, self._mask))
+
+
+class _StageAndDecision(nn.Module):
+    def __init__(self, stage: PlainStage, decision: nn.Module) -> None:
+        super().__init__()
+        self.stage, self.decision = stage, decision
 
     def forward(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
-        taken, notes = inputs[: self.n_inputs], inputs[self.n_inputs :]
-        side = taken[len(taken) - self._n_side :]
-        tensors = self.network(*taken)
-        read = read_exit(tensors, side, self._pool, self.head, self._mask)
+        tensors, *read = self.stage(*inputs[: self.stage.n_inputs])
+        notes = inputs[self.stage.n_inputs :]
         return [*tensors, *self.decision(*(part for part in read if part is not None), *notes)]
 
 
@@ -106,8 +121,9 @@ def _with_own_code(network: nn.Module, n_inputs: int) -> fx.GraphModule:
     return fx.GraphModule({"network": network}, graph)
 
 
-def _n_inputs(network: fx.GraphModule) -> int:
-    return len(network.graph.find_nodes(op="placeholder"))
+def placeholders(network: fx.GraphModule) -> list[fx.Node]:
+    """The inputs of a stage's network."""
+    return list(network.graph.find_nodes(op="placeholder"))
 
 
 def compile_stage(stage: Stage, sizes: Sequence[int], options: dict[str, Any]) -> Stage:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.export import Dim
 
-from skexit.runtime._compiled import plain_network
-from skexit.runtime._decision_graph import DecisionGraph, ExitReading, Notes
+from skexit.runtime._compiled import PlainStage, placeholders
+from skexit.runtime._decision_graph import DecisionGraph, Notes
 from skexit.runtime._onnx_functions import TRANSLATIONS
 from skexit.runtime._runner import StageRunner
 
@@ -30,30 +30,28 @@ class StagePart(nn.Module):
 
     def __init__(self, runner: StageRunner, k: int) -> None:
         super().__init__()
-        self.network: fx.GraphModule = plain_network(runner.stages[k].network)
-        self._reading = ExitReading(runner, k)
+        self._stage = PlainStage(runner, k)
         self._goes_on = k < runner.decisions.n_exits - 1
-        self._n_side = len(_placeholders(plain_network(next(iter(runner.stages.values())).network))) - 1
         self.eval()
 
     def forward(self, inputs: Tensors) -> Tensors:
         # Copies: stages and heads may work in place on what they are given.
-        given = [tensor.clone() for tensor in inputs.values()]
-        side = given[len(given) - self._n_side :]
-        carried = self.network(*given)
-        outputs = dict(self._reading(carried, side))
+        carried, logits, features = self._stage(*(tensor.clone() for tensor in inputs.values()))
+        read = {"features": features, "logits": logits}
+        outputs = {name: tensor for name, tensor in read.items() if tensor is not None}
         if self._goes_on:
             outputs |= _numbered("tensor", carried)
         return outputs
 
     def names(self) -> list[str]:
         """Names of the inputs, in the order of the network's."""
-        n_tensors = len(_placeholders(self.network)) - self._n_side
-        return [*(f"tensor{i}" for i in range(n_tensors)), *(f"side{i}" for i in range(self._n_side))]
+        n_side = self._stage.n_side
+        n_tensors = self._stage.n_inputs - n_side
+        return [*(f"tensor{i}" for i in range(n_tensors)), *(f"side{i}" for i in range(n_side))]
 
     def shapes(self) -> Shapes:
         """Shapes of the inputs, None where any size will do."""
-        shapes = [node.meta["val"].shape for node in _placeholders(self.network)]
+        shapes = [node.meta["val"].shape for node in placeholders(self._stage.network)]
         open_sizes = [[None if isinstance(size, torch.SymInt) else size for size in shape] for shape in shapes]
         return dict(zip(self.names(), open_sizes, strict=True))
 
@@ -129,10 +127,6 @@ class PartsSideBySide(nn.Module):
 def flat(tensors: dict[str, Tensors]) -> Tensors:
     """Tensors of parts, named ``part/name``."""
     return {f"{part}/{name}": tensor for part, own in tensors.items() for name, tensor in own.items()}
-
-
-def _placeholders(network: fx.GraphModule) -> list[fx.Node]:
-    return [node for node in network.graph.nodes if node.op == "placeholder"]
 
 
 def _numbered(name: str, tensors: Any) -> Tensors:

@@ -176,7 +176,8 @@ class StageRunner:
 
     def own_head(self, k: int) -> Any:
         """What gives the logits that the network itself has for exit `k`; None where nothing looks at them."""
-        return self.stages[k].logits if self.decisions.layout.has_logits(k) else None
+        is_read = self.decisions.is_observed[k] and self.decisions.layout.has_logits(k)
+        return self.stages[k].logits if is_read else None
 
     def _mask_of(self, batch: Batch) -> torch.Tensor | None:
         """The attention mask of the samples, if there is one."""
