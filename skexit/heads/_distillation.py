@@ -35,6 +35,12 @@ class Distillation:
         targets: Floats = softmax(self.teacher(rows) / self.temperature, axis=1)
         return targets
 
+    def soft_tensors(self, rows: NDArray[np.int64]) -> torch.Tensor:
+        """The same for torch."""
+        import torch
+
+        return torch.as_tensor(self.soft_targets(rows), dtype=torch.float32)
+
     def loss_and_errors(self, logits: Floats, labels: NDArray[np.int64], soft_targets: Floats) -> tuple[Floats, Floats]:
         """Loss of each row, and its gradient with respect to the logits."""
         of_labels, errors = label_loss_and_errors(logits, labels)
@@ -63,7 +69,7 @@ class HeadLoss:
     def __init__(self, labels: NDArray[np.int64], n_classes: int, distillation: Distillation | None) -> None:
         self._labels, self._distillation = labels, distillation
         if distillation is not None:
-            self._soft_targets = keep_in_memory(self._read_soft_targets, len(labels), n_classes)
+            self._soft_targets = keep_in_memory(distillation.soft_tensors, len(labels), n_classes)
 
     def __call__(self, logits: torch.Tensor, rows: NDArray[np.int64]) -> torch.Tensor:
         import torch
@@ -77,9 +83,3 @@ class HeadLoss:
         log_probabilities = torch.log_softmax(logits / temperature, dim=-1)
         of_teacher = -(temperature**2) * (self._soft_targets(rows) * log_probabilities.sum(dim=0)).sum(dim=1)
         return (1 - share) * of_labels + share * of_teacher
-
-    def _read_soft_targets(self, rows: NDArray[np.int64]) -> torch.Tensor:
-        import torch
-
-        assert self._distillation is not None
-        return torch.as_tensor(self._distillation.soft_targets(rows), dtype=torch.float32)

@@ -419,7 +419,7 @@ class ExitHeads(LogitsTransformer):
 
     def _undo_softening(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
         """Make the logits of distilled heads, which follow the teacher's, as confident as the labels allow."""
-        if self._head_training().distil(X) is None:
+        if self.distillation == 0:
             return
         rows = enough_rows(len(X), X.layout.n_exits * len(self.classes_))
         for k, logits in self._logits(X[rows]).items():
