@@ -172,13 +172,26 @@ class _Parts:
     def record(self) -> tuple[ir.Model, ir.Model]:
         """Models of all stages and of all decisions, compared with torch."""
         try:
-            return self._stages.record(self._names), self._exits.record(self._names)
+            stages = self._stages.record(self._names)
+        except RecordingError as error:
+            raise ValueError(
+                "the network between two exits cannot be written as ONNX, because torch cannot record it for inputs of "
+                f"any number of rows and any length: {_first_line(error)} Export a live network that takes no inputs "
+                "beside the first, such as an attention mask, or run it in torch."
+            ) from error
+        try:
+            return stages, self._exits.record(self._names)
         except RecordingError as error:
             raise ValueError(
                 f"what {self._decisions.steps} do at an exit cannot be written as ONNX, because torch cannot record "
                 "it. Estimators of skexit are written against the array API, which it can; fit the policy without "
                 "those of scikit-learn."
             ) from error
+
+
+def _first_line(error: Exception) -> str:
+    """Of what torch raised."""
+    return str(error.__cause__).strip().partition("\n")[0].rstrip(".") + "."
 
 
 def _scaling(decisions: Decisions, k: int, n_features: int) -> tuple[torch.Tensor, torch.Tensor] | None:

@@ -366,6 +366,16 @@ def test_an_estimator_of_scikit_learn_is_named(tmp_path):
         export_onnx(live, tmp_path / "network.onnx")
 
 
+def test_stages_that_cannot_be_recorded_are_told_from_decisions(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise RuntimeError("Constraints violated.\nMore of it.")
+
+    live, _ = make_live(ThresholdPolicy(budget=0.6))
+    monkeypatch.setattr(torch.export, "export", refuse)
+    with pytest.raises(ValueError, match=r"^the network between two exits .*: Constraints violated\. Export a live"):
+        export_onnx(live, tmp_path / "network.onnx")
+
+
 def test_what_the_file_says_of_itself(cnn_file, cnn_live):
     session = onnxruntime.InferenceSession(cnn_file)
     assert [value.name for value in session.get_inputs()] == ["x"]
