@@ -1,15 +1,55 @@
-"""The network of the demo: deep enough that a stage takes longer than an exit."""
+"""The data and the network of the demo: small, and so deep that its last stage takes most of the time."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 from torch import nn
+from tqdm import tqdm
 
 from skexit.utils._threads import one_torch_thread
 
 #: Channels, stride and blocks of each stage.
-_STAGES = [(16, 1, 1), (24, 1, 4), (48, 2, 6), (48, 1, 8)]
+_STAGES = [(8, 1, 1), (12, 1, 2), (32, 2, 4), (40, 1, 9)]
+EXITS = ["stage1", "stage2", "stage3", "stage4"]
 _BATCH_SIZE = 40
+#: Each of the few images that the network is trained on is shown at this many places.
+_N_PLACES = 60
+_CANVAS = 16
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Images of shape (n, 1, 16, 16), and the digit on each."""
+
+    images: torch.Tensor
+    y: torch.Tensor
+
+
+def split_digits(seed: int) -> tuple[Digits, Digits, Digits]:
+    """Rows for the network, for the policies and for the test: each of these must not have seen the next."""
+    digits = load_digits()
+    network, rest, network_y, rest_y = train_test_split(
+        digits.images, digits.target, train_size=600, stratify=digits.target, random_state=seed
+    )
+    fit, test, fit_y, test_y = train_test_split(rest, rest_y, train_size=600, stratify=rest_y, random_state=seed)
+    rng = np.random.default_rng(seed)
+    copies = np.tile(network, (_N_PLACES, 1, 1)), np.tile(network_y, _N_PLACES)
+    return _scatter(*copies, rng), _scatter(fit, fit_y, rng), _scatter(test, test_y, rng)
+
+
+def _scatter(images: NDArray[np.float64], y: NDArray[np.int64], rng: np.random.Generator) -> Digits:
+    """Put each 8 x 8 image at a random place on a canvas, with little or much noise: some are easy, some are hard."""
+    noise = rng.uniform(0.05, 0.15, size=(len(images), 1, 1, 1))
+    canvas = noise * rng.normal(size=(len(images), 1, _CANVAS, _CANVAS))
+    for row, (top, left) in enumerate(rng.integers(0, _CANVAS - 7, size=(len(images), 2))):
+        canvas[row, 0, top : top + 8, left : left + 8] += images[row] / 16
+    return Digits(torch.from_numpy(canvas.astype(np.float32)), torch.from_numpy(y))
 
 
 class _Block(nn.Module):
@@ -41,17 +81,17 @@ def _make_network() -> nn.Sequential:
     return network
 
 
-def train_network(images: torch.Tensor, y: torch.Tensor, *, seed: int) -> nn.Module:
-    """Train the network, for one epoch, as each of the few images is there at many places."""
+def train_network(data: Digits, *, seed: int, progress: bool) -> nn.Module:
+    """Train the network for one epoch."""
     with torch.random.fork_rng(), one_torch_thread():
         torch.manual_seed(seed)
         network = _make_network()
-        batches = torch.randperm(len(y)).split(_BATCH_SIZE)
+        batches = torch.randperm(len(data.y)).split(_BATCH_SIZE)
         optimizer = torch.optim.AdamW(network.parameters())
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-3, total_steps=len(batches))
-        for batch in batches:
+        for batch in tqdm(batches, desc="     training", unit="batch", leave=False, disable=None if progress else True):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(network(images[batch]), y[batch]).backward()
+            nn.functional.cross_entropy(network(data.images[batch]), data.y[batch]).backward()
             optimizer.step()
             schedule.step()
     return network.eval()

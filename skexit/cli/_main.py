@@ -22,7 +22,7 @@ def _demo(options: argparse.Namespace) -> int:
     from skexit.cli._demo import run_demo
 
     try:
-        run_demo(options.out, seed=options.seed, report=(lambda line: None) if options.quiet else print)
+        run_demo(options.out, seed=options.seed, full=options.full, report=None if options.quiet else print)
     except ImportError as error:
         print(f"skexit demo: error: {error}", file=sys.stderr)
         return 1
@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--out", default="skexit-demo", help="folder for what the demo writes (default: %(default)s)")
     demo.add_argument("--seed", type=int, default=0, help="seeds data split, network and policies (default: 0)")
+    demo.add_argument("--full", action="store_true", help="compare all policies")
     demo.add_argument("--quiet", action="store_true", help="print nothing")
     demo.set_defaults(run=_demo)
     report = commands.add_parser(

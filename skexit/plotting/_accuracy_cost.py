@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils import check_consistent_length, column_or_1d
 
 from skexit.metrics import AccuracyCostCurve, bootstrap_interval
-from skexit.plotting._figures import line_styles, new_axes
+from skexit.plotting._figures import label_level, label_lines, line_styles, new_axes
 from skexit.policies import ExitPolicy, OracleResult
 from skexit.policies._access import policy_and_data
 from skexit.utils._docstring import shared_docs
@@ -37,6 +37,8 @@ class AccuracyCostDisplay:
     head_cost : float, default=0.0
         What the heads of all exits cost at most, as a fraction of the network's cost; written below
         the axis. `from_estimators` finds it.
+    network_accuracy : float, default=None
+        Accuracy of the whole network, in [0, 1], drawn as a horizontal line.
 
     Attributes
     ----------
@@ -52,7 +54,7 @@ class AccuracyCostDisplay:
         The interval of each method that has one.
     error_bars_ : dict of str to matplotlib ErrorbarContainer
         The deviations of each method that has them.
-    oracle_ : matplotlib Line2D or None
+    oracle_, network_ : matplotlib Line2D or None
     ax_ : matplotlib Axes
     figure_ : matplotlib Figure
 
@@ -76,6 +78,7 @@ class AccuracyCostDisplay:
         deviations: Mapping[str, tuple[ArrayLike, ArrayLike]] | None = None,
         oracle: OracleResult | None = None,
         head_cost: float = 0.0,
+        network_accuracy: float | None = None,
     ) -> None:
         if not curves:
             raise ValueError("curves is empty; give the costs and accuracies of at least one method.")
@@ -85,6 +88,7 @@ class AccuracyCostDisplay:
         self.deviations = _reorder(deviations or {}, orders)
         self.oracle = oracle
         self.head_cost = head_cost
+        self.network_accuracy = network_accuracy
 
     @classmethod
     def from_estimators(
@@ -97,6 +101,7 @@ class AccuracyCostDisplay:
         confidence_level: float = 0.95,
         random_state: int | np.random.RandomState | None = None,
         oracle: OracleResult | None = None,
+        network_accuracy: float | None = None,
         **plot_parameters: Any,
     ) -> AccuracyCostDisplay:
         """Measure fitted policies on data, and draw.
@@ -107,6 +112,8 @@ class AccuracyCostDisplay:
             Fitted policies of each method, one per budget or price; a Pipeline ends in a policy.
         %(X_y)s
         %(bootstrap)s
+        network_accuracy : float, default=None
+            Accuracy of the whole network, drawn as a horizontal line.
         %(plotted)s
         """
         predictions: dict[str, tuple[ArrayLike, ArrayLike]] = {}
@@ -128,6 +135,7 @@ class AccuracyCostDisplay:
             random_state=random_state,
             oracle=oracle,
             head_cost=head_cost,
+            network_accuracy=network_accuracy,
             **plot_parameters,
         )
 
@@ -142,6 +150,7 @@ class AccuracyCostDisplay:
         random_state: int | np.random.RandomState | None = None,
         oracle: OracleResult | None = None,
         head_cost: float = 0.0,
+        network_accuracy: float | None = None,
         **plot_parameters: Any,
     ) -> AccuracyCostDisplay:
         """Measure answers, and draw.
@@ -156,6 +165,8 @@ class AccuracyCostDisplay:
         %(bootstrap)s
         head_cost : float, default=0.0
             What the heads of all exits cost at most, as a fraction of the network's cost.
+        network_accuracy : float, default=None
+            Accuracy of the whole network, drawn as a horizontal line.
         %(plotted)s
 
         Raises
@@ -185,7 +196,9 @@ class AccuracyCostDisplay:
                     method="share",
                     random_state=random_state,
                 )
-        return cls(curves, intervals=intervals, oracle=oracle, head_cost=head_cost).plot(**plot_parameters)
+        return cls(
+            curves, intervals=intervals, oracle=oracle, head_cost=head_cost, network_accuracy=network_accuracy
+        ).plot(**plot_parameters)
 
     @classmethod
     def from_cv_results(
@@ -223,7 +236,7 @@ class AccuracyCostDisplay:
             deviations={name: (cost_deviations[own], accuracy_deviations[own]) for name, own in rows.items()},
         ).plot(**plot_parameters)
 
-    def plot(self, ax: Axes | None = None, *, hull: bool = False) -> AccuracyCostDisplay:
+    def plot(self, ax: Axes | None = None, *, hull: bool = False, direct_labels: bool = False) -> AccuracyCostDisplay:
         """Draw the curves.
 
         Parameters
@@ -233,6 +246,9 @@ class AccuracyCostDisplay:
         hull : bool, default=False
             Whether the line of a method is the upper hull of its points, which mixtures of
             neighbouring policies reach, instead of joining them all.
+        direct_labels : bool, default=False
+            Whether the name of each method stands beside its line, instead of in a legend. It reads well with up to
+            four methods.
 
         %(display)s
         """
@@ -261,10 +277,20 @@ class AccuracyCostDisplay:
         if self.oracle is not None:
             point = [100 * self.oracle.mean_cost], [100 * self.oracle.accuracy]
             (self.oracle_,) = self.ax_.plot(*point, "k*", markersize=11, label="oracle (sees the labels)")
+        self.network_: Any = None
+        if self.network_accuracy is not None:
+            self.network_ = self.ax_.axhline(
+                100 * self.network_accuracy, color="black", linestyle="--", linewidth=1, label="whole network"
+            )
         heads = f", with heads of up to {100 * self.head_cost:.2g} %" if self.head_cost else ""
         self.ax_.set(xlabel=f"Mean cost (% of the whole network{heads})", ylabel="Accuracy (%)")
         self.ax_.grid(alpha=0.3)
-        self.ax_.legend(fontsize="small")
+        if direct_labels:
+            label_lines(self.ax_, self.lines_.values())
+            if self.network_ is not None:
+                label_level(self.ax_, self.network_)
+        else:
+            self.ax_.legend(fontsize="small")
         return self
 
     def _plot_interval(self, name: str, color: str) -> None:

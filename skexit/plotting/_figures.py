@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
@@ -79,3 +79,32 @@ def label_exits(axes: NDArray[Any], xlabel: str, ylabel: str, handles: Sequence[
         for ax in axes:
             ax.set(xlabel=xlabel, ylabel=ylabel)
         axes[0].legend(handles=handles, fontsize="small")
+
+
+def label_lines(ax: Axes, lines: Iterable[Any]) -> None:
+    """Write the name of each line beside it, at the point where it is farthest from the others."""
+    curves = [(line, np.asarray(line.get_xdata()), np.asarray(line.get_ydata())) for line in lines]
+    for line, x, y in curves:
+        others = [np.interp(x, other_x, other_y) for other, other_x, other_y in curves if other is not line]
+        gaps = y - np.array(others) if others else np.ones((1, len(y)))
+        nearest = np.abs(gaps).min(axis=0)
+        point = int(nearest.argmax())
+        above = bool(gaps[np.abs(gaps[:, point]).argmin(), point] > 0)
+        on_the_left = x[point] <= np.mean(ax.get_xlim())
+        ax.annotate(
+            line.get_label(),
+            (x[point], y[point]),
+            (2 if above else 10 if on_the_left else -10, 8 if above else -3),
+            textcoords="offset points",
+            ha="left" if on_the_left else "right",
+            va="bottom" if above else "center",
+            color=line.get_color(),
+        )
+
+
+def label_level(ax: Axes, line: Any) -> None:
+    """Write the name of a horizontal line above its right end."""
+    level = line.get_ydata()[0]
+    ax.annotate(
+        line.get_label(), (1, level), (-4, 3), xycoords=ax.get_yaxis_transform(), textcoords="offset points", ha="right"
+    )

@@ -1,5 +1,6 @@
 """The command line, run as a user runs it."""
 
+import re
 import subprocess
 import sys
 
@@ -7,66 +8,66 @@ import joblib
 import pandas as pd
 import pytest
 
+import skexit.cli._demo
 from skexit import FeatureCache, __version__
 from skexit.cli import main
+from skexit.cli._demo import run_demo
 
 
 @pytest.mark.slow
 def test_demo(tmp_path):
     out = tmp_path / "demo"
-    command = [sys.executable, "-m", "skexit.cli", "demo", "--out", str(out), "--seed", "1"]
+    command = [sys.executable, "-m", "skexit.cli", "demo", "--full", "--out", str(out), "--seed", "1"]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
     results = pd.read_csv(out / "results.csv")
 
-    assert "the reloaded" not in printed
-    assert "0 leave at another exit and 0 have another label" in printed
-    for method in results["method"].unique():
-        assert method in printed
-    fixed_budget = results.dropna(subset="budget")
-    assert set(fixed_budget["budget"]) == {0.4, 0.5, 0.6, 0.7, 0.8, 0.9}
-    difference = fixed_budget["cost"] - fixed_budget["budget"]
-    assert (difference < 0.1).all()
-    # The network's last exit is not its best, and optimal stopping does not pay for harm.
-    assert (difference[fixed_budget["method"] != "optimal stopping"] > -0.1).all()
-    learned = results[results["method"] == "EM routing"].set_index("budget")["accuracy"]
-    chance = results[results["method"] == "random"].set_index("budget")["accuracy"]
-    # The larger the budget, the more samples get to the last exit either way. The network, and with it what is
-    # left of the difference there, is not the same on every processor: two standard errors are .02.
-    assert (learned - chance).mean() > 0.02
-    assert (learned > chance - 0.02).all()
-    assert (learned > chance)[:3].all()
-    assert (out / "accuracy_cost.png").read_bytes().startswith(b"\x89PNG")
+    n_same, n_rows = re.search(r"(\d+) of (\d+) test digits have the exit and the label", printed).groups()
+    assert n_same == n_rows == "597"
+    by_method = {name: rows.set_index("budget") for name, rows in results.groupby("method")}
+    assert all(name in printed for name in by_method if name != "fixed exits")
+    for name, rows in by_method.items():
+        if name != "fixed exits":
+            assert list(rows.index) == [0.1, 0.15, 0.2, 0.3, 0.5, 0.7]
+            assert (rows["cost"] - rows.index < 0.1).all()
+    # The network is not the same on every processor: two standard errors are .03.
+    recommended, single = by_method["recommended"], by_method["fixed exits"]["accuracy"].to_numpy()
+    assert recommended["accuracy"][0.2] > single[-1] - 0.03
+    assert (recommended["accuracy"][0.3:] > by_method["random"]["accuracy"][0.3:] - 0.01).all()
+    assert recommended["accuracy"][0.2] > by_method["random"]["accuracy"][0.2] + 0.02
+    assert ((results["low"] <= results["accuracy"]) & (results["accuracy"] <= results["high"])).all()
 
+    assert (out / "accuracy_cost.png").read_bytes().startswith(b"\x89PNG")
+    assert "recommended" in (out / "report.html").read_text(encoding="utf-8")
     test = FeatureCache(out / "cache-test")
     pipeline = joblib.load(out / "policy.joblib")
-    assert pipeline.score(test.X, test.y) > 0.85
+    assert pipeline.score(test.X, test.y) == pytest.approx(recommended["accuracy"][0.2])
 
 
 @pytest.mark.slow
 def test_demo_of_few_digits(tmp_path, monkeypatch):
-    import skexit.cli._demo as demo
+    import skexit.cli._digits_network as digits
 
-    split = demo._split_digits
-    monkeypatch.setattr(demo, "_split_digits", lambda seed: [(images[:150], y[:150]) for images, y in split(seed)])
-    monkeypatch.setattr(demo, "_PRICES", (1.0,))
+    split = digits.split_digits
+    monkeypatch.setattr(
+        digits, "split_digits", lambda seed: [digits.Digits(rows.images[:150], rows.y[:150]) for rows in split(seed)]
+    )
     printed = []
-    results = demo.run_demo(tmp_path, report=printed.append)
-    assert "0 leave at another exit and 0 have another label" in "".join(printed)
-    assert set(results["budget"].dropna()) == {0.4, 0.5, 0.6, 0.7, 0.8, 0.9}
-    assert len(pd.read_csv(tmp_path / "results.csv")) == len(results)
-    assert (tmp_path / "accuracy_cost.png").read_bytes().startswith(b"\x89PNG")
+    results = run_demo(tmp_path, report=printed.append)
+    assert "150 of 150 test digits have the exit" in "".join(printed)
+    assert set(results["method"]) == {"recommended", "maximum probability", "fixed exits"}
     pipeline = joblib.load(tmp_path / "policy.joblib")
     assert pipeline.predict(FeatureCache(tmp_path / "cache-test").X).shape == (150,)
 
 
-def test_quiet_prints_nothing(capsys, tmp_path, monkeypatch):
-    import skexit.cli._demo
-
-    monkeypatch.setattr(skexit.cli._demo, "run_demo", lambda out, seed, report: report(f"{out} {seed}"))
+def test_options_of_the_demo(capsys, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(skexit.cli._demo, "run_demo", lambda out, **options: calls.append((out, options)))
     main(["demo", "--quiet", "--out", str(tmp_path)])
-    assert capsys.readouterr().out == ""
-    main(["demo", "--out", "folder", "--seed", "3"])
-    assert capsys.readouterr().out == "folder 3\n"
+    main(["demo", "--full", "--out", "folder", "--seed", "3"])
+    assert calls == [
+        (str(tmp_path), {"seed": 0, "full": False, "report": None}),
+        ("folder", {"seed": 3, "full": True, "report": print}),
+    ]
 
 
 def test_demo_without_the_extra(capsys, tmp_path, monkeypatch):

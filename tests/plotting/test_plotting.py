@@ -193,6 +193,23 @@ class TestAccuracyCost:
         with pytest.raises(ValueError, match="LogisticRegression is no exit policy; pass a fitted policy"):
             AccuracyCostDisplay.from_estimators({"a": LogisticRegression()}, X, y)
 
+    def test_names_stand_beside_the_lines(self):
+        curves = {"upper": ([0.2, 0.9], [0.8, 0.9]), "lower": ([0.1, 0.3, 1.0], [0.5, 0.7, 0.9])}
+        display = AccuracyCostDisplay(curves, network_accuracy=0.92).plot(direct_labels=True)
+        assert display.ax_.get_legend() is None
+        assert list(display.network_.get_ydata()) == [92, 92]
+        texts = {text.get_text(): text for text in display.ax_.texts}
+        assert set(texts) == {"upper", "lower", "whole network"}
+        # Each name has the colour of its line, and stands at one of its points.
+        for name, line in display.lines_.items():
+            assert texts[name].get_color() == line.get_color()
+            assert tuple(texts[name].xy) in set(zip(*line.get_data(), strict=True))
+        assert texts["upper"].xyann[1] > 0 > texts["lower"].xyann[1]
+
+    def test_the_network_is_in_the_legend(self):
+        display = AccuracyCostDisplay({"a": ([0.5], [0.9])}, network_accuracy=0.92).plot()
+        assert [text.get_text() for text in display.ax_.get_legend().texts] == ["a", "whole network"]
+
     def test_draws_on_given_axes(self):
         figure, ax = plt.subplots()
         display = AccuracyCostDisplay({"a": ([0.5], [0.9])}).plot(ax=ax)

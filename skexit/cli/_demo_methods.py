@@ -1,0 +1,123 @@
+"""The policies that the demo compares, in a table and a plot."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from skexit.heads import ExitHeads
+from skexit.metrics import bootstrap_interval
+from skexit.pipeline import make_exit_pipeline, recommended_pipeline
+from skexit.plotting import AccuracyCostDisplay
+from skexit.policies import (
+    EENetPolicy,
+    EMExitAssigner,
+    JEIGatedEnsemble,
+    OptimalStoppingPolicy,
+    RandomExit,
+    StaticExit,
+    ThresholdPolicy,
+)
+from skexit.utils._warnings import silenced
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RECOMMENDED, BASELINE, FIXED = "recommended", "maximum probability", "fixed exits"
+_BUDGETS = (0.1, 0.15, 0.2, 0.3, 0.5, 0.7)
+_GROUPS = ("ours", "papers", "baselines")
+_GROUP_OF = {RECOMMENDED: "ours", "optimal stopping": "ours", BASELINE: "baselines", FIXED: "baselines"}
+_GROUP_OF |= {"shared threshold": "baselines", "random": "baselines"}
+
+
+def fit_methods(X: Any, y: NDArray[np.int64], *, seed: int, full: bool, progress: bool) -> dict[str, Any]:
+    """Fitted pipelines by the name of their method; for the fixed exits a list, one pipeline per exit."""
+    heads = ExitHeads(random_state=seed)
+    methods: dict[str, Any] = {
+        RECOMMENDED: recommended_pipeline(random_state=seed),
+        BASELINE: make_exit_pipeline(heads, ThresholdPolicy("max_prob")),
+    }
+    if full:
+        methods |= {
+            "optimal stopping": make_exit_pipeline(heads, OptimalStoppingPolicy(random_state=seed)),
+            "JEI-DNN": make_exit_pipeline(JEIGatedEnsemble(random_state=seed)),
+            "EENet": make_exit_pipeline(heads, EENetPolicy(random_state=seed)),
+            "EM": make_exit_pipeline(heads, EMExitAssigner(random_state=seed)),
+            "BranchyNet (entropy)": make_exit_pipeline(heads, ThresholdPolicy("entropy")),
+            "shared threshold": make_exit_pipeline(heads, ThresholdPolicy("max_prob", schedule="shared")),
+            "random": make_exit_pipeline(heads, RandomExit(random_state=seed)),
+        }
+    named = tqdm(methods.items(), desc="     fitting", leave=False, disable=None if progress else True)
+    with silenced():  # the table shows in the costs where some of the budget is left unspent
+        fitted: dict[str, Any] = {name: method.fit(X, y) for name, method in named}
+        fitted[FIXED] = [make_exit_pipeline(heads, StaticExit(k)).fit(X, y) for k in range(X.layout.n_exits)]
+    return fitted
+
+
+def measure(methods: dict[str, Any], X: Any, y: NDArray[np.int64], *, random_state: int) -> pd.DataFrame:
+    """Cost and accuracy of each method at each budget, with a 95 % interval of the accuracy."""
+    rows = []
+    for name, method in methods.items():
+        with silenced():
+            settings = method if isinstance(method, list) else [method.with_budget(budget) for budget in _BUDGETS]
+        for policy in settings:
+            correct, exits = policy.predict(X) == y, policy.predict_exit(X)
+            low, high = bootstrap_interval(np.mean, correct, method="share", n_resamples=500, random_state=random_state)
+            rows.append(
+                {
+                    "group": _GROUP_OF.get(name, "papers"),
+                    "method": name,
+                    "budget": np.nan if isinstance(method, list) else policy[-1].budget,
+                    "cost": policy.costs_[exits].mean(),
+                    "accuracy": correct.mean(),
+                    "low": low,
+                    "high": high,
+                    "exit distribution": " ".join(
+                        f"{share:.2f}" for share in np.bincount(exits, minlength=X.layout.n_exits) / len(exits)
+                    ),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def short_table(results: pd.DataFrame, network_accuracy: float, budget: float) -> str:
+    """A line per method with its accuracy at each budget, those of fixed exits, and what the budget brings."""
+    lines = ["", "     Accuracy in % at a mean cost of      " + "".join(f"{100 * b:>7.0f} %" for b in _BUDGETS)]
+    policies = results[results["method"] != FIXED]
+    for group in _GROUPS:
+        for name in policies["method"][policies["group"] == group].unique():
+            values = "".join(f"{100 * accuracy:9.1f}" for accuracy in policies["accuracy"][policies["method"] == name])
+            lines.append(f"     {name:<24}{group:<13}{values}")
+    fixed = results[results["method"] == FIXED]
+    exits = ", ".join(
+        f"{100 * accuracy:.1f} at {100 * cost:.0f} %"
+        for cost, accuracy in zip(fixed["cost"], fixed["accuracy"], strict=True)
+    )
+    best = results[(results["method"] == RECOMMENDED) & (results["budget"] == budget)].iloc[0]
+    half_width = (best["high"] - best["low"]) / 2
+    lines += [
+        f"     each exit alone: {exits}",
+        f"     the whole network: {100 * network_accuracy:.1f} at 100 %",
+        "",
+        f"     With {best['cost']:.0%} of the compute, the recommended pipeline is {100 * best['accuracy']:.1f} ± "
+        f"{100 * half_width:.1f} % accurate.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def draw(results: pd.DataFrame, network_accuracy: float) -> Figure:
+    """Accuracy against cost of the recommended pipeline, maximum probability and fixed exits."""
+    shown = {name: results[results["method"] == name] for name in (RECOMMENDED, BASELINE, FIXED)}
+    display = AccuracyCostDisplay(
+        {name: (rows["cost"], rows["accuracy"]) for name, rows in shown.items()},
+        intervals={RECOMMENDED: (shown[RECOMMENDED]["low"], shown[RECOMMENDED]["high"])},
+        network_accuracy=network_accuracy,
+    ).plot(direct_labels=True)
+    display.ax_.set_title("Digits on a noisy canvas: a ResNet with four exits", fontsize="medium")
+    figure: Figure = display.figure_
+    return figure
