@@ -1,5 +1,7 @@
 """Configuration of the documentation."""
 
+import os
+
 from docutils import nodes
 
 import skexit
@@ -14,9 +16,24 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
 ]
+# References to other projects need their inventories, and so a network: set INTERSPHINX=1 to link them.
+if os.environ.get("INTERSPHINX"):
+    extensions.append("sphinx.ext.intersphinx")
+intersphinx_mapping = {
+    "python": ("https://docs.python.org/3", None),
+    "numpy": ("https://numpy.org/doc/stable", None),
+    "pandas": ("https://pandas.pydata.org/docs", None),
+    "sklearn": ("https://scikit-learn.org/stable", None),
+    "torch": ("https://docs.pytorch.org/docs/stable", None),
+}
+# The copied code has neither prompts nor output.
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
 # The gallery is made of the examples; their header is no page by itself.
 exclude_patterns = ["_build", "examples"]
 templates_path = ["_templates"]
@@ -52,6 +69,8 @@ sphinx_gallery_conf = {
     "examples_dirs": "examples",
     "gallery_dirs": "gallery",
     "doc_module": ("skexit",),
+    # Pages of the reference list the examples that use them.
+    "backreferences_dir": "gallery/backreferences",
     # Names in the code are linked to this documentation.
     "reference_url": {"skexit": None},
     "abort_on_example_error": True,
@@ -67,9 +86,9 @@ html_show_sourcelink = False
 html_sidebars = {"index": []}
 html_static_path = ["_static"]
 html_css_files = ["skexit.css"]
-html_theme_options = {"show_prev_next": False, "secondary_sidebar_items": ["page-toc"]}
+html_theme_options = {"secondary_sidebar_items": ["page-toc"]}
 
-# Every reference must lead somewhere; those to other projects would need their inventories, and so a network.
+# Every reference must lead somewhere; those to other projects do where the inventories are read.
 nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(sklearn|torch|numpy|pandas|matplotlib|skops|joblib|scipy)\..*")]
 
