@@ -23,7 +23,6 @@ _MODULES = {
     "OptimizerState": "skexit.heads._partial_fit",
     "PartialFit": "skexit.heads._partial_fit",
     "SampleDraws": "skexit.policies._draws",
-    "StoppingFitState": "skexit.policies._stopping",
 }
 
 _ESTIMATORS = [

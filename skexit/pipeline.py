@@ -155,6 +155,25 @@ class ExitPipeline(Pipeline):
         copied: Self = with_last_step(self, steps_of(self)[-1].with_budget(budget))
         return copied
 
+    @available_if(_policy_has("meet_budget"))
+    def meet_budget(self, X: Any) -> Self:
+        """A fitted copy whose thresholds meet the budget on other rows, which need no labels.
+
+        Parameters
+        ----------
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            As the first step takes it.
+
+        Returns
+        -------
+        ExitPipeline
+            It shares the steps before the policy with this one.
+        """
+        check_is_fitted(self)
+        policy, X = last_step_and_data(self, X)
+        copied: Self = with_last_step(self, policy.meet_budget(X))
+        return copied
+
     @available_if(_policy_has("without_fit_state"))
     def without_fit_state(self) -> Self:
         """A fitted copy that answers alike, and holds nothing of single rows: what to ship.

@@ -216,7 +216,7 @@ def test_budgets(fitted, data):
     for budget in (0.3, 0.55, 0.8, 1.0):
         policy = fitted.with_budget(budget)
         # Votes are tied, and some policies spend no more where that makes answers worse.
-        ends = policy.thresholds_[0] == getattr(policy.fit_state_, "rewarding_threshold", None)
+        ends = policy.thresholds_[0] == getattr(policy, "rewarding_threshold_", None)
         if policy.get_params().get("criterion") != "vote" and not ends:
             assert policy.mean_cost(X) >= budget - 1 / len(X) - 1e-9
     for wrong in (0, -0.1, 1.01, np.nan):

@@ -58,7 +58,7 @@ class BudgetedPolicy(ExitPolicy):
         Parameters
         ----------
         scores : ndarray of shape (n_samples, n_exits)
-            Scores of the rows that were fitted.
+            Scores of the rows that were fitted, or of those that ``meet_budget`` was given.
         weight : ndarray of shape (n_samples,)
             Weights of these rows.
 
@@ -84,7 +84,7 @@ class BudgetedPolicy(ExitPolicy):
 
     def apply_budget(self) -> None:
         """Set ``thresholds_`` for `budget` from ``fit_state_``; by default by `choose_thresholds`."""
-        self.set_thresholds(self.fit_state_.scores, self.fit_state_.weight)
+        self.set_thresholds(self.fitted_scores(), self.fit_state_.weight)
 
     def set_thresholds(self, scores: NDArray[np.float64], weight: NDArray[np.float64]) -> None:
         """Set ``thresholds_`` by `choose_thresholds`, and ``exit_distribution_``.
@@ -98,11 +98,9 @@ class BudgetedPolicy(ExitPolicy):
         weight : ndarray of shape (n_samples,)
             Weights of these rows.
         """
-        switched_off = list(self._without)
-        scores = scores.copy() if switched_off else scores
-        scores[:, switched_off] = -np.inf
+        scores = self._switched_off(scores)
         self.thresholds_ = self.choose_thresholds(scores, weight)
-        self.thresholds_[switched_off] = np.inf
+        self.thresholds_[list(self._without)] = np.inf
         self.record_distribution(scores, weight)
 
     def with_budget(self, budget: float) -> Self:
@@ -136,6 +134,42 @@ class BudgetedPolicy(ExitPolicy):
         self._check_budget_of_exits(budget)
         return self._refitted({"budget": budget}, self._without)
 
+    def meet_budget(self, X: Any) -> Self:
+        """A fitted copy whose thresholds meet the budget on other rows, which need no labels.
+
+        For when inputs have changed: harder ones leave later and overspend. Scores stay as they are, and so does all
+        that labels decide, such as the exit beyond which :class:`~skexit.OptimalStoppingPolicy` found more compute to
+        lower accuracy. ``with_budget`` of the copy goes back to the rows of ``fit``: call ``meet_budget`` after it.
+        The copy is not calibrated, as other samples leave at its exits.
+
+        Parameters
+        ----------
+        X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+            Rows as they come now; some hundred or more.
+
+        Returns
+        -------
+        BudgetedPolicy
+            The same kind of policy. Its ``exit_distribution_`` is that of these rows.
+
+        Raises
+        ------
+        ValueError
+            If X does not fit the layout of the policy, the policy has no budget but a price or a threshold, or it was
+            made by ``without_fit_state`` and needs what that leaves out.
+        """
+        check_is_fitted(self)
+        if self.budget is None:
+            raise ValueError(
+                f"this {type(self).__name__} has budget=None, and so no budget to meet. Fit it with a budget, or call "
+                "with_budget first."
+            )
+        scores = self.exit_scores(X)
+        policy = copy.copy(self)
+        policy._drop_calibration()
+        policy.set_thresholds(scores, np.ones(len(scores)))
+        return policy
+
     def _check_budget_of_exits(self, budget: float) -> None:
         cheapest = next(cost for k, cost in enumerate(self.costs_) if k not in self._without)
         if self._without and budget < cheapest:
@@ -149,18 +183,26 @@ class BudgetedPolicy(ExitPolicy):
         """A fitted copy in which nobody leaves at some early exits, for the same budget; it is not calibrated."""
         return self._refitted({}, tuple(exits))
 
+    def fitted_scores(self) -> NDArray[np.float64]:
+        """Scores of the rows that were fitted, from ``fit_state_``; by default those that it holds.
+
+        Returns
+        -------
+        ndarray of shape (n_samples, n_exits)
+            As ``score_exit`` gives them for the present budget.
+        """
+        scores: NDArray[np.float64] = self.fit_state_.scores
+        return scores
+
     def _fitted_scores(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Scores of the rows that were fitted, of shape (n_samples, n_exits), and their weights."""
-        policy, given = copy.copy(self), []
+        """Scores of the rows that were fitted, -inf at exits that are switched off, and their weights."""
+        return self._switched_off(self.fitted_scores()), self.fit_state_.weight
 
-        def choose_thresholds(scores: Any, weight: Any) -> NDArray[np.float64]:
-            given.append((scores, weight))
-            return self.thresholds_.copy()
-
-        policy.__dict__["choose_thresholds"] = choose_thresholds
-        policy.apply_budget()
-        scores, weight = given[-1]
-        return scores, weight
+    def _switched_off(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self._without:
+            scores = scores.copy()
+            scores[:, list(self._without)] = -np.inf
+        return scores
 
     def _refitted(self, parameters: dict[str, Any], without: tuple[int, ...]) -> Self:
         policy = copy.copy(self).set_params(**parameters)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -32,17 +31,6 @@ Floats = NDArray[np.float64]
 _SMALLEST_PRICE = 1e-6
 #: How often the prices of an exit are found again, for the later stops that they imply.
 _ITERATIONS = 3
-
-
-@set_module("skexit.persistence")
-@dataclass(frozen=True)
-class StoppingFitState(FitState):
-    """What OptimalStoppingPolicy needs for another budget.
-
-    A threshold above `rewarding_threshold` would spend more and get fewer samples right.
-    """
-
-    rewarding_threshold: float
 
 
 @set_module("skexit")
@@ -101,6 +89,9 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         The prices at each exit but the last, from its evidence.
     lam_ : float
         The price at which samples stop, in units of accuracy for the whole network.
+    rewarding_threshold_ : float
+        A higher threshold would spend more and get fewer samples right, on the rows that were fitted; ``inf`` where
+        more compute did no harm.
     thresholds_ : ndarray of shape (n_exits,)
         The same at every exit, ``-inf`` at the last: scores fall as prices rise. Where prices are
         equal, as those of a tree are, the larger probability leaves first.
@@ -201,7 +192,8 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         scores = np.zeros(rewards.shape)
         for k in range(X.layout.n_exits - 1):
             scores[:, k] = self._score(k, evidence[k], confidence[k])
-        self.fit_state_ = StoppingFitState(scores, weight, rewarding_threshold(scores, rewards, weight))
+        self.rewarding_threshold_ = rewarding_threshold(scores, rewards, weight)
+        self.fit_state_ = FitState(scores, weight)
         self.apply_budget()
 
     def _rewards(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> Floats:
@@ -250,8 +242,8 @@ class OptimalStoppingPolicy(BudgetedPolicy):
 
     def choose_thresholds(self, scores: Floats, weight: Floats) -> Floats:
         threshold = shared_threshold(scores, self.costs_, self.budget, weight)[0]
-        if threshold > self.fit_state_.rewarding_threshold:
-            threshold = self.fit_state_.rewarding_threshold
+        if threshold > self.rewarding_threshold_:
+            threshold = self.rewarding_threshold_
             warn(
                 "some of the budget is left unspent: on the fitting data, spending it makes answers worse. The mean "
                 "cost is exit_distribution_ @ costs_."

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from unittest import SkipTest
@@ -188,6 +189,26 @@ def _require_budget(policy: Any, fit: Fit, warned: bool) -> None:
         np.isclose(policy.exit_distribution_ @ policy.costs_, spent),
         f"{problem}, but by exit_distribution_ it is {policy.exit_distribution_ @ policy.costs_:.4f}",
         "Set exit_distribution_ for the new thresholds: apply_budget calls set_thresholds",
+    )
+
+
+def check_meet_budget(fits: PolicyFits) -> None:
+    """``meet_budget`` meets the budget on other rows, without labels, and leaves the policy as it was."""
+    fit = fits.on()
+    if not hasattr(fit.policy, "meet_budget") or fit.policy.budget is None:
+        return
+    before, rows = (
+        joblib.hash(vars(fit.policy)),
+        np.sort(np.argsort(fit.policy.predict_exit(fit.data.X))[N_ROWS // 3 :]),
+    )
+    hard = fit.data.X[rows]  # without those that leave first
+    for policy in (fit.policy, fit.policy.without_fit_state()):
+        adapted, n_warnings = count_warnings(partial(policy.meet_budget, hard))
+        _require_budget(adapted, Fit(adapted, replace(fit.data, X=hard, y=fit.data.y[rows]), False), n_warnings > 0)
+    require(
+        joblib.hash(vars(fit.policy)) == before,
+        "meet_budget changes the policy that it is called on",
+        "In choose_thresholds, set attributes anew rather than change arrays in place",
     )
 
 
@@ -374,6 +395,7 @@ CHECKS: tuple[Callable[[PolicyFits], None], ...] = (
     check_budget,
     check_wrong_budgets,
     check_with_budget_copies,
+    check_meet_budget,
     check_without_fit_state,
     check_parameters,
     check_fitting_again,

@@ -177,6 +177,13 @@ class NeedsItsFitState(Confidence):
         return scores if self.fit_state_ is None else 2 * scores
 
 
+class RemembersThresholds(Confidence):
+    def choose_thresholds(self, scores, weight):
+        known = getattr(self, "known_", {})
+        self.known_ = {self.budget: super().choose_thresholds(scores, weight)} | known
+        return self.known_[self.budget].copy()
+
+
 class ChangesAParameter(Confidence):
     def fit_policy(self, X, labels, weight):
         self.scale = 2.0
@@ -252,6 +259,7 @@ BROKEN = [
     (OldShares, "check_budget", "but by exit_distribution_ it is 0.5"),
     (AnyBudget, "check_wrong_budgets", "fit accepts budget=0.0"),
     (ChangesItself, "check_with_budget_copies", "with_budget changes the policy"),
+    (RemembersThresholds, "check_meet_budget", "at budget=0.5, the mean cost"),
     (KeepsItsRows, "check_without_fit_state", "holds an array or list of 151 rows"),
     (KeepsScoresOfHalfOfItsRows, "check_without_fit_state", "pickles to"),
     (NeedsItsFitState, "check_without_fit_state", "has other exit_scores"),

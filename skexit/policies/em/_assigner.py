@@ -111,6 +111,8 @@ class EMExitAssigner(BudgetedPolicy):
     ----------
     exit_prior_ : ndarray of shape (n_exits,)
         Probability of each exit over all samples (π in the paper).
+    assigned_distribution_ : ndarray of shape (n_exits,)
+        Share of the fitting samples that is assigned to each exit.
     log_likelihood_ : ndarray of shape (max_iter + 1,)
         Mean log-likelihood of the fitting samples before each iteration and after the last; it never falls.
     n_iter_ : int
@@ -288,6 +290,8 @@ class EMExitAssigner(BudgetedPolicy):
         self.lam_ = self._find_lam(state) if finds_lam else float(self.lam)
         self.n_iter_ = self.max_iter
         self.exit_prior_, self.log_likelihood_ = self._maximize(state, self.lam_)
+        assigned = self._assigned(state, self.lam_, self.exit_prior_)
+        self.assigned_distribution_ = np.average(assigned, axis=0, weights=state.pattern_weight)
 
     def _maximize(self, state: AssignerFitState, lam: float) -> tuple[Floats, Floats]:
         return fit_exit_prior(state.patterns, state.pattern_weight, lam, self.costs_, self.noise, self.max_iter)
@@ -421,8 +425,11 @@ class EMExitAssigner(BudgetedPolicy):
 
     def _set_weights_and_thresholds(self) -> None:
         self.confidence_weight_, self.assignment_weight_ = self._find_weights()
+        self.set_thresholds(self.fitted_scores(), self.fit_state_.weight)
+
+    def fitted_scores(self) -> Floats:
         state = self.fit_state_
-        self.set_thresholds(blend(state.router_log_odds, state.confidence, self.confidence_weight_), state.weight)
+        return blend(state.router_log_odds, state.confidence, self.confidence_weight_)
 
     def choose_thresholds(self, scores: Floats, weight: Floats) -> Floats:
         return self._thresholds_for(scores, weight, self.assignment_weight_)
@@ -432,9 +439,7 @@ class EMExitAssigner(BudgetedPolicy):
             return equal_thresholds(logit(self.threshold), scores.shape[1])
         if assignment_weight == 0:
             return quota_thresholds(scores, self.costs_, self.budget, sample_weight=weight, warn=warn)
-        assigned = self._assigned(self.fit_state_, self.lam_, self.exit_prior_)
-        shares = np.average(assigned, axis=0, weights=self.fit_state_.pattern_weight)
-        log_prior = assignment_weight * np.log(np.maximum(shares, _SMALLEST_SHARE))
+        log_prior = assignment_weight * np.log(np.maximum(self.assigned_distribution_, _SMALLEST_SHARE))
         return quota_thresholds(
             scores,
             self.costs_,

@@ -383,7 +383,10 @@ class JEIGatedEnsemble(BudgetedPolicy):
 
     def apply_budget(self) -> None:
         self.lam_, self.gates_ = min(self.fit_state_.path, key=self._distance_from_budget)
-        self.set_thresholds(self._fitting_scores_of(self.gates_), self.fit_state_.weight)
+        self.set_thresholds(self.fitted_scores(), self.fit_state_.weight)
+
+    def fitted_scores(self) -> Floats:
+        return self._fitting_scores_of(self.gates_)
 
     def _distance_from_budget(self, priced_gates: tuple[float, list[DenseNetwork]]) -> float:
         """How far the mean cost is from the budget where the gates stop as they say."""

@@ -1,0 +1,76 @@
+"""What controllers share: thresholds that one number moves, and the state of that number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
+
+from skexit.monitoring._state import ControllerState, OwnState, SharedState
+from skexit.monitoring._thresholds import ThresholdTable
+from skexit.policies._access import policy_and_data, steps_of
+
+Floats = NDArray[np.float64]
+
+
+class Controller:
+    """Moves the nominal budget of a policy so that a mean tends to a target.
+
+    `target` is that mean, and `sign` is +1 where a value above it calls for more compute, and -1 where for less.
+    """
+
+    _sign: float
+
+    def __init__(self, policy: Any, target: float, nominal: float, step: float, path: str | Path | None) -> None:
+        if isinstance(step, bool) or not 0 < step <= 1:
+            raise ValueError(f"step={step!r} must be in (0, 1]: how far the error of one sample moves the budget.")
+        for own in steps_of(policy):
+            check_is_fitted(own)
+        self.policy = policy
+        self.step = step
+        self._table = ThresholdTable.from_policy(policy)
+        self._target = float(target)
+        self._costs: Floats = steps_of(policy)[-1].costs_
+        first = ControllerState(float(nominal), float(step))
+        self._state = OwnState(first) if path is None else SharedState(Path(path), first)
+
+    @property
+    def thresholds(self) -> Floats:
+        """Thresholds of the exits for the next samples, of shape (n_exits,)."""
+        return self._table.thresholds[self._table.row_of(self.nominal_budget)].copy()
+
+    @property
+    def nominal_budget(self) -> float:
+        """The budget whose thresholds are in use, a fraction of the network's cost."""
+        return self._state.read().nominal
+
+    @property
+    def n_samples(self) -> int:
+        """Samples so far, those of other processes with the same `path` included."""
+        return self._state.read().n_samples
+
+    def to_dict(self) -> dict[str, Any]:
+        """The state: thresholds by budget, and what was learned, as JSON can write it.
+
+        Returns
+        -------
+        dict
+            For other languages, or to look at. To save and load a controller, use joblib.
+        """
+        return {"target": self._target, **vars(self._state.read()), "table": self._table.to_dict()}
+
+    def _move(self, state: ControllerState, total: float, n_samples: int) -> None:
+        state.move(total, n_samples, self._target, self._sign)
+        low, high = self._ends()
+        state.nominal = float(np.clip(state.nominal, low, high))
+
+    def _ends(self) -> tuple[float, float]:
+        """Beyond these, moving the nominal budget changes nothing that could meet the target."""
+        return -np.inf, self._table.budgets[-1] if self._table.is_capped else np.inf
+
+    def _scores(self, X: Any) -> Floats:
+        policy, X = policy_and_data(self.policy, X)
+        return policy.exit_scores(X)

@@ -1,0 +1,266 @@
+"""Notice that inputs have changed, by exits, costs, confidence and, where they come, labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from skexit.monitoring._eprocess import DriftEvidence
+from skexit.monitoring._reference import mean_interval
+from skexit.policies._access import policy_and_data
+from skexit.utils._warnings import warn
+
+Floats = NDArray[np.float64]
+
+#: Samples that count in the recent means: older ones fade.
+_N_RECENT = 500
+_N_HISTORY = 512
+
+
+class ExitMonitor:
+    r"""Says at any time whether inputs have left what the policy was fitted for.
+
+    It compares the share of each exit, the mean cost, the mean confidence and, where labels come, the accuracy with
+    those on reference rows. Every quantity collects evidence by e-values [1]_, for rises and for falls. An alarm is
+    raised where their mean exceeds :math:`2 / \text{level}`. If nothing changes, that happens with a probability of at
+    most `level`, however long the stream is and however often one looks; half of the level is for the reference, whose
+    means are known from its rows only. Memory does not grow with the number of samples.
+
+    Parameters
+    ----------
+    policy : fitted policy, or pipeline or search that ends in one
+        As it runs.
+    X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+        Reference rows, on which policy and heads were not fitted: what is normal. More rows find smaller changes.
+    y : array-like of shape (n_samples,), default=None
+        Labels of these rows. Without them, accuracy is not monitored.
+    level : float, default=0.01
+        Probability of a false alarm over the whole stream, in (0, 1).
+
+    Attributes
+    ----------
+    changed : bool
+        Whether there was an alarm.
+    changed_at : int or None
+        Number of samples at the first alarm.
+    first_changed : str or None
+        The quantity with the most evidence at the first alarm, such as ``"exit 0"`` or ``"mean cost"``.
+    n_samples : int
+        Number of samples so far.
+    history : DataFrame
+        Recent means and the evidence over time, at most 512 rows.
+
+    References
+    ----------
+    .. [1] Ramdas et al. "Game-theoretic statistics and safe anytime-valid inference." Statistical Science 38 (2023).
+
+    Examples
+    --------
+    >>> import warnings
+    >>> import numpy as np
+    >>> from sklearn.datasets import load_digits
+    >>> from skexit import ThresholdPolicy
+    >>> from skexit.monitoring import ExitMonitor
+    >>> X, y = load_digits(return_X_y=True)
+    >>> policy = ThresholdPolicy(budget=0.7, layout=2).fit(X[:600], y[:600])
+    >>> monitor = ExitMonitor(policy, X[600:1200], y[600:1200])
+    >>> noisy = X[1200:] + np.random.default_rng(0).normal(scale=6, size=X[1200:].shape)
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore")  # that inputs have changed
+    ...     monitor.update(policy.predict_exit(noisy), correct=policy.predict(noisy) == y[1200:])
+    >>> monitor.changed
+    True
+    """
+
+    def __init__(self, policy: Any, X: Any, y: ArrayLike | None = None, *, level: float = 0.01) -> None:
+        if isinstance(level, bool) or not 0 < level < 1:
+            raise ValueError(f"level={level!r} must be in (0, 1): the probability of a false alarm.")
+        self.level = level
+        own, exits = policy_and_data(policy, X)
+        self._costs: Floats = own.costs_
+        stops = own.predict_exit(exits)
+        confidence = own.predict_proba(exits).max(axis=1)
+        correct = None if y is None else own.predict(exits) == np.asarray(y)
+        values = self._values(len(stops), stops, confidence, correct)
+        self._names = [f"exit {k}" for k in range(len(self._costs))] + ["mean cost", "confidence", "accuracy"]
+        self._watched: NDArray[np.bool_] = np.any(~np.isnan(values), axis=0)
+        intervals = np.full((len(self._names), 2), np.nan)
+        for column in np.flatnonzero(self._watched):
+            intervals[column] = mean_interval(values[:, column], level / 2 / self._watched.sum())
+        self._evidence = DriftEvidence(*intervals[self._watched].T)
+        self._intervals, self._expected = intervals, _means(values)
+        self.n_samples = 0
+        self.changed_at: int | None = None
+        self.first_changed: str | None = None
+        self._sums, self._counts = np.zeros(len(self._names)), np.zeros(len(self._names), dtype=np.int64)
+        self._recent = np.full(len(self._names), np.nan)
+        self._history: list[tuple[float, ...]] = []
+        self._stride, self._next = 1, 1
+
+    @property
+    def changed(self) -> bool:
+        """Whether there was an alarm."""
+        return self.changed_at is not None
+
+    @property
+    def e_value(self) -> float:
+        """Evidence now: the mean of the e-values of all quantities; one where there is none."""
+        return float(self._evidence.e_values().mean())
+
+    def update(
+        self, exits: ArrayLike | None = None, *, confidence: ArrayLike | None = None, correct: ArrayLike | None = None
+    ) -> None:
+        """Take samples in the order in which they came. Labels may come later, in calls of their own.
+
+        Parameters
+        ----------
+        exits : array-like of shape (n_samples,) of int, default=None
+            Where samples stopped.
+        confidence : array-like of shape (n_samples,), default=None
+            The largest probability of each answer: ``probabilities.max(axis=1)``.
+        correct : array-like of shape (n_samples,) of bool, default=None
+            Whether answers were right. Samples without a label are left out, by a call of its own.
+
+        Raises
+        ------
+        ValueError
+            If arrays differ in length, or an exit or a probability is out of range, or there are no reference labels
+            to compare `correct` with.
+        """
+        given = {
+            name: np.asarray(array)
+            for name, array in (("exits", exits), ("confidence", confidence), ("correct", correct))
+            if array is not None
+        }
+        if not given:
+            raise ValueError("pass exits, confidence or correct, with one value per sample.")
+        lengths = {name: array.shape for name, array in given.items()}
+        if len(set(lengths.values())) > 1 or len(next(iter(lengths.values()))) != 1:
+            raise ValueError(f"the shapes are {lengths}; pass one value per sample for each, in one dimension.")
+        if "correct" in given and not self._watched[-1]:
+            raise ValueError("correct was passed, but the reference rows had no labels: make the monitor with y.")
+        self._check(given)
+        for values in self._values(len(next(iter(given.values()))), *(given.get(name) for name in _GIVEN)):
+            self._take(values)
+
+    def to_frame(self) -> pd.DataFrame:
+        """The quantities that are compared, one row each.
+
+        Returns
+        -------
+        DataFrame
+            ``expected`` on the reference rows, with the interval ``low`` to ``high``; the ``mean`` so far and the
+            ``recent`` one, in which older samples fade; ``e_rise`` and ``e_fall``, the evidence for a change.
+        """
+        e_values = np.full((2, len(self._names)), np.nan)
+        e_values[:, self._watched] = self._evidence.e_values()
+        with np.errstate(invalid="ignore"):
+            means = self._sums / self._counts
+        columns = {
+            "expected": self._expected,
+            "low": self._intervals[:, 0],
+            "high": self._intervals[:, 1],
+            "mean": means,
+            "recent": self._recent,
+        }
+        frame = pd.DataFrame(columns, index=self._names)
+        frame.loc["mean cost"] = self._as_costs(frame.loc["mean cost"].to_numpy())
+        frame["e_rise"], frame["e_fall"] = e_values
+        return frame.loc[np.array(self._names)[self._watched].tolist()]
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """Recent means and evidence over time, at most 512 rows, at equal distances."""
+        columns = ["n_samples", "mean cost", "confidence", "accuracy", "e_value"]
+        return pd.DataFrame(self._history, columns=columns)
+
+    @property
+    def advice(self) -> str:
+        """What changed, and what to do."""
+        if not self.changed:
+            return "Nothing has left what was expected."
+        rises, falls = self._evidence.e_values() >= 1 / self.level
+        names = np.array(self._names)[self._watched]
+        text = f"Changed after {self.changed_at} samples, first {self.first_changed}. "
+        if "accuracy" in names[falls]:
+            return text + (
+                "Accuracy has fallen: fit policy, heads or network again on rows as they come now. Until then, a "
+                "larger budget or RiskController sends more samples on."
+            )
+        if "mean cost" in names[rises | falls]:
+            return text + (
+                "The mean cost has left the budget: policy.meet_budget(X) with rows as they come now, or "
+                "BudgetController, brings it back. Without labels nobody knows the accuracy: label some rows."
+            )
+        return text + "The mean cost is as it was: label some rows, to see whether the accuracy is, too."
+
+    def _check(self, given: dict[str, NDArray[Any]]) -> None:
+        exits, confidence = given.get("exits"), given.get("confidence")
+        n_exits = len(self._costs)
+        if (
+            exits is not None
+            and len(exits)
+            and (exits.dtype.kind not in "iu" or not (0 <= exits.min() <= exits.max() < n_exits))
+        ):
+            raise ValueError(f"exits has values from {exits.min()} to {exits.max()}; exits are 0 to {n_exits - 1}.")
+        if confidence is not None and not ((confidence >= 0) & (confidence <= 1)).all():
+            raise ValueError(
+                f"confidence has values from {confidence.min()} to {confidence.max()}; pass probabilities."
+            )
+
+    def _values(
+        self, n: int, exits: NDArray[Any] | None, confidence: NDArray[Any] | None, correct: NDArray[Any] | None
+    ) -> Floats:
+        """One row per sample, one column per quantity; costs are scaled to [0, 1]."""
+        n_exits, values = len(self._costs), np.full((n, len(self._costs) + 3), np.nan)
+        if exits is not None:
+            values[:, :n_exits] = exits[:, None] == np.arange(n_exits)
+            values[:, n_exits] = (self._costs[exits] - self._costs[0]) / max(np.ptp(self._costs), 1e-12)
+        if confidence is not None:
+            values[:, n_exits + 1] = confidence
+        if correct is not None:
+            values[:, n_exits + 2] = correct
+        return values
+
+    def _as_costs(self, scaled: Floats) -> Floats:
+        return self._costs[0] + scaled * np.ptp(self._costs)
+
+    def _take(self, values: Floats) -> None:
+        seen = ~np.isnan(values)
+        self.n_samples += bool(seen[: len(self._costs)].all())
+        self._counts[seen] += 1
+        self._sums[seen] += values[seen]
+        fading = np.maximum(1 / self._counts[seen], 1 / _N_RECENT)
+        recent = np.where(np.isnan(self._recent[seen]), 0.0, self._recent[seen])
+        self._recent[seen] = recent + fading * (values[seen] - recent)
+        self._evidence.update(values[self._watched])
+        e_value = self.e_value
+        if self.changed_at is None and e_value >= 2 / self.level:
+            strongest = self._evidence.e_values().max(axis=0).argmax()
+            self.changed_at = self.n_samples
+            self.first_changed = self._names[np.flatnonzero(self._watched)[strongest]]
+            warn(f"inputs have changed, first {self.first_changed}. See advice and to_frame() of this monitor.")
+        self._remember(e_value)
+
+    def _remember(self, e_value: float) -> None:
+        if self.n_samples < self._next:
+            return
+        n_exits = len(self._costs)
+        cost = float(self._as_costs(self._recent[n_exits : n_exits + 1])[0])
+        self._history.append((self.n_samples, cost, *self._recent[n_exits + 1 :].tolist(), e_value))
+        if len(self._history) > _N_HISTORY:
+            self._history, self._stride = self._history[1::2], 2 * self._stride
+        self._next = self.n_samples + self._stride
+
+
+_GIVEN = ("exits", "confidence", "correct")
+
+
+def _means(values: Floats) -> Floats:
+    counts = (~np.isnan(values)).sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        means: Floats = np.nansum(values, axis=0) / np.where(counts, counts, np.nan)
+    return means

@@ -1,0 +1,210 @@
+"""Controllers keep their target on any sequence of inputs."""
+
+import json
+import subprocess
+import sys
+
+import joblib
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from skexit import OptimalStoppingPolicy, RiskControlledPolicy, StaticExit, ThresholdPolicy, stack_exits
+from skexit.monitoring import BudgetController, RiskController
+from tests.instances import POLICIES
+
+
+def make_rows(n=600, seed=0, signal=1.0):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(3, size=n)
+    hardness = rng.exponential(size=(n, 1))
+    logits = [signal * (1 + k) * np.eye(3)[y] + (0.3 + hardness) * rng.normal(size=(n, 3)) for k in range(4)]
+    return stack_exits(logits, costs=[0.2, 0.5, 0.8, 1.0], classes=[0, 1, 2]), y
+
+
+X, Y = make_rows()
+POLICY = ThresholdPolicy(budget=0.6).fit(X, Y)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(0, 1000), st.sampled_from([0.25, 0.4, 0.6, 0.95]), st.sampled_from([0.005, 0.02, 0.3]), st.booleans()
+)
+def test_budget_holds_for_any_order(seed, budget, step, is_sorted):
+    hard, _ = make_rows(300, seed, signal=0.5 + seed % 3)
+    if is_sorted:
+        hard = hard[np.argsort(POLICY.exit_scores(hard)[:, 0])]
+    controller = BudgetController(POLICY, budget, step=step)
+    exits = controller.predict_exit(hard)
+    assert controller.mean_cost == pytest.approx(POLICY.costs_[exits].mean())
+    assert abs(controller.mean_cost - budget) <= controller.bound + 1e-9
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=60), st.integers(0, 2**31))
+def test_budget_holds_against_an_adversary(sizes, seed):
+    """Scores are drawn anew for each batch, to be as bad as can be: all leave, or none, whatever thresholds allow."""
+    rng, controller = np.random.default_rng(seed), BudgetController(POLICY, 0.5, step=0.05)
+    for size in sizes:
+        thresholds = controller.thresholds
+        score = rng.choice([-1e3, 1e3, 0.0])
+        exits = np.full(size, int(np.argmax(score >= thresholds)))
+        controller.update(exits)
+    assert abs(controller.mean_cost - 0.5) <= controller.bound + 1e-9
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_every_policy_keeps_its_budget(policy, fitted_policies):
+    fitted, rows = fitted_policies(policy)
+    if getattr(fitted, "fit_state_", None) is None or fitted.budget is None or not hasattr(fitted, "with_budget"):
+        with pytest.raises(ValueError, match="has no budget"):
+            BudgetController(fitted)
+        return
+    controller = BudgetController(fitted, step=0.05)
+    exits = controller.predict_exit(rows)
+    assert controller.mean_cost == pytest.approx(fitted.costs_[exits].mean())
+    assert controller.mean_cost <= fitted.budget + controller.bound + 1e-9
+
+
+def test_thresholds_are_those_of_the_policy_at_the_nominal_budget():
+    controller = BudgetController(POLICY)
+    table = controller._table
+    for row in (20, 100, 180):
+        expected = POLICY.with_budget(table.budgets[row]).thresholds_
+        np.testing.assert_allclose(table.thresholds[row], expected)
+    assert (table.thresholds[-1, :-1] == np.inf).all()
+    assert table.thresholds[0, 0] == -np.inf
+
+
+def test_batches_and_rows_learn_the_same_sum():
+    one, other = BudgetController(POLICY, step=0.001), BudgetController(POLICY, step=0.001)
+    exits = np.array([0, 3, 3, 1])
+    one.update(exits)
+    for exit_ in exits:
+        other.update([exit_])
+    assert one.nominal_budget == pytest.approx(other.nominal_budget)
+    assert one.n_samples == other.n_samples == 4
+
+
+def test_large_batches_lower_the_step_for_good():
+    controller = BudgetController(POLICY, step=0.1)
+    controller.update(np.zeros(100, dtype=int))
+    bound = controller.bound
+    assert bound == pytest.approx(2 * 0.8 / (0.5 / 100 * 100))
+    controller.update([0])
+    assert controller.bound < bound
+
+
+def test_harm_is_not_bought():
+    """Where later exits are worse, the policy leaves some of the budget unspent, and so does its controller."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(3, size=2000)
+    logits = [scale * np.eye(3)[y] + rng.normal(size=(2000, 3)) for scale in (1, 4, 1)]
+    X = stack_exits(logits, costs=[0.2, 0.5, 1.0], classes=[0, 1, 2])
+    with pytest.warns(UserWarning, match="unspent"):
+        policy = OptimalStoppingPolicy(budget=0.9, random_state=0).fit(X, y)
+    controller = BudgetController(policy)
+    exits = controller.predict_exit(X)
+    assert np.mean(exits < 2) > 0.99
+    assert controller.nominal_budget <= 1
+
+
+def test_pipelines_and_searches(digits_pipeline):
+    pipeline, X = digits_pipeline
+    controller = BudgetController(pipeline, step=0.05)
+    controller.predict_exit(X)
+    assert abs(controller.mean_cost - pipeline[-1].budget) <= controller.bound + 1e-9
+
+
+def test_saved_and_loaded(tmp_path):
+    controller = BudgetController(POLICY)
+    controller.update([0, 1, 3])
+    joblib.dump(controller, tmp_path / "controller.joblib")
+    loaded = joblib.load(tmp_path / "controller.joblib")
+    assert loaded.n_samples == 3
+    assert loaded.nominal_budget == controller.nominal_budget
+    np.testing.assert_array_equal(loaded.thresholds, controller.thresholds)
+    described = json.loads(json.dumps(controller.to_dict()))
+    assert described["n_samples"] == 3
+    assert len(described["table"]["thresholds"][0]) == 4
+
+
+@pytest.mark.slow
+def test_processes_share_a_state(tmp_path):
+    controller = BudgetController(POLICY, path=tmp_path / "state.json")
+    joblib.dump(controller, tmp_path / "controller.joblib")
+    code = (
+        "import joblib, sys\n"
+        "controller = joblib.load(sys.argv[1])\n"
+        "for _ in range(50):\n"
+        "    controller.update([0, 3])\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "controller.joblib")]
+    for process in [subprocess.Popen(command) for _ in range(3)]:
+        assert process.wait() == 0
+    assert controller.n_samples == 300
+    assert controller.mean_cost == pytest.approx(0.6)
+
+
+def test_a_file_that_holds_no_state(tmp_path):
+    (tmp_path / "state.json").write_text("[]")
+    controller = BudgetController(POLICY, path=tmp_path / "state.json")
+    with pytest.raises(ValueError, match="holds no state of a controller"):
+        controller.update([0])
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        BudgetController(POLICY, path=tmp_path / "nowhere" / "state.json")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"budget": 0.1}, "budget=0.1"),
+        ({"budget": 1.5}, r"budget=1.5 must be in \(0, 1\]"),
+        ({"step": 0}, "step=0 must be in"),
+        ({"step": True}, "step=True must be in"),
+    ],
+)
+def test_wrong_parameters(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        BudgetController(POLICY, **arguments)
+
+
+@pytest.mark.parametrize("policy", [StaticExit(0), RiskControlledPolicy(alpha=0.2, random_state=0)], ids=str)
+def test_policies_without_a_budget(policy):
+    with pytest.raises(ValueError, match="has no budget"):
+        BudgetController(policy.fit(X, Y))
+
+
+def test_a_shipped_policy():
+    with pytest.raises(ValueError, match="Make the controller of the policy that was fitted"):
+        BudgetController(POLICY.without_fit_state())
+
+
+@pytest.mark.parametrize("exits", [[4], [-1], [0.5], [[0, 1]]])
+def test_wrong_exits(exits):
+    with pytest.raises(ValueError, match="pass the number of an exit, 0 to 3"):
+        BudgetController(POLICY).update(exits)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=300), st.sampled_from([0.02, 0.2]))
+def test_risk_holds_for_any_losses(losses, alpha):
+    """An adversary has a loss wherever samples leave early; at the last exit there is none."""
+    controller = RiskController(POLICY, alpha)
+    for loss in losses:
+        leaves_early = (controller.thresholds[:-1] < np.inf).any()
+        controller.update([loss if leaves_early else 0.0])
+    n = len(losses)
+    assert controller.mean_loss <= alpha + (0.8 + 1) / (0.05 * n) + 1e-9
+
+
+@pytest.mark.parametrize("losses", [[1.1], [-0.1], [[0, 1]], [np.nan]])
+def test_wrong_losses(losses):
+    with pytest.raises(ValueError, match=r"pass a number in \[0, 1\]"):
+        RiskController(POLICY, 0.1).update(losses)
+
+
+def test_wrong_alpha():
+    with pytest.raises(ValueError, match="alpha=1 must be in"):
+        RiskController(POLICY, 1)

@@ -1,0 +1,146 @@
+"""Monitors notice changes, and nothing else."""
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from skexit import ThresholdPolicy
+from skexit.monitoring import ExitMonitor, prometheus_collector
+from skexit.monitoring._eprocess import DriftEvidence
+from skexit.monitoring._reference import mean_interval
+from skexit.utils._warnings import silenced
+from tests.monitoring.test_controllers import make_rows
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return ThresholdPolicy(budget=0.6).fit(*make_rows(600, 0))
+
+
+def feed(monitor, policy, X, y, size=100):
+    for start in range(0, len(y), size):
+        rows = X[start : start + size]
+        labels = y[start : start + size]
+        confidence = policy.predict_proba(rows).max(axis=1)
+        monitor.update(policy.predict_exit(rows), confidence=confidence, correct=policy.predict(rows) == labels)
+
+
+def test_same_inputs_give_no_alarm(policy):
+    monitor = ExitMonitor(policy, *make_rows(2000, 1))
+    feed(monitor, policy, *make_rows(4000, 2))
+    assert not monitor.changed
+    assert monitor.advice == "Nothing has left what was expected."
+    frame = monitor.to_frame()
+    assert list(frame.index) == ["exit 0", "exit 1", "exit 2", "exit 3", "mean cost", "confidence", "accuracy"]
+    inside = (frame["low"] <= frame["mean"]) & (frame["mean"] <= frame["high"])
+    assert inside.drop("mean cost").all()
+
+
+def test_harder_inputs_give_an_alarm(policy):
+    monitor = ExitMonitor(policy, *make_rows(2000, 1))
+    feed(monitor, policy, *make_rows(1000, 2))
+    with pytest.warns(UserWarning, match="inputs have changed, first"):
+        feed(monitor, policy, *make_rows(1500, 3, signal=0.4))
+    assert 1000 < monitor.changed_at <= 2500
+    assert monitor.first_changed in monitor.to_frame().index
+    assert "Accuracy has fallen" in monitor.advice
+
+
+def test_late_labels_alone(policy):
+    """Exits are as before, answers are wrong."""
+    monitor = ExitMonitor(policy, *make_rows(2000, 1))
+    X, _ = make_rows(500, 2)
+    monitor.update(policy.predict_exit(X))
+    with pytest.warns(UserWarning, match="first accuracy"):
+        monitor.update(correct=np.zeros(200, dtype=bool))
+    assert monitor.n_samples == 500
+
+
+def test_memory_does_not_grow(policy):
+    monitor = ExitMonitor(policy, *make_rows(500, 1))
+    with silenced():
+        for _ in range(30):
+            monitor.update(np.arange(100) % 4)
+    history = monitor.history
+    assert len(history) <= 512
+    assert history["n_samples"].iloc[-1] > 2900
+    assert (np.diff(history["n_samples"]) > 0).all()
+
+
+@pytest.mark.slow
+def test_false_alarms_stay_below_the_level():
+    """1,000 streams from the reference's own distribution, watched at every step; the reference is drawn anew."""
+    rng, level, n_alarms = np.random.default_rng(0), 0.1, 0
+    for _ in range(1000):
+        p = rng.dirichlet(np.ones(4))
+        reference = rng.multinomial(1, p, size=300)
+        intervals = np.array([mean_interval(column.astype(float), level / 2 / 4) for column in reference.T])
+        evidence = DriftEvidence(*intervals.T)
+        largest = 0.0
+        for row in rng.multinomial(1, p, size=500).astype(float):
+            evidence.update(row)
+            largest = max(largest, float(evidence.e_values().mean()))
+        n_alarms += largest >= 2 / level
+    assert binomtest(n_alarms, 1000, level, alternative="greater").pvalue > 0.001
+
+
+def test_e_values_do_not_gain_where_nothing_changed():
+    """The mean of e-values at a fixed time is at most one, also at the edge of the hypothesis."""
+    rng = np.random.default_rng(0)
+    low, high = np.array([0.2, 0.5]), np.array([0.3, 0.6])
+    final = []
+    for _ in range(2000):
+        evidence = DriftEvidence(low, high)
+        for row in (rng.random((30, 2)) < high).astype(float):
+            evidence.update(row)
+        final.append(evidence.e_values())
+    means, errors = np.mean(final, axis=0), np.std(final, axis=0) / np.sqrt(2000)
+    assert (means <= 1 + 4 * errors).all()
+
+
+def test_intervals_hold_the_mean():
+    rng, n_missed = np.random.default_rng(0), 0
+    for _ in range(300):
+        mean = rng.uniform(0.05, 0.95)
+        low, high = mean_interval((rng.random(80) < mean).astype(float), 0.1)
+        n_missed += not low <= mean <= high
+    assert binomtest(n_missed, 300, 0.1, alternative="greater").pvalue > 0.001
+    values = rng.beta(2, 5, size=400)
+    low, high = mean_interval(values, 0.05)
+    assert low < 2 / 7 < high
+    assert high - low < 0.2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "pass exits, confidence or correct"),
+        ({"exits": [0, 9]}, "exits are 0 to 3"),
+        ({"exits": [0, 1], "confidence": [0.5]}, "the shapes are"),
+        ({"confidence": [1.5]}, "pass probabilities"),
+    ],
+)
+def test_wrong_samples(policy, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ExitMonitor(policy, *make_rows(200, 1)).update(**arguments)
+
+
+def test_labels_without_reference_labels(policy):
+    X, _ = make_rows(200, 1)
+    monitor = ExitMonitor(policy, X)
+    assert "accuracy" not in monitor.to_frame().index
+    with pytest.raises(ValueError, match="make the monitor with y"):
+        monitor.update(correct=[True])
+    with pytest.raises(ValueError, match="level=2 must be in"):
+        ExitMonitor(policy, X, level=2)
+
+
+def test_prometheus(policy):
+    client = pytest.importorskip("prometheus_client")
+    monitor = ExitMonitor(policy, *make_rows(300, 1))
+    monitor.update([0, 1, 3])
+    registry = client.CollectorRegistry()
+    registry.register(prometheus_collector(monitor))
+    text = client.generate_latest(registry).decode()
+    assert "skexit_samples_total 3.0" in text
+    assert 'skexit_drift_e_value{direction="rise",quantity="exit 0"}' in text
