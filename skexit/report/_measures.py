@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from skexit.data import ExitArray
-from skexit.data._validation import read_logits, sort_classes
+from skexit.data._network_logits import network_logits
 from skexit.metrics import OracleRegret, bootstrap_interval, oracle_regret
 from skexit.policies import ExitPolicy, OracleResult
 from skexit.policies._access import check_fits, policy_and_data
@@ -87,15 +86,11 @@ def measure_exits(best: Candidate, y: NDArray[Any], **resampling: Any) -> list[M
 
 def measure_network(X: Any, y: NDArray[Any], best: Candidate, **resampling: Any) -> Measured | None:
     """The network without exits, where the rows have its answers: as logits of a last exit without added heads."""
-    if not (isinstance(X, ExitArray) or hasattr(X, "columns")):
+    logits = network_logits(X)
+    if logits is None:
         return None
-    X = sort_classes(ExitArray.from_array(X))
-    layout, last = X.layout, X.layout.n_exits - 1
-    if not layout.has_logits(last) or layout.head_costs[last] or not np.isclose(layout.cost_fractions[last], 1):
-        return None
-    logits = cast(NDArray[np.float64], read_logits(X, last))
     correct = best.policy.classes_[np.argmax(logits, axis=1)] == y
-    bound, exits = best.oracle(y), np.full(len(y), last)
+    bound, exits = best.oracle(y), np.full(len(y), best.answers.shape[1] - 1)
     regret = OracleRegret(bound.accuracy - float(correct.mean()), 1 - bound.mean_cost)
     interval = bootstrap_interval(np.mean, correct, **resampling)
     return Measured("the network", None, exits, correct, float(correct.mean()), 1.0, interval, (1.0, 1.0), regret)

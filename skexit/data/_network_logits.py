@@ -1,0 +1,25 @@
+"""The plain network's own answers, where X has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skexit.data._arrays import ExitArray
+from skexit.data._validation import read_logits, sort_classes
+
+
+def network_logits(X: Any) -> NDArray[np.float64] | None:
+    """Logits of the network without exits, by sorted classes: those of a last exit without added heads.
+
+    Gives None where X does not say what its columns are, or the last exit is not the network's own.
+    """
+    if not (isinstance(X, ExitArray) or hasattr(X, "columns")):
+        return None
+    X = sort_classes(ExitArray.from_array(X))
+    layout, last = X.layout, X.layout.n_exits - 1
+    if not layout.has_logits(last) or layout.head_costs[last] or not np.isclose(layout.cost_fractions[last], 1):
+        return None
+    return read_logits(X, last)
