@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
+
+import click
+
+from skexit.cli._commands import aligned, columns, command, json_asked, printable
+from skexit.cli._files import CACHE, QUIET, open_partial
 
 if TYPE_CHECKING:
     from skexit.cache import FeatureCache
@@ -13,90 +15,86 @@ if TYPE_CHECKING:
 _MAX_CLASSES = 5
 
 
-def add_cache_command(commands: Any) -> None:
-    """Add ``cache`` and its own commands to those of ``skexit``."""
-    cache = commands.add_parser(
-        "cache", help="look at caches, check them, join them", description="Look at caches, check them, join them."
-    )
-    actions = cache.add_subparsers(dest="action", required=True)
-    info = actions.add_parser(
-        "info",
-        help="rows, exits, costs and origin of a cache",
-        description="Say what a cache holds. Nothing but descriptions is read.",
-    )
-    info.add_argument("cache", metavar="CACHE", help="folder or URL of a cache, complete or not")
-    info.set_defaults(run=_reporting_errors(_info))
-    verify = actions.add_parser(
-        "verify",
-        help="compare every file of a cache with its checksum",
-        description="Read every file of a cache and compare it with its checksum. Where files are damaged, they are "
-        "named, and the exit status is 1.",
-    )
-    verify.add_argument("cache", metavar="CACHE", help="folder or URL of a cache, complete or not")
-    verify.add_argument("--quiet", action="store_true", help="show no progress, and print nothing but errors")
-    verify.set_defaults(run=_reporting_errors(_verify))
-    merge = actions.add_parser(
-        "merge",
-        help="join caches of the same model and settings",
-        description="Join caches of one model, extracted with the same settings from different data, in the order "
-        "given. Files are shared with the sources where the file system allows it, and copied elsewhere.",
-    )
-    merge.add_argument("sources", metavar="SOURCE", nargs="+", help="folder of a complete cache")
-    merge.add_argument("destination", metavar="DESTINATION", help="folder for the new cache, new or empty")
-    merge.add_argument("--quiet", action="store_true", help="show no progress, and print nothing but errors")
-    merge.set_defaults(run=_reporting_errors(_merge))
+@click.group("cache")
+def cache() -> None:
+    """Look at caches, check them, join them."""
 
 
-def _reporting_errors(command: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], int]:
-    def run(options: argparse.Namespace) -> int:
-        try:
-            command(options)
-        except (ImportError, OSError, RuntimeError, ValueError) as error:
-            lines = [line for text in (str(error), *getattr(error, "__notes__", [])) for line in text.split("\n")]
-            message = "\n".join(map(printable, lines))
-            print(f"skexit cache {options.action}: error: {message}", file=sys.stderr)
-            return 1
-        return 0
+@command(cache, "info", "skexit cache info cache")
+@CACHE
+def _info(cache: str) -> Any:
+    """Rows, exits, costs and origin of a cache.
 
-    return run
-
-
-def _info(options: argparse.Namespace) -> None:
-    from skexit.cache import FeatureCache
-
-    print(describe(FeatureCache(options.cache, allow_partial=True)))
-
-
-def _verify(options: argparse.Namespace) -> None:
-    from skexit.cache import FeatureCache
-
-    cache = FeatureCache(options.cache, allow_partial=True)
-    cache.verify(progress=not options.quiet)
-    if not options.quiet:
-        complete = "" if cache.complete else "; the extraction has not finished"
-        rows = f"{cache.n_rows:,} rows, {_size(cache.n_bytes)}"
-        print(f"{printable(options.cache)}: {rows}, no file is damaged{complete}")
+    Nothing but descriptions is read. CACHE is a folder or URL, complete or not.
+    """
+    opened = open_partial(cache)
+    layout = opened.layout
+    facts = {
+        "cache": opened.path,
+        "rows": opened.n_rows,
+        "complete": opened.complete,
+        "labels": _has_labels(opened),
+        "classes": layout.classes,
+        "dtype": opened.stored_dtype.name,
+        "bytes": opened.n_bytes,
+        "n_logits": layout.n_logits,
+        "n_features": layout.n_features,
+        "costs": layout.costs,
+        "cost_fractions": layout.cost_fractions,
+        "cost_unit": layout.cost_unit,
+        "origin": opened.origin,
+    }
+    return facts, describe(opened)
 
 
-def _merge(options: argparse.Namespace) -> None:
+@command(cache, "verify", "skexit cache verify cache")
+@CACHE
+@QUIET
+def _verify(cache: str, quiet: bool) -> Any:
+    """Compare every file of a cache with its checksum.
+
+    Damaged files are named, and the exit status is then 1. CACHE is a folder or URL, complete or not.
+    """
+    opened = open_partial(cache)
+    opened.verify(progress=not quiet and not json_asked())
+    complete = "" if opened.complete else "; the extraction has not finished"
+    text = f"{printable(cache)}: {opened.n_rows:,} rows, {_size(opened.n_bytes)}, no file is damaged{complete}"
+    facts = {"cache": cache, "rows": opened.n_rows, "bytes": opened.n_bytes, "complete": opened.complete}
+    return facts, "" if quiet else text
+
+
+@command(cache, "merge", "skexit cache merge part0 part1 all")
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
+@click.argument("destination", metavar="DESTINATION")
+@QUIET
+def _merge(sources: tuple[str, ...], destination: str, quiet: bool) -> Any:
+    """Join caches of one model, extracted with the same settings from different data, in the order given.
+
+    DESTINATION is a new or empty folder. Files are shared with the sources where the file system allows it, and copied
+    elsewhere.
+    """
     from skexit.cache import merge_caches
 
-    cache = merge_caches(options.sources, options.destination, progress=not options.quiet)
-    if not options.quiet:
-        print(f"{printable(options.destination)}: {cache.n_rows:,} rows, {_size(cache.n_bytes)}")
+    merged = merge_caches(sources, destination, progress=not quiet and not json_asked())
+    text = f"{printable(destination)}: {merged.n_rows:,} rows, {_size(merged.n_bytes)}"
+    return {"cache": destination, "rows": merged.n_rows, "bytes": merged.n_bytes}, "" if quiet else text
+
+
+def _has_labels(cache: FeatureCache) -> bool:
+    from skexit.cache._shards import LABELS
+
+    return any(shard.has(LABELS) for shard in cache.shards)
 
 
 def describe(cache: FeatureCache) -> str:
     """What ``skexit cache info`` prints."""
-    from skexit.cache._shards import LABELS
-
     layout = cache.layout
     n_shards = len(cache.shards)
     facts = {
         "cache": str(cache.path),
         "rows": f"{cache.n_rows:,}",
         "complete": "yes" if cache.complete else "no: the extraction has not finished",
-        "labels": "yes" if any(shard.has(LABELS) for shard in cache.shards) else "no",
+        "labels": "yes" if _has_labels(cache) else "no",
         "classes": _classes(cache),
         "stored as": cache.stored_dtype.name,
         "size": f"{_size(cache.n_bytes)} in {n_shards:,} {'shard' if n_shards == 1 else 'shards'}",
@@ -105,17 +103,8 @@ def describe(cache: FeatureCache) -> str:
     table = [("exit", "logits", "features", f"cost ({unit})", "% of the last")]
     for k, (cost, fraction) in enumerate(zip(layout.costs, layout.cost_fractions, strict=True)):
         table.append((str(k), str(layout.n_logits[k]), str(layout.n_features[k]), f"{cost:,.6g}", f"{fraction:.1%}"))
-    lines = [*_aligned(facts), "", *_columns(table), "", "origin", *(f"  {line}" for line in _aligned(cache.origin))]
+    lines = [*aligned(facts), "", *columns(table), "", "origin", *(f"  {line}" for line in aligned(cache.origin))]
     return "\n".join(printable(line).rstrip() for line in lines)
-
-
-def printable(text: str) -> str:
-    """The text with all that a terminal may obey, or that moves what stands beside it, as escape sequences.
-
-    >>> printable("\\x1b[31mnéa\\u202e")
-    '\\\\x1b[31mnéa\\\\u202e'
-    """
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _classes(cache: FeatureCache) -> str:
@@ -124,16 +113,6 @@ def _classes(cache: FeatureCache) -> str:
         return "not named" if cache.layout.n_classes is None else f"{cache.layout.n_classes}, not named"
     named = ", ".join(map(str, classes[:_MAX_CLASSES]))
     return f"{len(classes)}: {named}{', ...' if len(classes) > _MAX_CLASSES else ''}"
-
-
-def _aligned(facts: dict[str, str]) -> list[str]:
-    width = max(map(len, facts), default=0)
-    return [f"{name:{width}}  {value}" for name, value in facts.items()]
-
-
-def _columns(table: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in table]
 
 
 def _size(n_bytes: int) -> str:

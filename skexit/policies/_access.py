@@ -90,12 +90,13 @@ def policy_and_data(estimator: Any, X: Any) -> tuple[ExitPolicy, Any]:
     return last_step_and_data(estimator, X)
 
 
-def check_fits(estimator: Any, X: Any, y: NDArray[Any]) -> None:
-    """Raise a ValueError unless an estimator is a fitted policy for rows as the first and such labels."""
+def check_fits(estimator: Any, X: Any, y: NDArray[Any] | None) -> None:
+    """Raise a ValueError unless an estimator is a fitted policy for rows as the first and such labels, if any."""
     policy, first_row = policy_and_data(estimator, X[:1])
     policy.predict_exit(first_row)
-    encode_labels(
-        y,
-        policy.layout_.replace(classes=policy.classes_),
-        "Pass rows of the classes that the policy was fitted with, or a policy that was fitted with all.",
-    )
+    if y is not None:
+        encode_labels(
+            y,
+            policy.layout_.replace(classes=policy.classes_),
+            "Pass rows of the classes that the policy was fitted with, or a policy that was fitted with all.",
+        )

@@ -1,0 +1,115 @@
+"""Caches and policies that commands read and write."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from skexit.cache import FeatureCache
+
+CACHE = click.argument("cache", metavar="CACHE")
+POLICY = click.argument("policy", metavar="POLICY")
+SEED = click.option("--seed", type=int, default=0, show_default=True, help="Seeds what is drawn at random.")
+QUIET = click.option("--quiet", is_flag=True, help="Show no progress, and print nothing but errors.")
+
+
+def out_option(default: str | None, what: str) -> Any:
+    """The option ``--out``; without a default it must be given."""
+    if default is None:
+        return click.option("--out", required=True, help=what)
+    return click.option("--out", default=default, show_default=True, help=what)
+
+
+def open_cache(path: str) -> FeatureCache:
+    """A complete cache; a file in its place is an error."""
+    from skexit.cache import FeatureCache
+
+    _check_is_folder(path)
+    return FeatureCache(path)
+
+
+def open_labelled(path: str, purpose: str) -> FeatureCache:
+    """A cache with labels; the purpose, such as "a report", needs them."""
+    cache = open_cache(path)
+    if cache.y is None:
+        raise ValueError(
+            f"the cache {path!r} has no labels, which {purpose} needs. Extract into another folder, with a loader "
+            "that gives (inputs, labels)."
+        )
+    return cache
+
+
+def open_partial(path: str) -> FeatureCache:
+    """A cache, complete or not."""
+    from skexit.cache import FeatureCache
+
+    _check_is_folder(path)
+    return FeatureCache(path, allow_partial=True)
+
+
+def _check_is_folder(path: str) -> None:
+    if os.path.isfile(path):
+        raise NotADirectoryError(f"{path!r} is a file; a cache is a folder, which skexit extract writes.")
+
+
+def load_policy(path: str) -> Any:
+    """A fitted policy from a file of joblib."""
+    import joblib
+
+    if os.path.isdir(path):
+        what = "a cache" if os.path.exists(os.path.join(path, "manifest.json")) else "a folder"
+        raise IsADirectoryError(f"{path!r} is {what}; a policy is a file, which skexit fit writes.")
+    with open(path, "rb"):  # a file that is not there is no damaged one
+        pass
+    try:
+        return joblib.load(path)
+    except Exception as error:  # whatever a damaged pickle, or one of another program, makes of it
+        raise ValueError(
+            f"{path!r} cannot be loaded ({type(error).__name__}: {error}); give a policy saved with joblib.dump."
+        ) from error
+
+
+def load_fitting(path: str, cache: FeatureCache, cache_path: str) -> Any:
+    """A policy that was fitted on rows as those of the cache, which the user named by its path."""
+    from skexit.policies._access import check_fits
+
+    policy = load_policy(path)
+    try:
+        check_fits(policy, cache.X, cache.y)
+    except ValueError as error:
+        raise ValueError(f"{path!r} does not fit the cache {cache_path!r}: {error}") from error
+    return policy
+
+
+def save_policy(policy: Any, path: str) -> None:
+    """Write a policy in one step, so that an interrupted command leaves no half of a file."""
+    import joblib
+
+    target = check_out_file(path)
+    part = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        joblib.dump(policy, part)
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_out_file(path: str) -> Path:
+    """The path of a file to write; its folder must be there. Called before long work."""
+    out = Path(path)
+    if out.is_dir():
+        raise IsADirectoryError(f"--out {path!r} is a folder; give the name of a file, such as {str(out / 'name')!r}.")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(out.parent)!r} to write {out.name!r} into; make it first.")
+    return out
+
+
+def names_of(paths: Sequence[str]) -> list[str]:
+    """Names of the files without folder and ending, or the paths where these are not unique."""
+    names = [Path(path).stem for path in paths]
+    return names if len(set(names)) == len(names) else list(paths)

@@ -1,0 +1,160 @@
+"""The commands that run a network: ``extract`` and ``export``."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from skexit.cli._commands import command, json_asked
+from skexit.cli._files import CACHE, POLICY, QUIET, check_out_file, load_fitting, open_cache, out_option
+from skexit.utils._optional import check_torch
+
+if TYPE_CHECKING:
+    import torch
+
+    from skexit.backbone._inputs import Inputs
+    from skexit.cache import FeatureCache
+
+_FUNCTION = click.argument("function", metavar="MODULE:FUNCTION")
+
+
+def add_network_commands(group: click.Group) -> None:
+    """Add ``extract`` and ``export``."""
+    for name, function, example in (
+        ("extract", _extract, "skexit extract my_network:make --out cache"),
+        ("export", _export, "skexit export my_network:make cache policy.joblib --out network.onnx"),
+    ):
+        command(group, name, example)(function)
+
+
+@_FUNCTION
+@out_option(None, "Folder for the cache: new, empty, or of an extraction that was interrupted.")
+@click.option("--exit", "exits", multiple=True, metavar="NAME", help="Module after which the network can stop; repeat.")
+@click.option("--n-exits", type=int, help="How many exits to find, where none is named.")
+@click.option("--pool", default="auto", show_default=True, help="What is kept of an exit's output.")
+@click.option("--cost-unit", default="FLOPs", show_default=True, help="FLOPs, MACs or ms.")
+@QUIET
+def _extract(
+    function: str, out: str, exits: tuple[str, ...], n_exits: int | None, pool: str, cost_unit: str, quiet: bool
+) -> Any:
+    """Run a network once, and store each exit's logits and features.
+
+    MODULE:FUNCTION is called without arguments and returns (network, loader); the loader gives (inputs, labels), not
+    shuffled. MODULE is looked for in the current folder first. After Ctrl-C, the same command continues.
+    """
+    if exits and n_exits is not None:
+        raise click.UsageError("--n-exits finds exits, and --exit names them; give one of the two.")
+    if os.path.isfile(out):
+        raise NotADirectoryError(f"--out {out!r} is a file; a cache is a folder. Give another name.")
+    network, loader = _call(function)
+    from skexit.backbone import exit_points
+    from skexit.extraction import ExitExtractor
+
+    example, loader = _first_inputs(network, loader)
+    names = list(exits) or exit_points(network, example_input=example, n_exits=n_exits)
+    extractor = ExitExtractor(network, names, pool=pool, cost_unit=cost_unit)
+    cache = extractor.extract(loader, out, progress=not quiet and not json_asked())
+    facts = {"cache": out, "rows": cache.n_rows, "exits": names, "costs": cache.layout.cost_fractions}
+    return facts, "" if quiet else f"{out}: {cache.n_rows:,} rows, exits {', '.join(names)}"
+
+
+@_FUNCTION
+@CACHE
+@POLICY
+@out_option("network.onnx", "File to write.")
+def _export(function: str, cache: str, policy: str, out: str) -> Any:
+    """Write the network with its policy as one ONNX file, which stops by itself.
+
+    MODULE:FUNCTION is the one that was extracted; exits and pooling are those of CACHE. POLICY is a file that skexit
+    fit wrote; loading it runs code that it may hold, so give only files that you trust.
+    """
+    check_out_file(out)
+    opened = open_cache(cache)
+    fitted = load_fitting(policy, opened, cache)
+    network, loader = _call(function)
+    from skexit.runtime import EarlyExitModel, export_onnx
+
+    live = EarlyExitModel(network, policy=fitted, example_input=_first_inputs(network, loader)[0], **_settings(opened))
+    path = export_onnx(live, out)
+    return {"file": str(path), "bytes": path.stat().st_size}, str(path)
+
+
+def _settings(cache: FeatureCache) -> dict[str, Any]:
+    """Exits, pooling, channels and heads with which a cache was extracted."""
+    origin = cache.origin
+    if "exits" not in origin:
+        raise ValueError(
+            f"the cache {str(cache.path)!r} does not say which exits it has; export the policy from Python, by "
+            "skexit.runtime.export_onnx."
+        )
+    pool, channels = origin["pool"], origin["channels"]
+    return {
+        "exits": json.loads(origin["exits"]),
+        "pool": pool.split("+") if "+" in pool else pool,
+        "channels": json.loads(channels) if channels.startswith("{") else channels,
+        "head": json.loads(origin["head"]),
+    }
+
+
+def _call(spec: str) -> tuple[torch.nn.Module, Iterable[Any]]:
+    """What the function MODULE:FUNCTION returns: a network and a loader."""
+    module_name, _, name = spec.partition(":")
+    if not module_name or not name.isidentifier() or module_name.endswith(".py") or os.sep in module_name:
+        raise click.UsageError(
+            f"{spec!r} must be MODULE:FUNCTION, as for import: 'my_network:make' is the function make in my_network.py."
+        )
+    check_torch("running a network needs")
+    import torch
+
+    function = getattr(_import(module_name), name, None)
+    if not callable(function):
+        raise ValueError(f"the module {module_name!r} has no function {name!r}.")
+    try:
+        made = function()
+    except Exception as error:
+        raise RuntimeError(f"{spec} raised {type(error).__name__}: {error}") from error
+    if not isinstance(made, Sequence) or len(made) != 2 or not isinstance(made[0], torch.nn.Module):
+        raise ValueError(
+            f"{spec} returned a {type(made).__name__}; it must return a network and a loader: (network, loader)."
+        )
+    network, loader = made
+    if not isinstance(loader, Iterable):
+        raise ValueError(
+            f"{spec} returned a {type(loader).__name__} as loader; return an iterable of (inputs, labels)."
+        )
+    return network, loader
+
+
+def _import(module_name: str) -> Any:
+    sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(module_name)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == module_name.partition(".")[0]:
+            raise ValueError(
+                f"there is no module {module_name!r}, neither in {os.getcwd()!r} nor among those that are installed."
+            ) from error
+        raise RuntimeError(f"importing {module_name!r} raised {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(os.getcwd())
+
+
+def _first_inputs(network: torch.nn.Module, loader: Iterable[Any]) -> tuple[Inputs, Iterable[Any]]:
+    """The first inputs of a loader, on the network's device, and a loader that still gives them."""
+    from skexit.backbone._inputs import map_tensors
+    from skexit.backbone._loaders import read_item
+    from skexit.backbone._modules import device_of
+
+    batches = iter(loader)
+    first = next(batches, None)
+    if first is None:
+        raise ValueError("loader is empty; give at least one batch.")
+    inputs = map_tensors(lambda tensor: tensor.to(device_of(network)), read_item(0, first)[0])
+    return inputs, chain([first], batches) if batches is loader else loader

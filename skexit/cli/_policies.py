@@ -1,0 +1,92 @@
+"""The commands that make policies: ``fit`` and ``calibrate``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from skexit.cli._commands import aligned, command, percent
+from skexit.cli._files import CACHE, POLICY, SEED, check_out_file, load_fitting, open_labelled, out_option, save_policy
+
+#: Class and parameters of each policy by its name on the command line.
+_POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "max_prob": ("ThresholdPolicy", {"criterion": "max_prob"}),
+    "entropy": ("ThresholdPolicy", {"criterion": "entropy"}),
+    "margin": ("ThresholdPolicy", {"criterion": "margin"}),
+    "stopping": ("OptimalStoppingPolicy", {}),
+    "em": ("EMExitAssigner", {}),
+    "eenet": ("EENetPolicy", {}),
+    "jei": ("JEIGatedEnsemble", {}),
+}
+
+
+def add_policy_commands(group: click.Group) -> None:
+    """Add ``fit`` and ``calibrate``."""
+    command(group, "fit", "skexit fit cache --budget 0.5 --out policy.joblib")(_fit)
+    command(group, "calibrate", "skexit calibrate cache-validation policy.joblib --out calibrated.joblib")(_calibrate)
+
+
+@CACHE
+@click.option(
+    "--budget", type=float, default=0.5, show_default=True, help="Mean cost of a sample, a fraction in (0, 1]."
+)
+@click.option(
+    "--policy",
+    type=click.Choice(["recommended", *_POLICIES]),
+    default="recommended",
+    show_default=True,
+    help="Recommended: heads, ensemble and optimal stopping. Others fit heads where the cache has no logits.",
+)
+@out_option("policy.joblib", "File to write.")
+@SEED
+def _fit(cache: str, budget: float, policy: str, out: str, seed: int) -> Any:
+    """Fit heads and a policy on a labelled cache.
+
+    The rows of CACHE should be such that the network was not trained on them. Budgets and costs are fractions of what
+    the plain network costs.
+    """
+    check_out_file(out)
+    opened = open_labelled(cache, "a fit")
+    fitted = _make(policy, budget, seed).fit(opened.X, opened.y)
+    save_policy(fitted, out)
+    shares = fitted.exit_distribution_
+    cost = float(shares @ fitted.costs_)  # with cross-fitted heads, as new rows will cost
+    facts = {"file": out, "policy": policy, "budget": budget, "rows": opened.n_rows, "mean_cost": cost}
+    lines = {
+        "file": out,
+        "fitted on": f"{opened.n_rows:,} rows",
+        "mean cost": percent(cost),
+        "leave at the exits": ", ".join(map(percent, shares)),
+    }
+    return facts | {"exit_distribution": shares}, "\n".join(aligned(lines))
+
+
+@CACHE
+@POLICY
+@out_option("calibrated.joblib", "File to write.")
+def _calibrate(cache: str, policy: str, out: str) -> Any:
+    """Calibrate the probabilities of a policy on rows that it was not fitted on.
+
+    Writes a calibrated copy, which also gives prediction sets; decisions stay as they are. POLICY is a file that skexit
+    fit wrote; loading it runs code that it may hold, so give only files that you trust.
+    """
+    check_out_file(out)
+    opened = open_labelled(cache, "calibration")
+    calibrated = load_fitting(policy, opened, cache).calibrate(opened.X, opened.y)
+    save_policy(calibrated, out)
+    temperatures = calibrated.temperatures_
+    facts = {"file": out, "rows": opened.n_rows, "temperatures": temperatures}
+    shown = ", ".join(f"{temperature:.3g}" for temperature in temperatures)
+    return facts, "\n".join(aligned({"file": out, "temperatures": shown}))
+
+
+def _make(name: str, budget: float, seed: int) -> Any:
+    import skexit.policies
+    from skexit.pipeline import recommended_pipeline
+
+    if name == "recommended":
+        return recommended_pipeline(budget, random_state=seed)
+    kind, parameters = _POLICIES[name]
+    policy = getattr(skexit.policies, kind)(budget=budget, **parameters)
+    return policy.set_params(random_state=seed) if "random_state" in policy.get_params() else policy
