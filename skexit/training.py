@@ -22,7 +22,15 @@ from skexit.backbone._costs import check_forward_order
 from skexit.backbone._exit_points import exit_points
 from skexit.backbone._inputs import Inputs, as_arguments, in_form, map_tensors, positional_names
 from skexit.backbone._masks import count_tokens
-from skexit.backbone._modules import NETWORK_OUTPUT, check_called_once, device_of, evaluating, find_modules, hook_calls
+from skexit.backbone._modules import (
+    NETWORK_OUTPUT,
+    check_called_once,
+    check_network,
+    device_of,
+    evaluating,
+    hook_calls,
+    names_of_exits,
+)
 from skexit.backbone._outputs import as_logits, first_tensor
 from skexit.backbone._pooling import Pool, check_pool, pool_output
 from skexit.backbone._rows import rows_first
@@ -98,8 +106,8 @@ class MultiExitNetwork(nn.Module):
     ----------
     network : torch.nn.Module
         A classifier, on the device on which it is to be trained. It is not copied.
-    exits : sequence of str or None
-        Names of the modules after which it can stop, in forward order, as in extraction; None for
+    exits : sequence of str or of modules, or None
+        Names of the modules after which it can stop, or these modules, in forward order, as in extraction; None for
         :func:`skexit.backbone.exit_points`. The last one stands for the network's own output.
     example_input : tensor, tuple of tensors or dict of tensors
         One input or more, from which the widths of the heads are found. A tuple is passed by position,
@@ -168,8 +176,8 @@ class MultiExitNetwork(nn.Module):
         channels: Channels = "auto",
     ) -> None:
         super().__init__()
-        self._names = exit_points(network) if exits is None else list(exits)
-        find_modules(network, self._names, "exits")
+        check_network(network)
+        self._names = names_of_exits(network, exit_points(network) if exits is None else exits)
         check_pool(pool)
         check_channels(channels, self._names)
         self.network = network

@@ -20,8 +20,8 @@ from skexit.backbone._modules import (
     Head,
     check_called_once,
     device_of,
-    find_modules,
     hook_calls,
+    names_of_exits,
     own_heads,
     resolve_heads,
     unwrapped,
@@ -73,8 +73,8 @@ def exit_costs(
     ----------
     model : torch.nn.Module
         The network.
-    exits : sequence of str
-        Names of the modules after which the network can stop, in forward order.
+    exits : sequence of str or of modules
+        Names of the modules after which the network can stop, or these modules, in forward order.
     example_input : tensor, tuple of tensors or dict of tensors
         One batch of inputs; a tuple is passed by position, a dict by keyword. Costs are divided by
         the number of its rows.
@@ -126,7 +126,7 @@ def exit_costs(
     if n_repeats < 1:
         raise ValueError(f"n_repeats={n_repeats} must be at least 1.")
     model = unwrapped(model)
-    find_modules(model, exits, "exits")
+    exits = names_of_exits(model, exits)
     example_input = in_form(example_input, "example_input")
     counts = unit != "ms" and head == NETWORK_OUTPUT
     own = own_logits_or_none(model, resolve_heads(model, head, exits), exits, example_input) if counts else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, TypeAlias
@@ -19,8 +19,22 @@ Head: TypeAlias = str | Sequence[str | None] | Mapping[str, str | None] | None
 NETWORK_OUTPUT = "output"
 
 
+def check_network(model: Any) -> None:
+    """Raise a TypeError unless this is a network."""
+    if not isinstance(model, nn.Module):
+        what = f"the class {model.__name__}" if isinstance(model, type) else f"the {type(model).__name__} {model!r:.80}"
+        raise TypeError(
+            f"the network is {what}; pass a torch.nn.Module, such as torchvision.models.resnet18(weights='DEFAULT'), "
+            "as the first argument."
+        )
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside what torch.compile, DataParallel or DistributedDataParallel made of it."""
+    """The network inside what torch.compile, DataParallel or DistributedDataParallel made of it.
+
+    A TypeError says if it is no network.
+    """
+    check_network(model)
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
@@ -50,6 +64,27 @@ def find_modules(model: nn.Module, names: Sequence[str], parameter: str) -> list
                 "model.named_modules() gives them all."
             )
     return [modules[split_call(name)[0]] for name in names]
+
+
+def names_of_exits(model: nn.Module, exits: Any) -> list[str]:
+    """The names of exits, which are given by name, or as modules of the network."""
+    if isinstance(exits, str | nn.Module) or not isinstance(exits, Iterable):
+        given = repr(exits) if isinstance(exits, str) else f"a {type(exits).__name__}"
+        raise ValueError(
+            f"exits is {given}; it must be a list of at least one module name, such as ['layer1', 'layer2']; None "
+            "finds them."
+        )
+    first = {module: name for name, module in model.named_modules() if name}
+    names = []
+    for exit in exits:
+        if isinstance(exit, nn.Module) and exit not in first:
+            raise ValueError(
+                f"exits has a {type(exit).__name__} that is no module within the network. Give names; "
+                "model.named_modules() lists them."
+            )
+        names.append(first[exit] if isinstance(exit, nn.Module) else exit)
+    find_modules(model, names, "exits")
+    return names
 
 
 def split_call(name: str) -> tuple[str, int | None]:

@@ -114,14 +114,22 @@ def warn_of_other_costs(estimator: ExitEstimator, X: ExitArray) -> None:
 
 
 def warn_of_lost_exits(estimator: ExitEstimator, layout: ExitLayout) -> ExitLayout:
-    """Warn where X said nothing of exits, so that it is a single one; gives the layout with that as settled.
+    """Warn where a budget cannot be kept as X has a single exit, or said nothing of exits; gives a settled layout.
 
     A budget of 1, which is kept all the same, is no reason to warn.
     """
     budget = getattr(estimator, "budget", None)
-    if layout._guessed != "exits" or budget == 1:
-        return layout
     name = type(estimator).__name__
+    if layout._guessed != "exits":
+        if layout.n_exits == 1 and estimator.layout is None and budget not in (None, 1):
+            warn(
+                f"X has a single exit, which costs 1, so that {name} spends the whole network on every sample, and "
+                f"budget={budget!r} cannot be kept. Extract or stack the outputs of more exits; if one exit is meant, "
+                "pass budget=1."
+            )
+        return layout
+    if budget == 1:
+        return layout
     nothing = "and there is nothing to decide" if budget is None else f"and budget={budget!r} cannot be kept"
     warn(
         LayoutLostWarning(

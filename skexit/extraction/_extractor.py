@@ -30,8 +30,8 @@ from skexit.backbone._modules import (
     check_called_once,
     device_of,
     evaluating,
-    find_modules,
     hook_calls,
+    names_of_exits,
     own_heads,
     resolve_heads,
     unwrapped,
@@ -69,8 +69,8 @@ class ExitExtractor:
     ----------
     model : torch.nn.Module
         A trained network, on the device on which it is to run. It is used in evaluation mode and left as it was found.
-    exits : sequence of str, default=None
-        Names of the modules after which the network can stop, in forward order. By default
+    exits : sequence of str or of modules, default=None
+        Names of the modules after which the network can stop, or these modules, in forward order. By default
         :func:`~skexit.backbone.exit_points` of the model.
     example_input : tensor, tuple of tensors or dict of tensors, default=None
         One batch of inputs. Its first row, such as a text of typical length, is the one whose costs all caches have;
@@ -154,8 +154,8 @@ class ExitExtractor:
             raise ValueError(f"dtype={dtype!r} must be 'float32' or 'float16'.")
         if cost_unit not in COST_UNITS:
             raise ValueError(f"cost_unit={cost_unit!r} must be one of {list(COST_UNITS)}.")
-        self.exits = exit_points(self.model, example_input=example_input) if exits is None else exits
-        find_modules(self.model, self.exits, "exits")
+        found = exit_points(self.model, example_input=example_input) if exits is None else exits
+        self.exits = names_of_exits(self.model, found)
         check_channels(channels, self.exits)
         self._heads = resolve_heads(self.model, head, self.exits)
         self.pool = pool

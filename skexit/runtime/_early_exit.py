@@ -12,7 +12,7 @@ from torch import nn
 from skexit.backbone._channels import Channels, check_channels
 from skexit.backbone._exit_points import exit_points
 from skexit.backbone._inputs import Inputs, as_inputs, positional_names
-from skexit.backbone._modules import Head, device_of, find_modules, resolve_heads, unwrapped
+from skexit.backbone._modules import Head, device_of, names_of_exits, resolve_heads, unwrapped
 from skexit.backbone._pooling import Pool, check_pool
 from skexit.backbone._stages import Stage
 from skexit.runtime._compiled import check_sizes, compile_exits, compile_stage
@@ -38,10 +38,11 @@ class EarlyExitModel(EvaluationModule):
     ----------
     model : torch.nn.Module
         The network that the exits were extracted from, on the device on which it is to run. It is
-        put into evaluation mode, and shares its parameters with this one.
-    exits : sequence of str or None
-        Names of the modules after which it can stop, as in extraction; None for :func:`~skexit.backbone.exit_points`,
-        which may need `example_input`.
+        put into evaluation mode, as by ``model.eval()``, and shares its parameters with this one: call
+        ``model.train()`` before you train it again.
+    exits : sequence of str or of modules, or None
+        Names of the modules after which it can stop, or these modules, as in extraction; None for
+        :func:`~skexit.backbone.exit_points`, which may need `example_input`.
     policy : fitted exit policy, or Pipeline that ends with one
         Steps before the policy give logits, as ExitHeads and ExitEnsemble do.
     heads : fitted ExitHeads or ExitEnsemble, default=None
@@ -119,8 +120,12 @@ class EarlyExitModel(EvaluationModule):
         super().__init__()
         check_pool(pool)
         model = unwrapped(model)
-        self.exits = exit_points(model, example_input=example_input) if exits is None else list(exits)
-        find_modules(model, self.exits, "exits")
+        if hasattr(exits, "predict"):
+            raise TypeError(
+                f"exits is the policy {type(exits).__name__}; the order is EarlyExitModel(model, exits, policy)."
+            )
+        found = exit_points(model, example_input=example_input) if exits is None else exits
+        self.exits = names_of_exits(model, found)
         check_channels(channels, self.exits)
         resolve_heads(model, head, self.exits)
         self.pool = pool

@@ -107,6 +107,11 @@ def export_onnx(live: EarlyExitModel, path: str | Path) -> Path:
     True
     """
     _check_installed()
+    if not hasattr(live, "_cut_before"):
+        raise TypeError(
+            f"live is a {type(live).__name__}; pass a live network and then the path: "
+            'export_onnx(EarlyExitModel(...), "network.onnx").'
+        )
     network, path = live._cut_before(), Path(path)
     decisions = live._decisions
     n_nested = sum(decisions.is_used) - 1

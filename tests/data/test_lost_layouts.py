@@ -128,7 +128,7 @@ class TestOneExit:
         X, y = data
         array = np.asarray(features)
         ThresholdPolicy(budget=0.5).fit(X, y)
-        ThresholdPolicy(budget=0.5).fit(stack_exits([logits[:, 0]]), y)  # one exit, and meant
+        ThresholdPolicy(budget=1).fit(stack_exits([logits[:, 0]]), y)  # one exit, and meant
         ThresholdPolicy(budget=0.5, layout=1).fit(array, y)
         ThresholdPolicy(budget=0.5, layout=features.layout).fit(array, y)
         ThresholdPolicy(budget=1.0).fit(array, y)
