@@ -132,17 +132,20 @@ def _answer(
     measured, unit = candidate.measured, candidate.policy.layout_.cost_unit
     scope = "Of these policies" if budget is None else f"Within {_percent(budget)} of the whole network's cost"
     counted = f" in {unit}" if unit not in (None, "fraction") else ""
-    statement = (
+    chosen = (
         f"{scope}, {measured.name} is the most accurate: {_percent(measured.accuracy)} of its answers are right "
         f"(95 % interval {_interval(measured.accuracy_interval)}), at a mean cost of {_percent(measured.cost)}"
         f"{_of_heads(measured)}: a speedup of {1 / measured.cost:.2f}{counted}."
     )
     if network is not None:
-        details = [f"The whole network has {_compare(request, measured, network)}."]
+        details = [chosen, f"The whole network has {_compare(request, measured, network)}."]
     else:
         last = static[-1]
         cost = f"a cost of {_percent(last.cost)}{_of_heads(last)}"
-        details = [f"With all samples at the last exit, at {cost}, there is {_compare(request, measured, last)}."]
+        details = [
+            chosen,
+            f"With all samples at the last exit, at {cost}, there is {_compare(request, measured, last)}.",
+        ]
     within = [exit for exit in static[:-1] if budget is None or is_within(exit, budget)]
     if within:
         other = max(within, key=lambda each: each.accuracy)
@@ -153,7 +156,27 @@ def _answer(
             f"The policy was set to {_percent(measured.budget or 0)}; on these rows its cost is above the budget by no "
             f"more than chance (95 % interval {_interval(measured.cost_interval)})."
         )
+    statement = _lead(request, candidate, network or static[-1], "the plain network" if network else "the last exit")
     return answer(statement, " ".join(details))
+
+
+def _lead(request: Request, candidate: Candidate, reference: Measured, name: str) -> str:
+    """What is saved and lost, in one sentence: compute, compared with the plain network, and accuracy."""
+    measured, layout = candidate.measured, candidate.policy.layout_
+    saved = 1 - measured.cost
+    time = f" and {abs(saved) * layout.network_cost:.3g} ms per sample" if layout.cost_unit == "ms" else ""
+    lost = reference.accuracy - measured.accuracy
+    low, high = difference_interval(
+        reference, measured, n_resamples=request.n_resamples, random_state=request.random_state
+    )
+    if lost < 0:
+        low, high = -high, -low
+    gain = "loses" if lost >= 0 else "gains"
+    return (
+        f"{measured.name} {'saves' if saved >= 0 else 'costs'} {_percent(abs(saved))} of compute"
+        f"{'' if saved >= 0 else ' more'}{time}, and {gain} {100 * abs(lost):.1f} points of "
+        f"accuracy (95 % interval {_points(low)} to {_points(high)}), compared with {name}."
+    )
 
 
 def _compare(request: Request, measured: Measured, other: Measured) -> str:

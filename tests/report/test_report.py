@@ -248,6 +248,26 @@ def test_exits_classes_and_costs(data, policy, tmp_path):
     assert page.says("50 resamples")
 
 
+@pytest.mark.parametrize("unit", ["FLOPs", "ms"])
+def test_the_page_begins_with_what_is_saved_and_lost(data, unit, tmp_path):
+    X, y = data
+    X = X.with_layout(X.layout.replace(costs=[1, 3, 4], cost_unit=unit, network_cost=4))
+    policy = ThresholdPolicy(budget=0.6).fit(X, y)
+    page = Page(write_report(X, y, {"sure": policy}, tmp_path / "r.html", n_resamples=20))
+    network = np.mean(np.argmax(X.logits(2), axis=1) == y)
+    saved, lost = 1 - policy.mean_cost(X), network - policy.score(X, y)
+    time = f" and {4 * saved:.3g} ms per sample" if unit == "ms" else ""
+    change = "loses" if lost >= 0 else "gains"
+    assert page.says(
+        f"sure saves {percent(saved)} of compute{time}, and {change} {100 * abs(lost):.1f} points of accuracy"
+    )
+    assert page.says("compared with the plain network.")
+    dear = X.with_layout(X.layout.replace(costs=[1, 3, 5], network_cost=4))
+    page = Page(write_report(dear, y, {"last": StaticExit(2).fit(dear, y)}, tmp_path / "r.html", n_resamples=20))
+    assert page.says("last costs 25.0 % of compute more")
+    assert page.says("compared with the last exit.")
+
+
 def test_the_page_stands_alone(data, policy, tmp_path):
     figures = matplotlib.pyplot.get_fignums()
     page = Page(write_report(*data, {"sure": policy}, tmp_path / "r.html", n_resamples=20))
