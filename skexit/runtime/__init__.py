@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from skexit.runtime._exit_latency import ExitLatency
     from skexit.runtime._latency import measure_latency
     from skexit.runtime._onnx_export import export_onnx
+    from skexit.runtime._onnx_latency import measure_onnx_latency
     from skexit.runtime._onnx_policy import set_policy
     from skexit.runtime._onnx_session import OnnxEarlyExit
     from skexit.runtime._output import ExitOutput
@@ -36,6 +37,7 @@ _MODULES = {
     "export_onnx": "_onnx_export",
     "join_outputs": "_deployment",
     "measure_latency": "_latency",
+    "measure_onnx_latency": "_onnx_latency",
     "policy_from_json": "_policy_json",
     "policy_to_json": "_policy_json",
     "pruned": "_pruning",
@@ -56,6 +58,7 @@ __all__ = [
     "export_onnx",
     "join_outputs",
     "measure_latency",
+    "measure_onnx_latency",
     "policy_from_json",
     "policy_to_json",
     "pruned",
@@ -63,10 +66,13 @@ __all__ = [
 ]
 
 
+_NEED_ONNX = ("export_onnx", "measure_onnx_latency")
+
+
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with optional_import(f"{__name__}.{name} needs", "onnx-export" if name == "export_onnx" else "torch"):
+    with optional_import(f"{__name__}.{name} needs", "onnx-export" if name in _NEED_ONNX else "torch"):
         module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
     return getattr(module, name)
 

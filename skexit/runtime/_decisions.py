@@ -6,6 +6,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from skexit.policies import ExitPolicy
@@ -52,6 +53,15 @@ class Decisions(NetworkDecision):
             decisions.classes = torch.as_tensor(self.policy.classes_, device=device)
         if self.temperatures is not None:
             decisions.temperatures = as_double(self.policy.temperatures_, device)
+        return decisions
+
+    def with_thresholds(self, thresholds: NDArray[np.float64]) -> Decisions:
+        """The same, but samples leave by other thresholds."""
+        policy = copy.copy(self.policy)
+        policy.thresholds_ = thresholds
+        decisions = copy.copy(self)
+        decisions.steps = [*self.steps[:-1], policy]
+        NetworkDecision.__init__(decisions, decisions.steps)
         return decisions
 
     def for_all_exits(self) -> Decisions:

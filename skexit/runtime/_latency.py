@@ -67,6 +67,10 @@ def measure_latency(
     ValueError
         If there is no policy, a batch size is not positive, or the network is not cut by its exits.
 
+    See Also
+    --------
+    measure_onnx_latency : The same in onnxruntime.
+
     Examples
     --------
     >>> import torch
@@ -89,11 +93,7 @@ def measure_latency(
         network = EarlyExitModel(model, exits, policy, heads, pool=pool, channels=channels, head=head).prepare(
             example_input
         )
-    sizes = np.unique(np.asarray(batch_sizes, dtype=np.int64))
-    if len(sizes) == 0 or sizes[0] < 1:
-        raise ValueError(f"batch_sizes={list(batch_sizes)} must be positive numbers.")
-    if n_repeats < 1:
-        raise ValueError(f"n_repeats={n_repeats} must be at least 1.")
+    sizes = check_sizes_and_repeats(batch_sizes, n_repeats)
     runner = runner_to_last_exit(network)
     with torch.inference_mode():
         measured = [
@@ -102,6 +102,16 @@ def measure_latency(
         ]
     stage, at_exit, compaction, spread, whole = (np.array(times) for times in zip(*measured, strict=True))
     return ExitLatency(sizes, stage, at_exit, compaction, spread, whole)
+
+
+def check_sizes_and_repeats(batch_sizes: Sequence[int], n_repeats: int) -> NDArray[np.int64]:
+    """The sizes of batches, rising; a ValueError says if one of them, or `n_repeats`, is not positive."""
+    sizes = np.unique(np.asarray(batch_sizes, dtype=np.int64))
+    if len(sizes) == 0 or sizes[0] < 1:
+        raise ValueError(f"batch_sizes={list(batch_sizes)} must be positive numbers.")
+    if n_repeats < 1:
+        raise ValueError(f"n_repeats={n_repeats} must be at least 1.")
+    return sizes
 
 
 def _measure(runner: StageRunner, plain: nn.Module, inputs: Inputs, n_repeats: int) -> tuple[NDArray[np.float64], ...]:

@@ -79,7 +79,14 @@ def set_policy(path: str | Path, policy: Any, heads: Any = None) -> None:
             "make the one from the other. Export the live network again, with this policy."
         )
     _check_exits(decisions, exits, path)
-    arrays = {THRESHOLDS: decisions.policy.thresholds_, TEMPERATURES: decisions.policy.temperatures_[:, None]}
+    set_weights(path, {THRESHOLDS: decisions.policy.thresholds_, TEMPERATURES: decisions.policy.temperatures_[:, None]})
+
+
+def set_weights(path: Path, arrays: dict[str, Any]) -> None:
+    """Replace weights of a file, by name, in double precision."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
     for weight in model.graph.initializer:
         if weight.name in arrays:
             weight.CopyFrom(onnx.numpy_helper.from_array(arrays[weight.name].astype(np.float64), weight.name))

@@ -16,7 +16,8 @@ from skexit.utils._optional import optional_import
 
 #: What the names of skexit's metadata in a file begin with.
 METADATA = "skexit."
-_PROVIDERS = ("CPUExecutionProvider",)
+#: What runs networks by default.
+PROVIDERS = ("CPUExecutionProvider",)
 _OUTPUTS = ("labels", "probabilities", "exits")
 
 
@@ -57,7 +58,7 @@ class OnnxEarlyExit:
     export_onnx : Writes the file; an example is there.
     """
 
-    def __init__(self, path: str | Path, *, session_options: Any = None, providers: Sequence[Any] = _PROVIDERS) -> None:
+    def __init__(self, path: str | Path, *, session_options: Any = None, providers: Sequence[Any] = PROVIDERS) -> None:
         self.session = make_session(Path(path), session_options, providers)
         description = self.session.get_modelmeta().custom_metadata_map
         known = {name.removeprefix(METADATA): text for name, text in description.items() if name.startswith(METADATA)}
@@ -115,7 +116,7 @@ class OnnxEarlyExit:
         return arrays
 
 
-def make_session(path: Path, session_options: Any = None, providers: Sequence[Any] = _PROVIDERS) -> Any:
+def make_session(path: Path, session_options: Any = None, providers: Sequence[Any] = PROVIDERS) -> Any:
     """A session of onnxruntime; an ImportError says if that is not installed."""
     with optional_import("networks in ONNX need", "onnx"):
         import onnxruntime

@@ -1,0 +1,149 @@
+"""What each exit of a network in ONNX costs in milliseconds, by batch size."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from skexit.backbone._inputs import Inputs, like_example, map_tensors, tensors_of
+from skexit.backbone._rows import with_rows
+from skexit.runtime._early_exit import EarlyExitModel
+from skexit.runtime._exit_latency import ExitLatency
+from skexit.runtime._latency import check_sizes_and_repeats
+from skexit.runtime._onnx_export import export_onnx
+from skexit.runtime._onnx_policy import THRESHOLDS, set_weights
+from skexit.runtime._onnx_session import PROVIDERS, OnnxEarlyExit
+
+_N_WARM_UP_RUNS = 2
+
+
+def measure_onnx_latency(
+    live: EarlyExitModel,
+    batch_sizes: Sequence[int] = (1, 8, 64),
+    *,
+    example_input: Inputs,
+    session_options: Any = None,
+    providers: Sequence[Any] = PROVIDERS,
+    n_repeats: int = 10,
+) -> ExitLatency:
+    """Measure what each exit of a network takes in onnxruntime here, heads and policy included.
+
+    Parameters
+    ----------
+    live : EarlyExitModel
+        Prepared. It is exported with all its exits, whichever its policy uses, and once without any but the last.
+    batch_sizes : sequence of int, default=(1, 8, 64)
+        Numbers of inputs to measure with.
+    example_input : tensor, tuple of tensors or dict of tensors
+        One input or more, repeated to make batches.
+    session_options : onnxruntime.SessionOptions, default=None
+        Of the sessions, as numbers of threads.
+    providers : sequence of str, default=("CPUExecutionProvider",)
+        What runs the network.
+    n_repeats : int, default=10
+        Runs of each batch size, of which the median counts.
+
+    Returns
+    -------
+    ExitLatency
+        Milliseconds by exit and batch size. ``compaction_ms`` is 0: it is part of ``exit_ms``.
+
+    Raises
+    ------
+    ImportError
+        If onnx, onnxscript or onnxruntime are not installed.
+    ValueError
+        If a batch size is not positive, or the network cannot be exported.
+    RuntimeError
+        If the network is not prepared.
+
+    See Also
+    --------
+    measure_latency : The same in torch.
+
+    Notes
+    -----
+    For each exit, the file is run with thresholds by which all samples leave there. What all exits take together is the
+    difference between a run to the last exit and the network without early exits; each takes an equal share of it.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from skexit import ThresholdPolicy, stack_exits
+    >>> from skexit.runtime import EarlyExitModel, measure_onnx_latency
+    >>> model = nn.Sequential(nn.Linear(8, 3), nn.Linear(3, 3))
+    >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+    >>> with torch.no_grad():
+    ...     logits = torch.stack([model[0](x), model(x)], 1).numpy()
+    >>> X = stack_exits(logits)
+    >>> live = EarlyExitModel(model, ["0", "1"], ThresholdPolicy().fit(X, y), head=["0", "1"], example_input=x[:1])
+    >>> latency = measure_onnx_latency(live, (1, 4), example_input=x[:1])
+    >>> latency.layout(X.layout, batch_size=4).cost_unit
+    'ms'
+    """
+    sizes = check_sizes_and_repeats(batch_sizes, n_repeats)
+    inputs = like_example(example_input, live._cut_before().example)
+    n_exits = len(live.exits)
+    with TemporaryDirectory() as folder:
+
+        def session_of(thresholds: Sequence[float], path: Path) -> OnnxEarlyExit:
+            set_weights(path, {THRESHOLDS: np.array(thresholds)})
+            return OnnxEarlyExit(path, session_options=session_options, providers=providers)
+
+        everywhere, nowhere = (
+            export_onnx(_with_thresholds(live, [number] * (n_exits - 1) + [-np.inf]), Path(folder, f"{number}.onnx"))
+            for number in (0.0, np.inf)
+        )
+        plain = OnnxEarlyExit(nowhere, session_options=session_options, providers=providers)
+        by_exit = [session_of([np.inf] * k + [-np.inf] * (n_exits - k), everywhere) for k in range(n_exits)]
+        measured = [
+            _measure(by_exit, plain, map_tensors(partial(with_rows, n_rows=int(size)), inputs), n_repeats)
+            for size in sizes
+        ]
+    stage, at_exit, spread, whole = (np.array(times) for times in zip(*measured, strict=True))
+    return ExitLatency(sizes, stage, at_exit, np.zeros_like(stage), spread, whole)
+
+
+def _with_thresholds(live: EarlyExitModel, thresholds: Sequence[float]) -> EarlyExitModel:
+    """A copy of a live network with other thresholds, cut anew."""
+    other = copy.copy(live)
+    other._decisions = live._decisions.with_thresholds(np.array(thresholds))
+    other.policy = other._decisions.policy
+    other.prepare(live._cut_before().example)
+    return other
+
+
+def _measure(
+    by_exit: Sequence[OnnxEarlyExit], plain: OnnxEarlyExit, inputs: Inputs, n_repeats: int
+) -> tuple[NDArray[np.float64], ...]:
+    """Milliseconds of stages and exits, the spread of the runs to an exit, and the time of the plain network.
+
+    All but the last have the shape (n_exits,). All sessions run in turn, so that a busy machine slows each.
+    """
+    arrays = map_tensors(lambda tensor: tensor.numpy(force=True), inputs)
+    names = [value.name for value in plain.session.get_inputs()]
+    named = dict(zip(names, [tensor.numpy(force=True) for tensor in tensors_of(inputs)], strict=True))
+    calls = [partial(plain.session.run, None, named), *(partial(session.predict, arrays) for session in by_exit)]
+    n_runs = _N_WARM_UP_RUNS + n_repeats
+    runs = np.array([[_time(call) for call in calls] for _ in range(n_runs)][_N_WARM_UP_RUNS:])
+    whole, *until = np.median(runs, axis=0)
+    until = np.maximum.accumulate(until)  # noise aside, later exits take longer
+    own = np.diff(until, prepend=0)
+    share = max(until[-1] - whole, 0) / max(len(until) - 1, 1)
+    at_exit = np.minimum(np.append(np.full(len(own) - 1, share), 0), own)
+    return own - at_exit, at_exit, np.subtract(*np.percentile(runs[:, 1:], [75, 25], axis=0)), whole
+
+
+def _time(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return 1000 * (time.perf_counter() - start)
