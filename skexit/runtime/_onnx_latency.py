@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,7 +129,7 @@ def _measure(
 
     All but the last have the shape (n_exits,). All sessions run in turn, so that a busy machine slows each.
     """
-    arrays = map_tensors(lambda tensor: tensor.numpy(force=True), inputs)
+    arrays: Any = map_tensors(cast(Any, lambda tensor: tensor.numpy(force=True)), inputs)
     names = [value.name for value in plain.session.get_inputs()]
     named = dict(zip(names, [tensor.numpy(force=True) for tensor in tensors_of(inputs)], strict=True))
     calls = [partial(plain.session.run, None, named), *(partial(session.predict, arrays) for session in by_exit)]
