@@ -195,7 +195,7 @@ class ExitMonitor:
                 "The mean cost has left the budget: policy.meet_budget(X) with rows as they come now, or "
                 "BudgetController, brings it back. Without labels nobody knows the accuracy: label some rows."
             )
-        return text + "The mean cost is as it was: label some rows, to see whether the accuracy is, too."
+        return text + "The mean cost has not left the budget so far. Label some rows, to see the accuracy."
 
     def _check(self, given: dict[str, NDArray[Any]]) -> None:
         exits, confidence = given.get("exits"), given.get("confidence")

@@ -4,6 +4,7 @@ from skexit.plotting._accuracy_cost import AccuracyCostDisplay
 from skexit.plotting._coverage import CoverageDisplay
 from skexit.plotting._exit_distribution import ExitDistributionDisplay
 from skexit.plotting._exit_scores import ExitScoreDisplay
+from skexit.plotting._monitor import MonitorDisplay
 from skexit.plotting._reliability import ReliabilityDisplay
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     "CoverageDisplay",
     "ExitDistributionDisplay",
     "ExitScoreDisplay",
+    "MonitorDisplay",
     "ReliabilityDisplay",
 ]

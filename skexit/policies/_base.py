@@ -330,10 +330,13 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         ndarray of shape (n_samples, n_exits)
             A sample stops at the first exit where its score is at least ``thresholds_``.
         """
-        exits = self._check_new(X)
+        return self._scores(self._check_new(X))
+
+    def _scores(self, X: ExitArray, exits: Iterable[int] | None = None) -> NDArray[np.float64]:
+        """Scores of some exits, by default of all, one column each."""
         decision = ExitDecision(self)
         return _stack(
-            collect(decision.answer_and_score, exits, uses_features=decision.uses_features, start=decision.start)
+            collect(decision.answer_and_score, X, exits, uses_features=decision.uses_features, start=decision.start)
         )
 
     def mean_cost(self, X: Any, sample_weight: ArrayLike | None = None) -> float:

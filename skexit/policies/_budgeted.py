@@ -164,7 +164,10 @@ class BudgetedPolicy(ExitPolicy):
                 f"this {type(self).__name__} has budget=None, and so no budget to meet. Fit it with a budget, or call "
                 "with_budget first."
             )
-        scores = self.exit_scores(X)
+        exits = self._check_new(X)
+        scores = np.zeros((len(exits), len(self.costs_)))  # at the last exit nothing is decided
+        if scores.shape[1] > 1:
+            scores[:, :-1] = self._scores(exits, range(scores.shape[1] - 1))
         policy = copy.copy(self)
         policy._drop_calibration()
         policy.set_thresholds(scores, np.ones(len(scores)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +53,21 @@ class Decisions(NetworkDecision):
             decisions.classes = torch.as_tensor(self.policy.classes_, device=device)
         if self.temperatures is not None:
             decisions.temperatures = as_double(self.policy.temperatures_, device)
+        # Tensors that `set_thresholds` changes in place: recordings and compiled graphs hold them.
+        with torch.inference_mode(False):
+            thresholds = [torch.tensor(float(value), dtype=torch.float64, device=device) for value in self._thresholds]
+        decisions._thresholds = cast(Any, thresholds)
         return decisions
+
+    @property
+    def thresholds(self) -> NDArray[np.float64]:
+        """Thresholds in use, of shape (n_exits,)."""
+        return np.array([float(value) for value in self._thresholds])
+
+    def set_thresholds(self, thresholds: NDArray[np.float64]) -> None:
+        """Change the thresholds of the exits in use, but for the last."""
+        for k in np.flatnonzero(self.is_used[: self.n_exits - 1]):
+            cast(Any, self._thresholds[k]).fill_(float(thresholds[k]))
 
     def with_thresholds(self, thresholds: NDArray[np.float64]) -> Decisions:
         """The same, but samples leave by other thresholds."""

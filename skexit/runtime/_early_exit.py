@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
 from skexit.backbone._channels import Channels, check_channels
@@ -21,6 +23,7 @@ from skexit.runtime._deployment import FirstPart, SecondPart, check_at_exit
 from skexit.runtime._evaluation import EvaluationModule
 from skexit.runtime._output import ExitOutput
 from skexit.runtime._prepared import PreparedNetwork, map_stages, prepare_network, start
+from skexit.runtime._thresholds import check_thresholds
 from skexit.runtime._throughput import LoaderOutput, predict_loader
 
 if TYPE_CHECKING:
@@ -174,6 +177,21 @@ class EarlyExitModel(EvaluationModule):
             latency=self.latency,
         )
         return self._network
+
+    @property
+    def thresholds(self) -> NDArray[np.float64]:
+        """Thresholds of the exits, of shape (n_exits,). Set them to follow inputs that change.
+
+        Exits that the policy does not use stay unused, and the last exit answers all samples that reach it. Nothing is
+        recorded or compiled again.
+        """
+        network = self._network
+        return (self._decisions if network is None else network.used_exits.decisions).thresholds
+
+    @thresholds.setter
+    def thresholds(self, thresholds: ArrayLike) -> None:
+        decisions = self._cut_before().used_exits.decisions
+        decisions.set_thresholds(check_thresholds(thresholds, len(self.exits)))
 
     def compile_stages(self, pad_to: Sequence[int] = (1, 8, 64), **options: Any) -> Self:
         """Compile the stages by ``torch.compile``, each with the decision after it, for batches of a few sizes.

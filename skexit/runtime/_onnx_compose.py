@@ -10,7 +10,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from skexit.runtime._onnx_parts import OUTPUT
-from skexit.runtime._onnx_policy import TEMPERATURES, THRESHOLDS
+from skexit.runtime._onnx_policy import TEMPERATURES
+from skexit.runtime._onnx_session import THRESHOLDS
 
 #: Values by their names in a part, and what is known of the samples that are still running besides: their rows.
 Values = dict[str, ir.Value]
@@ -51,6 +52,7 @@ def compose(
     main = _Scope(graph, "start")
     running[ROWS] = main("Range", constants(0), main("Gather", main("Shape", inputs[0]), constants(0)), constants(1))
     default = constants.named(THRESHOLDS, np.asarray(thresholds, dtype=np.float64))
+    graph.inputs.append(default)  # with its default value: a call may give others
     by_exit = main.split("Split", default, len(thresholds), axis=0)
     answers = _Composer(stages, decisions, exits, constants, by_exit).run(graph, 0, running)
     _finish(graph, answers, constants, temperatures, classes)

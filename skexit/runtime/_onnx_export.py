@@ -128,7 +128,7 @@ def export_onnx(live: EarlyExitModel, path: str | Path) -> Path:
         *parts.record(),
         list(network.used_exits.stages),
         _input_names(network.example),
-        decisions._thresholds,
+        decisions.thresholds,
         live.policy.temperatures_,
         classes if classes.dtype.kind in "biu" else np.arange(len(classes)),
     )
@@ -165,7 +165,7 @@ class _Parts:
                 decision = DecisionPart(DecisionGraph(self._decisions, k, scaling))
                 given = {name: tensor for name, tensor in outputs.items() if name not in tensors} | notes
                 if decision.decision.decides:
-                    given["threshold"] = torch.full((1,), self._decisions._thresholds[k], dtype=torch.float64)
+                    given["threshold"] = torch.full((1,), float(self._decisions._thresholds[k]), dtype=torch.float64)
                 decided = self._exits.add(f"exit{k}", decision, given, decision.shapes(given))
                 notes = {name: tensor for name, tensor in decided.items() if name.startswith("note/")}
 

@@ -19,8 +19,8 @@ from skexit.runtime._early_exit import EarlyExitModel
 from skexit.runtime._exit_latency import ExitLatency
 from skexit.runtime._latency import check_sizes_and_repeats
 from skexit.runtime._onnx_export import export_onnx
-from skexit.runtime._onnx_policy import THRESHOLDS, set_weights
-from skexit.runtime._onnx_session import PROVIDERS, OnnxEarlyExit
+from skexit.runtime._onnx_policy import set_weights
+from skexit.runtime._onnx_session import PROVIDERS, THRESHOLDS, OnnxEarlyExit
 
 _N_WARM_UP_RUNS = 2
 

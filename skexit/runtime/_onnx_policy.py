@@ -12,11 +12,11 @@ import numpy as np
 from skexit.data import ExitArray
 from skexit.data._walk import collect
 from skexit.runtime._decisions import Decisions
-from skexit.runtime._onnx_session import METADATA
+from skexit.runtime._onnx_session import METADATA, THRESHOLDS
 from skexit.utils._optional import optional_import
 
 #: Names of weights of the file.
-THRESHOLDS, TEMPERATURES = "thresholds", "temperatures"
+TEMPERATURES = "temperatures"
 #: Exits where samples may leave, and what `probe` gave for the policy that was exported.
 EXITS_IN_USE, PROBE = "exits_in_use", "probe"
 _N_PROBES = 12

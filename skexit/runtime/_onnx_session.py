@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from skexit.policies._steps import check_answers
 from skexit.runtime._output import ExitOutput
+from skexit.runtime._thresholds import check_thresholds
 from skexit.utils._optional import optional_import
 
 #: What the names of skexit's metadata in a file begin with.
 METADATA = "skexit."
+#: Name of the input of a file that has thresholds as its default.
+THRESHOLDS = "thresholds"
 #: What runs networks by default.
 PROVIDERS = ("CPUExecutionProvider",)
 _OUTPUTS = ("labels", "probabilities", "exits")
@@ -43,6 +46,9 @@ class OnnxEarlyExit:
         Class labels, in the order of the probabilities.
     exits : list of str
         Names of the exits.
+    thresholds : ndarray of shape (n_exits,) or None
+        Thresholds to use instead of those in the file, where they are set. An exit that the policy of the file does not
+        use stays unused.
 
     Raises
     ------
@@ -68,6 +74,16 @@ class OnnxEarlyExit:
         self.classes: NDArray[Any] = np.asarray(json.loads(known["classes"]), dtype=json.loads(known["classes_dtype"]))
         self.exits: list[str] = json.loads(known["exits"])
         self._names = [value.name for value in self.session.get_inputs()]
+        self._thresholds: NDArray[np.float64] | None = None
+
+    @property
+    def thresholds(self) -> NDArray[np.float64] | None:
+        """Thresholds that were set; None where those of the file are in use."""
+        return self._thresholds
+
+    @thresholds.setter
+    def thresholds(self, thresholds: ArrayLike | None) -> None:
+        self._thresholds = None if thresholds is None else check_thresholds(thresholds, len(self.exits))
 
     def predict(self, *inputs: Any, **named_inputs: Any) -> ExitOutput:
         """Answer, stopping each sample where the policy says.
@@ -92,7 +108,10 @@ class OnnxEarlyExit:
         if inputs and named_inputs:
             raise ValueError("pass the inputs of the network, either all by position or all by name.")
         arrays = self._check_inputs(named_inputs or (inputs[0] if len(inputs) == 1 else inputs))
-        labels, probabilities, exits = self.session.run(_OUTPUTS, dict(zip(self._names, arrays, strict=True)))
+        given = dict(zip(self._names, arrays, strict=True))
+        if self._thresholds is not None:
+            given[THRESHOLDS] = self._thresholds
+        labels, probabilities, exits = self.session.run(_OUTPUTS, given)
         check_answers(probabilities, exits, range(len(exits)))
         labels = labels.astype(self.classes.dtype) if self.classes.dtype.kind in "biu" else self.classes[labels]
         return ExitOutput(labels, cast(Any, probabilities), cast(Any, exits))
