@@ -77,6 +77,11 @@ def find_channels(
     return found | {name: layout for name, layout in told.items() if layout is not None}
 
 
+def output_shapes(model: nn.Module, exits: Sequence[str], example_input: Inputs) -> dict[str, tuple[int, ...]]:
+    """Shape of each exit's output of one row, where it is a sequence, map or volume."""
+    return {name: shape for name, (_, shape, _) in _watch(model, exits, example_input).ends.items()}
+
+
 def axes_of_rows(model: nn.Module, exits: Sequence[str], example_input: Inputs) -> dict[str, int]:
     """The axis of each exit's output along which it has the samples: the first, 0, or as in recurrent layers 1.
 

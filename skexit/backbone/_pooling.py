@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d, adaptive_max_pool2d, avg_pool2d, avg_pool3d
 
 from skexit.backbone._masks import TokenCounts, fit_mask
+from skexit.backbone._moments import is_moments, second_moments
 from skexit.backbone._outputs import first_tensor
 
 #: The `pool` parameter: a name, several names that are joined, or a function.
@@ -35,9 +36,10 @@ def pool_output(
 
     Of feature maps, `pool` can be ``"avg"``, ``"max"``, ``"grid2"`` (averages on a 2 x 2 grid) or ``"grid4"``; of
     volumes ``"avg"``, ``"max"`` or ``"grid2"`` (2 x 2 x 2); of sequences ``"first"``, ``"mean"``, ``"max"`` or
-    ``"last"``. Several are joined in the order given. ``"auto"`` is ``("avg", "max", "grid2")`` for maps and volumes,
-    and ``("first", "mean")`` for sequences. A callable takes the tensor and gives the features. `mask` is nonzero where
-    a token counts; `fit_mask` fits it, with `counts`, to the tokens.
+    ``"last"``; of all ``"cov"``, the second moments of channels, and ``"cov32"``, those of 32 projections. Several are
+    joined in the order given. ``"auto"`` is ``("avg", "max", "grid2")`` for maps and volumes, and ``("first", "mean")``
+    for sequences. A callable takes the tensor and gives the features. `mask` is nonzero where a token counts;
+    `fit_mask` fits it, with `counts`, to the tokens.
 
     A ValueError says if the output has no tensor, `pool` does not fit its dimensions, or the mask its tokens.
 
@@ -93,10 +95,15 @@ def check_pool(pool: Pool) -> None:
     names = () if callable(pool) or pool == "auto" else _as_names(pool)
     known = [*_MAP_POOLS, *(name for name in _SEQUENCE_POOLS if name not in _MAP_POOLS)]
     for name in names:
-        if name not in known:
+        if name not in known and not is_moments(name):
             raise ValueError(f"pool={pool!r}: {name!r} is not one of {known}. Give such names, 'auto' or a callable.")
     if not (names or callable(pool) or pool == "auto"):
         raise ValueError(f"pool={pool!r} is empty; give one of {known}, 'auto' or a callable.")
+
+
+def moments_of(pool: Pool) -> list[str]:
+    """The names of second moments in a `pool` parameter."""
+    return [] if callable(pool) else [name for name in _as_names(pool) if is_moments(name)]
 
 
 def _pooled_parts(
@@ -116,7 +123,7 @@ def _pooled_parts(
     names = _names_for(pool, tensor.ndim)
     kind, allowed = _KINDS[tensor.ndim]
     for name in names:
-        if name not in allowed:
+        if name not in allowed and not is_moments(name):
             raise ValueError(
                 f"pool={pool!r}: {name!r} does not fit {kind} of shape {tuple(tensor.shape)}; choose from {allowed}."
             )
@@ -181,12 +188,21 @@ def _pooled_sequences(
     if channels == "first":
         tokens = tokens.transpose(1, 2)
     counted = None if mask is None else fit_mask(mask, tokens, counts)
-    return [_SEQUENCE_POOLS[name](tokens, counted) for name in names]
+    return [
+        second_moments(_summable(tokens), name, counted) if is_moments(name) else _SEQUENCE_POOLS[name](tokens, counted)
+        for name in names
+    ]
 
 
 def _pooled_maps(maps: torch.Tensor, names: Sequence[str]) -> list[torch.Tensor]:
     averages = _average_grids(maps, {_GRID_SIZES[name] for name in names if name in _GRID_SIZES})
-    return [averages[_GRID_SIZES[name]] if name in _GRID_SIZES else _largest(maps) for name in names]
+    return [averages[_GRID_SIZES[name]] if name in _GRID_SIZES else _pooled_map(maps, name) for name in names]
+
+
+def _pooled_map(maps: torch.Tensor, name: str) -> torch.Tensor:
+    if name == "max":
+        return _largest(maps)
+    return second_moments(_summable(maps).flatten(2).transpose(1, 2), name)
 
 
 def _largest(maps: torch.Tensor) -> torch.Tensor:
@@ -261,7 +277,7 @@ def _token_max(tokens: torch.Tensor, counted: torch.Tensor | None) -> torch.Tens
 
 
 _GRID_SIZES = {"avg": 1, "grid2": 2, "grid4": 4}
-_MAP_POOLS = ("avg", "max", "grid2", "grid4")
+_MAP_POOLS = ("avg", "max", "grid2", "grid4", "cov")
 _SEQUENCE_POOLS: dict[str, Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]] = {
     "first": _first_token,
     "mean": _token_mean,
@@ -270,7 +286,7 @@ _SEQUENCE_POOLS: dict[str, Callable[[torch.Tensor, torch.Tensor | None], torch.T
 }
 #: What outputs are called, and the names of their pools, by the number of dimensions.
 _KINDS = {
-    3: ("token sequences", list(_SEQUENCE_POOLS)),
+    3: ("token sequences", [*_SEQUENCE_POOLS, "cov"]),
     4: ("feature maps", list(_MAP_POOLS)),
-    5: ("volumes", ["avg", "max", "grid2"]),
+    5: ("volumes", ["avg", "max", "grid2", "cov"]),
 }

@@ -38,23 +38,17 @@ from skexit.backbone._modules import (
 )
 from skexit.backbone._outputs import as_logits, first_tensor
 from skexit.backbone._own_logits import OwnLogits, own_logits_or_none
+from skexit.backbone._pool_costs import pool_multiply_adds
 from skexit.backbone._pooling import Pool, check_pool, pool_name, pool_output
 from skexit.backbone._rows import rows_first
 from skexit.cache import CacheWriter, FeatureCache
 from skexit.cache._folders import absolute, is_url
-from skexit.cache._manifest import differences
-from skexit.cache._writer import check_same_cache
 from skexit.data import ExitLayout
 from skexit.data._blocks import warn_of_probabilities
-from skexit.extraction._batches import (
-    RANDOM_INPUTS,
-    Batch,
-    check_fixed_order,
-    naming_batch,
-    read_batches,
-    skip_cached_rows,
-)
+from skexit.data._layout import add_heads
+from skexit.extraction._batches import Batch, check_fixed_order, naming_batch, read_batches, skip_cached_rows
 from skexit.extraction._callables import callable_fingerprint
+from skexit.extraction._earlier import check_costs, find_cache
 from skexit.extraction._fingerprints import input_digest, model_fingerprint
 from skexit.extraction._parts import Worker, extract_as_worker, found_parts, is_complete, rank_and_size
 
@@ -79,9 +73,10 @@ class ExitExtractor:
     pool : str, sequence of str or callable, default="auto"
         What is kept of a module's output. Of feature maps (4 dimensions) ``"avg"``, ``"max"``, ``"grid2"`` (averages on
         a 2 x 2 grid) or ``"grid4"``; of volumes (5) ``"avg"``, ``"max"`` or ``"grid2"``; of sequences (3) ``"first"``,
-        ``"last"``, ``"mean"`` or ``"max"`` of the tokens that the attention mask counts, see the notes. Several are
-        joined in the order given. ``"auto"`` is ``("avg", "max", "grid2")`` for maps and volumes, and ``("first",
-        "mean")`` for sequences. A callable gets the tensor and gives
+        ``"last"``, ``"mean"`` or ``"max"`` of the tokens that the attention mask counts, see the notes. ``"cov"``
+        keeps second moments of the channels of any of these, and ``"cov32"`` those of 32 random projections of the
+        channels. Several are joined in the order given. ``"auto"`` is ``("avg", "max", "grid2")`` for maps and volumes,
+        and ``("first", "mean")`` for sequences. A callable gets the tensor and gives
         one of shape (n_samples, n_features); a cache knows it by its code, what the code reads, and its state, or by
         its attribute ``fingerprint``, a string, if it has one. Two-dimensional outputs are kept as they are.
     channels : {"auto", "first", "last"} or dict of str to str, default="auto"
@@ -117,6 +112,12 @@ class ExitExtractor:
     A feature map of C channels is kept as C numbers by ``"avg"`` and by ``"max"``, 4 C by
     ``"grid2"``, 16 C by ``"grid4"``, and 6 C by default. Each takes four bytes in the cache, two as
     float16; a linear head for n_classes costs 2 n_classes FLOPs for each of them. Of a volume ``"grid2"`` keeps 8 C.
+
+    ``"cov"`` averages the products of any two channels a and b over places or tokens. It keeps their signed square
+    roots ``m / sqrt(|m| + 1e-4)`` for a ≤ b, C (C + 1) / 2 numbers. Of more than 64 channels, or the number in the
+    name, it takes that many sums with fixed random signs first, divided by the square root of C. With R channels after
+    that and P places, the R² P multiply-adds, and C R P for the sums, are in the ``head_costs`` of the layout, for
+    exits without logits of their own.
 
     Where a network makes fewer tokens than its attention mask has positions, as audio networks do, each token stands
     for an equal share of the positions, and counts where one of them does. A Hugging Face network that has the method
@@ -244,12 +245,12 @@ class ExitExtractor:
         self._example = _first_row(first.inputs) if self._example is None else self._example
         origin = self._origin(first, classes)
         check_data = check_data and rank == 0  # one worker compares for all
-        found = _find_cache(path, origin, check_data)
+        found = find_cache(path, origin, check_data)
         n_rows = count_rows(loader)
         if found is not None and found.complete and found.n_rows == n_rows and not check_data:
             return found
         if found is not None and self._states_example and self.cost_unit != "ms":
-            _check_costs(found, self._measure(origin["model"]))
+            check_costs(found, self._layout(origin["model"], found.layout.n_logits, found.layout.n_features, classes))
         with evaluating(self.model):
             own = self._find_own_logits(origin["model"])
             outputs = self._run_all(skip_cached_rows(chain([first], batches), found, check_data), own)
@@ -257,7 +258,7 @@ class ExitExtractor:
             first_output = list(islice(outputs, 1))
             if found is not None and found.complete and not first_output:
                 return found
-            layout = found.layout if found is not None else self._layout(origin["model"], first_output[0], classes)
+            layout = found.layout if found is not None else self._new_layout(origin["model"], first_output[0], classes)
             with (
                 CacheWriter(
                     path,
@@ -402,19 +403,24 @@ class ExitExtractor:
             self._costs[fingerprint] = costs
         return self._costs[fingerprint]
 
-    def _layout(self, fingerprint: str, output: _Output, classes: ArrayLike | None) -> ExitLayout:
+    def _new_layout(self, fingerprint: str, output: _Output, classes: ArrayLike | None) -> ExitLayout:
         warn_of_probabilities(
             output.logits, "Name the module before the softmax as head=, or leave the softmax out of the network."
         )
+        n_logits = [0 if block is None else block.shape[1] for block in output.logits]
+        return self._layout(fingerprint, n_logits, [block.shape[1] for block in output.features], classes)
+
+    def _layout(
+        self, fingerprint: str, n_logits: Sequence[int], n_features: Sequence[int], classes: ArrayLike | None
+    ) -> ExitLayout:
         costs = self._measure(fingerprint)
-        return ExitLayout(
-            n_logits=[0 if block is None else block.shape[1] for block in output.logits],
-            n_features=[block.shape[1] for block in output.features],
-            costs=costs.costs,
-            cost_unit=costs.unit,
-            classes=classes,
-            network_cost=costs.network,
+        layout = ExitLayout(
+            n_logits, n_features, costs=costs.costs, cost_unit=costs.unit, classes=classes, network_cost=costs.network
         )
+        assert self._example is not None
+        pooling = pool_multiply_adds(self.model, self.exits, self._example, self.pool, self.channels)
+        # Heads alone need what is pooled, and an exit with logits of its own has none.
+        return add_heads(layout, np.cumsum(np.where(layout.n_logits, 0, pooling)))
 
     def _origin(self, first: Batch, classes: ArrayLike | None) -> dict[str, str]:
         """What decides the content of a cache; two extractions that differ in it cannot share one."""
@@ -443,27 +449,6 @@ class _Output:
     @property
     def n_rows(self) -> int:
         return len(self.features[0])
-
-
-def _find_cache(path: str | os.PathLike[str], origin: dict[str, str], check_data: bool) -> FeatureCache | None:
-    try:
-        found = FeatureCache(path, allow_partial=True)
-    except FileNotFoundError:
-        return None
-    first_input = found.origin.get("first input", "")
-    check_same_cache(found.path, differences(found.origin, origin | {"first input": first_input}))
-    if check_data and first_input != origin["first input"]:
-        raise ValueError(
-            f"the folder {str(found.path)!r} holds a cache that differs in first input. Give another folder, or the "
-            f"loader it was begun with. {RANDOM_INPUTS}"
-        )
-    return found
-
-
-def _check_costs(found: FeatureCache, costs: ExitCosts) -> None:
-    """Raise a ValueError unless a cache has the costs of the example that was stated."""
-    there = {"costs of the layout": found.layout.costs.tolist()}
-    check_same_cache(found.path, differences(there, {"costs of the layout": costs.costs.tolist()}))
 
 
 def _first_row(inputs: Inputs) -> Inputs:

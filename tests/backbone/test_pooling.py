@@ -194,13 +194,13 @@ def test_width_without_computing(pool, shape, width):
 
 
 def test_a_pool_that_does_not_fit_the_output_is_refused(maps, tokens):
-    with pytest.raises(ValueError, match=r"'first' does not fit feature maps.*'avg', 'max', 'grid2', 'grid4'"):
+    with pytest.raises(ValueError, match=r"'first' does not fit feature maps.*'avg', 'max', 'grid2', 'grid4', 'cov'"):
         pool_output(maps, ("avg", "first"))
     with pytest.raises(ValueError, match=r"'grid2' does not fit token sequences.*'first', 'mean', 'max'"):
         pool_output(tokens, "grid2")
     with pytest.raises(ValueError, match=r"shape \(2, 3, 4, 5, 6, 7\).*callable"):
         pool_output(torch.zeros(2, 3, 4, 5, 6, 7))
-    with pytest.raises(ValueError, match=r"'grid4' does not fit volumes.*'avg', 'max', 'grid2'\]"):
+    with pytest.raises(ValueError, match=r"'grid4' does not fit volumes.*'avg', 'max', 'grid2', 'cov'\]"):
         pool_output(torch.zeros(2, 3, 4, 4, 4), "grid4")
     with pytest.raises(ValueError, match=r"attention_mask has shape \(3, 5\)"):
         pool_output(tokens, "mean", torch.ones(3, 5))
@@ -210,7 +210,7 @@ def test_pools_are_checked_before_the_network_runs():
     for pool in ("auto", "avg", "last", ("max", "mean"), torch.flatten):
         check_pool(pool)
     with pytest.raises(
-        ValueError, match=r"'median' is not one of \['avg', 'max', 'grid2', 'grid4', 'first', 'mean', 'last'\]"
+        ValueError, match=r"'median' is not one of \['avg', 'max', 'grid2', 'grid4', 'cov', 'first', 'mean', 'last'\]"
     ):
         check_pool(("avg", "median"))
     with pytest.raises(ValueError, match="is empty"):
