@@ -58,7 +58,7 @@ numpydoc_validation_exclude = {
     r"\.fit_state_$",
     r"\.(named_steps|train)$",
     # What policies and heads write is documented in their base classes.
-    r"^skexit\.\w+\.(apply_budget|choose_thresholds|earlier_exits|exit_logits|fit_policy|new_logits)$",
+    r"^skexit\.\w+\.(apply_budget|choose_thresholds|earlier_exits|exit_logits|fit_policy|fitted_scores|new_logits)$",
     r"^skexit\.\w+\.(score_exit|uses_features)$",
     r"^skexit\.policies\.BudgetedPolicy\.fit_policy$",
     # Python documents the fields of named tuples.
