@@ -3,18 +3,67 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
+from sklearn.linear_model import RidgeClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from skexit._nn._mini_batches import ReadRows, keep_in_memory
+from skexit.data import ExitArray
+from skexit.data._validation import read_features, read_logits
 
 if TYPE_CHECKING:
     import torch
 
 Floats = NDArray[np.float64]
+
+#: ``distillation="auto"``, where it is on.
+_SHARE = 0.9
+#: Rows that are enough to see that logits are of no use.
+_ENOUGH_ROWS = 2000
+
+
+def resolve_distillation(distillation: float | str, X: ExitArray, labels: NDArray[np.int64]) -> float:
+    """The share of the loss that compares heads with the network's own logits; a ValueError says if X lacks them.
+
+    ``"auto"`` is off where X lacks them, and where they are of no use.
+    """
+    has_teacher = X.layout.has_logits(X.layout.n_exits - 1)
+    if distillation == "auto":
+        return _SHARE if has_teacher and not _is_clearly_worse_than_features(X, labels) else 0.0
+    if distillation and not has_teacher:
+        raise ValueError(
+            f"distillation={distillation!r} teaches heads with the network's own logits, but the last exit of X has "
+            "none. Use distillation='auto' or 0, or extract them: ExitExtractor stores them with head='output'."
+        )
+    return cast(float, distillation)
+
+
+def _is_clearly_worse_than_features(X: ExitArray, labels: NDArray[np.int64]) -> bool:
+    """Whether a least-squares classifier on the deepest features that get a head beats the network's own logits.
+
+    Those of a network whose last layer is not trained, or whose classes are in another order, would teach nonsense.
+    Each half of the rows is predicted by the classifier of the other; by a sign test, it is right at least two
+    standard errors more often.
+    """
+    deepest = max((k for k, width in enumerate(X.layout.n_logits) if not width), default=None)
+    rows = np.linspace(0, len(labels) - 1, min(len(labels), _ENOUGH_ROWS)).astype(np.intp)
+    if deepest is None or any(len(np.unique(labels[rows[half::2]])) < 2 for half in (0, 1)):
+        return False
+    features, teacher = read_features(X, deepest, rows), read_logits(X, X.layout.n_exits - 1, rows)
+    network_is_right = cast(Floats, teacher).argmax(axis=1) == labels[rows]
+    difference, n_unlike = 0, 0
+    for half in (0, 1):
+        learn, test = slice(half, None, 2), slice(1 - half, None, 2)
+        rival = make_pipeline(StandardScaler(), RidgeClassifier(alpha=0.1 * len(rows)))
+        is_right = rival.fit(features[learn], labels[rows[learn]]).predict(features[test]) == labels[rows[test]]
+        difference += int(is_right.sum()) - int(network_is_right[test].sum())
+        n_unlike += int((is_right != network_is_right[test]).sum())
+    return difference > 2 * np.sqrt(n_unlike)
 
 
 @dataclass(frozen=True)

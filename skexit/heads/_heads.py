@@ -28,6 +28,7 @@ from skexit.data._validation import (
     validate_training_data,
 )
 from skexit.heads._boosting import PREDICTION_REWEIGHTING
+from skexit.heads._distillation import resolve_distillation
 from skexit.heads._partial_fit import PartialFit, train_further
 from skexit.heads._training import HeadTrainer, HeadTraining, check_two_classes, describe_head
 from skexit.heads._transformer import LogitsTransformer
@@ -69,11 +70,12 @@ class ExitHeads(LogitsTransformer):
         what these get wrong; logits are those of the sum. Exits that have logits are not in it.
     dropout : float, default=0.0
         Share of the hidden units that are left out at random in a step of training.
-    distillation : float, default=0.0
+    distillation : float or "auto", default="auto"
         Share of the loss that compares a head with the network's own logits at the last exit, in place of the labels:
         ``(1 - distillation) CE(y, softmax(z)) + distillation T² CE(softmax(t / T), softmax(z / T))``, with the
         logits z of the head and t of the network. Logits of a head are then divided by the temperature that fits the
-        labels it learned from. 0.9 does well, above all for few rows.
+        labels it learned from. ``"auto"`` is 0.9; it is 0, labels alone, where the last exit has no logits, and where
+        these are clearly worse than a linear classifier on the deepest features that get a head.
     temperature : float, default=4.0
         T in the loss of `distillation`: the higher, the more a head learns of the classes that are not the answer.
     temperature_scaling : bool, default=False
@@ -106,6 +108,9 @@ class ExitHeads(LogitsTransformer):
     ----------
     networks_ : list of DenseNetwork or None, one per exit
         The trained heads, None where an exit keeps its own logits.
+    distillation_ : float
+        The share of the loss that compares heads with the network's own logits: `distillation`, or what
+        ``"auto"`` is here.
     classes_ : ndarray of shape (n_classes,)
         Class labels, in the order of the logits.
     layout_ : ExitLayout
@@ -122,7 +127,8 @@ class ExitHeads(LogitsTransformer):
 
     Boosted: Yu, Li, Hua, Huang, Shi. "Boosted dynamic neural networks." AAAI 2023.
 
-    Distilled: Hinton, Vinyals, Dean. "Distilling the knowledge in a neural network." 2015.
+    Distilled: Hinton, Vinyals, Dean. "Distilling the knowledge in a neural network." 2015. Zhang et al. "Be your own
+    teacher." ICCV 2019. Phuong, Lampert. "Distillation-based training for multi-exit architectures." ICCV 2019.
 
     Examples
     --------
@@ -142,7 +148,7 @@ class ExitHeads(LogitsTransformer):
         "cascade": ["boolean"],
         "training": [StrOptions({"separate", "boosted"})],
         "dropout": [Interval(Real, 0, 1, closed="left")],
-        "distillation": [Interval(Real, 0, 1, closed="both")],
+        "distillation": [Interval(Real, 0, 1, closed="both"), StrOptions({"auto"})],
         "temperature": [Interval(Real, 0, None, closed="neither")],
         "temperature_scaling": ["boolean"],
         "solver": [StrOptions({"auto", "lbfgs", "adam"})],
@@ -163,7 +169,7 @@ class ExitHeads(LogitsTransformer):
         cascade: bool = False,
         training: str = "separate",
         dropout: float = 0.0,
-        distillation: float = 0.0,
+        distillation: float | str = "auto",
         temperature: float = 4.0,
         temperature_scaling: bool = False,
         solver: str = "auto",
@@ -283,6 +289,8 @@ class ExitHeads(LogitsTransformer):
         is_first = self.fit_state_ is None
         used, known, labels, weight = validate_partial_data(self, X, y, classes, sample_weight, is_first=is_first)
         check_two_classes(known)
+        if is_first:
+            self.distillation_ = resolve_distillation(self.distillation, used, labels)
         state = (self.fit_state_ or PartialFit.start(check_random_state(self.random_state))).next_call(weight)
         self.fit_state_, networks = train_further(used, labels, weight, state, len(known), self._head_training())
         self._keep(used, known, networks)
@@ -356,7 +364,8 @@ class ExitHeads(LogitsTransformer):
     @classmethod
     def _from_networks(cls, X: ExitArray, classes: NDArray[Any], networks: list[DenseNetwork | None]) -> ExitHeads:
         """Heads that were trained elsewhere, on an X with sorted classes."""
-        heads = cls()
+        heads = cls(distillation=0)
+        heads.distillation_ = 0.0
         heads._layout_in = heads.layout_ = X.layout
         heads.n_features_in_ = X.shape[1]
         heads.classes_, heads.networks_ = classes, networks
@@ -367,6 +376,7 @@ class ExitHeads(LogitsTransformer):
         check_two_classes(classes)
         self.classes_ = classes
         self.fit_state_ = None
+        self.distillation_ = resolve_distillation(self.distillation, X, labels)
         self._keep(X, classes, self._train(X, labels, weight))
         self._undo_softening(X, labels, weight)
 
@@ -382,7 +392,7 @@ class ExitHeads(LogitsTransformer):
     def _head_training(self) -> HeadTraining:
         parameters = {field.name: getattr(self, field.name) for field in fields(HeadTraining)}
         sizes = check_hidden_layer_sizes(self.hidden_layer_sizes, "hidden_layer_sizes")
-        return HeadTraining(**parameters | {"hidden_layer_sizes": sizes})
+        return HeadTraining(**parameters | {"hidden_layer_sizes": sizes, "distillation": self.distillation_})
 
     def new_logits(self) -> list[int]:
         return [k for k, network in enumerate(self.networks_) if network is not None]
@@ -419,7 +429,7 @@ class ExitHeads(LogitsTransformer):
 
     def _undo_softening(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
         """Make the logits of distilled heads, which follow the teacher's, as confident as the labels allow."""
-        if self.distillation == 0:
+        if self.distillation_ == 0:
             return
         rows = enough_rows(len(X), X.layout.n_exits * len(self.classes_))
         for k, logits in self._logits(X[rows]).items():

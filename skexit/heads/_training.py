@@ -31,7 +31,8 @@ _FEWEST_EPOCHS, _MOST_EPOCHS = 10, 30
 
 @dataclass(frozen=True)
 class HeadTraining:
-    """The parameters of ExitHeads that say how heads are trained, as they are described there."""
+    """The parameters of ExitHeads that say how heads are trained, as they are described there; `distillation` is
+    ``distillation_``."""
 
     hidden_layer_sizes: tuple[int, ...]
     cascade: bool
@@ -67,15 +68,10 @@ class HeadTraining:
         return cast(float, self.l2)
 
     def distil(self, X: ExitArray) -> Distillation | None:
-        """How heads learn from the network's own logits, if they do; a ValueError says if it has none."""
-        last = X.layout.n_exits - 1
+        """How heads learn from the network's own logits, if they do."""
         if self.distillation == 0:
             return None
-        if not X.layout.has_logits(last):
-            raise ValueError(
-                f"distillation={self.distillation!r} teaches heads with the network's own logits, but the last exit of "
-                "X has none. Use distillation=0, or extract them: ExitExtractor stores them with head='output'."
-            )
+        last = X.layout.n_exits - 1
         return Distillation(self.distillation, self.temperature, lambda rows: cast(Any, read_logits(X, last, rows)))
 
     def by_mini_batches(self, n_rows: int) -> Training:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.optimize import approx_fprime, minimize
 from scipy.special import log_softmax, softmax
+from sklearn.base import clone
 
 import skexit._nn._mini_batches
 from skexit import ExitHeads, stack_exits
@@ -101,8 +102,72 @@ def test_learns_what_the_labels_do_not_tell(kind):
 def test_a_network_without_logits_teaches_nothing(kind):
     X, y, _ = noisy_task(60, seed=0)
     without = stack_exits(features=[X.features(k) for k in range(3)])
-    with pytest.raises(ValueError, match=r"distillation=0\.5 .* the last exit of X has none\. Use distillation=0,"):
+    with pytest.raises(
+        ValueError, match=r"distillation=0\.5 .* the last exit of X has none\. Use distillation='auto' or 0"
+    ):
         ExitHeads(distillation=0.5, **kind).fit(without, y)
+    heads = ExitHeads(max_epochs=1, random_state=0, **kind).fit(without, y)
+    assert heads.distillation_ == 0
+    assert_same_heads(heads, clone(heads).set_params(distillation=0).fit(without, y))
+
+
+def assert_same_heads(one, other):
+    for network, expected in zip(one.networks_, other.networks_, strict=True):
+        if expected is not None:
+            for found, weights in zip(network.weights, expected.weights, strict=True):
+                np.testing.assert_array_equal(found, weights)
+
+
+class TestAuto:
+    @KIND
+    def test_is_on_where_the_last_exit_has_logits(self, kind):
+        X, y, _ = noisy_task(60, seed=0)
+        heads = ExitHeads(max_epochs=1, random_state=0, **kind).fit(X, y)
+        assert heads.distillation_ == 0.9
+        assert_same_heads(heads, clone(heads).set_params(distillation=0.9).fit(X, y))
+
+    def test_logits_of_an_earlier_exit_teach_nothing(self):
+        X, y, _ = noisy_task(60, seed=0)
+        moved = stack_exits([X.logits(2), None, None], [X.features(k) for k in range(3)])
+        assert ExitHeads().fit(moved, y).distillation_ == 0
+
+    @pytest.mark.parametrize("useless", ["untrained", "classes in another order", "constant"])
+    @pytest.mark.parametrize("n_samples", [60, 4000])
+    def test_is_off_where_features_know_better(self, useless, n_samples):
+        X, y, _ = noisy_task(n_samples, seed=0, noise=0.0)
+        logits = {
+            "untrained": np.random.default_rng(1).normal(size=(n_samples, 3)),
+            "classes in another order": X.logits(2)[:, [1, 2, 0]],
+            "constant": np.zeros((n_samples, 3)),
+        }[useless]
+        X = stack_exits([None, None, logits], [X.features(k) for k in range(3)])
+        heads = ExitHeads().fit(X, y)
+        assert heads.distillation_ == 0
+        assert_same_heads(heads, ExitHeads(distillation=0).fit(X, y))
+
+    @pytest.mark.parametrize("labels", [[0, 1], [0, 1, 1, 1], [0, 1, 2] * 4])
+    def test_is_on_where_rows_are_too_few_to_tell(self, labels):
+        y = np.array(labels)
+        features = [np.random.default_rng(k).normal(size=(len(y), 2)) for k in range(2)]
+        X = stack_exits([None, 5 * np.eye(3)[y]], features, classes=[0, 1, 2])
+        assert ExitHeads().fit(X, y).distillation_ == 0.9
+
+    def test_folds_do_as_the_whole(self):
+        """Each trains with the share that was found on all rows."""
+        X, y, _ = noisy_task(90, seed=0)
+        one = ExitHeads(random_state=0).fit_transform(X, y)
+        other = ExitHeads(distillation=0.9, random_state=0).fit_transform(X, y)
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+
+    def test_calls_of_partial_fit_do_as_the_first(self):
+        X, y, _ = noisy_task(90, seed=0)
+        heads = ExitHeads(solver="adam", random_state=0).partial_fit(X, y)
+        swapped = stack_exits([None, None, X.logits(2)[:, [1, 2, 0]]], [X.features(k) for k in range(3)])
+        assert heads.partial_fit(swapped, y).distillation_ == 0.9
+
+    def test_nothing_to_train_needs_nobody_to_teach(self):
+        y = np.arange(20) % 3
+        assert ExitHeads().fit(stack_exits([5 * np.eye(3)[y]] * 2), y).networks_ == [None, None]
 
 
 def test_soft_targets_are_read_where_they_are_large(monkeypatch):
