@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from numbers import Integral
 from typing import Any
 
@@ -18,12 +17,12 @@ from sklearn.utils.validation import check_consistent_length, validate_data
 
 from skexit.data._arrays import ExitArray, relabel
 from skexit.data._blocks import as_numpy
+from skexit.data._labels import UNLABELLED, UNLABELLED_ROWS, encode_labelled, encode_labels, is_labelled
 from skexit.data._layout import ExitLayout, own_layout, resolve_layout, warn_of_default_costs
 from skexit.data._overlays import OverlaidSource
 from skexit.data._sources import ArraySource
 from skexit.exceptions import LayoutLostWarning
 from skexit.utils._checks import at_least, check_budget_is_fraction, check_sample_weight
-from skexit.utils._labels import index_of_labels
 from skexit.utils._warnings import warn
 
 #: Fits are in NumPy; with scikit-learn's dispatch, its checks would give other arrays back.
@@ -37,10 +36,13 @@ def validate_training_data(
     """Check what was passed to ``fit``, and keep its layout as ``_layout_in`` of the estimator.
 
     Gives X without the rows of zero weight, its logits in the order of the classes; the sorted classes; the index of
-    each row's label among them; and the sample weights, all positive. Their mean is 1: only ratios of weights count.
+    each row's label among them, -1 where it has none; and the sample weights, all positive. Their mean is 1: only
+    ratios of weights count.
     """
     checked, y = _validate_first(estimator, X, y)
-    classes, labels = encode_labels(y, checked.layout)
+    if not is_labelled(y, checked.layout).any():
+        raise ValueError(UNLABELLED_ROWS + " Give the labels of some rows, of two classes or more.")
+    classes, labels = encode_labelled(y, checked.layout)
     _warn_of_logits_as_features(estimator, checked, classes, labels)
     checked, classes, labels, weight = _drop_weightless(checked, classes, labels, sample_weight)
     weight = weight / weight.max()  # equal weights become exactly 1, and no sum overflows
@@ -59,7 +61,8 @@ def validate_partial_data(
         checked, y = _validate_first(estimator, X, y)
         if classes is None and checked.layout.classes is None:
             classes = getattr(estimator, "classes_", None)  # of an earlier fit
-        known = encode_labels(y if classes is None else np.unique(classes), checked.layout)[0]
+        labelled = y[is_labelled(y, checked.layout)]
+        known = encode_labels(labelled if classes is None else np.unique(classes), checked.layout)[0]
     else:
         checked, known = validate_new_data(estimator, X), estimator.classes_
         y = _one_column(y)
@@ -70,7 +73,7 @@ def validate_partial_data(
                 f"classes={np.asarray(classes).tolist()} are not those of the first call to partial_fit, "
                 f"{known.tolist()}. Leave classes out after the first call, or begin with a clone."
             )
-    labels = encode_labels(
+    labels = encode_labelled(
         y, checked.layout.replace(classes=known), "Pass all classes in the first call to partial_fit, as classes=..."
     )[1]
     return _drop_weightless(checked, known, labels, sample_weight)
@@ -225,48 +228,6 @@ def _check_not_empty(estimator: BaseEstimator, X: ExitArray) -> None:
         )
 
 
-def encode_labels(y: Any, layout: ExitLayout, cure: str | None = None) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Classes in the order of the logits, and the index of each label among them.
-
-    `cure` is what errors say of labels of other classes.
-    """
-    y = column_or_1d(y)
-    present = np.unique(y)
-    if layout.classes is not None:
-        classes = layout.classes
-    elif layout.n_classes is None:
-        classes = present
-    elif present.dtype.kind in "iu" and present[0] >= 0 and present[-1] < layout.n_classes:
-        classes = np.arange(layout.n_classes)
-    elif present.dtype.kind not in "iu" and len(present) == layout.n_classes and not _numbered_otherwise(present):
-        classes = present
-    else:
-        # Integers 1 to C are refused, too: on rows that lack class C they would pass for 0 to C - 1.
-        in_y = f"y has {len(present)} classes, {present.tolist()[0]!r} to {present.tolist()[-1]!r}, and X logits for "
-        if len(present) > layout.n_classes:
-            raise ValueError(f"{in_y}only {layout.n_classes}. Pass logits for all, or leave out the rows of others.")
-        raise ValueError(
-            f"{in_y}{layout.n_classes}, so that it is unclear which logit is which class. Give the label of each "
-            "logit: stack_exits(..., classes=[...]), or X.with_layout(X.layout.replace(classes=[...])) of an ExitArray."
-        )
-    unknown = np.setdiff1d(present, classes)
-    if len(unknown):
-        cure = cure or "Correct y, leave out such rows, or correct the classes of the layout of X."
-        raise ValueError(
-            f"y has the class {unknown.tolist()[0]!r}, which is none of those known, {classes.tolist()}. {cure}"
-        )
-    return classes, index_of_labels(y, classes)
-
-
-def _numbered_otherwise(labels: NDArray[Any]) -> bool:
-    """Whether sorted labels are numbered strings, as "2" and "10", or "class2" and "class10", in another order."""
-    matches = [re.fullmatch(r"(\D*)(\d+)", label) if isinstance(label, str) else None for label in labels.tolist()]
-    if not all(matches) or len({match[1] for match in matches if match}) > 1:
-        return False
-    numbers = [int(match[2]) for match in matches if match]
-    return numbers != sorted(numbers)
-
-
 def validate_groups(groups: Any, y: Any, sample_weight: Any = None) -> NDArray[np.int64] | None:
     """Number of the group of each row of positive weight; None where no groups are given."""
     if groups is None:
@@ -294,6 +255,9 @@ def _is_missing(value: Any) -> bool:
 
 def _check_class_labels(y: NDArray[Any], layout: ExitLayout) -> None:
     """Raise a ValueError where y is continuous, and warn where it looks like rounded numbers rather than classes."""
+    y = y[is_labelled(y, layout)]
+    if not len(y):
+        return
     kind = type_of_target(y, input_name="y")
     if kind not in ("binary", "multiclass"):
         cure = (
@@ -389,15 +353,16 @@ def _shuffled_splits(
     random_state: int | np.random.RandomState | None,
     groups: NDArray[np.int64] | None,
 ) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    counts = np.bincount(labels)
-    if len(labels) == 1:
-        raise ValueError(
-            "n_samples=1: a single row of positive weight cannot be split into folds. Fit on two rows or more."
-        )
+    labelled = np.flatnonzero(labels != UNLABELLED)
+    counts = np.bincount(labels[labelled])
+    if len(labelled) == 1:
+        what = "a single row of positive weight" + (" has a label, and" if len(labels) > 1 else "")
+        raise ValueError(f"n_samples=1: {what} cannot be split into folds. Fit on two rows or more.")
     if groups is None:
-        n_splits = min(n_splits, len(labels))
+        n_splits = min(n_splits, len(labelled))
         kind = StratifiedKFold if counts[counts > 0].min() >= n_splits else KFold
-        return list(kind(n_splits, shuffle=True, random_state=random_state).split(labels, labels))
+        splits = kind(n_splits, shuffle=True, random_state=random_state).split(labelled, labels[labelled])
+        return _spread_unlabelled([labelled[test] for _, test in splits], labels)
     n_groups = groups.max() + 1
     if n_groups == 1:
         raise ValueError("groups has one group, which cannot be divided. Give two groups or more, or leave out groups.")
@@ -408,12 +373,27 @@ def _shuffled_splits(
         )
     if counts[counts > 0].min() >= n_splits:
         kind = StratifiedGroupKFold(n_splits, shuffle=True, random_state=random_state)
-        splits = list(kind.split(labels, labels, groups))
+        # A few rows without a label are spread as if they were of the most frequent class.
+        few = len(labels) - len(labelled) < n_splits
+        strata = np.where(labels == UNLABELLED, counts.argmax() if few else len(counts), labels)
+        splits = list(kind.split(labels, strata, groups))
         # With few groups, it may leave a fold without rows.
         if all(len(test) for _, test in splits):
             return splits
     kind = GroupKFold(n_splits, shuffle=True, random_state=random_state)
     return list(kind.split(labels, labels, groups))
+
+
+def _spread_unlabelled(
+    folds: list[NDArray[np.intp]], labels: NDArray[np.int64]
+) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Training and test rows of folds of the labelled rows, with the others spread evenly over these."""
+    fold = np.empty(len(labels), dtype=np.intp)
+    for number, rows in enumerate(folds):
+        fold[rows] = number
+    unlabelled = np.flatnonzero(labels == UNLABELLED)
+    fold[np.random.RandomState(len(unlabelled)).permutation(unlabelled)] = np.arange(len(unlabelled)) % len(folds)
+    return [(np.flatnonzero(fold != number), np.flatnonzero(fold == number)) for number in range(len(folds))]
 
 
 def read_logits(X: ExitArray, k: int, rows: Any = None) -> NDArray[np.float64] | None:

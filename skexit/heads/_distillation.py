@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 from skexit._nn._mini_batches import ReadRows, keep_in_memory
 from skexit.data import ExitArray
+from skexit.data._labels import UNLABELLED
 from skexit.data._validation import read_features, read_logits
 
 if TYPE_CHECKING:
@@ -51,14 +52,15 @@ def _is_clearly_worse_than_features(X: ExitArray, labels: NDArray[np.int64]) -> 
     standard errors more often.
     """
     deepest = max((k for k, width in enumerate(X.layout.n_logits) if not width), default=None)
-    rows = np.linspace(0, len(labels) - 1, min(len(labels), _ENOUGH_ROWS)).astype(np.intp)
-    if deepest is None or any(len(np.unique(labels[rows[half::2]])) < 2 for half in (0, 1)):
+    mixed = np.random.RandomState(0).permutation(np.flatnonzero(labels != UNLABELLED))[:_ENOUGH_ROWS]
+    rows = np.sort(mixed)
+    first = np.isin(rows, mixed[::2])
+    if deepest is None or any(len(np.unique(labels[rows[half]])) < 2 for half in (first, ~first)):
         return False
     features, teacher = read_features(X, deepest, rows), read_logits(X, X.layout.n_exits - 1, rows)
     network_is_right = cast(Floats, teacher).argmax(axis=1) == labels[rows]
     difference, n_unlike = 0, 0
-    for half in (0, 1):
-        learn, test = slice(half, None, 2), slice(1 - half, None, 2)
+    for learn, test in ((first, ~first), (~first, first)):
         rival = make_pipeline(StandardScaler(), RidgeClassifier(alpha=0.1 * len(rows)))
         is_right = rival.fit(features[learn], labels[rows[learn]]).predict(features[test]) == labels[rows[test]]
         difference += int(is_right.sum()) - int(network_is_right[test].sum())
@@ -95,6 +97,7 @@ class Distillation:
         of_labels, errors = label_loss_and_errors(logits, labels)
         log_probabilities = log_softmax(logits / self.temperature, axis=1)
         of_teacher = -(self.temperature**2) * np.sum(soft_targets * log_probabilities, axis=1)
+        of_labels[labels == UNLABELLED] = errors[labels == UNLABELLED] = 0
         errors *= 1 - self.share
         errors += self.share * self.temperature * (np.exp(log_probabilities) - soft_targets)
         return (1 - self.share) * of_labels + self.share * of_teacher, errors
@@ -125,7 +128,9 @@ class HeadLoss:
         from torch.nn import functional
 
         labels = torch.as_tensor(self._labels[rows])[:, None].expand(-1, len(logits))
-        of_labels = functional.cross_entropy(logits.movedim(0, -1), labels, reduction="none").sum(dim=1)
+        of_labels = functional.cross_entropy(
+            logits.movedim(0, -1), labels, ignore_index=UNLABELLED, reduction="none"
+        ).sum(dim=1)
         if self._distillation is None:
             return of_labels
         share, temperature = self._distillation.share, self._distillation.temperature

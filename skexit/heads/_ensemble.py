@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from skexit.data import ExitArray, ExitLayout
-from skexit.data._arrays import enough_rows
 from skexit.data._estimator import cost_columns
+from skexit.data._labels import enough_labelled_rows
 from skexit.data._layout import add_heads
 from skexit.data._lazy import MergedLogits, TransformedLogits, answer_from_exits
 from skexit.data._validation import read_logits, validate_groups, validate_new_data, validate_training_data
@@ -39,7 +39,8 @@ class ExitEnsemble(LogitsTransformer):
 
     Train the heads on other rows than the ensemble, in a
     :class:`sklearn.frozen.FrozenEstimator`, or let it cross-fit them: it would take logits of
-    rows that the heads have learned for better than they are.
+    rows that the heads have learned for better than they are. Rows without a label, -1 in y, go to
+    the heads alone.
 
     Parameters
     ----------
@@ -177,7 +178,7 @@ class ExitEnsemble(LogitsTransformer):
         n_exits = self.layout_.n_exits
         self.weights_ = np.zeros((n_exits, n_exits))
         self.biases_ = np.empty((n_exits, len(self.classes_)))
-        rows = enough_rows(len(with_logits), sum(with_logits.layout.n_logits))
+        rows = enough_labelled_rows(labels, sum(with_logits.layout.n_logits))
         seen = log_probabilities(with_logits, rows)
         for k in range(n_exits):
             self.weights_[k, : k + 1], self.biases_[k] = fit_mixture(seen[:, : k + 1], labels[rows], weight[rows])

@@ -10,6 +10,7 @@ from sklearn.base import clone
 from sklearn.utils.validation import has_fit_parameter
 
 from skexit.data import ExitArray
+from skexit.data._labels import restore_labels
 from skexit.heads._heads import ExitHeads
 from skexit.heads._transformer import logits_by
 
@@ -33,8 +34,8 @@ def fit_heads(
         if all(X.layout.has_logits(k) for k in range(X.layout.n_exits)):
             return None, X
         heads = ExitHeads(random_state=random_state)
-    heads = clone(heads)
+    heads, y = clone(heads), restore_labels(classes, labels)
     if hasattr(heads, "fit_transform"):
         given = {"groups": groups} if has_fit_parameter(heads, "groups") else {}
-        return heads, logits_by(heads, "fit_transform", X, classes[labels], weight, **given)
-    return heads, logits_by(heads.fit(X, classes[labels]), "transform", X)
+        return heads, logits_by(heads, "fit_transform", X, y, weight, **given)
+    return heads, logits_by(heads.fit(X, y), "transform", X)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import fields
 from numbers import Integral, Real
@@ -15,39 +14,34 @@ from sklearn.utils.metaestimators import available_if
 
 from skexit._nn._dense import DenseNetwork, check_hidden_layer_sizes
 from skexit.data import ExitArray, ExitLayout
-from skexit.data._arrays import enough_rows
 from skexit.data._estimator import cost_columns
+from skexit.data._labels import UNLABELLED_ROWS, only_labelled
 from skexit.data._layout import add_heads
 from skexit.data._lazy import MergedLogits, TransformedLogits
 from skexit.data._overlays import LogitsSource
-from skexit.data._validation import (
-    cross_validation_splits,
-    validate_groups,
-    validate_new_data,
-    validate_partial_data,
-    validate_training_data,
-)
+from skexit.data._validation import validate_groups, validate_new_data, validate_partial_data, validate_training_data
 from skexit.heads._boosting import PREDICTION_REWEIGHTING
+from skexit.heads._cross_fitting import CrossFittedHeads
 from skexit.heads._distillation import resolve_distillation
 from skexit.heads._partial_fit import PartialFit, train_further
 from skexit.heads._training import HeadTrainer, HeadTraining, check_two_classes, describe_head
-from skexit.heads._transformer import LogitsTransformer
-from skexit.uncertainty import fit_temperature
-from skexit.uncertainty._temperature import match_confidence, temperature_within_bounds
 from skexit.utils._array_api import side_by_side
+from skexit.utils._checks import check_sample_weight
 from skexit.utils._html import exit_table
 from skexit.utils._module_names import set_module
 from skexit.utils._sklearn import Interval, StrOptions, _fit_context
 
-#: With fewer rows, confidence of heads with hidden layers changes less than the logarithm of the rows has it.
-_ROWS_OF_WHOLE_CHANGE = 600
-
 
 @set_module("skexit")
-class ExitHeads(LogitsTransformer):
+class ExitHeads(CrossFittedHeads):
     """Train a classifier on the features of each exit, and add its logits to X.
 
     An exit that has logits already, such as the last exit of a frozen network, keeps them.
+
+    Rows without a label, which y marks by -1 as for scikit-learn's semi-supervised estimators, learn from the network's
+    own logits at the last exit, see `distillation`; heads that learn from labels alone leave them out. -1 is a class
+    where the layout of X has it among its classes, or no logits and no classes say what the classes are. Among strings,
+    -1 stands in an array of objects.
 
     The logits that ``fit_transform`` gives are cross-fitted: each row's come from heads that were trained without it. A
     policy that learns from the logits of heads trained on the same rows would take them for better than they are. A
@@ -222,11 +216,11 @@ class ExitHeads(LogitsTransformer):
         ------
         ValueError
             If X does not fit its layout, is not finite, or y has a class that X does not know,
-            there are fewer groups than folds, or `distillation` is a number and the last exit has no logits.
+            no row has a label, there are fewer groups than folds, or `distillation` is a number and the last
+            exit has no logits.
         """
-        used, classes, labels, weight = validate_training_data(self, X, y, sample_weight)
-        numbers = validate_groups(groups, y, sample_weight)
-        self._fit(used, classes, labels, weight)
+        used, labels, weight, numbers, _ = self._validate(X, y, sample_weight, groups)
+        self._fit(used, labels, weight)
         if self.temperature_scaling:
             folds, fold_of_row = self._cross_fit(used, labels, weight, numbers)
             self._calibrate(folds, fold_of_row, used, labels, weight)
@@ -268,7 +262,7 @@ class ExitHeads(LogitsTransformer):
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
             Logits and features of the exits; logits alone also of shape (n_samples, n_exits, n_classes).
         y : array-like of shape (n_samples,)
-            Class labels.
+            Class labels, or -1 of rows without one.
         classes : array-like of shape (n_classes,), default=None
             All classes that will come, in the first call. By default those of the layout of X, else
             those of the first y.
@@ -284,13 +278,19 @@ class ExitHeads(LogitsTransformer):
         ------
         ValueError
             If X does not fit its layout or that of the first call, is not finite, y has an unknown
-            class, or classes are others than in the first call.
+            class, no row has a label though heads learn from labels alone, or classes are others than in
+            the first call.
         """
         is_first = self.fit_state_ is None
         used, known, labels, weight = validate_partial_data(self, X, y, classes, sample_weight, is_first=is_first)
         check_two_classes(known)
         if is_first:
             self.distillation_ = resolve_distillation(self.distillation, used, labels)
+            self._softness = np.ones(used.layout.n_exits)
+        if self.distillation_ == 0:
+            if (labels < 0).all():
+                raise ValueError(f"{UNLABELLED_ROWS} Heads that learn from labels alone, as here, need some.")
+            used, labels, weight, _ = only_labelled(used, labels, weight)
         state = (self.fit_state_ or PartialFit.start(check_random_state(self.random_state))).next_call(weight)
         self.fit_state_, networks = train_further(used, labels, weight, state, len(known), self._head_training())
         self._keep(used, known, networks)
@@ -317,23 +317,22 @@ class ExitHeads(LogitsTransformer):
         ExitArray of shape (n_samples, n_columns_out)
             A DataFrame after ``set_output(transform="pandas")`` or ``"polars"``.
         """
-        used, classes, labels, weight = validate_training_data(self, X, y, sample_weight)
+        used, labels, weight, numbers, rows = self._validate(X, y, sample_weight, groups)
         if used.layout.n_exits == 1:  # no decision will be learned from the logits
             return self.fit(X, y, sample_weight, groups).transform(X)
-        numbers = validate_groups(groups, y, sample_weight)
-        self._fit(used, classes, labels, weight)
+        self._fit(used, labels, weight)
         folds, fold_of_row = self._cross_fit(used, labels, weight, numbers)
         if self.temperature_scaling:
             self._calibrate(folds, fold_of_row, used, labels, weight)
         new = validate_new_data(self, X)
-        # Rows of zero weight are in no fold: they get the logits of the heads that are kept.
+        # Rows that train nothing are in no fold: they get the logits of the heads that are kept.
         fold = np.full(len(new), len(folds))
-        fold[slice(None) if len(used) == len(new) else np.flatnonzero(np.asarray(sample_weight) > 0)] = fold_of_row
+        fold[rows] = fold_of_row
         heads = [*folds, self]
         if not self._fit_in_memory(new):
             sources = [TransformedLogits(new, of_fold) for of_fold in heads]
             return self._output(MergedLogits(new, sources, fold, np.arange(len(new))), X)
-        logits = {k: np.empty((len(new), len(classes))) for k in self.new_logits()}
+        logits = {k: np.empty((len(new), len(self.classes_))) for k in self.new_logits()}
         for number, of_fold in enumerate(heads):
             rows = np.flatnonzero(fold == number)
             for k, values in of_fold._logits(new[rows]).items():
@@ -372,12 +371,23 @@ class ExitHeads(LogitsTransformer):
         heads.layout_out_ = heads._layout_with_heads()
         return heads
 
-    def _fit(self, X: ExitArray, classes: NDArray[Any], labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
-        check_two_classes(classes)
-        self.classes_ = classes
+    def _validate(
+        self, X: Any, y: Any, sample_weight: Any, groups: Any
+    ) -> tuple[ExitArray, NDArray[np.int64], NDArray[np.float64], NDArray[np.int64] | None, NDArray[np.intp]]:
+        """X, labels, weights and groups of the rows that heads learn from, and the numbers of these rows."""
+        used, self.classes_, labels, weight = validate_training_data(self, X, y, sample_weight)
+        check_two_classes(self.classes_)
+        numbers = validate_groups(groups, y, sample_weight)
+        rows = np.flatnonzero(check_sample_weight(sample_weight, np.empty(len(y))) > 0)
+        self.distillation_ = resolve_distillation(self.distillation, used, labels)
+        if self.distillation_ == 0:
+            rows = rows[labels >= 0]
+            used, labels, weight, numbers = only_labelled(used, labels, weight, numbers)
+        return used, labels, weight, numbers, rows
+
+    def _fit(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
         self.fit_state_ = None
-        self.distillation_ = resolve_distillation(self.distillation, X, labels)
-        self._keep(X, classes, self._train(X, labels, weight))
+        self._keep(X, self.classes_, self._train(X, labels, weight))
         self._undo_softening(X, labels, weight)
 
     def _keep(self, X: ExitArray, classes: NDArray[Any], networks: list[DenseNetwork | None]) -> None:
@@ -405,91 +415,6 @@ class ExitHeads(LogitsTransformer):
     def earlier_exits(self, k: int) -> range:
         depends = self.networks_[k] is not None and (self.cascade or self.training == "boosted")
         return range(k) if depends else range(0)
-
-    def _cross_fit(
-        self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64], groups: NDArray[np.int64] | None
-    ) -> tuple[list[ExitHeads], NDArray[np.intp]]:
-        """Heads for each fold, trained without it but as confident as those of all rows, and the fold of each row."""
-        folds: list[ExitHeads] = []
-        fold_of_row = np.empty(len(X), dtype=np.intp)
-        for train_rows, test_rows in cross_validation_splits(self.cv, labels, self.random_state, groups):
-            fold_of_row[test_rows] = len(folds)
-            folds.append(self._trained_on(train_rows, X, labels, weight))
-        self._match_confidence(folds, fold_of_row, X, labels, weight)
-        return folds, fold_of_row
-
-    def _trained_on(
-        self, rows: NDArray[np.intp], X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]
-    ) -> ExitHeads:
-        heads = copy.copy(self)
-        heads.networks_ = self._train(X[rows], labels[rows], weight[rows])
-        heads._temperatures = np.ones_like(self._temperatures)
-        heads._undo_softening(X[rows], labels[rows], weight[rows])
-        return heads
-
-    def _undo_softening(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
-        """Make the logits of distilled heads, which follow the teacher's, as confident as the labels allow."""
-        if self.distillation_ == 0:
-            return
-        rows = enough_rows(len(X), X.layout.n_exits * len(self.classes_))
-        for k, logits in self._logits(X[rows]).items():
-            self._divide_logits(k, temperature_within_bounds(logits, labels[rows], weight[rows]))
-
-    def _match_confidence(
-        self,
-        folds: list[ExitHeads],
-        fold_of_row: NDArray[np.intp],
-        X: ExitArray,
-        labels: NDArray[np.int64],
-        weight: NDArray[np.float64],
-    ) -> None:
-        """Divide the logits of the folds by temperatures that make up for the rows that they were trained without.
-
-        Confidence in new rows changes with the rows that heads learn from. Its change from heads of fewer rows to those
-        of the folds is carried on to those of all rows, in proportion to the logarithm of the number of rows.
-        """
-        n_folds = len(folds)
-        n_left_out = max(2 * n_folds // 5, 2)
-        others, part = np.flatnonzero(fold_of_row < n_left_out), np.flatnonzero(fold_of_row >= n_left_out)
-        if n_folds == 2 or len(part) < 2:  # a half of half the rows tells too little of all
-            return
-        n_fold = len(X) * (1 - 1 / n_folds)
-        smaller = self._trained_on(part, X, labels, weight)
-        rows = others[enough_rows(len(others), X.layout.n_exits * len(self.classes_))]
-        exponent = np.log(len(X) / n_fold) / np.log(n_fold / len(part))
-        if len(self.hidden_layer_sizes):
-            exponent *= min(1.0, len(X) / _ROWS_OF_WHOLE_CHANGE)
-        of_smaller = smaller._logits(X[rows])
-        for k, logits in self._held_out_logits(folds, fold_of_row, X, rows).items():
-            temperature = match_confidence(of_smaller[k], logits, weight[rows]) ** exponent
-            for fold in folds:
-                fold._divide_logits(k, temperature)
-
-    def _held_out_logits(
-        self, folds: list[ExitHeads], fold_of_row: NDArray[np.intp], X: ExitArray, rows: NDArray[np.intp]
-    ) -> dict[int, NDArray[np.float64]]:
-        """Cross-fitted logits of some rows, by exit."""
-        said = {k: np.empty((len(rows), len(self.classes_))) for k in self.new_logits()}
-        for number, fold in enumerate(folds):
-            here = np.flatnonzero(fold_of_row[rows] == number)
-            for k, values in fold._logits(X[rows[here]]).items():
-                said[k][here] = values
-        return said
-
-    def _calibrate(
-        self,
-        folds: list[ExitHeads],
-        fold_of_row: NDArray[np.intp],
-        X: ExitArray,
-        labels: NDArray[np.int64],
-        weight: NDArray[np.float64],
-    ) -> None:
-        """Divide the logits of each head, those of the folds too, by the temperature that fits what these say best."""
-        rows = enough_rows(len(X), X.layout.n_exits * len(self.classes_))
-        for k, logits in self._held_out_logits(folds, fold_of_row, X, rows).items():
-            temperature = fit_temperature(logits, labels[rows], weight[rows])
-            for heads in (*folds, self):
-                heads._divide_logits(k, temperature)
 
     def _divide_logits(self, k: int, temperature: float) -> None:
         if self.training == "boosted":  # later heads add to the sum as it was

@@ -10,7 +10,7 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
-from skexit.data._validation import encode_labels
+from skexit.data._labels import encode_labels
 from skexit.policies._base import ExitPolicy
 
 

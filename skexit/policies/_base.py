@@ -22,6 +22,7 @@ from skexit.data._estimator import (
     warn_of_lost_exits,
     warn_of_other_costs,
 )
+from skexit.data._labels import only_labelled
 from skexit.data._validation import check_budget, validate_groups, validate_new_data, validate_training_data
 from skexit.data._walk import collect, walk_batches
 from skexit.heads._fit_heads import fit_heads
@@ -162,18 +163,22 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
             If X does not fit its layout or is not finite, y has a class that X does not know, or
             the budget does not pay for the first exit, or there are fewer groups than folds.
         """
-        exits, self.classes_, labels, weight = self._validate_training_data(X, y, sample_weight)
-        numbers = validate_groups(groups, y, sample_weight)
+        exits, self.classes_, labels, weight, numbers = self._validate_training_data(X, y, sample_weight, groups)
         self._fit_on(self._fit_heads(exits, labels, weight, numbers), labels, weight, numbers)
         warn_of_expensive_heads(self.layout_)
         return self
 
     def _validate_training_data(
-        self, X: Any, y: Any, sample_weight: Any
-    ) -> tuple[ExitArray, NDArray[Any], NDArray[np.int64], NDArray[np.float64]]:
-        """X with its classes in order, the classes, indices of labels, and weights, of the rows of positive weight."""
+        self, X: Any, y: Any, sample_weight: Any, groups: Any
+    ) -> tuple[ExitArray, NDArray[Any], NDArray[np.int64], NDArray[np.float64], NDArray[np.int64] | None]:
+        """X with its classes in order, the classes, indices of labels, weights, and numbers of groups.
+
+        They are those of the rows that have a label and a positive weight.
+        """
         exits, classes, labels, weight = validate_training_data(self, X, y, sample_weight)
-        return exits.with_layout(warn_of_lost_exits(self, exits.layout)), classes, labels, weight
+        numbers = validate_groups(groups, y, sample_weight)
+        exits, labels, weight, numbers = only_labelled(exits, labels, weight, numbers)
+        return exits.with_layout(warn_of_lost_exits(self, exits.layout)), classes, labels, weight, numbers
 
     def _fit_on(
         self,

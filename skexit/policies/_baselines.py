@@ -11,8 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_consistent_length, check_random_state
 
 from skexit.data import ExitArray, ExitLayout
+from skexit.data._labels import encode_labels
 from skexit.data._layout import warn_of_default_costs
-from skexit.data._validation import encode_labels, sort_classes
+from skexit.data._validation import sort_classes
 from skexit.data._walk import correct_exits
 from skexit.policies._base import ExitPolicy
 from skexit.policies._budgeted import BudgetedPolicy

@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_consistent_length
 
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._arrays import enough_rows
-from skexit.data._validation import encode_labels
+from skexit.data._labels import encode_labels
 from skexit.policies._decision import ExitDecision
 from skexit.uncertainty import softmax
 from skexit.uncertainty._conformal import ConformalScores

@@ -14,7 +14,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from skexit.data import ExitArray, ExitLayout
-from skexit.data._validation import check_budget, encode_labels, validate_groups
+from skexit.data._labels import encode_labels
+from skexit.data._validation import check_budget
 from skexit.policies._access import joined
 from skexit.policies._base import ExitPolicy
 from skexit.policies._quotas import equal_thresholds
@@ -182,8 +183,7 @@ class RiskControlledPolicy(ExitPolicy):
             policy has no budget or is in a pipeline after several steps, a budget cannot be met, a
             loss is outside [-1, 1], there is one group only, or there are fewer than a policy has folds.
         """
-        numbers = validate_groups(groups, y)
-        exits, classes, labels, _ = self._validate_training_data(X, y, None)
+        exits, classes, labels, _, numbers = self._validate_training_data(X, y, None, groups)
         true = classes[labels]
         policies, rows = self._fit_policies(exits, classes, true, numbers)
         tests = [self._test_budgets(policy, exits, true, rows, numbers) for policy in policies]

@@ -18,7 +18,8 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from skexit._nn._dense import DenseNetwork, check_hidden_layer_sizes
 from skexit._nn._mini_batches import Training, number_of_epochs, train
 from skexit.data import ExitArray, ExitLayout
-from skexit.data._validation import cross_validation_splits, encode_labels, read_features, read_logits
+from skexit.data._labels import encode_labels
+from skexit.data._validation import cross_validation_splits, read_features, read_logits
 from skexit.data._walk import correct_exits, no_features, own_logits, walk_batches
 from skexit.exceptions import RoutersUnusedWarning
 from skexit.policies._blending import blend

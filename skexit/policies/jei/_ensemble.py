@@ -20,7 +20,7 @@ from skexit.data._arrays import enough_rows
 from skexit.data._estimator import warn_of_expensive_heads
 from skexit.data._lazy import MergedLogits, TransformedLogits, fit_in_memory
 from skexit.data._overlays import LogitsSource, OverlaidSource
-from skexit.data._validation import cross_validation_splits, read_logits, validate_groups
+from skexit.data._validation import cross_validation_splits, read_logits
 from skexit.data._walk import no_features, own_logits, walk_batches
 from skexit.heads import ExitHeads
 from skexit.heads._training import check_two_classes
@@ -270,8 +270,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
             raise ValueError(f"lams={prices.tolist()} has a price below 0; pass prices of 0 or more.")
         first = clone(self).set_params(budget=None)
         first._validate_params()
-        exits, first.classes_, labels, weight = first._validate_training_data(X, y, sample_weight)
-        numbers = validate_groups(groups, y, sample_weight)
+        exits, first.classes_, labels, weight, numbers = first._validate_training_data(X, y, sample_weight, groups)
         trainer = first._make_trainer(exits, labels, weight, numbers) if first._trains_jointly(exits) else None
         with_logits = None if trainer else first._fit_heads(exits, labels, weight, numbers)
         policies = []
