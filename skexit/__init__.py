@@ -6,7 +6,7 @@ from skexit.cascade import ModelCascade
 from skexit.data import ExitArray, ExitLayout, stack_exits
 from skexit.heads import ExitEnsemble, ExitHeads, ExitTransformer
 from skexit.persistence import TRUSTED_TYPES
-from skexit.pipeline import ExitPipeline, make_exit_pipeline, recommended_pipeline
+from skexit.pipeline import ExitPipeline, make_exit_pipeline, recommended_heads, recommended_pipeline
 from skexit.policies import (
     EENetPolicy,
     EMExitAssigner,
@@ -44,6 +44,7 @@ __all__ = [
     "make_exit_pipeline",
     "merge_caches",
     "oracle",
+    "recommended_heads",
     "recommended_pipeline",
     "stack_exits",
 ]

@@ -23,6 +23,7 @@ from skexit import (
     StaticExit,
     ThresholdPolicy,
     make_exit_pipeline,
+    recommended_heads,
     recommended_pipeline,
     stack_exits,
 )
@@ -45,7 +46,7 @@ def data():
 def test_is_heads_ensemble_and_stopping(data):
     X, y = data
     pipeline = recommended_pipeline(0.7, random_state=0)
-    heads = ExitHeads((128,), cascade=True, dropout=0.4, learning_rate=0.005, batch_size=512, cv=4, random_state=0)
+    heads = recommended_heads(random_state=0)
     assert pipeline["ensemble"].heads.get_params() == heads.get_params()
     # They are the same also after few epochs.
     ensemble = ExitEnsemble(heads.set_params(max_epochs=3))
@@ -62,6 +63,17 @@ def test_fitted_heads_are_used_as_they_are(data):
     assert pipeline["ensemble"].heads_.estimator is heads
     with pytest.raises(NotFittedError):
         recommended_pipeline(heads=ExitHeads()).fit(X, y)
+
+
+def test_recommended_heads_follow_rows_and_classes():
+    heads = clone(recommended_heads(random_state=3)).set_params(max_epochs=1)
+    assert heads.random_state == 3
+    assert not hasattr(heads, "networks_")
+    for n_classes in (2, 5):
+        X, y = make_exits(60, 3, n_classes, 0)
+        heads.fit(stack_exits([None, None, X.logits(2)], [X.features(k) for k in range(3)]), y)
+        assert len(heads.classes_) == n_classes
+        assert heads.distillation_ == 0.9
 
 
 @pytest.mark.parametrize("given", ["logits", "features"])

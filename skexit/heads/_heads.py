@@ -62,8 +62,9 @@ class ExitHeads(CrossFittedHeads):
         What the heads are trained for. ``"separate"``: each to be right on all samples.
         ``"boosted"``: each to add to half of what the heads before it say in sum, so that it learns
         what these get wrong; logits are those of the sum. Exits that have logits are not in it.
-    dropout : float, default=0.0
-        Share of the hidden units that are left out at random in a step of training.
+    dropout : float or "auto", default=0.0
+        Share of the hidden units that are left out at random in a step of training. ``"auto"`` is 0.4 up to 5,000
+        rows, and beyond falls as one over the square root of the rows.
     distillation : float or "auto", default="auto"
         Share of the loss that compares a head with the network's own logits at the last exit, in place of the labels:
         ``(1 - distillation) CE(y, softmax(z)) + distillation T² CE(softmax(t / T), softmax(z / T))``, with the
@@ -141,7 +142,7 @@ class ExitHeads(CrossFittedHeads):
         "hidden_layer_sizes": ["array-like"],
         "cascade": ["boolean"],
         "training": [StrOptions({"separate", "boosted"})],
-        "dropout": [Interval(Real, 0, 1, closed="left")],
+        "dropout": [Interval(Real, 0, 1, closed="left"), StrOptions({"auto"})],
         "distillation": [Interval(Real, 0, 1, closed="both"), StrOptions({"auto"})],
         "temperature": [Interval(Real, 0, None, closed="neither")],
         "temperature_scaling": ["boolean"],
@@ -162,7 +163,7 @@ class ExitHeads(CrossFittedHeads):
         *,
         cascade: bool = False,
         training: str = "separate",
-        dropout: float = 0.0,
+        dropout: float | str = 0.0,
         distillation: float | str = "auto",
         temperature: float = 4.0,
         temperature_scaling: bool = False,

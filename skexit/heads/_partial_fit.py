@@ -216,14 +216,14 @@ def train_further(
     moments, inputs = state.standardise(features)
     random_state = state.random_state()
     generator = torch_generator(random_state)
-    widths = [X.layout.n_features[k] for k in read]
+    widths, dropout = [X.layout.n_features[k] for k in read], settings.dropout_share(state.n_rows)
     model: Cascade | SeparateNetworks
     if cascade and hidden_layer_sizes:
-        model = Cascade(widths, hidden_layer_sizes, n_classes, settings.dropout, generator)
+        model = Cascade(widths, hidden_layer_sizes, n_classes, dropout, generator)
     else:
         ends = np.cumsum([0, *widths]).tolist()
         columns = [slice(0 if cascade else ends[read.index(k)], ends[read.index(k) + 1]) for k in trained]
-        model = SeparateNetworks(columns, [*hidden_layer_sizes, n_classes], generator, settings.dropout)
+        model = SeparateNetworks(columns, [*hidden_layer_sizes, n_classes], generator, dropout)
     losses = HeadLoss(labels, n_classes, settings.distil(X))
     relative_weight = state.relative(weight)
 

@@ -25,6 +25,8 @@ _IN_MEMORY_BYTES = 2**28
 
 #: ``l2="auto"``: the penalty, and what it is in all for many rows.
 _LARGEST_PENALTY, _PENALTY_OF_ALL_ROWS = 3e-3, 15.0
+#: ``dropout="auto"``: its highest value, and the rows up to which it is that.
+_MOST_DROPOUT, _ROWS_OF_MOST_DROPOUT = 0.4, 5000
 #: ``max_epochs="auto"``: bounds of the passes over the rows.
 _FEWEST_EPOCHS, _MOST_EPOCHS = 10, 30
 
@@ -37,7 +39,7 @@ class HeadTraining:
     hidden_layer_sizes: tuple[int, ...]
     cascade: bool
     training: str
-    dropout: float
+    dropout: float | str
     distillation: float
     temperature: float
     solver: str
@@ -66,6 +68,12 @@ class HeadTraining:
         if self.l2 == "auto":
             return min(_LARGEST_PENALTY, _PENALTY_OF_ALL_ROWS / n_rows)
         return cast(float, self.l2)
+
+    def dropout_share(self, n_rows: int) -> float:
+        """Share of the hidden units that are left out, for so many rows."""
+        if self.dropout == "auto":
+            return _MOST_DROPOUT * min(1.0, (_ROWS_OF_MOST_DROPOUT / n_rows) ** 0.5)
+        return cast(float, self.dropout)
 
     def distil(self, X: ExitArray) -> Distillation | None:
         """How heads learn from the network's own logits, if they do."""
@@ -178,7 +186,7 @@ class HeadTrainer:
             widths=[self.X.layout.n_features[k] for k in exits],
             hidden_layer_sizes=self.settings.hidden_layer_sizes,
             n_classes=self.n_classes,
-            dropout=self.settings.dropout,
+            dropout=self.settings.dropout_share(len(self.X)),
             training=self.settings.by_mini_batches(len(self.X)),
             random_state=self.random_state,
             offset=offset,

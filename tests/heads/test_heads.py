@@ -531,6 +531,18 @@ class TestAuto:
         given = ExitHeads(l2=0.5, max_epochs=2).fit(X, y)._head_training().by_mini_batches(n_rows)
         assert (given.l2, given.max_epochs) == (0.5, 2)
 
+    @pytest.mark.parametrize(("n_rows", "share"), [(1, 0.4), (5_000, 0.4), (20_000, 0.2), (500_000, 0.04)])
+    def test_dropout_follows_the_number_of_rows(self, n_rows, share):
+        X, y = make_features(30)
+        assert ExitHeads(dropout="auto").fit(X, y)._head_training().dropout_share(n_rows) == pytest.approx(share)
+
+    def test_dropout_of_few_rows(self):
+        X, y = make_features()
+        given = ExitHeads((3,), cascade=True, dropout=0.4, max_epochs=2, random_state=0)
+        auto = clone(given).set_params(dropout="auto")
+        np.testing.assert_array_equal(given.fit(X, y).transform(X), auto.fit(X, y).transform(X))
+        np.testing.assert_array_equal(given.partial_fit(X, y).transform(X), auto.partial_fit(X, y).transform(X))
+
     @pytest.mark.parametrize("sizes", [(), (3,)], ids=str)
     def test_is_what_few_rows_had(self, sizes):
         X, y = make_features()

@@ -62,7 +62,7 @@ def as_frozen_parameter(heads, policy):
     [
         (ExitHeads(), [HEAD, 2 * HEAD, 2 * HEAD]),
         (ExitEnsemble(), [HEAD + 3, 2 * HEAD + 9, 2 * HEAD + 18]),
-        (ExitHeads((2,), max_epochs=1, random_state=0), [16, 32, 32]),
+        (ExitHeads((2,), distillation=0, max_epochs=1, random_state=0), [16, 32, 32]),
     ],
     ids=["linear", "ensemble", "hidden"],
 )

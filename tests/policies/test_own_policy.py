@@ -10,6 +10,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
+from skexit import ExitHeads
 from skexit.extraction import ExitExtractor
 from skexit.runtime import EarlyExitModel
 from skexit.testing import parametrize_policy_checks
@@ -43,7 +44,7 @@ def test_the_live_network_answers_as_the_cache(tmp_path):
     x, y = torch.randn(200, 6), torch.arange(200) % 3
     exits = ["0", "1", "2"]
     cache = ExitExtractor(network, exits).extract([(x, y)], tmp_path / "cache", progress=False)
-    policy = AgreementPolicy(0.6).fit(cache.X, cache.y)
+    policy = AgreementPolicy(0.6, heads=ExitHeads(distillation=0, random_state=0)).fit(cache.X, cache.y)
     answers, _, stops = EarlyExitModel(network, exits, policy, example_input=x[:1])(x)
     np.testing.assert_array_equal(stops, policy.predict_exit(cache.X))
     np.testing.assert_array_equal(answers, policy.predict(cache.X))
