@@ -227,12 +227,14 @@ def shuffled(rows: NDArray[np.int64], random_state: np.random.RandomState) -> ND
     return order
 
 
-def number_of_epochs(max_epochs: int | str, n_rows: int, fewest: int, most: int) -> int:
+def number_of_epochs(
+    max_epochs: int | str, n_rows: int, fewest: int, most: int, enough_visits: int = _ENOUGH_VISITS
+) -> int:
     """Passes over the rows: those given, or until so many rows have been seen that more would teach little.
 
-    ``"auto"`` gives 1,500,000 divided by the rows, from `fewest` to `most`.
+    ``"auto"`` gives `enough_visits` divided by the rows, from `fewest` to `most`.
     """
-    return int(np.clip(_ENOUGH_VISITS // n_rows, fewest, most)) if max_epochs == "auto" else int(max_epochs)
+    return int(np.clip(enough_visits // n_rows, fewest, most)) if max_epochs == "auto" else int(max_epochs)
 
 
 def adam(

@@ -87,7 +87,7 @@ class ExitHeads(CrossFittedHeads):
     learning_rate : float, default=0.01
         Highest learning rate of ``"adam"``.
     max_epochs : int or "auto", default="auto"
-        Passes of ``"adam"`` over the rows. ``"auto"`` is 30 up to 50,000 rows, and beyond falls to 10 at 150,000 rows.
+        Passes of ``"adam"`` over the rows. ``"auto"`` is 30 up to 16,000 rows, and beyond falls to 8 at 60,000 rows.
     batch_size : int, default=128
         Rows in a step of ``"adam"``; fewer where there would be less than 20 steps in an epoch.
     cv : int, cross-validation generator or iterable, default=5

@@ -27,8 +27,8 @@ _IN_MEMORY_BYTES = 2**28
 _LARGEST_PENALTY, _PENALTY_OF_ALL_ROWS = 3e-3, 15.0
 #: ``dropout="auto"``: its highest value, and the rows up to which it is that.
 _MOST_DROPOUT, _ROWS_OF_MOST_DROPOUT = 0.4, 5000
-#: ``max_epochs="auto"``: bounds of the passes over the rows.
-_FEWEST_EPOCHS, _MOST_EPOCHS = 10, 30
+#: ``max_epochs="auto"``: bounds of the passes over the rows, and rows that are seen, each time counted.
+_FEWEST_EPOCHS, _MOST_EPOCHS, _ENOUGH_VISITS = 8, 30, 500_000
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class HeadTraining:
     def by_mini_batches(self, n_rows: int) -> Training:
         """How mini-batches train on so many rows; raises an ImportError where torch, which they need, is not there."""
         check_torch("ExitHeads trains by mini-batches with")
-        n_epochs = number_of_epochs(self.max_epochs, n_rows, _FEWEST_EPOCHS, _MOST_EPOCHS)
+        n_epochs = number_of_epochs(self.max_epochs, n_rows, _FEWEST_EPOCHS, _MOST_EPOCHS, _ENOUGH_VISITS)
         return Training(self.learning_rate, self.penalty(n_rows), n_epochs, self.batch_size)
 
 

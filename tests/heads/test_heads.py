@@ -522,7 +522,7 @@ class TestCalibrate:
 class TestAuto:
     @pytest.mark.parametrize(
         ("n_rows", "l2", "max_epochs"),
-        [(1, 3e-3, 30), (5_000, 3e-3, 30), (50_000, 3e-4, 30), (150_000, 1e-4, 10), (10**6, 1.5e-5, 10)],
+        [(1, 3e-3, 30), (5_000, 3e-3, 30), (50_000, 3e-4, 10), (150_000, 1e-4, 8), (10**6, 1.5e-5, 8)],
     )
     def test_follows_the_number_of_rows(self, n_rows, l2, max_epochs):
         X, y = make_features(30)
