@@ -12,6 +12,8 @@ from skexit.utils._array_api import array_namespace, at_least
 
 #: Weight of the confidence in what a network says: enough to part samples of which it says the same only.
 _TIE_BREAKER = 1e-4
+#: No log-odds are as far below zero: those of the largest of n probabilities are at least ``-log(n - 1)``.
+_BEYOND_LOWEST = 64.0
 #: From here on, the logarithm of a probability is minus the exponential of minus its log-odds, but for rounding: the
 #: same added to all log-odds is added to those of their mean.
 _SURE = 36.0
@@ -36,7 +38,8 @@ def break_ties(scores: Any, confidence: Any) -> Any:
 
     A network sees probabilities, and says the same, but for rounding, of all samples whose probabilities are near 1.
     """
-    return scores + _TIE_BREAKER * array_namespace(scores).asinh(confidence)
+    # A logarithm, as log-odds may be of any size; in ONNX it is three steps, and asinh, sixteen.
+    return scores + _TIE_BREAKER * array_namespace(scores).log(1 + confidence / _BEYOND_LOWEST)
 
 
 def blend(learned: Any, confidence: Any, confidence_weight: float) -> Any:

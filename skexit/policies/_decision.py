@@ -124,8 +124,13 @@ def _earlier_exits(transformer: Any, k: int) -> range:
 
 
 def leaves_at(scores: Any, threshold: Any) -> Any:
-    """Which samples leave. A score that is no number leaves, so that the answer says that logits were not finite."""
-    return ~(scores < threshold)
+    """Which samples leave."""
+    return ~stays_at(scores, threshold)
+
+
+def stays_at(scores: Any, threshold: Any) -> Any:
+    """Which samples stay. One whose score is no number does not: the answer says that logits were not finite."""
+    return scores < threshold
 
 
 def unfrozen(estimator: Any) -> Any:

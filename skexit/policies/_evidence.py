@@ -16,9 +16,9 @@ def exit_evidence(k: int, logits: Any, memory: dict[str, Any]) -> Any:
     """Evidence of exit `k`, of shape (n_samples, 5), or (n_samples, 9) after the first exit; notes it for later exits.
 
     Logarithms of the chance to be wrong, of the entropy's share of its largest value and of the second largest
-    probability; the largest probability, and the margin. Then the share of earlier exits that agree, the logarithms of
-    the chance to be wrong that the exit before and the mean of all before give to the present class, and the exit
-    before to its own.
+    probability; after the first exit, also of the chance to be wrong that the exit before and the mean of all before
+    give to the present class, and the exit before to its own. Then the largest probability, and the margin; after the
+    first exit, also the share of earlier exits that agree.
     """
     xp = array_namespace(logits)
     probabilities, present = softmax(logits), predicted_class(logits)
@@ -34,4 +34,4 @@ def exit_evidence(k: int, logits: Any, memory: dict[str, Any]) -> Any:
     memory["sums"] = memory["sums"] + own if "sums" in memory else own
     memory["previous"] = probabilities
     logs = xp.log(at_least(xp.stack(chances, axis=1), _SMALLEST))
-    return xp.concat([logs[..., :3], xp.stack(others, axis=1), logs[..., 3:]], axis=1)
+    return xp.concat([logs, xp.stack(others, axis=1)], axis=1)

@@ -171,8 +171,10 @@ class OptimalStoppingPolicy(BudgetedPolicy):
 
     def _score(self, k: int, evidence: Any, confidence: Any) -> Any:
         # On a logarithmic scale: prices span many powers of ten, and rounding must not join the small ones.
-        scores = -array_namespace(evidence).asinh(self._prices(k, evidence) / _SMALLEST_PRICE)
-        return break_ties(scores, confidence)
+        xp, prices = array_namespace(evidence), self._prices(k, evidence)
+        if self.estimator is None:  # positive
+            return break_ties(-xp.log(prices + _SMALLEST_PRICE), confidence)
+        return break_ties(-xp.asinh(prices / _SMALLEST_PRICE), confidence)
 
     def _prices(self, k: int, evidence: Any) -> Any:
         if self.estimator is None:
@@ -248,7 +250,10 @@ class OptimalStoppingPolicy(BudgetedPolicy):
                 "some of the budget is left unspent: on the fitting data, spending it makes answers worse. The mean "
                 "cost is exit_distribution_ @ costs_."
             )
-        self.lam_ = float(_SMALLEST_PRICE * np.sinh(-threshold))
+        if self.estimator is None:
+            self.lam_ = float(np.exp(-threshold) - _SMALLEST_PRICE)
+        else:
+            self.lam_ = float(_SMALLEST_PRICE * np.sinh(-threshold))
         return equal_thresholds(threshold, len(self.costs_))
 
 
