@@ -162,7 +162,7 @@ def _empty_decisions(exits: list[int], own: str, n_classes: int, opsets: dict[st
         else:
             columns = _initializer(f"logits{k}", np.zeros((exits[-1] + 1, n_classes)))
             logits = ir.node("Gather", [columns, known], {"axis": 0})
-        for name, node in {"leaves": ir.node("Equal", [known, number]), "logits": logits}.items():
+        for name, node in {"stays": ir.node("Greater", [known, number]), "logits": logits}.items():
             node.outputs[0].name = f"{OUTPUT}exit{k}/{name}"
             graph.append(node)
             graph.outputs.append(node.outputs[0])

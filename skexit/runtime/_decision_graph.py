@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from skexit.data._walk import Memories, Memory
-from skexit.policies._decision import leaves_at
+from skexit.policies._decision import stays_at
 from skexit.runtime._decisions import Decisions
 
 #: Notes of earlier exits: the number of the step that made one, a point and its name, and the tensor.
@@ -29,7 +29,7 @@ class DecisionGraph(nn.Module):
         self.decides = k < decisions.n_exits - 1 and decisions.is_used[k]
 
     def forward(self, read: dict[str, torch.Tensor], notes: Notes, threshold: torch.Tensor | None) -> dict[str, Any]:
-        """A dict of ``logits``, ``leaves`` (absent where nobody or everybody leaves) and ``notes``.
+        """A dict of ``logits``, ``stays`` (absent where nobody or everybody leaves) and ``notes``.
 
         `read` has features and logits in double precision, as far as the exit has them. The threshold, of shape () or
         (1,), is looked at where the exit decides.
@@ -46,7 +46,7 @@ class DecisionGraph(nn.Module):
         if k < decisions.n_exits - 1:
             scores = decisions._score(k, answer, features, memories)
             if self.decides:
-                decided["leaves"] = leaves_at(scores, threshold)
+                decided["stays"] = stays_at(scores, threshold)
             decided["notes"] = _notes(memories)
         return decided
 

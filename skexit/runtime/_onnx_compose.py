@@ -12,17 +12,13 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from skexit.runtime._onnx_parts import OUTPUT
 from skexit.runtime._onnx_policy import TEMPERATURES
 from skexit.runtime._onnx_session import THRESHOLDS
+from skexit.runtime._onnx_simplify import simplify
 
-#: Values by their names in a part, and what is known of the samples that are still running besides: their rows.
+#: Values by their names in a part. Those of the samples that are still running also have their rows, of shape
+#: (n_rows, 1), once samples may have left.
 Values = dict[str, ir.Value]
 
-#: Functions of numbers that broadcast.
-_ELEMENTWISE = {"Add", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "Mul", "Sub", "Where"}
-
-#: More rows than any call has.
-_MOST_ROWS = 2**32
-
-ROWS, LOGITS, LEAVES, FEATURES = "rows", "logits", "leaves", "features"
+ROWS, LOGITS, STAYS = "rows", "logits", "stays"
 
 
 def compose(
@@ -39,7 +35,7 @@ def compose(
     `stages` has a part ``stage3`` and `decisions` a part ``exit3`` for each of the exits; both are used up. `classes`
     are integers.
     """
-    _drop_expansions(decisions.graph)
+    simplify(decisions.graph)
     first = _of_part(stages.graph.inputs, f"stage{exits[0]}")
     inputs = [
         ir.Value(name=name, type=value.type, shape=value.shape)
@@ -50,10 +46,9 @@ def compose(
     _name_rows(inputs)
     running: Values = dict(zip(first, inputs, strict=True))
     main = _Scope(graph, "start")
-    running[ROWS] = main("Range", constants(0), main("Gather", main("Shape", inputs[0]), constants(0)), constants(1))
-    default = constants.named(THRESHOLDS, np.asarray(thresholds, dtype=np.float64))
+    default = constants.array(THRESHOLDS, np.asarray(thresholds, dtype=np.float64))
     graph.inputs.append(default)  # with its default value: a call may give others
-    by_exit = main.split("Split", default, len(thresholds), axis=0)
+    by_exit = main.split(default, len(thresholds), axis=0)
     answers = _Composer(stages, decisions, exits, constants, by_exit).run(graph, 0, running)
     _finish(graph, answers, constants, temperatures, classes)
     model = ir.Model(graph, ir_version=stages.ir_version)
@@ -75,89 +70,75 @@ class _Composer:
         self._stages, self._decisions, self._exits = stages.graph, decisions.graph, exits
         self._constants, self._thresholds = constants, thresholds
 
-    def run(self, graph: ir.Graph, i: int, running: Values) -> Values:
-        """Answers of all samples that run and have come to the `i`-th of the exits: logits, and rows with exits."""
+    def run(self, graph: ir.Graph, i: int, running: Values, answers: ir.Value | None = None) -> ir.Value:
+        """Answers of all samples, after those that run have come to the `i`-th of the exits.
+
+        Answers are a matrix with a row for each sample: the logits of the last exit that it came to, and its number.
+        """
         k = self._exits[i]
         outputs = _move(self._stages, f"stage{k}", graph, running)
         read = {**running, **outputs, "threshold": self._thresholds[k]}
         decided = _move(self._decisions, f"exit{k}", graph, read)
-        if i == len(self._exits) - 1:
-            return self._answers(_Scope(graph, f"answer{k}"), k, running[ROWS], decided[LOGITS])
+        is_last = i == len(self._exits) - 1
+        if is_last or STAYS in decided:
+            answers = self._answer(_Scope(graph, f"answer{k}"), k, decided[LOGITS], running.get(ROWS), answers)
+        if is_last and answers is not None:
+            return answers
         going_on = {name: value for name, value in running.items() if name == ROWS or name.startswith("side")}
         going_on |= {name: value for name, value in (outputs | decided).items() if name.startswith(("tensor", "note/"))}
-        if LEAVES not in decided:
-            return self.run(graph, i + 1, going_on)
-        return self._run_if_any_stays(graph, i, going_on, decided[LOGITS], decided[LEAVES])
+        if STAYS not in decided or answers is None:
+            return self.run(graph, i + 1, going_on, answers)
+        return self._run_if_any_stays(graph, i, going_on, decided[STAYS], answers)
+
+    def _answer(
+        self, scope: _Scope, k: int, logits: ir.Value, rows: ir.Value | None, answers: ir.Value | None
+    ) -> ir.Value:
+        # One matrix for logits and exits: each node counts.
+        one_column = self._constants.array("one_column", np.array([0, 0, 0, 1]))
+        number = self._constants.array(f"exit{k}", np.array(k, dtype=np.float64))
+        answer = scope("Pad", logits, one_column, number)
+        return answer if answers is None or rows is None else scope("ScatterND", answers, rows, answer)
 
     def _run_if_any_stays(
-        self, graph: ir.Graph, i: int, going_on: Values, logits: ir.Value, leaves: ir.Value
-    ) -> Values:
+        self, graph: ir.Graph, i: int, going_on: Values, stays: ir.Value, answers: ir.Value
+    ) -> ir.Value:
         k = self._exits[i]
         scope = _Scope(graph, f"leave{k}")
-        stays = scope("Not", leaves)
-        rows = scope("Compress", going_on[ROWS], stays, axis=0)
+        if ROWS in going_on:
+            rows = scope("Compress", going_on[ROWS], stays, axis=0)
+        else:
+            rows = scope("Transpose", scope("NonZero", stays))
         any_stays = scope("Cast", scope("Size", rows), to=ir.DataType.BOOL)
 
         then_branch = ir.Graph([], [], nodes=[], name=f"after_exit{k}")
         inner = _Scope(then_branch, f"stay{k}")
         staying = {name: inner("Compress", value, stays, axis=0) for name, value in going_on.items() if name != ROWS}
-        leaving = [inner("Compress", value, leaves, axis=0) for value in (going_on[ROWS], logits)]
-        own = self._answers(inner, k, *leaving)
-        later = self.run(then_branch, i + 1, {**staying, ROWS: rows})
-        last = _Scope(then_branch, f"join{k}")
-        then_branch.outputs.extend(last("Concat", own[name], later[name], axis=0) for name in own)
+        then_branch.outputs.append(self.run(then_branch, i + 1, {**staying, ROWS: rows}, answers))
 
         else_branch = ir.Graph([], [], nodes=[], name=f"all_leave_exit{k}")
-        alone = _Scope(else_branch, f"all{k}")
-        everyone = self._answers(alone, k, going_on[ROWS], alone("Identity", logits))
-        else_branch.outputs.extend(everyone.values())
-        joined = scope.split("If", any_stays, len(own), then_branch=then_branch, else_branch=else_branch)
-        return dict(zip(own, joined, strict=True))
-
-    def _answers(self, scope: _Scope, k: int, rows: ir.Value, logits: ir.Value) -> Values:
-        # One number for row and exit: each node counts.
-        return {ROWS: scope("Add", rows, self._constants(k * _MOST_ROWS)), LOGITS: logits}
+        else_branch.outputs.append(_Scope(else_branch, f"all{k}")("Identity", answers))
+        return scope("If", any_stays, then_branch=then_branch, else_branch=else_branch)
 
 
-def _finish(graph: ir.Graph, answers: Values, constants: _Constants, temperatures: Any, classes: Any) -> None:
-    """Answers in the order of the rows, as outputs of the graph."""
-    scope = _Scope(graph, "end")
-    rows = scope("Mod", answers[ROWS], constants(_MOST_ROWS))
-    all_exits = scope("Div", answers[ROWS], constants(_MOST_ROWS))
-    # Where the answer of each row stands.
-    positions = scope("Range", constants(0), scope("Size", rows), constants(1))
-    order = scope("ScatterElements", rows, rows, positions, axis=0)
-    logits, exits = (scope("Gather", values, order, axis=0) for values in (answers[LOGITS], all_exits))
+def _finish(graph: ir.Graph, answers: ir.Value, constants: _Constants, temperatures: Any, classes: Any) -> None:
+    """Labels, probabilities and exits as outputs of the graph."""
+    scope, n_classes = _Scope(graph, "end"), len(np.asarray(classes))
+    widths = constants.array("widths", np.array([n_classes, 1]))
+    logits, numbers = scope.split(answers, 2, widths, axis=1)
+    column = scope("Squeeze", numbers, constants.array("axis", np.array([1])))
+    exits = scope("Cast", column, to=ir.DataType.INT64)
     predicted = scope("ArgMax", logits, axis=1, keepdims=0)
-    labels = scope("Gather", constants.named("classes", np.asarray(classes, dtype=np.int64)), predicted, axis=0)
-    by_exit = constants.named(TEMPERATURES, np.asarray(temperatures, dtype=np.float64)[:, None])
+    labels = scope("Gather", constants.array("classes", np.asarray(classes, dtype=np.int64)), predicted, axis=0)
+    by_exit = constants.array(TEMPERATURES, np.asarray(temperatures, dtype=np.float64)[:, None])
     scaled = scope("Div", logits, scope("Gather", by_exit, exits, axis=0))
     probabilities = scope("Cast", scope("Softmax", scaled, axis=1), to=ir.DataType.FLOAT)
-    n_classes = len(np.asarray(classes))
-    for name, value, kind, widths in (
+    for name, output, kind, sizes in (
         ("labels", labels, ir.DataType.INT64, []),
         ("probabilities", probabilities, ir.DataType.FLOAT, [n_classes]),
         ("exits", exits, ir.DataType.INT64, []),
     ):
-        output = scope("Identity", value)
-        output.name, output.type, output.shape = name, ir.TensorType(kind), ir.Shape(["rows", *widths])
+        output.name, output.type, output.shape = name, ir.TensorType(kind), ir.Shape(["rows", *sizes])
         graph.outputs.append(output)
-
-
-def _drop_expansions(graph: ir.Graph) -> None:
-    """Pass scalars as they are where they are expanded to the shape of what they are combined with.
-
-    At an exit there is little to compute, so that each node counts.
-    """
-    for node in graph:
-        if node.op_type != "Expand" or node.inputs[0] is None or node.inputs[1] is None:
-            continue
-        scalar, shape = node.inputs[0], node.inputs[1].producer()
-        if not scalar.is_initializer() or scalar.shape != () or shape is None or shape.op_type != "Shape":
-            continue
-        for user, i in node.outputs[0].uses():
-            if user.op_type in _ELEMENTWISE and shape.inputs[0] in user.inputs:
-                user.replace_input_with(i, scalar)
 
 
 def _move(source: ir.Graph, part: str, target: ir.Graph, given: Values) -> Values:
@@ -237,19 +218,14 @@ class _Constants:
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
-        self._integers: dict[int, ir.Value] = {}
 
-    def __call__(self, integer: int) -> ir.Value:
-        if integer not in self._integers:
-            self._integers[integer] = self.named(f"constant{integer}", np.array(integer, dtype=np.int64))
-        return self._integers[integer]
-
-    def named(self, name: str, array: Any) -> ir.Value:
-        tensor = ir.tensor(array, name=name)
-        shape = ir.Shape(np.shape(array))
-        value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=shape)
-        self._graph.initializers.add(value)
-        return value
+    def array(self, name: str, array: Any) -> ir.Value:
+        if name not in self._graph.initializers:
+            tensor = ir.tensor(array, name=name)
+            shape = ir.Shape(np.shape(array))
+            value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=shape)
+            self._graph.initializers.add(value)
+        return self._graph.initializers[name]
 
 
 class _Scope:
@@ -261,10 +237,9 @@ class _Scope:
     def __call__(self, kind: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
         return self._append(kind, inputs, 1, attributes)[0]
 
-    def split(self, kind: str, value: ir.Value, n_outputs: int, **attributes: Any) -> Sequence[ir.Value]:
-        if kind == "Split":
-            attributes["num_outputs"] = n_outputs
-        return self._append(kind, [value], n_outputs, attributes)
+    def split(self, value: ir.Value, n_outputs: int, *sizes: ir.Value, axis: int) -> Sequence[ir.Value]:
+        evenly = {} if sizes else {"num_outputs": n_outputs}
+        return self._append("Split", [value, *sizes], n_outputs, {"axis": axis, **evenly})
 
     def _append(
         self, kind: str, inputs: Sequence[ir.Value], n_outputs: int, attributes: dict[str, Any]

@@ -13,7 +13,7 @@ from skexit.runtime._decision_graph import DecisionGraph, Notes
 from skexit.runtime._onnx_functions import TRANSLATIONS
 from skexit.runtime._runner import StageRunner
 
-#: Values by their names in a part: ``tensor0``, ``side0``, ``features``, ``logits``, ``leaves``, ``note/0.votes``.
+#: Values by their names in a part: ``tensor0``, ``side0``, ``features``, ``logits``, ``stays``, ``note/0.votes``.
 Tensors = dict[str, torch.Tensor]
 #: Shapes by the names of inputs, None where any size will do.
 Shapes = dict[str, list[int | None]]

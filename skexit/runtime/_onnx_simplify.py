@@ -1,0 +1,146 @@
+"""Fewer nodes in a graph of ONNX: at an exit there is little to compute, so that each one counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+
+#: Functions of numbers that broadcast.
+_ELEMENTWISE = {"Add", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "Mul", "Sub", "Where"}
+#: Those that give columns for columns and scalars.
+_OF_NUMBERS = {"Abs", "Add", "Div", "Exp", "Log", "Max", "Mul", "Neg", "Reciprocal", "Sqrt", "Sub"}
+
+
+def simplify(graph: ir.Graph) -> None:
+    """Use scalars, columns and Gemm where torch writes more; nodes that are no longer used stay in the graph."""
+    _drop_expansions(graph)
+    _compute_columns(graph)
+    _use_gemm(graph)
+
+
+def _drop_expansions(graph: ir.Graph) -> None:
+    """Pass scalars as they are where they are expanded to the shape of what they are combined with."""
+    for node in graph:
+        if node.op_type != "Expand" or node.inputs[0] is None or node.inputs[1] is None:
+            continue
+        scalar, shape = node.inputs[0], node.inputs[1].producer()
+        if not _is_scalar(scalar) or shape is None or shape.op_type != "Shape":
+            continue
+        for user, i in node.outputs[0].uses():
+            if user.op_type in _ELEMENTWISE and shape.inputs[0] in user.inputs:
+                user.replace_input_with(i, scalar)
+
+
+def _compute_columns(graph: ir.Graph) -> None:
+    """Compute numbers of the rows as columns, of shape (n_rows, 1), where they are made columns afterwards."""
+    columns: dict[ir.Value, ir.Value] = {}
+    for node in list(graph):
+        if node.op_type != "Unsqueeze" or node.outputs[0].is_graph_output():
+            continue
+        if _integers(node.inputs[1]) == [1] and _rank(node.inputs[0]) == 1:
+            column = _column(graph, node.inputs[0], columns)  # type: ignore[arg-type]
+            if column is not None:
+                node.outputs[0].replace_all_uses_with(column)
+
+
+def _column(graph: ir.Graph, value: ir.Value, columns: dict[ir.Value, ir.Value]) -> ir.Value | None:
+    """The value as a column by one node more; None where that takes an Unsqueeze. `columns` are those so far."""
+    node = value.producer()
+    if node is None or value in columns:
+        return columns.get(value)
+    make = next((make for kinds, make in _MAKERS if node.op_type in kinds), None)
+    made = None if make is None else make(graph, node, columns)
+    if made is None:
+        return None
+    inputs, attributes = made
+    new = ir.node(node.op_type, inputs, {**node.attributes, **attributes}, name=f"{node.name}_column")
+    column = new.outputs[0]
+    column.name, column.type = f"{value.name}_column", value.type
+    column.shape = None if value.shape is None else ir.Shape([*value.shape, 1])
+    graph.insert_after(node, new)
+    columns[value] = column
+    return column
+
+
+_Made = tuple[list[ir.Value | None], dict[str, ir.Attr]] | None
+
+
+def _kept_dimension(graph: ir.Graph, node: ir.Node, columns: dict[ir.Value, ir.Value]) -> _Made:
+    if _rank(node.inputs[0]) != 2 or len(node.inputs) < 2 or _integers(node.inputs[1]) not in ([1], [-1]):
+        return None
+    return list(node.inputs), {"keepdims": ir.AttrInt64("keepdims", 1)}
+
+
+def _gathered(graph: ir.Graph, node: ir.Node, columns: dict[ir.Value, ir.Value]) -> _Made:
+    values, index = node.inputs
+    axis = node.attributes.get_int("axis", 0)
+    if _rank(values) != 2 or axis != 1 or index is None or not _is_scalar(index):
+        return None
+    number = np.array(_integers(index), dtype=np.int64)
+    name = f"{node.name}_index"
+    own = ir.Value(
+        name=name, const_value=ir.tensor(number, name=name), type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1])
+    )
+    graph.initializers.add(own)
+    return [values, own], {}
+
+
+def _of_columns(graph: ir.Graph, node: ir.Node, columns: dict[ir.Value, ir.Value]) -> _Made:
+    # What others use as it is would be computed twice.
+    if len(node.outputs[0].uses()) > 1:
+        return None
+    inputs: list[ir.Value | None] = []
+    for value in node.inputs:
+        column = value if value is not None and _is_scalar(value) else _column_of_rows(graph, value, columns)
+        if column is None:
+            return None
+        inputs.append(column)
+    return inputs, {}
+
+
+def _column_of_rows(graph: ir.Graph, value: ir.Value | None, columns: dict[ir.Value, ir.Value]) -> ir.Value | None:
+    return _column(graph, value, columns) if value is not None and _rank(value) == 1 else None
+
+
+_MAKERS: list[tuple[set[str], Callable[[ir.Graph, ir.Node, dict[ir.Value, ir.Value]], _Made]]] = [
+    ({"ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"}, _kept_dimension),
+    ({"Gather"}, _gathered),
+    (_OF_NUMBERS, _of_columns),
+]
+
+
+def _use_gemm(graph: ir.Graph) -> None:
+    """Make one node of a product with a matrix of weights and the sum with a row of them."""
+    for node in list(graph):
+        product, bias = (*node.inputs, None)[:2] if node.op_type == "Add" else (None, None)
+        matmul = None if product is None else product.producer()
+        if matmul is None or matmul.op_type != "MatMul" or bias is None or not bias.is_initializer():
+            continue
+        if len(matmul.outputs[0].uses()) > 1 or matmul.outputs[0].is_graph_output():
+            continue  # it would be computed twice
+        inputs, weights = matmul.inputs
+        if _rank(inputs) != 2 or _rank(weights) != 2 or _rank(bias) != 1 or not weights.is_initializer():  # type: ignore[union-attr]
+            continue
+        gemm = ir.node("Gemm", [inputs, weights, bias], name=f"{node.name}_gemm")
+        output, old = gemm.outputs[0], node.outputs[0]
+        output.name, output.type, output.shape = old.name, old.type, old.shape
+        graph.insert_after(node, gemm)
+        old.replace_all_uses_with(output, replace_graph_outputs=True)
+        old.name = f"{old.name}_before"
+
+
+def _rank(value: ir.Value | None) -> int | None:
+    return None if value is None or value.shape is None else len(value.shape)
+
+
+def _is_scalar(value: ir.Value) -> bool:
+    return value.is_initializer() and value.shape == ()
+
+
+def _integers(value: ir.Value | None) -> list[int] | None:
+    """The numbers of a constant."""
+    if value is None or value.const_value is None:
+        return None
+    return [int(number) for number in value.const_value.numpy().ravel()]
