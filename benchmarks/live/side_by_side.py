@@ -20,7 +20,9 @@ cost
 accuracy
     on the 1,000 further rows.
 
-`empty decisions` is the floor: rows leave where maximum probability says, but nothing is pooled or scored. `static` is
+`recommended, fitted for ms` is the recommended pipeline on costs in milliseconds of the runtime and batch size, without
+the exits that do not pay, with a mean of `--cost` of the plain network's time. `empty decisions` is the floor: rows
+leave where maximum probability says, but nothing is pooled or scored. `static` is
 a ResNet-38 for ResNet-56 (its time only: it is not trained) and else the network that ends at the exit nearest to the
 cost. `earlyon` is that package, if it is installed, with heads and thresholds of maximum probability.
 
@@ -43,6 +45,7 @@ from benchmarks.shared.data import load_cifar100, load_sst2
 from benchmarks.shared.live import (
     CLOCKS,
     MAXIMUM_PROBABILITY,
+    RECOMMENDED,
     Case,
     EmptyDecisions,
     ideal_ms,
@@ -60,9 +63,11 @@ from benchmarks.shared.networks import (
     load_minilm,
     minilm_layers,
 )
-from skexit import ExitPipeline, StaticExit
+from skexit import ExitArray, ExitPipeline, StaticExit
 from skexit.backbone._inputs import call
-from skexit.runtime import EarlyExitModel, measure_latency
+from skexit.policies._access import steps_of
+from skexit.runtime import EarlyExitModel, ExitLatency, measure_latency, measure_onnx_latency, pruned
+from skexit.runtime._pruning import expected_ms
 from skexit.utils._warnings import silenced
 
 N_FITTING, N_EXTRACTED, N_ROWS = 1000, 2000, 3000
@@ -70,7 +75,7 @@ TARGET_BATCH = 64
 N_TOKENS = 32
 #: Batches of each size.
 N_RUNS = {1: 100, 8: 10, 64: 5, 256: 3}
-FLOOR = "empty decisions"
+FLOOR, FOR_MS = "empty decisions", "recommended, fitted for ms"
 
 #: Answers some inputs; a live network gives the exits, too.
 Network = Callable[[Any], Any]
@@ -120,9 +125,23 @@ def with_cost(pipeline: Any, X: Any, fractions: np.ndarray, cost: float) -> Any:
     return found
 
 
-def fit_live(case: Case, cost: float) -> tuple[dict[str, EarlyExitModel], np.ndarray, dict[str, float]]:
+def live_for_ms(
+    case: Case, rows: tuple[Any, np.ndarray], latency: ExitLatency, cost: float
+) -> dict[int, tuple[EarlyExitModel, float]]:
+    """Live networks that are fitted for milliseconds, and their accuracies, by batch size."""
+    X, y = rows
+    found = {}
+    for size in latency.batch_sizes.tolist():
+        pipeline = fitted_for_ms(case, X[:N_FITTING], y[:N_FITTING], latency, size, cost)
+        found[size] = case.live(pipeline), pipeline.score(X[N_FITTING:], y[N_FITTING:])
+    return found
+
+
+def fit_live(
+    case: Case, rows: tuple[Any, np.ndarray], cost: float
+) -> tuple[dict[str, EarlyExitModel], np.ndarray, dict[str, float]]:
     """Live networks by policy, milliseconds of the stages up to each exit over those of all, and accuracies."""
-    X, y = case.extract()
+    X, y = rows
     fitted = {name: pipeline.fit(X[:N_FITTING], y[:N_FITTING]) for name, pipeline in policies(cost).items()}
     latency = measure_latency(
         case.live(fitted[MAXIMUM_PROBABILITY]),
@@ -135,6 +154,27 @@ def fit_live(case: Case, cost: float) -> tuple[dict[str, EarlyExitModel], np.nda
     at_cost = {name: with_cost(pipeline, X, fractions, cost) for name, pipeline in fitted.items()}
     live = {name: case.live(pipeline) for name, pipeline in at_cost.items()}
     return live, fractions, {name: pipeline.score(X, y) for name, pipeline in at_cost.items()}
+
+
+def fitted_for_ms(case: Case, X: Any, y: np.ndarray, latency: ExitLatency, size: int, cost: float) -> Any:
+    """The recommended pipeline without exits that do not pay, with a mean cost of so much of the plain network's ms."""
+    in_ms = ExitArray.from_array(np.asarray(X), latency.layout(X.layout, size))
+    pipeline = policies(cost)[RECOMMENDED].fit(in_ms, y)
+    network_ms = latency.network_ms[list(latency.batch_sizes).index(size)]
+    low, high, found = 0.0, 1.0, pipeline
+    for _ in range(8):
+        budget = (low + high) / 2
+        try:
+            with silenced():
+                other = pruned(pipeline.with_budget(budget), latency, size)
+        except ValueError:  # below the first exit
+            low = budget
+            continue
+        if expected_ms(steps_of(other), latency, size) > cost * network_ms:
+            high = budget
+        else:
+            low, found = budget, other
+    return found
 
 
 def static_network(case: Case, fractions: np.ndarray, cost: float, live: EarlyExitModel) -> Any:
@@ -210,19 +250,26 @@ def in_onnx(
 
 def run_case(name: str, cost: float, batch_sizes: Sequence[int], clock: Any, arguments: Any) -> pd.DataFrame:
     case = CASES[name](arguments)
-    live, fractions, accuracies = fit_live(case, cost)
+    extracted = case.extract()
+    live, fractions, accuracies = fit_live(case, extracted, cost)
     static = static_network(case, fractions, cost, live[MAXIMUM_PROBABILITY])
+    rows = []
     with TemporaryDirectory() as folder:
-        runtimes = {
-            "torch": in_torch(case, live, static),
-            "onnxruntime": in_onnx(case, live, static, OnnxRuntime(Path(folder), arguments.threads)),
-        }
-        rows = [
-            {"network": name, "runtime": runtime, **row, "accuracy": accuracies.get(row["method"])}
-            for runtime, (networks, ideal) in runtimes.items()
-            for size in batch_sizes
-            for row in measure(case, networks, ideal, size, fractions, clock)
-        ]
+        onnx = OnnxRuntime(Path(folder), arguments.threads)
+        runtimes = {"torch": in_torch(case, live, static), "onnxruntime": in_onnx(case, live, static, onnx)}
+        for runtime, (networks, ideal) in runtimes.items():
+            measured: dict[str, Any] = {"batch_sizes": batch_sizes, "example_input": case.rows(slice(1))}
+            if runtime == "torch":
+                latency = measure_latency(live[RECOMMENDED], **measured)
+            else:
+                latency = measure_onnx_latency(live[RECOMMENDED], session_options=onnx.options, **measured)
+            for size, (network, accuracy) in live_for_ms(case, extracted, latency, cost).items():
+                own = networks | {FOR_MS: network if runtime == "torch" else onnx.live(network)}
+                of_methods = accuracies | {FOR_MS: accuracy}
+                rows += [
+                    {"network": name, "runtime": runtime, **row, "accuracy": of_methods.get(row["method"])}
+                    for row in measure(case, own, ideal, size, fractions, clock)
+                ]
     return pd.DataFrame(rows)
 
 

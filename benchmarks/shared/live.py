@@ -38,7 +38,7 @@ from skexit.runtime._runner import StageRunner
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 #: Seconds; "cpu" is the time of the calling thread alone, which other programs lengthen less.
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.thread_time}
-MAXIMUM_PROBABILITY = "maximum probability"
+MAXIMUM_PROBABILITY, RECOMMENDED = "maximum probability", "recommended"
 
 
 def policies(budget: float) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def policies(budget: float) -> dict[str, Any]:
         "optimal stopping": OptimalStoppingPolicy(budget, random_state=0),
     }
     pipelines = {name: make_exit_pipeline(ExitHeads(random_state=0), policy) for name, policy in by_name.items()}
-    return pipelines | {"recommended": recommended_pipeline(budget, random_state=0)}
+    return pipelines | {RECOMMENDED: recommended_pipeline(budget, random_state=0)}
 
 
 @dataclass

@@ -29,14 +29,14 @@ class OnnxRuntime:
 
     def __init__(self, folder: Path, n_threads: int) -> None:
         self._folder = folder
-        self._options = onnxruntime.SessionOptions()
-        self._options.intra_op_num_threads = n_threads
-        self._options.inter_op_num_threads = 1
-        self._options.log_severity_level = 3  # the floor does not use all weights
+        self.options = onnxruntime.SessionOptions()
+        self.options.intra_op_num_threads = n_threads
+        self.options.inter_op_num_threads = 1
+        self.options.log_severity_level = 3  # the floor does not use all weights
 
     def live(self, live: EarlyExitModel) -> Network:
         path = export_onnx(live, self._new_path())
-        exported = OnnxEarlyExit(path, session_options=self._options)
+        exported = OnnxEarlyExit(path, session_options=self.options)
         return lambda inputs: exported.predict(map_tensors(lambda tensor: tensor.numpy(), inputs))
 
     def plain(self, network: nn.Module, example: Any) -> Network:
@@ -67,7 +67,7 @@ class OnnxRuntime:
         return self._folder / f"{len(list(self._folder.iterdir()))}.onnx"
 
     def _session(self, model: Path | bytes) -> Any:
-        return onnxruntime.InferenceSession(model, self._options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(model, self.options, providers=["CPUExecutionProvider"])
 
 
 class PlainStages:
