@@ -23,7 +23,8 @@ class RiskController(Controller):
     .. math:: \frac1n \sum_{i=1}^n \ell_i \le \alpha + \frac{\Delta + 1}{\gamma n}
 
     with :math:`\Delta` the difference of the costs of the last and the first exit, for labels that come before the next
-    sample is answered. Labels that come d samples late add :math:`d / n`.
+    sample is answered. Labels that come d labelled samples late add :math:`d / n`. Where the whole network itself loses
+    more than `alpha`, no policy could keep it: then all samples go to the last exit until the mean is back at `alpha`.
 
     Parameters
     ----------
@@ -69,6 +70,8 @@ class RiskController(Controller):
         self.alpha = alpha
         nominal = getattr(steps_of(policy)[-1], "budget", None)
         super().__init__(policy, alpha, np.nan if nominal is None else nominal, step, path)
+        # The loss is known to be small enough at the last exit only.
+        self._table = self._table.uncapped()
 
     @property
     def mean_loss(self) -> float:
@@ -102,5 +105,5 @@ class RiskController(Controller):
             self._move(state, float(values.sum()), len(values))
 
     def _ends(self) -> tuple[float, float]:
-        # Where all samples leave at the first exit, or none leaves early, there is nothing more to change.
-        return float(self._table.budgets[0]), float(self._table.budgets[-1])
+        # Below, good times would pay for bad ones. Above, it must go on rising: what was lost would be forgotten.
+        return float(self._table.budgets[0]), np.inf

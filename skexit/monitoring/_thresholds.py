@@ -66,6 +66,12 @@ class ThresholdTable:
             return len(self.budgets) - 1
         return int(np.clip((budget - low) / (high - low) * (len(self.budgets) - 1) + 1e-9, 0, len(self.budgets) - 1))
 
+    def uncapped(self) -> ThresholdTable:
+        """The same, but at the largest budget no sample leaves early."""
+        thresholds = self.thresholds.copy()
+        thresholds[-1, :-1] = np.inf
+        return ThresholdTable(self.budgets, thresholds, False)
+
     def to_dict(self) -> dict[str, Any]:
         """Lists and numbers, as JSON can write them."""
         return {"budgets": self.budgets.tolist(), "thresholds": self.thresholds.tolist(), "is_capped": self.is_capped}

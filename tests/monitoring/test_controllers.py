@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from skexit import OptimalStoppingPolicy, RiskControlledPolicy, StaticExit, ThresholdPolicy, stack_exits
 from skexit.monitoring import BudgetController, RiskController
+from skexit.utils._warnings import silenced
 from tests.instances import POLICIES
 
 
@@ -25,6 +26,19 @@ def make_rows(n=600, seed=0, signal=1.0):
 
 X, Y = make_rows()
 POLICY = ThresholdPolicy(budget=0.6).fit(X, Y)
+
+
+def make_capped():
+    """A policy that leaves some of its budget unspent, as its last exit is worse than the one before."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(3, size=2000)
+    logits = [scale * np.eye(3)[y] + rng.normal(size=(2000, 3)) for scale in (1, 4, 1)]
+    X = stack_exits(logits, costs=[0.2, 0.5, 1.0], classes=[0, 1, 2])
+    with silenced():
+        return OptimalStoppingPolicy(budget=0.9, random_state=0).fit(X, y), X
+
+
+CAPPED = make_capped()[0]
 
 
 @settings(max_examples=30, deadline=None)
@@ -98,12 +112,9 @@ def test_large_batches_lower_the_step_for_good():
 
 def test_harm_is_not_bought():
     """Where later exits are worse, the policy leaves some of the budget unspent, and so does its controller."""
-    rng = np.random.default_rng(0)
-    y = rng.integers(3, size=2000)
-    logits = [scale * np.eye(3)[y] + rng.normal(size=(2000, 3)) for scale in (1, 4, 1)]
-    X = stack_exits(logits, costs=[0.2, 0.5, 1.0], classes=[0, 1, 2])
+    policy, X = make_capped()
     with pytest.warns(UserWarning, match="unspent"):
-        policy = OptimalStoppingPolicy(budget=0.9, random_state=0).fit(X, y)
+        policy.with_budget(0.9)
     controller = BudgetController(policy)
     exits = controller.predict_exit(X)
     assert np.mean(exits < 2) > 0.99
@@ -185,6 +196,19 @@ def test_a_shipped_policy():
 def test_wrong_exits(exits):
     with pytest.raises(ValueError, match="pass the number of an exit, 0 to 3"):
         BudgetController(POLICY).update(exits)
+
+
+@pytest.mark.parametrize("alpha", [0.02, 0.2])
+@pytest.mark.parametrize("size", [1, 3, 50])
+@pytest.mark.parametrize("policy", [POLICY, CAPPED], ids=["budget", "capped"])
+def test_risk_holds_in_the_long_run(policy, size, alpha):
+    """All that leave early are wrong: only the last exit is safe, and the level must not forget what was lost."""
+    controller, n = RiskController(policy, alpha), 5000
+    width, step = policy.costs_[-1] - policy.costs_[0], min(0.05, 0.5 / size)
+    for _ in range(n // size):
+        leaves_early = (controller.thresholds[:-1] < np.inf).any()
+        controller.update(np.full(size, float(leaves_early)))
+    assert controller.mean_loss <= alpha + (width + 1) / (step * controller.n_samples) + 1e-9
 
 
 @settings(max_examples=50, deadline=None)
