@@ -228,7 +228,7 @@ def recommended_heads(random_state: int | np.random.RandomState | None = None) -
 
     One hidden layer that is handed on from exit to exit, and learns from the network's own logits where X has them.
     Penalty, dropout and passes follow the number of rows. A fit of 50,000 rows of nine exits with 5,000 features in all
-    takes about a minute, of 5,000 rows about ten seconds.
+    takes about a minute, of 5,000 rows about fifteen seconds.
 
     Parameters
     ----------
