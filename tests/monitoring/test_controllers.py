@@ -9,20 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from instances import POLICIES
+from rows import make_rows
 
 from skexit import OptimalStoppingPolicy, RiskControlledPolicy, StaticExit, ThresholdPolicy, stack_exits
 from skexit.monitoring import BudgetController, RiskController
 from skexit.utils._warnings import silenced
-from tests.instances import POLICIES
-
-
-def make_rows(n=600, seed=0, signal=1.0):
-    rng = np.random.default_rng(seed)
-    y = rng.integers(3, size=n)
-    hardness = rng.exponential(size=(n, 1))
-    logits = [signal * (1 + k) * np.eye(3)[y] + (0.3 + hardness) * rng.normal(size=(n, 3)) for k in range(4)]
-    return stack_exits(logits, costs=[0.2, 0.5, 0.8, 1.0], classes=[0, 1, 2]), y
-
 
 X, Y = make_rows()
 POLICY = ThresholdPolicy(budget=0.6).fit(X, Y)

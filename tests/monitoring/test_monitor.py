@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from rows import make_rows
 from scipy.stats import binomtest
 
 from skexit import ThresholdPolicy
@@ -9,7 +10,6 @@ from skexit.monitoring import ExitMonitor, prometheus_collector
 from skexit.monitoring._eprocess import DriftEvidence
 from skexit.monitoring._reference import mean_interval
 from skexit.utils._warnings import silenced
-from tests.monitoring.test_controllers import make_rows
 
 
 @pytest.fixture(scope="module")
