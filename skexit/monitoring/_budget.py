@@ -17,21 +17,22 @@ class BudgetController(Controller):
     r"""Moves thresholds so that the mean cost tends to the budget, for any sequence of inputs.
 
     A fitted policy meets its budget on inputs like those it was fitted on. If harder inputs come, fewer samples leave
-    early, and the budget is overspent. The controller needs no labels. It keeps a nominal budget :math:`b`, uses the
-    thresholds that the policy has for it, and after each batch of m samples of mean cost :math:`\bar c` moves it
-    against the error,
+    early, and the budget is overspent. The controller needs no labels. It sums up what was spent beyond the budget B,
+    :math:`S = \sum_i (c_i - B)`, and uses the thresholds that the policy has for a nominal budget
 
-    .. math:: b \leftarrow b - \gamma\, m\, (\bar c - B).
+    .. math:: b = B - \gamma S.
 
-    For a nominal budget below the cost of the first exit, all samples leave there; for one above that of the last exit,
-    none leaves before it. So b stays within :math:`2 \Delta`, with :math:`\Delta` the difference of these costs, and
-    after n samples, whatever they were,
+    For a nominal budget of the cost of the first exit or less, all samples leave there, and S does not grow; for one of
+    the cost of the last exit or more, none leaves before it, and S does not fall. So S leaves a range of
+    :math:`\pm \Delta / \gamma`, with :math:`\Delta` the difference of these costs, only by samples that were decided
+    before. These are at most :math:`D = 1 / (2 \gamma)`, and after n samples, whatever they were,
 
-    .. math:: \Bigl|\frac1n \sum_{i=1}^n c_i - B\Bigr| \le \frac{2 \Delta}{\gamma n}.
+    .. math:: \Bigl|\frac1n \sum_{i=1}^n c_i - B\Bigr| \le \frac{\Delta / \gamma + D \Delta}{n} \le
+        \frac{2 \Delta}{\gamma n}.
 
-    This is adaptive conformal inference [1]_ with costs in place of errors. Batches of more than
-    :math:`1 / (2 \gamma)` samples lower the step to :math:`1 / (2 m)` from then on, so that b does not overshoot; the
-    bound then has the lower step, which is in ``bound``.
+    This is adaptive conformal inference [1]_ with costs in place of errors. Larger batches, or batches of several
+    processes at the same time, lower the step to 1 / (2 D) from then on, for D samples that are counted from the
+    decision of one of them until it is counted itself. The bound then has the lower step, which is in ``bound``.
 
     Parameters
     ----------
@@ -110,7 +111,8 @@ class BudgetController(Controller):
     def bound(self) -> float:
         """What the distance of ``mean_cost`` to the budget is at most; infinite before the first sample."""
         state, costs = self._state.read(), self._table.budgets
-        return 2 * float(costs[-1] - costs[0]) / (state.step * state.n_samples) if state.n_samples else float("inf")
+        width = float(costs[-1] - costs[0])
+        return 2 * width / (self._step(state) * state.n_samples) if state.n_samples else float("inf")
 
     def predict_exit(self, X: Any) -> NDArray[np.int64]:
         """Exit at which each sample stops. Rows are taken in order, and thresholds move after each of them.
@@ -129,9 +131,10 @@ class BudgetController(Controller):
         exits = np.empty(len(scores), dtype=np.int64)
         thresholds, row_of, costs = self._table.thresholds, self._table.row_of, self._costs.tolist()
         with self._state.opened() as state:
+            self._decided_at = state.n_samples
             for row, own in enumerate(scores):
-                exits[row] = k = int((own >= thresholds[row_of(state.nominal)]).argmax())
-                self._move(state, costs[k], 1)
+                exits[row] = k = int((own >= thresholds[row_of(self._nominal(state))]).argmax())
+                self._count(state, costs[k], 1)
         return exits
 
     def update(self, exits: ArrayLike) -> None:
@@ -160,7 +163,7 @@ class BudgetController(Controller):
                 f"{stopped.max()}; pass the number of an exit, 0 to {len(self._costs) - 1}, for each sample."
             )
         with self._state.opened() as state:
-            self._move(state, float(self._costs[stopped].sum()), len(stopped))
+            self._count(state, float(self._costs[stopped].sum()), len(stopped))
 
     def _ends(self) -> tuple[float, float]:
         low, high = super()._ends()

@@ -16,6 +16,11 @@ from skexit.policies._access import policy_and_data, steps_of
 Floats = NDArray[np.float64]
 
 
+#: The largest move of the nominal budget by the samples in flight, as a share of the error of their mean: larger ones
+#: would overshoot.
+_LARGEST_GAIN = 0.5
+
+
 class Controller:
     """Moves the nominal budget of a policy so that a mean tends to a target.
 
@@ -34,18 +39,22 @@ class Controller:
         self._table = ThresholdTable.from_policy(policy)
         self._target = float(target)
         self._costs: Floats = steps_of(policy)[-1].costs_
-        first = ControllerState(float(nominal), float(step))
+        self._start = float(nominal)
+        first = ControllerState(self._target)
         self._state = OwnState(first) if path is None else SharedState(Path(path), first)
+        self._decided_at = self.n_samples
 
     @property
     def thresholds(self) -> Floats:
         """Thresholds of the exits for the next samples, of shape (n_exits,)."""
-        return self._table.thresholds[self._table.row_of(self.nominal_budget)].copy()
+        state = self._state.read()
+        self._decided_at = state.n_samples
+        return self._table.thresholds[self._table.row_of(self._nominal(state))].copy()
 
     @property
     def nominal_budget(self) -> float:
         """The budget whose thresholds are in use, a fraction of the network's cost."""
-        return self._state.read().nominal
+        return self._nominal(self._state.read())
 
     @property
     def n_samples(self) -> int:
@@ -60,12 +69,24 @@ class Controller:
         dict
             For other languages, or to look at. To save and load a controller, use joblib.
         """
-        return {"target": self._target, **vars(self._state.read()), "table": self._table.to_dict()}
+        state = self._state.read()
+        moved = {"nominal_budget": self._nominal(state), "step": self._step(state)}
+        return {**vars(state), **moved, "table": self._table.to_dict()}
 
-    def _move(self, state: ControllerState, total: float, n_samples: int) -> None:
-        state.move(total, n_samples, self._target, self._sign)
-        low, high = self._ends()
-        state.nominal = float(np.clip(state.nominal, low, high))
+    def _count(self, state: ControllerState, total: float, n_samples: int) -> None:
+        """Count samples that were decided by `thresholds` as they were last read, or as the last count left them."""
+        state.count(total, n_samples, min(self._decided_at, state.n_samples))
+        self._decided_at = state.n_samples
+        nominal = self._nominal(state)
+        beyond = nominal - min(max(nominal, self._ends()[0]), self._ends()[1])
+        state.left_out -= beyond / (self._sign * self._step(state))
+
+    def _nominal(self, state: ControllerState) -> float:
+        return self._start + self._sign * self._step(state) * state.excess
+
+    def _step(self, state: ControllerState) -> float:
+        """How far one unit of excess moves the nominal budget. It never grows."""
+        return min(self.step, _LARGEST_GAIN / state.delay)
 
     def _ends(self) -> tuple[float, float]:
         """Beyond these, moving the nominal budget changes nothing that could meet the target."""

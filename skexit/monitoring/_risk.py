@@ -15,10 +15,9 @@ from skexit.policies._access import steps_of
 class RiskController(Controller):
     r"""Moves thresholds so that a mean loss tends to at most `alpha`, by labels that may come late.
 
-    As :class:`BudgetController`, with losses in place of costs: after m labelled samples of mean loss
-    :math:`\bar\ell`, the nominal budget moves by :math:`\gamma m (\bar\ell - \alpha)`. If the loss is at most `alpha`
-    where all samples go to the last exit, as a loss of accuracy to the whole network is, then after n labelled samples,
-    whatever they were,
+    As :class:`BudgetController`, with losses in place of costs: the nominal budget rises by :math:`\gamma` times what
+    is lost beyond :math:`\alpha` a labelled sample. If the loss is at most `alpha` where all samples go to the last
+    exit, as a loss of accuracy to the whole network is, then after n labelled samples, whatever they were,
 
     .. math:: \frac1n \sum_{i=1}^n \ell_i \le \alpha + \frac{\Delta + 1}{\gamma n}
 
@@ -102,7 +101,7 @@ class RiskController(Controller):
                 "[0, 1] for each sample."
             )
         with self._state.opened() as state:
-            self._move(state, float(values.sum()), len(values))
+            self._count(state, float(values.sum()), len(values))
 
     def _ends(self) -> tuple[float, float]:
         # Below, good times would pay for bad ones. Above, it must go on rising: what was lost would be forgotten.

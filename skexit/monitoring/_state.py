@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,28 +13,32 @@ from pathlib import Path
 
 from filelock import FileLock
 
-#: The largest move of the nominal budget per batch, as a share of the error of its mean: larger ones would overshoot.
-_LARGEST_GAIN = 0.5
-
 
 @dataclass
 class ControllerState:
-    """The nominal budget that sets thresholds, the step, the number of samples, and the sum of what they had."""
+    """What was counted towards a target.
 
-    nominal: float
-    step: float
+    `left_out` is added to the excess, where more of it would change nothing. `delay` is the largest number of samples
+    that were counted from when one of them was decided until it was counted itself: the size of a batch, or more where
+    processes decide at the same time.
+    """
+
+    target: float
     n_samples: int = 0
     total: float = 0.0
+    left_out: float = 0.0
+    delay: int = 1
 
-    def move(self, total: float, n_samples: int, target: float, sign: float) -> None:
-        """Move the nominal budget after a batch whose values sum to `total`, against the error of their mean.
+    @property
+    def excess(self) -> float:
+        """What was counted beyond the target."""
+        return self.total - self.n_samples * self.target + self.left_out
 
-        The step never grows, so that the bound holds for batches of any sizes.
-        """
-        self.step = min(self.step, _LARGEST_GAIN / n_samples)
-        self.nominal += sign * self.step * (total - n_samples * target)
+    def count(self, total: float, n_samples: int, decided_at: int) -> None:
+        """Count samples whose values sum to `total`, decided when `decided_at` were counted."""
         self.n_samples += n_samples
         self.total += total
+        self.delay = max(self.delay, self.n_samples - decided_at)
 
 
 class OwnState:
@@ -74,7 +79,12 @@ class SharedState:
         if not self._path.exists():
             return ControllerState(**asdict(self._first))
         try:
-            return ControllerState(**json.loads(self._path.read_text(encoding="utf-8")))
+            state = ControllerState(**json.loads(self._path.read_text(encoding="utf-8")))
+            if not all(map(math.isfinite, vars(state).values())):
+                raise ValueError("it has numbers that are not finite")
+            if state.target != self._first.target:
+                raise ValueError(f"it is for the target {state.target}, not {self._first.target}")
+            return state
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"path={str(self._path)!r} holds no state of a controller ({error}). Give another path, or remove it."

@@ -1,5 +1,6 @@
 """Controllers keep their target on any sequence of inputs."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -58,6 +59,26 @@ def test_budget_holds_against_an_adversary(sizes, seed):
         exits = np.full(size, int(np.argmax(score >= thresholds)))
         controller.update(exits)
     assert abs(controller.mean_cost - 0.5) <= controller.bound + 1e-9
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    n_processes=st.integers(1, 12), size=st.integers(1, 30), step=st.sampled_from([0.02, 0.2]), seed=st.integers(0, 99)
+)
+def test_budget_holds_where_processes_decide_before_others_count(n_processes, size, step, seed):
+    """All decide by the state as it was, and then count, one after the other."""
+    first = BudgetController(POLICY, 0.5, step=step)
+    controllers = [first, *(copy.copy(first) for _ in range(n_processes - 1))]  # of one state
+    period = 1 + seed % 5
+    for turn in range(2000 // (n_processes * size) + 1):
+        score = 1e3 if turn // period % 2 == 0 else -1e3
+        stops = [int(np.argmax(score >= controller.thresholds)) for controller in controllers]
+        for controller, stop in zip(controllers, stops, strict=True):
+            controller.update(np.full(size, stop))
+        in_flight = n_processes * size
+        bound = 2 * 0.8 / (min(step, 0.5 / in_flight) * first.n_samples)
+        assert abs(first.mean_cost - 0.5) <= bound + 1e-9
+        assert first.bound == pytest.approx(bound)
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)
@@ -151,10 +172,18 @@ def test_processes_share_a_state(tmp_path):
 
 
 def test_a_file_that_holds_no_state(tmp_path):
-    (tmp_path / "state.json").write_text("[]")
-    controller = BudgetController(POLICY, path=tmp_path / "state.json")
-    with pytest.raises(ValueError, match="holds no state of a controller"):
-        controller.update([0])
+    path = tmp_path / "state.json"
+    controller = BudgetController(POLICY, path=path)
+    controller.update([0])
+    written = path.read_text()
+    for text in ("[]", "{}", "x", written.replace("1", "NaN"), written.replace("0.6", '"0.6"')):
+        path.write_text(text)
+        for call in (lambda: controller.update([0]), lambda: BudgetController(POLICY, path=path)):
+            with pytest.raises(ValueError, match="holds no state of a controller"):
+                call()
+    path.write_text(written)
+    with pytest.raises(ValueError, match=r"it is for the target 0.6, not 0.5"):
+        BudgetController(POLICY, 0.5, path=path)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         BudgetController(POLICY, path=tmp_path / "nowhere" / "state.json")
 
@@ -219,6 +248,18 @@ def test_risk_holds_for_any_losses(losses, alpha):
 def test_wrong_losses(losses):
     with pytest.raises(ValueError, match=r"pass a number in \[0, 1\]"):
         RiskController(POLICY, 0.1).update(losses)
+
+
+@pytest.mark.parametrize("late", [1, 10, 100])
+def test_risk_holds_where_labels_come_late(late):
+    """The loss comes only when more samples have been answered; the step stays as it is."""
+    controller, waiting = RiskController(POLICY, 0.1), []
+    for _ in range(4000):
+        waiting.append(float((controller.thresholds[:-1] < np.inf).any()))
+        if len(waiting) == late:
+            controller.update([waiting.pop(0)])
+    n = controller.n_samples
+    assert controller.mean_loss <= 0.1 + (0.8 + 1) / (0.05 * n) + late / n + 1e-9
 
 
 def test_wrong_alpha():
