@@ -27,6 +27,7 @@ def compose(
     exits: Sequence[int],
     input_names: Sequence[str],
     thresholds: Any,
+    thresholds_as_input: bool,
     temperatures: Any,
     classes: Any,
 ) -> ir.Model:
@@ -47,7 +48,8 @@ def compose(
     running: Values = dict(zip(first, inputs, strict=True))
     main = _Scope(graph, "start")
     default = constants.array(THRESHOLDS, np.asarray(thresholds, dtype=np.float64))
-    graph.inputs.append(default)  # with its default value: a call may give others
+    if thresholds_as_input:
+        graph.inputs.append(default)
     by_exit = main.split(default, len(thresholds), axis=0)
     answers = _Composer(stages, decisions, exits, constants, by_exit).run(graph, 0, running)
     _finish(graph, answers, constants, temperatures, classes)

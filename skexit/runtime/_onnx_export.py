@@ -44,7 +44,7 @@ _MOST_NESTED = 30
 _TOLERANCE, _NOTHING = 1e-3, 1e-12
 
 
-def export_onnx(live: EarlyExitModel, path: str | Path) -> Path:
+def export_onnx(live: EarlyExitModel, path: str | Path, *, thresholds_as_input: bool = False) -> Path:
     """Write a live network as one file of ONNX, which stops by itself.
 
     The file takes what the network takes, in any number of rows, and gives ``labels``, ``probabilities`` and ``exits``.
@@ -59,6 +59,10 @@ def export_onnx(live: EarlyExitModel, path: str | Path) -> Path:
     path : str or Path
         The file, ``"network.onnx"`` for example; its folder is made if it is not there. Weights of 2 GiB and more are
         in another file beside it, ``"network.onnx.data"``.
+    thresholds_as_input : bool, default=False
+        Whether a call may pass other thresholds, of shape (n_exits,) and in double precision, as the input
+        ``thresholds``; those of the policy are its default. ``OnnxEarlyExit.thresholds`` sets them, as for a
+        :class:`~skexit.monitoring.BudgetController`. onnxruntime then says that they are no constant.
 
     Returns
     -------
@@ -129,6 +133,7 @@ def export_onnx(live: EarlyExitModel, path: str | Path) -> Path:
         list(network.used_exits.stages),
         _input_names(network.example),
         decisions.thresholds,
+        thresholds_as_input,
         live.policy.temperatures_,
         classes if classes.dtype.kind in "biu" else np.arange(len(classes)),
     )

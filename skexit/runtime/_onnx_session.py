@@ -47,8 +47,8 @@ class OnnxEarlyExit:
     exits : list of str
         Names of the exits.
     thresholds : ndarray of shape (n_exits,) or None
-        Thresholds to use instead of those in the file, where they are set. An exit that the policy of the file does not
-        use stays unused.
+        Thresholds to use instead of those in the file, where they are set. They can be in a file that was exported with
+        ``thresholds_as_input=True``. An exit that the policy of the file does not use stays unused.
 
     Raises
     ------
@@ -83,6 +83,12 @@ class OnnxEarlyExit:
 
     @thresholds.setter
     def thresholds(self, thresholds: ArrayLike | None) -> None:
+        if THRESHOLDS not in [value.name for value in self.session.get_overridable_initializers()]:
+            raise ValueError(
+                "the thresholds of this file are fixed. Export the network with "
+                "export_onnx(live, path, thresholds_as_input=True) to set them between calls; set_policy changes them "
+                "in the file."
+            )
         self._thresholds = None if thresholds is None else check_thresholds(thresholds, len(self.exits))
 
     def predict(self, *inputs: Any, **named_inputs: Any) -> ExitOutput:

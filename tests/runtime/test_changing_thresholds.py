@@ -79,7 +79,7 @@ def test_compiled_network_follows(data):
 def test_onnx_file_follows(data, policy, tmp_path):
     pipeline, live = live_of(data, policy)
     inputs = data[1].numpy()
-    exported = OnnxEarlyExit(export_onnx(live, tmp_path / "network.onnx"))
+    exported = OnnxEarlyExit(export_onnx(live, tmp_path / "network.onnx", thresholds_as_input=True))
     assert exported.thresholds is None
     before = exported.predict(inputs).exits
     with silenced():
@@ -88,6 +88,15 @@ def test_onnx_file_follows(data, policy, tmp_path):
     assert (exported.predict(inputs).exits == other.predict_exit(data[2].X)).mean() > 0.99
     exported.thresholds = None
     np.testing.assert_array_equal(exported.predict(inputs).exits, before)
+
+
+@pytest.mark.slow
+def test_a_file_with_fixed_thresholds(data, tmp_path, capfd):
+    pipeline, live = live_of(data, POLICIES[0])
+    exported = OnnxEarlyExit(export_onnx(live, tmp_path / "network.onnx"))
+    assert capfd.readouterr().err == ""  # onnxruntime has nothing to warn of
+    with pytest.raises(ValueError, match="thresholds_as_input=True"):
+        exported.thresholds = pipeline.thresholds_
 
 
 def test_controller_drives_a_live_network(data):
