@@ -25,6 +25,8 @@ from skexit.runtime._onnx_session import PROVIDERS, THRESHOLDS, OnnxEarlyExit
 _N_WARM_UP_RUNS = 2
 #: Share by which a later exit takes longer at least: costs rise.
 _LEAST_RISE = 1e-6
+#: Share of the time from one exit to the next that is taken to be the exit's at most: stages take some.
+_MOST_AT_EXIT = 0.9
 
 
 def measure_onnx_latency(
@@ -142,7 +144,7 @@ def _measure(
     until = np.maximum.accumulate(until) * (1 + _LEAST_RISE * np.arange(len(until)))
     own = np.diff(until, prepend=0)
     share = max(until[-1] - whole, 0) / max(len(until) - 1, 1)
-    at_exit = np.minimum(np.append(np.full(len(own) - 1, share), 0), own)
+    at_exit = np.minimum(np.append(np.full(len(own) - 1, share), 0), _MOST_AT_EXIT * own)
     return own - at_exit, at_exit, np.subtract(*np.percentile(runs[:, 1:], [75, 25], axis=0)), whole
 
 

@@ -50,24 +50,26 @@ def test_inputs_by_name():
 
 
 def test_what_all_exits_take_is_shared_out(monkeypatch):
-    # The plain network takes 16 ms, and 2, 8, 14 and 22 ms pass until all have left.
-    durations = iter([16.0, 2.0, 8.0, 14.0, 22.0] * 3)
+    # The plain network takes 16 ms, and 4, 8, 14 and 22 ms pass until all have left.
+    durations = iter([16.0, 4.0, 8.0, 14.0, 22.0] * 3)
     monkeypatch.setattr("skexit.runtime._onnx_latency._time", lambda call: next(durations))
     live, x = make_live(ThresholdPolicy(budget=0.8))
     latency = measure_onnx_latency(live, (1,), example_input=x[:1], n_repeats=1)
     np.testing.assert_allclose(latency.exit_ms, [[2, 2, 2, 0]], rtol=1e-4)
-    np.testing.assert_allclose(latency.stage_ms, [[0, 4, 4, 8]], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(latency.costs(1), [2, 8, 14, 22], rtol=1e-4)
+    np.testing.assert_allclose(latency.stage_ms, [[2, 2, 4, 8]], rtol=1e-4)
+    np.testing.assert_allclose(latency.costs(1), [4, 8, 14, 22], rtol=1e-4)
     assert latency.network_ms.tolist() == [16]
 
 
 def test_costs_rise_whatever_the_noise(monkeypatch):
-    durations = iter([16.0, 2.0, 8.0, 7.0, 8.0] * 3)
-    monkeypatch.setattr("skexit.runtime._onnx_latency._time", lambda call: next(durations))
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr("skexit.runtime._onnx_latency._time", lambda call: rng.lognormal(sigma=1.5))
     live, x = make_live(ThresholdPolicy(budget=0.8))
-    latency = measure_onnx_latency(live, (1,), example_input=x[:1], n_repeats=1)
-    assert (np.diff(latency.costs(1)) > 0).all()
-    latency.layout(live.policy.layout_, 1)
+    sizes = range(1, 101)
+    latency = measure_onnx_latency(live, sizes, example_input=x[:1], n_repeats=1)
+    for size in sizes:
+        assert (np.diff(latency.costs(size)) > 0).all()
+        latency.layout(live.policy.layout_, size)
 
 
 @pytest.mark.parametrize(
