@@ -631,7 +631,7 @@ class TestUnusualData:
 
     def test_one_exit(self):
         X, y = make_exits(50, 1, 3, 0)
-        policy = EENetPolicy(0.6).fit(X, y)
+        policy = EENetPolicy(1.0).fit(X, y)
         assert policy.networks_ == []
         assert policy.thresholds_.tolist() == [-np.inf]
         assert policy.exit_distribution_.tolist() == [1]
