@@ -16,6 +16,8 @@ from skexit.utils._warnings import silenced
 Floats = NDArray[np.float64]
 
 _N_BUDGETS = 201
+#: Rows from which the table is made: with more, it takes seconds, and the controller makes good what they say wrong.
+_MOST_ROWS = 5000
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class ThresholdTable:
                 "budget. Make the controller of the policy that was fitted, and ship the controller."
             )
         scores, weight = policy._fitted_scores()
+        if len(scores) > _MOST_ROWS:
+            # At random: rows may come in an order that repeats.
+            rows = np.random.default_rng(0).choice(len(scores), _MOST_ROWS, replace=False)
+            scores, weight = scores[rows], weight[rows]
         first = next(k for k in range(len(policy.costs_)) if k not in policy._without)
         budgets = np.linspace(policy.costs_[first], policy.costs_[-1], _N_BUDGETS)
         thresholds, own = np.empty((_N_BUDGETS, len(policy.costs_))), copy.copy(policy)

@@ -104,6 +104,15 @@ def test_thresholds_are_those_of_the_policy_at_the_nominal_budget():
     assert table.thresholds[0, 0] == -np.inf
 
 
+def test_a_table_of_many_rows_is_made_from_some_of_them():
+    X, y = make_rows(20_000)
+    policy = ThresholdPolicy(budget=0.6).fit(X[:10_000], y[:10_000])
+    table = BudgetController(policy)._table
+    for row in (20, 100, 180):
+        cost = policy.costs_[np.argmax(policy.exit_scores(X[10_000:]) >= table.thresholds[row], axis=1)].mean()
+        assert cost == pytest.approx(table.budgets[row], abs=0.02)
+
+
 def test_batches_and_rows_learn_the_same_sum():
     one, other = BudgetController(POLICY, step=0.001), BudgetController(POLICY, step=0.001)
     exits = np.array([0, 3, 3, 1])
