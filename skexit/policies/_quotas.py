@@ -241,16 +241,19 @@ class _Departures:
 
 def _departures(scores: Floats) -> _Departures:
     n_samples, n_exits = scores.shape
-    highest = np.maximum.accumulate(scores[:, :-1], axis=1)
+    # One row an exit: steps from exit to exit then read memory in order.
+    highest = np.array(scores[:, :-1].T, order="C")
+    for k in range(1, n_exits - 1):
+        np.maximum(highest[k - 1], highest[k], out=highest[k])
     # An exit whose score an earlier one reaches is never the first that a sample passes.
-    rises = highest > np.column_stack([np.full(n_samples, -np.inf), highest[:, :-1]])
-    next_rise = np.full((n_samples, n_exits - 1), n_exits - 1)
+    rises = np.concatenate([highest[:1] > -np.inf, highest[1:] > highest[:-1]])
+    next_rise = np.full((n_exits - 1, n_samples), n_exits - 1, dtype=np.int16)
     for k in reversed(range(n_exits - 2)):
-        next_rise[:, k] = np.where(rises[:, k + 1], k + 1, next_rise[:, k + 1])
-    rows, stops = np.nonzero(rises)
-    order = np.argsort(-highest[rows, stops], kind="stable")
-    rows, stops = rows[order], stops[order]
-    return _Departures(highest[rows, stops], rows, stops, next_rise[rows, stops])
+        next_rise[k] = np.where(rises[k + 1], k + 1, next_rise[k + 1])
+    stops, rows = np.nonzero(rises)
+    levels = highest[rises]
+    order = np.argsort(-levels)
+    return _Departures(levels[order], rows[order], stops[order], next_rise[rises][order])
 
 
 def _warn_if_missed(missing: float, budget: float, costs: Floats, weight: Floats) -> None:
