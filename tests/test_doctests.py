@@ -13,7 +13,7 @@ import skexit
 OPTIONS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 MODULES = [module.name for module in pkgutil.walk_packages(skexit.__path__, "skexit.")]
 PAGES = sorted((Path(__file__).parents[1] / "docs").glob("**/*.rst"))
-SLOW = {"skexit.model_selection", "skexit.pipeline", "check", "choosing", "jei", "text", "timm"}
+SLOW = {"skexit.model_selection", "skexit.pipeline", "check", "choosing", "jei", "start", "text", "timm"}
 
 
 def mark_slow(value, name):

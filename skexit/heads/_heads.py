@@ -379,7 +379,7 @@ class ExitHeads(CrossFittedHeads):
         used, self.classes_, labels, weight = validate_training_data(self, X, y, sample_weight)
         check_two_classes(self.classes_)
         numbers = validate_groups(groups, y, sample_weight)
-        rows = np.flatnonzero(check_sample_weight(sample_weight, np.empty(len(y))) > 0)
+        rows = np.flatnonzero(check_sample_weight(sample_weight, np.empty(len(np.asarray(y)))) > 0)
         self.distillation_ = resolve_distillation(self.distillation, used, labels)
         if self.distillation_ == 0:
             rows = rows[labels >= 0]

@@ -34,6 +34,7 @@ def make_capped():
 CAPPED = make_capped()[0]
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     st.integers(0, 1000), st.sampled_from([0.25, 0.4, 0.6, 0.95]), st.sampled_from([0.005, 0.02, 0.3]), st.booleans()
@@ -48,6 +49,7 @@ def test_budget_holds_for_any_order(seed, budget, step, is_sorted):
     assert abs(controller.mean_cost - budget) <= controller.bound + 1e-9
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=60), st.integers(0, 2**31))
 def test_budget_holds_against_an_adversary(sizes, seed):
@@ -241,6 +243,7 @@ def test_risk_holds_in_the_long_run(policy, size, alpha):
     assert controller.mean_loss <= alpha + (width + 1) / (step * controller.n_samples) + 1e-9
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=300), st.sampled_from([0.02, 0.2]))
 def test_risk_holds_for_any_losses(losses, alpha):

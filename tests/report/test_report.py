@@ -175,8 +175,10 @@ def with_trained_heads(X, y):
     "make",
     [
         with_trained_heads,
-        lambda X, y: ThresholdPolicy(budget=0.6, heads=ExitHeads((16,), max_epochs=2, random_state=0)),
-        lambda X, y: make_pipeline(ExitHeads((16,), max_epochs=2, random_state=0), ThresholdPolicy(budget=1.0)),
+        lambda X, y: ThresholdPolicy(budget=0.6, heads=ExitHeads((16,), max_epochs=2, distillation=0, random_state=0)),
+        lambda X, y: make_pipeline(
+            ExitHeads((16,), max_epochs=2, distillation=0, random_state=0), ThresholdPolicy(budget=1.0)
+        ),
     ],
     ids=["ensemble", "heads", "all of the budget"],
 )

@@ -221,7 +221,8 @@ def test_after_a_move_and_from_a_file(network, images, cache, tmp_path):
 
 
 def test_latency_decides_where_samples_are_taken_out(network, images, cache, calls):
-    policy = OptimalStoppingPolicy(0.6, random_state=0).fit(cache.X, cache.y)
+    heads = ExitHeads(distillation=0, random_state=0)
+    policy = OptimalStoppingPolicy(0.6, heads=heads, random_state=0).fit(cache.X, cache.y)
     live = EarlyExitModel(network, EXITS, policy, example_input=images[0][:1])
     latency = measure_latency(live, batch_sizes=(1, 16), example_input=images[0][:1], n_repeats=1)
     exits = policy.predict_exit(cache.X)

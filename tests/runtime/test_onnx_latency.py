@@ -43,12 +43,14 @@ def test_all_rows_run_to_each_exit_whichever_the_policy_uses(exits_run):
     pruned(live.policy, latency, batch_size=2)
 
 
+@pytest.mark.slow
 def test_inputs_by_name():
     live, draw = make_token_live(ThresholdPolicy(budget=0.8))
     latency = measure_onnx_latency(live, (3,), example_input=draw(4, 7), n_repeats=1)
     assert latency.stage_ms.shape == (1, 2)
 
 
+@pytest.mark.slow
 def test_what_all_exits_take_is_shared_out(monkeypatch):
     # The plain network takes 16 ms, and 4, 8, 14 and 22 ms pass until all have left.
     durations = iter([16.0, 4.0, 8.0, 14.0, 22.0] * 3)
