@@ -4,7 +4,7 @@ A day of traffic that changes
 
 In the middle of the day, images become noisy, blurred and pale. With fixed
 thresholds, the policy overspends its budget. A controller keeps it, and a
-monitor raises an alarm. None of the two sees a label.
+monitor raises an alarm. Both work without labels.
 """
 
 # %%
@@ -75,8 +75,7 @@ for name, own in exits.items():
 
 # %%
 # The controller follows within a few hundred images, and spends the budget over
-# the day. The same compute buys less accuracy on harder images; that the fixed
-# thresholds are more accurate is paid for.
+# the day. The fixed thresholds are more accurate, because they spend more.
 
 import matplotlib.pyplot as plt
 

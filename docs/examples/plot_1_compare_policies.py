@@ -1,18 +1,18 @@
 """
-Compare policies, and say how sure that is
-==========================================
+Compare policies, with intervals
+================================
 
-Policies are fitted on the same rows of a real network's outputs and measured
-on the same other rows, over all budgets. The bootstrap says which differences
-are more than chance.
+Policies are fitted on the same rows of a ResNet-56's outputs, and measured on
+the same test rows at many budgets. The bootstrap shows which differences are
+larger than chance.
 """
 
 # %%
 # The network
 # -----------
 # A ResNet-56 with nine exits was run once on 5,000 images that it was not
-# trained on. What it computed there comes with skexit: features at each exit,
-# the network's own logits at the last one, and what each exit costs.
+# trained on. skexit comes with its outputs: the features of each exit, the
+# network's logits at the last exit, and the cost of each exit.
 
 from sklearn.model_selection import train_test_split
 
@@ -29,8 +29,8 @@ X_train.layout
 # ------------
 # The heads, a linear classifier at each exit, are fitted once for all policies.
 # These learn from cross-fitted logits, which
-# :meth:`~skexit.ExitHeads.fit_transform` gives: what heads say of rows they
-# have learned from looks better than it is.
+# :meth:`~skexit.ExitHeads.fit_transform` gives: on rows that they were trained
+# on, heads are too confident.
 
 from skexit import (
     ExitHeads,
@@ -55,9 +55,9 @@ for policy in policies.values():
 # %%
 # Curves
 # ------
-# ``with_budget`` gives each fitted policy other budgets. A point of a curve is
-# a column: the class that each test row gets there, and what that costs. The
-# bands are 95 % intervals.
+# ``with_budget`` sets other budgets for a fitted policy. Each point of a curve
+# is a column: the predicted class of each test row, and its cost. The bands are
+# 95 % intervals.
 
 import numpy as np
 
@@ -77,8 +77,8 @@ display = AccuracyCostDisplay.from_predictions(
 )
 
 # %%
-# The points are in an :class:`~skexit.metrics.AccuracyCostCurve`, which reads
-# off accuracies and costs between them: the accuracy for half of the compute,
+# The points form an :class:`~skexit.metrics.AccuracyCostCurve`, which
+# interpolates between them: the accuracy for half of the compute,
 # and the compute for an accuracy of 90 %.
 
 from skexit.metrics import accuracy_cost_curve
@@ -91,10 +91,10 @@ for name, answer in answers.items():
 # %%
 # Differences
 # -----------
-# The bands overlap, but that says little: they vary together, for an easy test
-# row is easy for all policies. Draw the rows for two policies at once, and look
-# at their difference. Here: accuracy at a mean cost of 0.5, a policy's less
-# that of maximum probability. An interval that holds 0 may be chance.
+# The bands overlap, but they vary together: an easy test row is easy for all
+# policies. So resample the rows of two policies together, and look at the
+# difference: here the accuracy at a mean cost of 0.5 minus that of maximum
+# probability. If the interval contains 0, the difference may be chance.
 
 from skexit.metrics import accuracy_at_budget, bootstrap_interval
 
@@ -116,14 +116,13 @@ for name, answer in answers.items():
         print(f"{name:28s} {gain(*arrays):+.3f} [{low:+.3f}, {high:+.3f}]")
 
 # %%
-# The intervals are about new test rows, with these fitted policies. With
-# another training set the policies would be others; for that, fit on several
-# splits.
+# The intervals are for new test rows and these fitted policies. To see the
+# effect of another training set, fit on several splits.
 #
 # Exit by exit
 # ------------
-# Where the samples of one policy leave, and how often each exit is right on
-# these and on all:
+# The share of samples that leave at each exit, and the accuracy of each exit on
+# these and on all samples:
 
 from skexit.metrics import exit_report
 
@@ -133,7 +132,7 @@ y_pred = policy.predict_at_exits(logits_test)
 print(exit_report(y_test, y_pred, exits, policy.costs_))
 
 # %%
-# The same budget is spent in different ways:
+# Policies spend the same budget in different ways:
 
 from skexit.plotting import ExitDistributionDisplay
 

@@ -3,16 +3,16 @@ Tune λ and budget of all policies in one search
 ===============================================
 
 Which policy, with which settings, is the most accurate one for 60 % of the
-compute? That is one :class:`~sklearn.model_selection.GridSearchCV`: it swaps
-the last step of a pipeline, and its ``refit`` takes the best setting within
-the budget.
+compute? One :class:`~sklearn.model_selection.GridSearchCV` answers this: it
+replaces the last step of a pipeline, and its ``refit`` takes the best setting
+within the budget.
 """
 
 # %%
 # The data
 # --------
-# What a ResNet-56 computed at nine exits, for images that it was not trained
-# on. The test rows are kept for the end.
+# The outputs of a ResNet-56 with nine exits, for images that it was not trained
+# on. The test rows are used at the end.
 
 from sklearn.model_selection import train_test_split
 
@@ -29,7 +29,7 @@ X_train
 # --------
 # Heads turn features into logits, and a policy decides on these. Both are steps
 # of one pipeline, so that each fold fits its own. The heads are the same for
-# all policies: ``memory`` keeps them, and each fold fits them once.
+# all policies: ``memory`` stores them, and each fold fits them once.
 #
 # A list of grids gives each policy the parameters it has. λ is the price of the
 # whole network, in the units of the policy's objective; a budget is a fraction
@@ -78,8 +78,8 @@ print(search.best_params_)
 # ----------
 # Each setting is a point: its mean cost and accuracy on the test folds, with
 # their standard deviations. ``best_within`` took the highest one left of the
-# line. A policy meets its budget on the rows it was fitted on and may cost a
-# little more on others, which is why the grid has budgets below 0.6, too.
+# line. A policy meets its budget on the rows it was fitted on, and may cost a
+# little more on others. So the grid has budgets below 0.6, too.
 
 from skexit.plotting import AccuracyCostDisplay
 
@@ -109,15 +109,15 @@ results.sort_values("accuracy", ascending=False).round(3).head(10)
 # %%
 # On new rows
 # -----------
-# The accuracy on the folds is flattered by the choice, and it is that of
-# policies fitted on half of the training rows. What to expect of the refitted
-# one is what it does on rows that took no part in the choice:
+# The accuracy on the folds is too high, since the best setting was chosen by
+# it, and it is that of policies fitted on half of the training rows. Measure the
+# refitted policy on rows that took no part in the choice:
 
 scores = accuracy_and_cost()(search.best_estimator_, X_test, y_test)
 print({name: round(score, 3) for name, score in scores.items()})
 
 # %%
-# The chosen policy can serve other budgets without being fitted again:
+# The chosen policy takes other budgets without being fitted again:
 
 heads, policy = search.best_estimator_
 logits = heads.transform(X_test)

@@ -2,17 +2,17 @@
 Calibrated probabilities and prediction sets
 ============================================
 
-Who leaves early does so because an exit was sure of it, rightly or not. So
-each exit is calibrated on the rows that leave there: its probabilities then
-mean what they say, and sets of classes hold the true one as often as asked.
+Samples leave early because an exit is confident, correctly or not. So each
+exit is calibrated on the rows that leave there. Its probabilities then agree
+with its accuracy, and sets of classes contain the true one as often as asked.
 """
 
 # %%
 # Three kinds of rows
 # -------------------
-# Some rows fit heads and policy, others calibrate them, and the rest say
-# whether that helped. The outputs are those of a ResNet-56 with nine exits, on
-# images that it was not trained on.
+# Some rows fit heads and policy, others calibrate them, and the rest measure
+# the effect. The outputs are those of a ResNet-56 with nine exits, on images
+# that it was not trained on.
 
 from sklearn.model_selection import train_test_split
 
@@ -34,9 +34,9 @@ logits_calibrate = heads.transform(X_calibrate)
 logits_test = heads.transform(X_test)
 
 # %%
-# Can the probabilities be believed?
-# ----------------------------------
-# Points on the diagonal are as often right as they say.
+# Are the probabilities calibrated?
+# ---------------------------------
+# On the diagonal, accuracy equals confidence.
 
 from skexit.plotting import ReliabilityDisplay
 
@@ -47,7 +47,7 @@ display = ReliabilityDisplay.from_estimator(
 # %%
 # ``calibrate`` fits a temperature for each exit. Decisions stay as they are;
 # only the probabilities change. The error is the mean distance from the
-# diagonal, and some of it is chance.
+# diagonal; part of it is chance.
 
 from skexit.uncertainty import expected_calibration_error
 
@@ -67,9 +67,9 @@ print("the same exits:", (policy.predict_exit(logits_test) == exits).all())
 # %%
 # Sets of classes
 # ---------------
-# A set has as many classes as it takes to hold the true one in 95 % of the
-# rows that leave at an exit. Most have a single class; more where the exit
-# hesitates.
+# A set has as many classes as needed to contain the true one for 95 % of the
+# rows that leave at an exit. Most sets have a single class; they have more if
+# the exit is not confident.
 
 from skexit.uncertainty import coverage_score, inefficiency_score
 
@@ -81,8 +81,8 @@ print(f"holds the true class: {coverage_score(y_test, sets):.3f}")
 print(f"classes in a set: {inefficiency_score(sets):.2f}")
 
 # %%
-# One threshold for all exits (``method="general"``) keeps its promise over all
-# rows, but not at each exit. One an exit does:
+# One threshold for all exits (``method="general"``) has the right coverage over
+# all rows, but not at each exit. One threshold per exit has:
 
 import pandas as pd
 
@@ -99,7 +99,8 @@ for method in ("general", "gated"):
 pd.DataFrame(coverages, index=[f"exit {k}" for k in used]).round(3)
 
 # %%
-# The smaller the share of sets that may miss, the larger the sets:
+# The smaller the share of sets that may miss the true class, the larger the
+# sets:
 
 from skexit.plotting import CoverageDisplay
 

@@ -2,10 +2,9 @@
 Lose at most two points of accuracy, with a guarantee
 =====================================================
 
-A budget says what is spent. The other way round: how early can samples stop,
-if stopping may cost at most two points of accuracy? A
-:class:`~skexit.RiskControlledPolicy` finds the cheapest budget for which other
-rows show it.
+How early can samples stop if accuracy may fall by at most two points? A
+:class:`~skexit.RiskControlledPolicy` finds the cheapest budget for which this
+holds, and tests it on rows that nothing was fitted on.
 """
 
 # %%
@@ -53,9 +52,9 @@ print(f"lost: {lost:.4f}, cost: {policy.mean_cost(logits_test):.3f}")
 # %%
 # The tests
 # ---------
-# Each budget has a loss on the rows that test it, and a p-value: how likely
-# such a small loss is if the true one is above alpha. The first above delta
-# ends the search.
+# Each budget has a loss on the rows that test it, and a p-value: the
+# probability of such a small loss if the true one is above alpha. The first p-value above
+# delta ends the search.
 
 import matplotlib.pyplot as plt
 
@@ -76,7 +75,7 @@ for ax in (losses, p_values):
 # %%
 # What a guarantee costs
 # ----------------------
-# The less may be lost, and the fewer rows test it, the more must be spent.
+# A smaller loss, and fewer rows to test it, need a larger budget.
 
 import warnings
 

@@ -2,8 +2,8 @@
 Load a saved policy in another process
 ======================================
 
-A policy is trained once and used elsewhere. What is fitted is plain NumPy: a
-process that loads and applies it does not import torch.
+A policy is trained once and used elsewhere. A fitted policy consists of NumPy
+arrays: a process that loads and applies it does not import torch.
 """
 
 # %%
@@ -39,7 +39,7 @@ print((folder / "policy.joblib").stat().st_size, "bytes")
 # %%
 # Load and predict
 # ----------------
-# Another process, which writes what it predicts and says what it has imported:
+# Another process writes its predictions and lists what it has imported:
 
 import subprocess
 import sys
@@ -87,7 +87,7 @@ same = np.array_equal(predicted, loaded.predict(X_test))
 print("the predictions are the same:", same)
 
 # %%
-# Nothing is lost on the way. Which classes leave where:
+# The predictions are the same. The exits of each class:
 
 from skexit.plotting import ExitDistributionDisplay
 
@@ -96,9 +96,9 @@ display = ExitDistributionDisplay.from_estimator(loaded, X_test, y_test)
 # %%
 # Another version
 # ---------------
-# The file says which skexit wrote it. Under another version, the policy may
-# decide otherwise, and loading it warns. Here the other process pretends to be
-# newer:
+# The file has the version of skexit that wrote it. Under another version, the
+# policy may decide differently, and loading it warns. Here the other process
+# has a newer version number:
 
 program = """
 import textwrap

@@ -2,8 +2,8 @@
 A live network that stops
 =========================
 
-From a torch network of your own to one that answers early: train, extract, fit
-a policy, and run the network so that it stops where the policy says.
+From a torch network to one that stops early: train, extract, fit a policy, and
+run the network so that it stops where the policy says.
 """
 
 # %%
@@ -46,8 +46,8 @@ for _ in range(6):
 # Run it once
 # -----------
 # The exits are names of modules. The extractor runs the network over images
-# that it was not trained on, and keeps what comes out of these modules. It also
-# counts what each exit costs.
+# that it was not trained on, and stores the outputs of these modules. It also
+# counts the cost of each exit.
 
 from tempfile import TemporaryDirectory
 
@@ -92,7 +92,7 @@ print(f"live: {(labels == test_y).double().mean():.3f} right")
 print(f"mean cost: {pipeline[-1].costs_[stops].mean():.3f}")
 
 # %%
-# What really ran? A hook counts the images that reach each block.
+# A hook counts the images that reach each block.
 
 seen = []
 hooks = [
@@ -107,7 +107,7 @@ for hook in hooks:
 print("images in each block:", seen)
 
 # %%
-# It answers as the policy does on a cache of the same images:
+# Its predictions equal those of the policy on a cache of the same images:
 
 test_folder = TemporaryDirectory()
 loader = DataLoader(TensorDataset(test_images, test_y), batch_size=50)

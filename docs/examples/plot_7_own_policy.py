@@ -2,18 +2,18 @@
 A policy of your own
 ====================
 
-A policy says how sure an exit is, and where that is enough. What a new one has
-to write is two short methods; budgets, calibration, scikit-learn's tools and
-saving come with the base class.
+A policy scores how confident an exit is, and sets thresholds. A new policy
+needs two short methods; budgets, calibration, scikit-learn's tools and saving
+come with the base class.
 """
 
 # %%
 # The idea
 # --------
-# An exit may be sure and wrong, and it is so for some classes more than for
-# others: an early exit that takes dogs for cats should not be believed when it
-# says "cat". So let us weigh each probability with how often the exit was right
-# when it said that class.
+# An exit can be confident and wrong, more often for some classes than for
+# others. If an early exit confuses dogs and cats, its prediction "cat" is less
+# reliable. So this policy weighs each probability with the accuracy of the exit
+# on samples for which it predicts that class.
 #
 # - ``fit_policy`` learns: here, the share of right answers of each exit and
 #   class, pulled towards the exit's mean where there are few.
@@ -77,9 +77,9 @@ from skexit.testing import check_policy
 check_policy(PrecisionPolicy())
 
 # %%
-# Is it any good?
-# ---------------
-# It is a policy like any other, so that it can be held against one.
+# Compare it
+# ----------
+# It is a policy like any other, so it can be compared with one.
 
 from sklearn.model_selection import train_test_split
 
@@ -132,7 +132,7 @@ print(f"{gain(*arrays):+.4f} [{low:+.4f}, {high:+.4f}]")
 # %%
 # What it learned
 # ---------------
-# Which class should not be believed at the first exit, and which may be:
+# The classes for which the first exit is the least and the most accurate:
 
 names = load_cifar10_resnet56().target_names
 order = ours.precisions_[0].argsort()
@@ -140,7 +140,7 @@ for c in order[[0, 1, -2, -1]]:
     print(f"{names[c]:10s} {ours.precisions_[0, c]:.2f}")
 
 # %%
-# All the rest came with the base class: calibration and sets of classes,
+# The rest comes with the base class: calibration and sets of classes,
 # pipelines and searches, and the table of exits below.
 
 from sklearn.model_selection import GridSearchCV

@@ -2,17 +2,16 @@
 A cascade of models
 ===================
 
-Exits need not be layers. Where a small, a medium and a large model answer the
-same question, the small one can answer first, and the others get what it leaves
-open. A :class:`~skexit.ModelCascade` makes exits of whole models.
+Exits need not be layers. A :class:`~skexit.ModelCascade` makes exits of whole
+models: a small model runs first, and the larger ones get the samples that it
+does not answer.
 """
 
 # %%
 # Three models
 # ------------
 # scikit-learn's digits, some of them covered by noise. The models are fitted as
-# they always are: a linear one, a support vector machine, and a committee of
-# many. None needs to know of the others.
+# usual: a linear one, a support vector machine, and a large ensemble.
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -34,12 +33,12 @@ for name, model in [("small", small), ("medium", medium), ("large", large)]:
     print(f"{name}: {model.score(images[1200:], y[1200:]):.3f}")
 
 # %%
-# A policy on what they say
-# -------------------------
+# A policy on their logits
+# ------------------------
 # The cascade is the first step of a pipeline, and a policy the last. ``fit``
-# runs every model on rows that none was fitted on, measures what a row costs
-# each, and learns when to stop. A budget is a fraction of what the last model
-# costs alone, as it would run without a cascade.
+# runs every model on rows that none was fitted on, measures the cost of a row
+# for each, and learns when to stop. A budget is a fraction of the cost of the
+# last model alone.
 
 from skexit import ModelCascade, ThresholdPolicy, make_exit_pipeline
 
@@ -49,8 +48,8 @@ pipeline.fit(images[600:1200], y[600:1200])
 print("milliseconds a row:", cascade.model_costs_.round(3))
 
 # %%
-# ``predict`` runs each model only for the samples that get there. Each sample
-# that goes through all pays for all: the last cost is more than 1.
+# ``predict`` runs each model only for the samples that reach it. A sample that
+# goes through all models costs more than 1.
 
 from time import perf_counter
 
@@ -97,8 +96,8 @@ X_new = cascade.transform(new)
 print(f"accuracy: {search.best_estimator_.score(X_new, y_new):.3f}")
 
 # %%
-# The cascade compared with the models one by one. These cost what a cascade
-# takes up to them; the last alone, without the others, costs 1.
+# The cascade compared with single models, at the cost of a cascade up to them;
+# the last model alone costs 1.
 
 from skexit import StaticExit
 from skexit.plotting import AccuracyCostDisplay

@@ -2,9 +2,9 @@
 A network with exits of its own
 ===============================
 
-MSDNet, BranchyNet and their like give the logits of several exits at once. Such
-a network needs no heads: its exits are found from what it returns, a policy is
-fitted on its own logits, and the live network leaves out what nobody needs.
+MSDNet, BranchyNet and similar networks return the logits of several exits. Such
+a network needs no heads: its exits are found from its outputs, a policy is
+fitted on its logits, and the live network skips what no sample needs.
 """
 
 # %%
@@ -66,14 +66,13 @@ for _ in range(15):
         optimizer.step()
 
 # %%
-# A list is one way to give them. A tuple, ``(last, [early, ...])``, a dict, a
-# dataclass, or one tensor of shape (n_samples, n_exits, n_classes) are taken,
-# too.
+# The logits may also be a tuple, ``(last, [early, ...])``, a dict, a dataclass,
+# or one tensor of shape (n_samples, n_exits, n_classes).
 #
 # Where can it stop?
 # ------------------
-# One batch tells. Each of the network's logits belongs to an exit, and its
-# classifier is counted in what the exit costs.
+# One batch shows it. Each of the network's logits belongs to an exit, and its
+# classifier is part of the exit's cost.
 
 from skexit.backbone import describe_exits, exit_costs, exit_points
 
@@ -87,8 +86,8 @@ print("costs:", exit_costs(network, exits, images[:2]).costs)
 # %%
 # Run it once
 # -----------
-# Over images that it was not trained on. The cache holds the logits of each
-# exit, and the pooled outputs of the blocks.
+# Run it over images that it was not trained on. The cache has the logits of
+# each exit, and the pooled outputs of the blocks.
 
 from tempfile import TemporaryDirectory
 
@@ -106,7 +105,7 @@ for k, name in enumerate(extractor.exits):
 # %%
 # A policy on the network's own logits
 # ------------------------------------
-# No heads are fitted where an exit has logits.
+# No heads are fitted, since every exit has logits.
 
 from skexit import OptimalStoppingPolicy
 
@@ -115,8 +114,8 @@ policy = OptimalStoppingPolicy(budget=0.5).fit(cache.X, cache.y)
 # %%
 # The live network
 # ----------------
-# It calls the blocks and classifiers of the network. What a sample does not
-# need any more is not run for it.
+# It calls the blocks and classifiers of the network, and only for the samples
+# that are still running.
 
 from skexit.runtime import EarlyExitModel
 

@@ -8,6 +8,7 @@ import click
 
 from skexit.cli._commands import aligned, command, percent
 from skexit.cli._files import CACHE, POLICY, SEED, check_out_file, load_fitting, open_labelled, out_option, save_policy
+from skexit.data._validation import check_budget
 
 #: Class and parameters of each policy by its name on the command line.
 _POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -48,6 +49,7 @@ def _fit(cache: str, budget: float, policy: str, out: str, seed: int) -> Any:
     """
     check_out_file(out)
     opened = open_labelled(cache, "a fit")
+    check_budget(budget, opened.layout)  # before the heads are fitted
     fitted = _make(policy, budget, seed).fit(opened.X, opened.y)
     save_policy(fitted, out)
     shares = fitted.exit_distribution_
