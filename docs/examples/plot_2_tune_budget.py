@@ -110,8 +110,8 @@ results.sort_values("accuracy", ascending=False).round(3).head(10)
 # On new rows
 # -----------
 # The accuracy on the folds is too high, since the best setting was chosen by
-# it, and it is that of policies fitted on half of the training rows. Measure the
-# refitted policy on rows that took no part in the choice:
+# it, and it is that of policies fitted on half of the training rows. Measure
+# the refitted policy on rows that took no part in the choice:
 
 scores = accuracy_and_cost()(search.best_estimator_, X_test, y_test)
 print({name: round(score, 3) for name, score in scores.items()})

@@ -53,8 +53,8 @@ print(f"lost: {lost:.4f}, cost: {policy.mean_cost(logits_test):.3f}")
 # The tests
 # ---------
 # Each budget has a loss on the rows that test it, and a p-value: the
-# probability of such a small loss if the true one is above alpha. The first p-value above
-# delta ends the search.
+# probability of such a small loss if the true one is above alpha. The first
+# p-value above delta ends the search.
 
 import matplotlib.pyplot as plt
 
