@@ -261,6 +261,7 @@ class TestLive:
 
 
 class TestCommandLine:
+    @pytest.mark.filterwarnings("ignore:the fitted temperature lies at the bound")  # of a network that nobody trained
     def test_cache_without_labels(self, extractor, data, policy, tmp_path, capsys):
         extractor.extract([data[0]], tmp_path / "c")
         joblib.dump(policy, tmp_path / "policy.joblib")

@@ -508,7 +508,7 @@ class TestCalibrate:
             scaled: log_loss(
                 new_y,
                 as_softmax(
-                    ExitHeads((64,), l2=0, max_epochs=60, temperature_scaling=scaled, random_state=0)
+                    ExitHeads((64,), l2=0, max_epochs=60, distillation=0, temperature_scaling=scaled, random_state=0)
                     .fit(X, y)
                     .transform(new)
                     .logits(0)
