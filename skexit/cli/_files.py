@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from skexit.utils._files import replacing
+
 if TYPE_CHECKING:
     from skexit.cache import FeatureCache
 
@@ -90,13 +92,8 @@ def save_policy(policy: Any, path: str) -> None:
     """Write a policy in one step, so that an interrupted command leaves no half of a file."""
     import joblib
 
-    target = check_out_file(path)
-    part = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        joblib.dump(policy, part)
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(check_out_file(path)) as beside:
+        joblib.dump(policy, beside)
 
 
 def check_out_file(path: str) -> Path:

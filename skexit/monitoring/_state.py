@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from filelock import FileLock
+
+from skexit.utils._files import replacing
 
 
 @dataclass
@@ -70,10 +70,8 @@ class SharedState:
         with FileLock(f"{self._path}.lock"):
             state = self.read()
             yield state
-            descriptor, beside = tempfile.mkstemp(dir=self._path.parent, prefix=self._path.name)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(asdict(state), file)
-            os.replace(beside, self._path)
+            with replacing(self._path) as beside:
+                beside.write_text(json.dumps(asdict(state)), encoding="utf-8")
 
     def read(self) -> ControllerState:
         if not self._path.exists():

@@ -100,13 +100,16 @@ def measure_onnx_latency(
     with TemporaryDirectory() as folder:
 
         def session_of(thresholds: Sequence[float], path: Path) -> OnnxEarlyExit:
-            set_weights(path, {THRESHOLDS: np.array(thresholds)})
+            set_weights(path, model, {THRESHOLDS: np.array(thresholds)})
             return OnnxEarlyExit(path, session_options=session_options, providers=providers)
 
         everywhere, nowhere = (
             export_onnx(_with_thresholds(live, [number] * (n_exits - 1) + [-np.inf]), Path(folder, f"{number}.onnx"))
             for number in (0.0, np.inf)
         )
+        import onnx  # installed, or there would be no export
+
+        model = onnx.load(everywhere, load_external_data=False)
         plain = OnnxEarlyExit(nowhere, session_options=session_options, providers=providers)
         by_exit = [session_of([np.inf] * k + [-np.inf] * (n_exits - k), everywhere) for k in range(n_exits)]
         measured = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from skexit.data import ExitArray
 from skexit.data._walk import collect
 from skexit.runtime._decisions import Decisions
 from skexit.runtime._onnx_session import METADATA, THRESHOLDS
+from skexit.utils._files import replacing
 from skexit.utils._optional import optional_import
 
 #: Names of weights of the file.
@@ -79,20 +79,19 @@ def set_policy(path: str | Path, policy: Any, heads: Any = None) -> None:
             "make the one from the other. Export the live network again, with this policy."
         )
     _check_exits(decisions, exits, path)
-    set_weights(path, {THRESHOLDS: decisions.policy.thresholds_, TEMPERATURES: decisions.policy.temperatures_[:, None]})
+    arrays = {THRESHOLDS: decisions.policy.thresholds_, TEMPERATURES: decisions.policy.temperatures_[:, None]}
+    set_weights(path, model, arrays)
 
 
-def set_weights(path: Path, arrays: dict[str, Any]) -> None:
-    """Replace weights of a file, by name, in double precision."""
+def set_weights(path: Path, model: Any, arrays: dict[str, Any]) -> None:
+    """Replace weights of the model in a file, by name, in double precision."""
     import onnx
 
-    model = onnx.load(path, load_external_data=False)
     for weight in model.graph.initializer:
         if weight.name in arrays:
             weight.CopyFrom(onnx.numpy_helper.from_array(arrays[weight.name].astype(np.float64), weight.name))
-    beside = path.with_name(f"{path.name}.new")
-    beside.write_bytes(model.SerializeToString())
-    os.replace(beside, path)
+    with replacing(path) as beside:
+        beside.write_bytes(model.SerializeToString())
 
 
 def _check_exits(decisions: Decisions, exits: list[int], path: Path) -> None:
