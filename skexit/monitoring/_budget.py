@@ -104,8 +104,7 @@ class BudgetController(Controller):
     @property
     def mean_cost(self) -> float:
         """Mean cost of the samples so far, a fraction of the network's cost; NaN before the first."""
-        state = self._state.read()
-        return state.total / state.n_samples if state.n_samples else float("nan")
+        return self._mean
 
     @property
     def bound(self) -> float:

@@ -15,7 +15,6 @@ from skexit.policies._access import policy_and_data, steps_of
 
 Floats = NDArray[np.float64]
 
-
 #: The largest move of the nominal budget by the samples in flight, as a share of the error of their mean: larger ones
 #: would overshoot.
 _LARGEST_GAIN = 0.5
@@ -60,6 +59,12 @@ class Controller:
     def n_samples(self) -> int:
         """Samples so far, those of other processes with the same `path` included."""
         return self._state.read().n_samples
+
+    @property
+    def _mean(self) -> float:
+        """Mean of what was counted; NaN before the first sample."""
+        state = self._state.read()
+        return state.total / state.n_samples if state.n_samples else float("nan")
 
     def to_dict(self) -> dict[str, Any]:
         """The state: thresholds by budget, and what was learned, as JSON can write it.

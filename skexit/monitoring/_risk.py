@@ -75,8 +75,7 @@ class RiskController(Controller):
     @property
     def mean_loss(self) -> float:
         """Mean loss of the labelled samples so far; NaN before the first."""
-        state = self._state.read()
-        return state.total / state.n_samples if state.n_samples else float("nan")
+        return self._mean
 
     def update(self, losses: ArrayLike) -> None:
         """Learn from samples whose labels have come.

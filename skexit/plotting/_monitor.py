@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from skexit.plotting._figures import COLORS
+from skexit.plotting._figures import COLORS, new_axes
 from skexit.utils._docstring import shared_docs
-from skexit.utils._optional import import_pyplot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,8 +78,7 @@ class MonitorDisplay:
 
         %(display)s
         """
-        plt = import_pyplot()
-        self.ax_ = plt.subplots(figsize=(6, 3.6), layout="constrained")[1] if ax is None else ax
+        self.ax_ = new_axes(ax, 6, 3.6)
         self.figure_: Any = self.ax_.figure
         self.lines_: dict[str, Any] = {}
         for name, color in zip(_QUANTITIES, COLORS, strict=False):
