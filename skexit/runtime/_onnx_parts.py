@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -112,14 +115,15 @@ class PartsSideBySide(nn.Module):
                 recorded = torch.export.export(self, (self._inputs,), dynamic_shapes=(dynamic,))
             except Exception as error:  # torch raises anything
                 raise RecordingError from error
-        program = torch.onnx.export(
-            recorded,
-            dynamo=True,
-            input_names=list(flat(self._inputs)),
-            output_names=[f"{OUTPUT}{name}" for name in flat(self._outputs)],
-            custom_translation_table=TRANSLATIONS,
-            verbose=False,
-        )
+        with _without_torchvision():
+            program = torch.onnx.export(
+                recorded,
+                dynamo=True,
+                input_names=list(flat(self._inputs)),
+                output_names=[f"{OUTPUT}{name}" for name in flat(self._outputs)],
+                custom_translation_table=TRANSLATIONS,
+                verbose=False,
+            )
         assert program is not None
         return program
 
@@ -135,3 +139,18 @@ def _numbered(name: str, tensors: Any) -> Tensors:
 
 def _as_notes(notes: Notes) -> Tensors:
     return {f"note/{name}": tensor for name, tensor in notes.items()}
+
+
+@contextmanager
+def _without_torchvision() -> Iterator[None]:
+    """Leave out the warnings of torch.onnx that it has no operations of torchvision, where that is not installed."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    logger.addFilter(_is_not_of_torchvision)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_not_of_torchvision)
+
+
+def _is_not_of_torchvision(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("torchvision is not installed")

@@ -1,5 +1,7 @@
 import copy
+import importlib.util
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -516,3 +518,14 @@ def test_names_of_the_package():
     assert dir(skexit.runtime) == skexit.runtime.__all__
     with pytest.raises(AttributeError, match=r"'skexit\.runtime' has no attribute 'nothing'"):
         _ = skexit.runtime.nothing
+
+
+@pytest.mark.slow
+def test_an_export_does_not_miss_torchvision(cnn_live, tmp_path, monkeypatch, caplog):
+    """As where it is not installed, which torch.onnx warns of once per operation."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "torchvision" else find(name))
+    # torch keeps its messages from other handlers.
+    monkeypatch.setattr(logging.getLogger("torch"), "propagate", True)
+    export_onnx(cnn_live, tmp_path / "network.onnx")
+    assert "torchvision" not in caplog.text
