@@ -39,19 +39,33 @@ __all__ = ["MultiExitNetwork", "joint_cross_entropy"]
 
 
 def joint_cross_entropy(
-    logits: Sequence[torch.Tensor], targets: torch.Tensor, weights: ArrayLike | None = None
+    logits: Sequence[torch.Tensor],
+    targets: torch.Tensor,
+    weights: ArrayLike | None = None,
+    *,
+    distillation: float = 0.0,
+    temperature: float = 4.0,
 ) -> torch.Tensor:
     """Weighted sum of the cross-entropies of all exits.
+
+    With `distillation`, exits before the last one also learn from the logits of the last one, which learns from the
+    targets alone.
 
     Parameters
     ----------
     logits : sequence of n_exits tensors of shape (n_samples, n_classes)
-        What each exit says, in forward order.
+        Logits of each exit, in forward order.
     targets : tensor of shape (n_samples,)
         Indices of the classes.
     weights : array-like of shape (n_exits,), default=None
-        What the loss of each exit counts. By default ``k / (K * (K + 1))`` for the k-th of K exits, k
-        from 1: the later, the more. These sum to one half, as in the paper. Ones give the plain sum.
+        Weight of the loss of each exit. By default ``k / (K * (K + 1))`` for the k-th of K exits, k
+        from 1: later exits weigh more. These sum to one half, as in the paper. Ones give the plain sum.
+    distillation : float, default=0.0
+        Share of an exit's loss, from 0 to 1, that compares it with the last exit in place of the targets:
+        ``(1 - distillation) CE(y, softmax(z)) + distillation T² CE(softmax(t / T), softmax(z / T))``, with the
+        logits z of the exit and t of the last exit. No gradient flows through t.
+    temperature : float, default=4.0
+        T in the loss of `distillation`; a higher value gives more weight to the classes that are not the answer.
 
     Returns
     -------
@@ -61,12 +75,15 @@ def joint_cross_entropy(
     Raises
     ------
     ValueError
-        If there are no logits, or the weights are not one per exit, finite, not negative and not all zero.
+        If there are no logits, or the weights are not one per exit, finite, not negative and not all zero,
+        or `distillation` is not from 0 to 1, or `temperature` is not positive.
 
     References
     ----------
     Section 3.1 of "EENet: Learning to Early Exit for Adaptive Inference", where the loss stands in the
     text without a number.
+
+    Distillation: Phuong, Lampert. "Distillation-based training for multi-exit architectures." ICCV 2019.
 
     Examples
     --------
@@ -80,13 +97,28 @@ def joint_cross_entropy(
     """
     if not len(logits):
         raise ValueError("logits is empty; give the logits of at least one exit.")
+    _check_distillation(distillation, temperature)
     n_exits = len(logits)
-    given = np.arange(1, n_exits + 1) / (n_exits * (n_exits + 1)) if weights is None else _check(weights, n_exits)
+    given = (
+        np.arange(1, n_exits + 1) / (n_exits * (n_exits + 1)) if weights is None else _check_weights(weights, n_exits)
+    )
     losses = [functional.cross_entropy(block, targets) for block in logits]
+    if distillation > 0:
+        soft_targets = (logits[-1].detach() / temperature).softmax(dim=-1)
+        for k, block in enumerate(logits[:-1]):
+            distance = temperature**2 * functional.cross_entropy(block / temperature, soft_targets)
+            losses[k] = (1 - distillation) * losses[k] + distillation * distance
     return torch.stack([weight * loss for weight, loss in zip(given.tolist(), losses, strict=True)]).sum()
 
 
-def _check(weights: ArrayLike, n_exits: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _check_distillation(distillation: float, temperature: float) -> None:
+    if not 0 <= distillation <= 1:
+        raise ValueError(f"distillation={distillation!r} must be a share of the loss, from 0 to 1.")
+    if not 0 < temperature < np.inf:
+        raise ValueError(f"temperature={temperature!r} must be positive and finite.")
+
+
+def _check_weights(weights: ArrayLike, n_exits: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     values = np.asarray(weights, dtype=np.float64)
     if values.shape != (n_exits,):
         raise ValueError(f"weights has shape {values.shape}; it must have one for each of {n_exits} exits.")

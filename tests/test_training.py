@@ -73,6 +73,44 @@ def test_weights_that_are_no_weights_are_refused(weights, message):
         joint_cross_entropy([torch.zeros(1, 2)] * 2, torch.tensor([0]), weights)
 
 
+def test_exits_learn_from_the_last_one_in_slow_lines():
+    rng = np.random.default_rng(0)
+    logits, y = rng.normal(size=(3, 7, 4)), rng.integers(4, size=7)
+    softmax = lambda z: np.exp(z) / np.exp(z).sum()  # noqa: E731
+    expected, share, T = 0.0, 0.7, 3.0
+    for k in range(3):
+        for n in range(7):
+            hard = -np.log(softmax(logits[k, n])[y[n]])
+            soft = -(softmax(logits[2, n] / T) * np.log(softmax(logits[k, n] / T))).sum()
+            of_row = hard if k == 2 else (1 - share) * hard + share * T**2 * soft
+            expected += (k + 1) / (3 * 4) * of_row / 7
+    blocks = [torch.tensor(block) for block in logits]
+    loss = joint_cross_entropy(blocks, torch.tensor(y), distillation=share, temperature=T)
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_last_exit_learns_from_the_targets_alone():
+    generator = torch.Generator().manual_seed(0)
+    blocks = [torch.randn(5, 3, generator=generator, dtype=torch.float64).requires_grad_() for _ in range(2)]
+    targets = torch.tensor([0, 1, 2, 0, 1])
+    (plain,) = torch.autograd.grad(joint_cross_entropy(blocks, targets), blocks[1])
+    (distilled,) = torch.autograd.grad(joint_cross_entropy(blocks, targets, distillation=0.9), blocks[1])
+    torch.testing.assert_close(distilled, plain)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"distillation": 1.5}, "distillation=1.5 must be a share of the loss, from 0 to 1."),
+        ({"distillation": np.nan}, "distillation=nan must be a share of the loss, from 0 to 1."),
+        ({"temperature": 0}, "temperature=0 must be positive and finite."),
+    ],
+)
+def test_a_distillation_that_cannot_be_is_refused(parameters, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        joint_cross_entropy([torch.zeros(1, 2)] * 2, torch.tensor([0]), **parameters)
+
+
 def test_a_loss_of_no_exits_is_refused():
     with pytest.raises(ValueError, match=r"^logits is empty; give the logits of at least one exit\.$"):
         joint_cross_entropy([], torch.tensor([0]))

@@ -1,26 +1,36 @@
-"""Exits that are trained with their network, against heads on the same network trained without them: CIFAR-10.
+"""Exits that are trained with their network, compared with heads on the same network trained alone: CIFAR-10.
 
     python -m benchmarks.papers.train_multi_exit --data-root DIR [--seeds 5] [--blocks N] [--epochs N]
         [--images N] [--batch-size N] [--jobs N] [--out FOLDER]
 
-Two ResNets for CIFAR start from the same weights and see the same batches, with an exit after each of
-their three stages. One is trained on the loss of all exits (`joint_cross_entropy` with the paper's weights);
-the other on that of its last layer, then frozen, and `ExitHeads` are fitted on what it says of the same
-images. `ExitHeads` are also fitted on the first, in the place of the heads that were trained with it: that
-tells what the network has learned from what its heads have. Policies are fitted on 5,000 training images that
-none has seen, and everything is measured on the test images. DIR holds `cifar10.npz` with X_train, y_train,
+ResNets for CIFAR start from the same weights and see the same batches, with an exit after each of their three
+stages. They differ in what they are trained on, for the same number of epochs in all:
+
+frozen network
+    the loss of the last layer. The network is then frozen.
+trained together
+    the loss of all exits, `joint_cross_entropy` with the paper's weights.
+network first
+    the loss of the last layer in the first half of the epochs, and the loss of all exits in the second half: the
+    mixed regime of "How to train your multi-exit model?" (arXiv 2407.14320).
+distilled
+    as the two above, with `distillation=0.5` in the loss of all exits.
+
+Then `ExitHeads` are fitted on the same images, in the place of the heads that were trained with the network. This
+separates what the network learned from what its heads learned. Policies are fitted on 5,000 training images that no
+network has seen, and everything is measured on the test images. DIR holds `cifar10.npz` with X_train, y_train,
 X_test and y_test, or is where torchvision finds or downloads CIFAR-10.
 
-On a GPU: ResNet-20, 45,000 images, 40 epochs in batches of 512. Without one it says that it runs reduced,
-ResNet-8 on 10,000 images for 5 epochs in batches of 128, so as to end in about 25 minutes of one core.
-On a GPU, `--jobs 5` trains all seeds at once: five and a half minutes on an H200.
+On a GPU: ResNet-20, 45,000 images, 40 epochs in batches of 512. Without one it says that it runs reduced:
+ResNet-8 on 10,000 images for 6 epochs in batches of 128.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +51,18 @@ from skexit.training import MultiExitNetwork, joint_cross_entropy
 EXITS = ["layer1", "layer2", "layer3"]
 BUDGETS = (0.5, 0.6, 0.7, 0.8, 0.9)
 N_HELD_OUT = 5_000
-JOINT, REFITTED, FROZEN = "trained together", "trained together, heads fitted again", "frozen network"
-METHODS = (JOINT, REFITTED, FROZEN)
+DISTILLATION = 0.5
+FROZEN = "frozen network"
+#: Share of the epochs that train the network alone, and the share of distillation in the epochs that follow.
+REGIMES = {
+    FROZEN: (1.0, 0.0),
+    "trained together": (0.0, 0.0),
+    "trained together, distilled": (0.0, DISTILLATION),
+    "network first": (0.5, 0.0),
+    "network first, distilled": (0.5, DISTILLATION),
+}
+REFITTED = ", heads fitted again"
+DRAWN = (FROZEN, "trained together" + REFITTED, "network first, distilled" + REFITTED)
 
 
 def main() -> None:
@@ -51,7 +71,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--blocks", type=int, default=3 if on_gpu else 1, help="blocks in each of three stages")
-    parser.add_argument("--epochs", type=int, default=40 if on_gpu else 5)
+    parser.add_argument("--epochs", type=int, default=40 if on_gpu else 6)
     parser.add_argument("--images", type=int, default=45_000 if on_gpu else 10_000, help="images to train on")
     parser.add_argument("--batch-size", type=int, default=512 if on_gpu else 128)
     parser.add_argument("--jobs", type=int, default=1, help="seeds at a time, each in a process of its own")
@@ -92,21 +112,20 @@ Exits = tuple[ExitArray, np.ndarray, ExitArray, np.ndarray]
 def trained_exits(
     options: argparse.Namespace, device: torch.device, seen: TensorDataset, others: list[TensorDataset], seed: int
 ) -> Iterator[tuple[str, Exits]]:
-    def new_network() -> nn.Module:
+    for regime, (share_alone, distillation) in REGIMES.items():
         torch.manual_seed(seed)
-        return ResNetCIFAR(options.blocks).to(device, memory_format=torch.channels_last)
-
-    network = new_network()
-    model = MultiExitNetwork(network, EXITS, seen[:1][0])
-    train_network(model, joint_cross_entropy, seen, options.epochs, options.batch_size, seed)
-    extractor = ExitExtractor(model, model.exits, head=model.head)
-    (X_fit, y_fit), (X_test, y_test) = (extract(extractor, images) for images in others)
-    yield JOINT, (X_fit, y_fit, X_test, y_test)
-    yield REFITTED, fit_heads(network, seen, others, seed)
-
-    network = new_network()
-    train_network(network, functional.cross_entropy, seen, options.epochs, options.batch_size, seed)
-    yield FROZEN, fit_heads(network, seen, others, seed)
+        network = ResNetCIFAR(options.blocks).to(device, memory_format=torch.channels_last)
+        n_alone = round(share_alone * options.epochs)
+        if n_alone:
+            train_network(network, functional.cross_entropy, seen, n_alone, options.batch_size, seed)
+        if n_alone < options.epochs:
+            model = MultiExitNetwork(network, EXITS, seen[:1][0])
+            loss = partial(joint_cross_entropy, distillation=distillation)
+            train_network(model, loss, seen, options.epochs - n_alone, options.batch_size, seed + n_alone)
+            extractor = ExitExtractor(model, model.exits, head=model.head)
+            (X_fit, y_fit), (X_test, y_test) = (extract(extractor, images) for images in others)
+            yield regime, (X_fit, y_fit, X_test, y_test)
+        yield regime if regime == FROZEN else regime + REFITTED, fit_heads(network, seen, others, seed)
 
 
 def fit_heads(network: nn.Module, seen: TensorDataset, others: list[TensorDataset], seed: int) -> Exits:
@@ -117,7 +136,7 @@ def fit_heads(network: nn.Module, seen: TensorDataset, others: list[TensorDatase
 
 
 def train_network(
-    model: nn.Module, loss: object, seen: TensorDataset, n_epochs: int, batch_size: int, seed: int
+    model: nn.Module, loss: Callable[..., torch.Tensor], seen: TensorDataset, n_epochs: int, batch_size: int, seed: int
 ) -> None:
     """AdamW, whose steps do not change where a loss is multiplied; images are shifted and mirrored."""
     device = next(model.parameters()).device
@@ -197,10 +216,13 @@ def summarize(results: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     accuracy = results.pivot(index=[*keys, "seed"], columns="method", values="accuracy")
     groups = results.groupby([*keys, "method"], sort=False)[["cost", "accuracy"]].mean().unstack("method")
     table = {}
-    for method in (JOINT, REFITTED):
+    methods = list(results["method"].unique())
+    for method in methods:
+        if method == FROZEN:
+            continue
         difference = 100 * (accuracy[method] - accuracy[FROZEN])
         table[f"{method}: points more"] = write(difference.groupby(level=keys, sort=False), digits=1)
-    for method in METHODS:
+    for method in methods:
         for value in groups.columns.levels[0]:
             table[f"{value}, {method}"] = groups[value, method].round(4)
     return pd.DataFrame(table).reset_index()
@@ -211,7 +233,7 @@ def draw(at_exits: pd.DataFrame, at_budgets: pd.DataFrame) -> object:
 
     figure = Figure(figsize=(7, 5.5), layout="constrained")
     axes = figure.subplots()
-    for color, method in zip(("C0", "C2", "C1"), METHODS, strict=True):
+    for color, method in zip(("C1", "C2", "C0"), DRAWN, strict=True):
         exits = at_exits[at_exits["method"] == method].groupby("exit", sort=False)[["cost", "accuracy"]].mean()
         axes.plot(exits["cost"], exits["accuracy"], "s:", color=color, label=f"{method}: each exit for all")
         for policy, style in {"ThresholdPolicy": "o--", "OptimalStoppingPolicy": "o-"}.items():
