@@ -203,7 +203,7 @@ ERRORS = {
     ),
     "columns are gone": (
         lambda: fit(FEATURES.to_frame().drop(columns="exit0__feature0")),
-        r"'exit0__feature0' is not there. Pass layout=ExitLayout\(n_logits, n_features\)",
+        r"'exit0__feature0' is missing. Pass layout=ExitLayout\(n_logits, n_features\)",
         lambda: fit(FEATURES.to_frame().drop(columns="exit0__feature0"), layout=ExitLayout([0] * K, [3, 4, 4])).predict(
             FEATURES.to_frame().drop(columns="exit0__feature0")
         ),
@@ -293,7 +293,7 @@ ERRORS = {
     ),
     "probabilities with NaN": (
         lambda: stack_exits(probabilities=with_nan(softmax(L, 2))),
-        "row 5 has NaN.*Leave such rows out",
+        "row 5 has NaN.*Remove such rows",
         lambda: stack_exits(probabilities=softmax(L, 2)[finite(with_nan(L))]),
     ),
     "other numbers of logits": (
@@ -397,12 +397,12 @@ ERRORS = {
     ),
     "other classes in partial_fit": (
         lambda: heads().partial_fit(FEATURES, y).partial_fit(FEATURES, y, classes=range(5)),
-        "Leave classes out after the first call",
+        "Omit classes after the first call",
         lambda: heads().partial_fit(FEATURES, y).partial_fit(FEATURES, y),
     ),
     "a class that calibrate lacks": (
         lambda: fit(LOGITS).calibrate(LOGITS, y + 1),
-        "Leave such rows out, or fit the policy with all classes",
+        "Remove such rows, or fit the policy with all classes",
         lambda: fit(LOGITS).calibrate(LOGITS[y < 3], y[y < 3]),
     ),
     "other classes at predict": (
@@ -468,7 +468,7 @@ ERRORS = {
     ),
     "no group for a row": (
         lambda: heads().fit_transform(FEATURES, y, groups=[None, *range(1, N)]),
-        "first of row 0. Give a group to each row",
+        "the first of which is row 0. Give each row a group",
         lambda: heads().fit_transform(FEATURES, y, groups=["alone", *range(1, N)]),
     ),
     # heads and policies

@@ -492,7 +492,7 @@ def test_the_table_of_a_policy(policy, data):
     temperatures = [f"{temperature:.3g}" for temperature in policy.temperatures_]
     heads = [f"{100 * share:.2g}%" for share in policy.layout_.head_fractions]
     header = [
-        "Exit", "Cost, % of 4e+06 FLOPs", "Of which heads", "Threshold", "Temperature", "Share of the fitted samples"
+        "Exit", "Cost, % of 4e+06 FLOPs", "Heads alone", "Threshold", "Temperature", "Share of the fitted samples"
     ]  # fmt: skip
     rows = exit_rows(policy._repr_html_())
     assert rows[0] == header

@@ -1,6 +1,6 @@
-"""X as scikit-learn sees it: rows of samples, columns of exits, and the layout that tells which are which.
+"""X as scikit-learn takes it: one row per sample, columns of exits, and the layout that assigns columns to exits.
 
-Reading and validating X is here; storing it is in :mod:`skexit.cache._cache`.
+This package reads and validates X; :mod:`skexit.cache` stores it.
 """
 
 from skexit.data._arrays import ExitArray

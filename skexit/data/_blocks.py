@@ -1,4 +1,4 @@
-"""The logits and features of single exits, as users have them, as blocks of X."""
+"""Logits and features of single exits, in the forms that users have, as blocks of X."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from scipy.sparse import issparse
 
 from skexit.utils._warnings import warn
 
-#: One block of shape (n_samples, width) for each exit, None where an exit has none.
+#: One block of shape (n_samples, width) per exit, None if the exit has none.
 Blocks: TypeAlias = list[NDArray[Any] | None]
 
-#: Least probability that counts: probabilities below it, zeros above all, are raised to it.
+#: Smallest probability: smaller ones, such as zeros, are raised to it.
 SMALLEST_PROBABILITY = 1e-12
-#: Probability of a class that is masked by -inf; so small that it is none at any temperature.
+#: Probability of a class that is masked by -inf, small enough to be negligible at any temperature.
 MASKED_PROBABILITY = 1e-30
 
-#: How far from 1 the rounding of half precision, with many classes, may take the sum of a row.
+#: How far the sum of a row may be from 1 by rounding in half precision with many classes.
 _SUM_TOLERANCE = 0.01
 
 
@@ -70,15 +70,16 @@ def warn_of_probabilities(
     for k, block in enumerate(logits):
         if block is None:
             continue
-        # A few rows settle it for nearly all logits.
+        # A few rows are enough to exclude nearly all logits.
         if _sum_to_one(block[:16]) and _sum_to_one(block):
-            fault, effect = f"every row of the logits of exit {k} is non-negative and sums to 1", "they are never sure"
+            fault, effect = f"every row of the logits of exit {k} is non-negative and sums to 1", "are never certain"
         elif _single_in_unit_range(block[:16]) and _single_in_unit_range(block):
-            fault, effect = f"the single logit of exit {k} is between 0 and 1 in every row", "they name one class only"
+            fault, effect = f"the single logit of exit {k} is between 0 and 1 in every row", "predict one class only"
         else:
             continue
         warn(
-            f"{fault}, as probabilities do. Taken for logits {effect}, so that confidences and losses come out wrong. "
+            f"{fault}, as probabilities are. Probabilities that are taken for logits {effect}, so that confidences and "
+            "losses are wrong. "
             f"{cure}"
         )
         return
@@ -103,10 +104,10 @@ def _as_block(block: Any, name: str, k: int) -> NDArray[Any] | None:
     array = as_numpy(block)
     if array.ndim != 2:
         cure = "reshape(-1, 1)" if array.ndim == 1 else "reshape(len(array), -1), or a mean over positions"
-        raise ValueError(f"{name}[{k}] has shape {array.shape}; pass one row per sample, as by {cure}.")
+        raise ValueError(f"{name}[{k}] has shape {array.shape}; pass one row per sample, for example by {cure}.")
     if array.dtype.kind in "fiub":
         return array if array.dtype.kind == "f" else array.astype(np.float64)
-    raise ValueError(f"{name}[{k}] has dtype {array.dtype}; pass numbers, as by astype(float).")
+    raise ValueError(f"{name}[{k}] has dtype {array.dtype}; pass numbers, for example by astype(float).")
 
 
 def checked_logits(logits: NDArray[Any]) -> NDArray[Any]:
@@ -114,11 +115,11 @@ def checked_logits(logits: NDArray[Any]) -> NDArray[Any]:
     if logits.shape[1] == 1:
         logits = np.hstack([np.zeros_like(logits), logits])
     masked = np.isneginf(logits)
-    # A sample without any class is left to be refused where it is read.
+    # A sample with all classes masked is refused later, when it is read.
     masked &= ~masked.all(axis=1, keepdims=True) & (masked | np.isfinite(logits)).all(axis=1, keepdims=True)
     if not masked.any():
         return logits
-    # 0 * -inf is no number, as in an entropy.
+    # 0 * -inf, as in an entropy, is NaN.
     rows = masked.any(axis=1)
     given, hidden = logits[rows], masked[rows]
     floor = np.logaddexp.reduce(given, axis=1, keepdims=True, dtype=np.float64) + np.log(MASKED_PROBABILITY)
@@ -129,7 +130,7 @@ def checked_logits(logits: NDArray[Any]) -> NDArray[Any]:
 
 
 def log_of_probabilities(given: NDArray[Any], k: int) -> NDArray[Any]:
-    """Logarithms of the probabilities of exit `k`, which is for messages."""
+    """Logarithms of the probabilities of exit `k`; messages name the exit."""
     probabilities = np.hstack([1 - given, given]) if given.shape[1] == 1 else given
     is_negative = np.logical_not((probabilities >= 0).all(axis=1))  # or NaN
     sums = probabilities.sum(axis=1, dtype=np.float64)
@@ -137,13 +138,13 @@ def log_of_probabilities(given: NDArray[Any], k: int) -> NDArray[Any]:
     if len(wrong):
         row = wrong[0]
         if np.isnan(sums[row]):
-            fault, cure = "has NaN", "Leave such rows out."
+            fault, cure = "has NaN", "Remove such rows."
         elif sums[row] == 0:
-            fault, cure = "sums to 0, not 1", "Leave such rows out, or give each class the same probability there."
+            fault, cure = "sums to 0, not 1", "Remove such rows, or give each class the same probability there."
         else:
             fault = "has a value below 0 or above 1" if is_negative[row] else f"sums to {sums[row]:.6g}, not 1"
             cure = (
-                "Divide percentages by 100 and counts by their sum, and pass logits, or scores of any size, as "
+                "Divide percentages by 100, and counts by their sum. Pass logits, and scores of any size, as "
                 "stack_exits(logits=...)."
             )
         values = np.array2string(given[row], precision=6, threshold=6)

@@ -1,4 +1,4 @@
-"""What policies and heads share: what is saved with them, and how notebooks show them."""
+"""The base of policies and heads: their saved state, and their table in notebooks."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ from skexit.utils._warnings import warn
 
 _VERSION = "_skexit_version"
 
-#: Attributes that hold something of single rows. No answer but that of ``predict_set`` depends on them.
+#: Attributes that hold data of single rows. Only the result of ``predict_set`` depends on them.
 ROW_STATE = ("fit_state_", "conformal_scores_")
 
 #: Units in which the same network has the same costs everywhere; measured times vary.
 _COUNTED_UNITS = ("FLOPs", "MACs")
 
-#: From this share of the network's cost on, heads are worth a warning.
+#: From this share of the network's cost on, heads raise a warning.
 _EXPENSIVE_HEADS = 0.05
 
 
 class ExitEstimator(BaseEstimator):
-    """An estimator that records the version of skexit in what is saved, and shows a table of its exits."""
+    """An estimator that saves the version of skexit with its state, and shows a table of its exits."""
 
     layout: Any
     _layout_in: ExitLayout
     #: Type in which the X that was fitted was stored.
     _dtype_in: str = "float64"
 
-    #: What another budget, or further fitting, needs of the rows that were fitted; None where nothing does.
+    #: Data of the training rows that another budget, or further fitting, needs; None if nothing is needed.
     fit_state_: Any = None
 
     @property
     def layout_fingerprint_(self) -> str:
-        """Fingerprint of the layout of the X that was fitted: that of ``X.layout``."""
+        """Fingerprint of the layout of the X in ``fit``, the one of ``X.layout``."""
         check_is_fitted(self)
         return self._layout_in.fingerprint
 
@@ -54,10 +54,10 @@ class ExitEstimator(BaseEstimator):
         shared_docs(cls)
 
     def without_fit_state(self) -> Self:
-        """A fitted copy that answers alike, and holds nothing of single rows: what to ship.
+        """A fitted copy that gives the same predictions and holds no data of single rows: the one to ship.
 
         Its size does not depend on the number of rows. ``with_budget`` and ``predict_set`` need rows: choose the budget
-        before, and calibrate the copy if it is to predict sets. Heads and policies inside it lose their rows, too.
+        first, and calibrate the copy if it should predict sets. Heads and policies inside it lose their rows, too.
 
         Returns
         -------
@@ -96,10 +96,10 @@ class ExitEstimator(BaseEstimator):
 
 
 def warn_of_other_costs(estimator: ExitEstimator, X: ExitArray) -> None:
-    """Warn where counted costs are not those of the X that was fitted.
+    """Warn if counted costs differ from those of the X in ``fit``.
 
-    The same network on inputs of the same size has exactly the same. Costs that the user chose by `layout` are not
-    those of X, and measured ones vary; both are left alone.
+    The same network on inputs of the same size has exactly the same costs. Costs that the user chose by `layout`
+    differ from those of X, and measured costs vary; neither is checked.
     """
     fitted = estimator._layout_in
     if estimator.layout is not None or fitted.cost_unit not in _COUNTED_UNITS or X.layout.cost_unit != fitted.cost_unit:
@@ -108,44 +108,44 @@ def warn_of_other_costs(estimator: ExitEstimator, X: ExitArray) -> None:
         warn(
             f"the exits of X cost {X.layout.costs.tolist()} {X.layout.cost_unit}, but {type(estimator).__name__} was "
             f"fitted with {fitted.costs.tolist()}: X is of another network, or of inputs of another size. Budgets and "
-            "mean_cost stay fractions of the costs that were fitted. If X is right all the same, give it the costs "
-            "that were fitted: X.with_layout(X.layout.replace(costs=...)) of an ExitArray, numpy.asarray(X) of a frame."
+            "mean_cost stay fractions of the fitted costs. If X is correct nevertheless, give it the fitted costs: "
+            " X.with_layout(X.layout.replace(costs=...)) of an ExitArray, numpy.asarray(X) of a frame."
         )
 
 
 def warn_of_lost_exits(estimator: ExitEstimator, layout: ExitLayout) -> ExitLayout:
-    """Warn where a budget cannot be kept as X has a single exit, or said nothing of exits; gives a settled layout.
+    """Warn if a budget cannot be kept because X has one exit or no layout; returns a layout that is not a default.
 
-    A budget of 1, which is kept all the same, is no reason to warn.
+    A budget of 1 can always be kept, so it raises no warning.
     """
     budget = getattr(estimator, "budget", None)
     name = type(estimator).__name__
     if layout._guessed != "exits":
         if layout.n_exits == 1 and estimator.layout is None and budget not in (None, 1):
             warn(
-                f"X has a single exit, which costs 1, so that {name} spends the whole network on every sample, and "
-                f"budget={budget!r} cannot be kept. Extract or stack the outputs of more exits; if one exit is meant, "
-                "pass budget=1."
+                f"X has a single exit, whose cost is 1, so that {name} runs the whole network for every sample, and "
+                f"budget={budget!r} cannot be kept. Extract or stack the outputs of more exits; if X should have one "
+                "exit, pass budget=1."
             )
         return layout
     if budget == 1:
         return layout
-    nothing = "and there is nothing to decide" if budget is None else f"and budget={budget!r} cannot be kept"
+    nothing = "so that there is nothing to decide" if budget is None else f"and budget={budget!r} cannot be kept"
     warn(
         LayoutLostWarning(
-            f"X says nothing of exits, so that {name} has one exit, which costs 1, {nothing}. A scaler, numpy.asarray, "
-            "numpy.vstack or a file drops the layout of an ExitArray. Keep it in one of three ways: (1) pass "
-            "layout=X.layout of the ExitArray to the first estimator of skexit after that step; (2) apply transformers "
-            "of scikit-learn exit by exit, as ExitTransformer(StandardScaler()); (3) leave the scaler out: ExitHeads "
-            "standardises features itself. Logits of shape (n_samples, n_exits, n_classes) are taken as they are. "
-            "If one exit is meant, pass layout=1."
+            f"X has no layout of exits, so {name} takes it for one exit, whose cost is 1, {nothing}. A scaler, "
+            "numpy.asarray, numpy.vstack or a file drops the layout of an ExitArray. Keep it in one of three ways: (1) "
+            "pass layout=X.layout of the ExitArray to the first estimator of skexit after that step; (2) apply "
+            "transformers of scikit-learn exit by exit, as ExitTransformer(StandardScaler()); (3) leave the scaler "
+            "out: ExitHeads standardises features itself. Logits of shape (n_samples, n_exits, n_classes) need no "
+            "layout. If X should have one exit, pass layout=1."
         )
     )
     return layout._as_guess(None)
 
 
 def without_rows(value: Any) -> Any:
-    """A copy of an estimator whose estimators, and itself, hold nothing of single rows; other values as they are."""
+    """A copy of an estimator without data of single rows, also in its inner estimators; other values unchanged."""
     if isinstance(value, FrozenEstimator):
         return FrozenEstimator(without_rows(value.estimator))
     if isinstance(value, Pipeline):
@@ -162,14 +162,14 @@ def without_rows(value: Any) -> Any:
 
 
 def warn_of_expensive_heads(layout: ExitLayout) -> None:
-    """Warn where the heads of all exits cost more than 5 % of the network."""
+    """Warn if the heads of all exits cost more than 5 % of the network."""
     share = layout.head_fractions[-1]
     if share > _EXPENSIVE_HEADS:
         warn(ExpensiveHeadsWarning(float(share)))
 
 
 def cost_columns(layout: ExitLayout) -> dict[str, list[str]]:
-    """Costs of the exits, and what heads have of them, as percentages of the network's, which is in the name.
+    """Costs of the exits and the part of the heads, in per cent of the network's cost, which the column name gives.
 
     >>> cost_columns(ExitLayout([0, 0], [2, 2], costs=[1e6, 4e6], cost_unit="MACs"))
     {'Cost, % of 4e+06 MACs': ['25%', '100%']}
@@ -177,5 +177,5 @@ def cost_columns(layout: ExitLayout) -> dict[str, list[str]]:
     whole = "" if layout.cost_unit in ("fraction", None) else f" of {layout.network_cost:.3g} {layout.cost_unit}"
     columns = {f"Cost, %{whole}": [f"{100 * fraction:.3g}%" for fraction in layout.cost_fractions]}
     if layout.head_costs.any():
-        columns["Of which heads"] = [f"{100 * fraction:.2g}%" for fraction in layout.head_fractions]
+        columns["Heads alone"] = [f"{100 * fraction:.2g}%" for fraction in layout.head_fractions]
     return columns

@@ -29,10 +29,10 @@ _COLUMN_NAME = re.compile(r"exit(\d+)__(logit|feature)(\d+)")
 #: Key under which :meth:`skexit.ExitArray.to_frame` stores the layout in ``DataFrame.attrs``.
 FRAME_ATTRIBUTE = "skexit_layout"
 
-#: Key in it for what was not said of X.
+#: Key in it for the part of the layout that is a default, not given by X.
 _GUESSED = "guessed"
 
-#: What a multiply-add costs in the units that count operations.
+#: Cost of a multiply-add in the units that count operations.
 MULTIPLY_ADD_COST = {"FLOPs": 2, "MACs": 1}
 
 
@@ -47,12 +47,12 @@ class ExitLayout:
     Parameters
     ----------
     n_logits : sequence of int, one per exit
-        Number of logit columns of each exit: the number of classes, or 0 where an exit has no logits.
+        Number of logit columns of each exit: the number of classes, or 0 if the exit has no logits.
     n_features : sequence of int, one per exit, default=None
-        Number of feature columns of each exit, 0 where an exit has none. By default no exit has any:
+        Number of feature columns of each exit, 0 if the exit has none. By default no exit has any:
         ``ExitLayout([10] * 9)`` is nine exits with the logits of ten classes.
     costs : array-like of shape (n_exits,), default=None
-        Cumulative cost of an answer at each exit, strictly increasing, in `cost_unit`. By default
+        Cumulative cost of stopping at each exit, strictly increasing, in `cost_unit`. By default
         the fractions ``(k + 1) / n_exits``.
     cost_unit : str, default=None
         Unit of `costs`: ``"FLOPs"`` (a multiply-add counts as two), ``"MACs"`` (a multiply-add
@@ -60,10 +60,10 @@ class ExitLayout:
     classes : array-like of shape (n_classes,), default=None
         Class labels in the order of the logit columns.
     network_cost : float, default=None
-        What the network costs without added heads, in `cost_unit`: what costs 1 as a fraction. By
+        Cost of the network without added heads, in `cost_unit`. Fractions are relative to it. By
         default the last exit's cost without its `head_costs`.
     head_costs : array-like of shape (n_exits,), default=None
-        The part of `costs` that added heads take, such as those of :class:`~skexit.ExitHeads`; by default zeros.
+        The part of `costs` for added heads, such as those of :class:`~skexit.ExitHeads`; by default zeros.
 
     Attributes
     ----------
@@ -72,13 +72,13 @@ class ExitLayout:
     n_columns : int
         Number of columns of X.
     n_classes : int or None
-        Number of classes, None when neither logits nor `classes` tell.
+        Number of classes, None if there are neither logits nor `classes`.
     cost_fractions : ndarray of shape (n_exits,)
-        `costs` as fractions of `network_cost`; heads can make them larger than 1.
+        `costs` as fractions of `network_cost`. With added heads they can be larger than 1.
     head_fractions : ndarray of shape (n_exits,)
         `head_costs` as fractions of `network_cost`.
     fingerprint : str
-        Sixteen hexadecimal digits that tell layouts apart.
+        Sixteen hexadecimal digits that identify the layout.
 
     Raises
     ------
@@ -100,7 +100,7 @@ class ExitLayout:
     'e2c67ebdf33eccd6'
     """
 
-    #: What was not said of X: its ``"exits"``, or their ``"costs"`` and classes; None where all was.
+    #: The part that is a default, not given by X: ``"exits"``, or ``"costs"`` (costs and classes); None if X gave all.
     _guessed: str | None = None
 
     def __init__(
@@ -137,28 +137,28 @@ class ExitLayout:
 
     @property
     def n_classes(self) -> int | None:
-        """Number of classes, None when neither logits nor classes tell."""
+        """Number of classes, None if there are neither logits nor classes."""
         if max(self.n_logits):
             return max(self.n_logits)
         return None if self.classes is None else len(self.classes)
 
     @property
     def cost_fractions(self) -> NDArray[np.float64]:
-        """Costs as fractions of the network's, which has no added heads."""
+        """Costs as fractions of the cost of the network without added heads."""
         return self.costs / self.network_cost
 
     @property
     def head_fractions(self) -> NDArray[np.float64]:
-        """What added heads cost up to each exit, as fractions of the network's cost."""
+        """Cost of the added heads up to each exit, as fractions of the network's cost."""
         return self.head_costs / self.network_cost
 
     @property
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that tell layouts apart.
+        """Sixteen hexadecimal digits that identify the layout.
 
-        Equal layouts have the same, in every process, on every platform and with every version of
-        NumPy; layouts that differ in a width, a class or the order of classes, a cost (in any digit,
-        of an exit, its heads or the network) or the unit have others. It is no protection against forgery.
+        Equal layouts have equal fingerprints, in every process, on every platform and with every version of
+        NumPy. Layouts that differ in a width, a class or the order of classes, a cost (in any digit,
+        of an exit, its heads or the network) or the unit have different ones. It does not protect against forgery.
         """
         classes = None if self.classes is None else [_plain_label(label) for label in self.classes.tolist()]
         description = json.dumps(self.to_dict() | {"classes": classes}, sort_keys=True, default=repr)
@@ -175,7 +175,7 @@ class ExitLayout:
         Returns
         -------
         slice
-            Empty where the exit has no logits.
+            Empty if the exit has no logits.
         """
         return slice(int(self._edges[2 * k]), int(self._edges[2 * k + 1]))
 
@@ -190,7 +190,7 @@ class ExitLayout:
         Returns
         -------
         slice
-            Empty where the exit has no features.
+            Empty if the exit has no features.
         """
         return slice(int(self._edges[2 * k + 1]), int(self._edges[2 * k + 2]))
 
@@ -230,8 +230,8 @@ class ExitLayout:
         Returns
         -------
         ExitLayout
-            All else is as in this one, but that new `costs` come with their own `network_cost` and
-            `head_costs`: the defaults, unless these are given, too.
+            All other parameters are those of this layout. If `costs` are given, `network_cost` and `head_costs`
+            are the defaults, unless they are given too.
         """
         if "costs" in changes:
             changes = {"network_cost": None, "head_costs": None} | changes
@@ -248,7 +248,7 @@ class ExitLayout:
         return layout if self._guessed is None else layout._as_guess(self._guessed)
 
     def _as_guess(self, part: str | None) -> ExitLayout:
-        """A copy that knows what was not said of X."""
+        """A copy that records which part is a default, not given by X."""
         layout = copy.copy(self)
         layout._guessed = part
         return layout
@@ -260,7 +260,7 @@ class ExitLayout:
         -------
         dict
             The parameters of :class:`ExitLayout`, as lists, numbers and strings; without those of heads
-            where there are none and the last exit is the network's end.
+            if there are none and the last exit is the end of the network.
         """
         description = {
             "n_logits": list(self.n_logits),
@@ -275,12 +275,12 @@ class ExitLayout:
 
     @classmethod
     def from_dict(cls, description: dict[str, Any]) -> ExitLayout:
-        """The layout that `to_dict` described.
+        """The layout that `to_dict` returned as a dict.
 
         Parameters
         ----------
         description : dict
-            What `to_dict` gave.
+            A dict from `to_dict`.
 
         Returns
         -------
@@ -306,7 +306,7 @@ class ExitLayout:
         Raises
         ------
         ValueError
-            If the columns do not split evenly.
+            If `n_columns` is not a multiple of `n_exits`.
         """
         if n_exits < 1:
             raise ValueError(f"n_exits={n_exits} must be at least 1.")
@@ -319,7 +319,7 @@ class ExitLayout:
 
     @classmethod
     def from_column_names(cls, names: Sequence[Any]) -> ExitLayout | None:
-        """Layout that `column_names` gave these names, None if no name is of that form.
+        """Layout whose `column_names` are these names, None if no name has that form.
 
         Parameters
         ----------
@@ -333,7 +333,7 @@ class ExitLayout:
         Raises
         ------
         ValueError
-            If only some names are of that form, or they are out of order.
+            If only some names have that form, or they are out of order.
         """
         matches = [_COLUMN_NAME.fullmatch(name) if isinstance(name, str) else None for name in names]
         if not any(matches):
@@ -341,7 +341,7 @@ class ExitLayout:
         for name, match in zip(names, matches, strict=True):
             if match is None:
                 raise ValueError(
-                    f"column {name!r} stands among columns named like 'exit0__logit3' but belongs to no exit. Drop it."
+                    f"column {name!r} is among columns named like 'exit0__logit3' but belongs to no exit. Drop it."
                 )
         n_exits = 1 + max(int(match[1]) for match in matches if match)
         widths = {"logit": [0] * n_exits, "feature": [0] * n_exits}
@@ -351,8 +351,8 @@ class ExitLayout:
         expected = _column_names(widths["logit"], widths["feature"])
         if absent := [name for name in expected if name not in names]:
             raise ValueError(
-                f"the columns of X are named like 'exit0__logit3', but {absent[0]!r} is not there. Pass "
-                "layout=ExitLayout(n_logits, n_features) with the widths that are left, or number the columns of each "
+                f"the columns of X are named like 'exit0__logit3', but {absent[0]!r} is missing. Pass "
+                "layout=ExitLayout(n_logits, n_features) with the widths that X has, or number the columns of each "
                 "exit from 0."
             )
         if expected != list(names):
@@ -441,20 +441,20 @@ def _layout_of_frame(frame: Any) -> ExitLayout | None:
 
 
 def attributes_of_frame(layout: ExitLayout) -> dict[str, Any]:
-    """What ``DataFrame.attrs`` hold of a layout."""
+    """The entry of a layout in ``DataFrame.attrs``."""
     guessed = {} if layout._guessed is None else {_GUESSED: layout._guessed}
     return {FRAME_ATTRIBUTE: layout.to_dict() | guessed}
 
 
 def warn_of_default_costs(layout: ExitLayout) -> ExitLayout:
-    """Warn where a DataFrame tells exits, but no costs and classes; gives the layout with the defaults as settled."""
+    """Warn if a DataFrame names its exits but has no costs and classes; returns the layout with the defaults."""
     if layout._guessed != "costs":
         return layout
     logits = "" if layout.n_classes is None else ", and logits are read in the order of the sorted classes"
     warn(
         LayoutLostWarning(
-            "the columns of the DataFrame name its exits, but attrs, where to_frame() keeps costs and classes, say "
-            f"nothing: files and many operations lose them. Costs are now {layout.costs.round(4).tolist()}{logits}. "
+            "the columns of the DataFrame name its exits, but its attrs, where to_frame() stores costs and classes, "
+            f"are empty: files and many operations lose them. Costs are now {layout.costs.round(4).tolist()}{logits}. "
             "Save X.layout.to_dict() beside the file, as JSON; then pass layout=ExitLayout.from_dict(...), or "
             "ExitArray.from_frame(frame, layout)."
         )
@@ -463,6 +463,6 @@ def warn_of_default_costs(layout: ExitLayout) -> ExitLayout:
 
 
 def _plain_label(label: Any) -> Any:
-    """A class label such that labels that are equal are written the same: 1, 1.0 and True as 1."""
+    """A class label in one form for equal labels: 1, 1.0 and True become 1."""
     label = label.item() if isinstance(label, np.generic) else label
     return int(label) if isinstance(label, bool | float) and float(label).is_integer() else label

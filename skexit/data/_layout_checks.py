@@ -1,4 +1,4 @@
-"""What a layout must be: widths, costs and classes."""
+"""Checks of a layout's widths, costs and classes."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ def check_widths(n_logits: tuple[int, ...], n_features: tuple[int, ...]) -> None
     if len(n_logits) != len(n_features) or not n_logits:
         raise ValueError(
             f"n_logits={list(n_logits)} and n_features={list(n_features)} must have one entry for "
-            "each exit, at least one: 0 where an exit has none."
+            "each exit, and at least one entry: 0 if an exit has none."
         )
     for k, (logits, features) in enumerate(zip(n_logits, n_features, strict=True)):
         if min(logits, features) < 0 or logits + features == 0:
             raise ValueError(
-                f"exit {k} has {logits} logits and {features} features; give it logits or features, or leave it out."
+                f"exit {k} has {logits} logits and {features} features; give it logits or features, or remove the exit."
             )
     present = {width for width in n_logits if width}
     if len(present) > 1:
         raise ValueError(
-            f"n_logits={list(n_logits)}: every exit that has logits needs the same number. Where an exit lacks a "
+            f"n_logits={list(n_logits)}: every exit that has logits needs the same number. If an exit lacks a "
             "class, give stack_exits a column of -inf for it."
         )
     if present == {1}:
         raise ValueError(
-            "n_logits=1: an exit needs one logit a class. Pass the outputs z of a binary network, of shape (n_samples, "
-            "n_exits), as stack_exits(z[:, :, None]), which makes [0, z] of each."
+            "n_logits=1: an exit needs one logit per class. Pass the outputs z of a binary network, of shape "
+            "(n_samples, n_exits), as stack_exits(z[:, :, None]), which makes [0, z] of each."
         )
 
 
@@ -41,13 +41,13 @@ def check_costs(costs: ArrayLike | None, n_exits: int) -> NDArray[np.float64]:
     if not np.isfinite(costs).all() or costs[0] <= 0 or (np.diff(costs) <= 0).any():
         is_of_stages = np.isfinite(costs).all() and (costs > 0).all()
         cure = (
-            "For costs of single stages pass numpy.cumsum(costs); of two exits that cost the same, leave one out."
+            "For costs of single stages pass numpy.cumsum(costs). If two exits cost the same, remove one."
             if is_of_stages
             else "Give each exit a cost above 0."
         )
         raise ValueError(
             f"costs={costs.tolist()} must be positive, finite and strictly increasing: the cost of "
-            f"an answer at exit k includes all that comes before it. {cure}"
+            f"stopping at exit k includes all that runs before it. {cure}"
         )
     return costs
 
@@ -62,7 +62,7 @@ def check_classes(classes: ArrayLike | None, n_logits: int) -> NDArray[Any] | No
         labels, counts = np.unique(classes, return_counts=True)
     except TypeError as error:
         raise ValueError(
-            f"classes={classes.tolist()} cannot be sorted. Give labels of one type, as strings, in y, too."
+            f"classes={classes.tolist()} cannot be sorted. Give labels of one type, such as strings, also in y."
         ) from error
     if (counts > 1).any():
         raise ValueError(f"classes has {labels[counts > 1].tolist()[0]!r} more than once; name each class once.")
@@ -93,16 +93,18 @@ def check_network_cost(
         return float(costs[-1] - head_costs[-1])
     if not 0 < network_cost < np.inf:
         raise ValueError(
-            f"network_cost={network_cost!r} must be positive and finite: it is the whole of all fractions. Leave it "
-            "out for the cost of the last exit without heads."
+            f"network_cost={network_cost!r} must be positive and finite: costs are fractions of it. Omit it for the "
+            "cost of the last exit without heads."
         )
     return float(network_cost)
 
 
 def check_unit(cost_unit: str | None) -> str | None:
-    """The unit; a ValueError where only the case of its letters keeps it from being one that costs of heads follow."""
+    """The unit. Raises a ValueError if it is a known unit in other letter case, which would hide costs of heads."""
     known = {unit.lower(): unit for unit in ("FLOPs", "MACs", "ms")}
     written = known.get(str(cost_unit).lower(), cost_unit)
     if written != cost_unit:
-        raise ValueError(f"cost_unit={cost_unit!r} must be written {written!r}, so that costs of heads are in it, too.")
+        raise ValueError(
+            f"cost_unit={cost_unit!r} must be written {written!r}, so that the costs of heads can be added."
+        )
     return cost_unit

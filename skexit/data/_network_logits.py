@@ -1,4 +1,4 @@
-"""The plain network's own answers, where X has them."""
+"""Logits of the plain network, if X has them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from skexit.data._validation import read_logits, sort_classes
 def network_logits(X: Any) -> NDArray[np.float64] | None:
     """Logits of the network without exits, by sorted classes: those of a last exit without added heads.
 
-    Gives None where X does not say what its columns are, or the last exit is not the network's own.
+    Returns None if X has no layout, or the last exit is not the end of the network.
     """
     if not (isinstance(X, ExitArray) or hasattr(X, "columns")):
         return None

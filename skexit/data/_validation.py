@@ -1,4 +1,4 @@
-"""Checks that every estimator makes of its input."""
+"""Checks of the input of every estimator."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from skexit.exceptions import LayoutLostWarning
 from skexit.utils._checks import at_least, check_budget_is_fraction, check_sample_weight
 from skexit.utils._warnings import warn
 
-#: Fits are in NumPy; with scikit-learn's dispatch, its checks would give other arrays back.
+#: Fits use NumPy; with scikit-learn's dispatch, its checks would return other arrays.
 _in_numpy = config_context(array_api_dispatch=False)
 
 
@@ -33,10 +33,10 @@ _in_numpy = config_context(array_api_dispatch=False)
 def validate_training_data(
     estimator: BaseEstimator, X: Any, y: Any, sample_weight: Any
 ) -> tuple[ExitArray, NDArray[Any], NDArray[np.int64], NDArray[np.float64]]:
-    """Check what was passed to ``fit``, and keep its layout as ``_layout_in`` of the estimator.
+    """Check the arguments of ``fit``, and store the layout of X as ``_layout_in`` of the estimator.
 
-    Gives X without the rows of zero weight, its logits in the order of the classes; the sorted classes; the index of
-    each row's label among them, -1 where it has none; and the sample weights, all positive. Their mean is 1: only
+    Returns X without the rows of zero weight, its logits in the order of the classes; the sorted classes; the index of
+    each row's label among them, -1 if it has none; and the sample weights, all positive. Their mean is 1: only
     ratios of weights count.
     """
     checked, y = _validate_first(estimator, X, y)
@@ -53,9 +53,9 @@ def validate_training_data(
 def validate_partial_data(
     estimator: BaseEstimator, X: Any, y: Any, classes: Any, sample_weight: Any, *, is_first: bool
 ) -> tuple[ExitArray, NDArray[Any], NDArray[np.int64], NDArray[np.float64]]:
-    """Check what was passed to ``partial_fit``, and in the first call keep its layout.
+    """Check the arguments of ``partial_fit``, and in the first call store the layout of X.
 
-    After the first call, the estimator has ``classes_``. Gives what `validate_training_data` gives.
+    After the first call, the estimator has ``classes_``. Returns the same as `validate_training_data`.
     """
     if is_first:
         checked, y = _validate_first(estimator, X, y)
@@ -71,7 +71,7 @@ def validate_partial_data(
         if classes is not None and not np.array_equal(np.unique(classes), known):
             raise ValueError(
                 f"classes={np.asarray(classes).tolist()} are not those of the first call to partial_fit, "
-                f"{known.tolist()}. Leave classes out after the first call, or begin with a clone."
+                f"{known.tolist()}. Omit classes after the first call, or begin with a clone."
             )
     labels = encode_labelled(
         y, checked.layout.replace(classes=known), "Pass all classes in the first call to partial_fit, as classes=..."
@@ -80,7 +80,7 @@ def validate_partial_data(
 
 
 def _validate_first(estimator: BaseEstimator, X: Any, y: Any) -> tuple[ExitArray, NDArray[Any]]:
-    """Check X and y where nothing is fitted yet, and keep the layout, and the type in which X was stored."""
+    """Check X and y of an estimator that is not fitted, and store the layout and the dtype of X."""
     checked, y = validate_exits(estimator, X, y)
     _check_class_labels(y, checked.layout)
     estimator._layout_in, estimator._dtype_in = checked.layout, checked.stored_dtype.name
@@ -88,7 +88,7 @@ def _validate_first(estimator: BaseEstimator, X: Any, y: Any) -> tuple[ExitArray
 
 
 def validate_exits(estimator: BaseEstimator, X: Any, y: Any) -> tuple[ExitArray, Any]:
-    """Check X, and y unless it is None, where nothing is fitted yet; the layout is that of the estimator or of X."""
+    """Check X, and y unless None, of an estimator that is not fitted; the layout is that of the estimator or of X."""
     X = _with_exits(X)
     if isinstance(X, ExitArray):
         validate_data(estimator, X, y, skip_check_array=True)
@@ -100,7 +100,7 @@ def validate_exits(estimator: BaseEstimator, X: Any, y: Any) -> tuple[ExitArray,
     else:
         own = _own_layout(estimator, X)
         layout = estimator.layout if own is None else own
-        # Logits are checked when they are read, where more can be said of what is wrong with them.
+        # Logits are checked when they are read, where the message can say more.
         has_logits = isinstance(layout, ExitLayout) and any(layout.n_logits)
         array = validate_data(estimator, X, y, dtype=[np.float64, np.float32], ensure_all_finite=not has_logits)
         array, y = (array, None) if y is None else array
@@ -111,7 +111,7 @@ def validate_exits(estimator: BaseEstimator, X: Any, y: Any) -> tuple[ExitArray,
 
 
 def _one_column(y: Any) -> NDArray[Any]:
-    """Labels as scikit-learn checks them; its own warning would point at skexit."""
+    """Labels, checked as by scikit-learn, whose own warning would point at a line of skexit."""
     labels = column_or_1d(y)
     if np.ndim(y) == 2:
         warn(
@@ -124,7 +124,7 @@ def _one_column(y: Any) -> NDArray[Any]:
 
 
 def _own_layout(estimator: BaseEstimator, X: Any) -> ExitLayout | None:
-    """The layout that X knows; where the columns of a DataFrame contradict themselves, `layout` settles it."""
+    """The layout that X has; if the columns of a DataFrame contradict each other, `layout` replaces it."""
     try:
         return own_layout(X)
     except ValueError:
@@ -134,12 +134,12 @@ def _own_layout(estimator: BaseEstimator, X: Any) -> ExitLayout | None:
 
 
 def _with_exits(X: Any) -> Any:
-    """What was passed as X, with the logits of an array of three dimensions as an ExitArray."""
+    """X as it was passed; an array of logits with three dimensions becomes an ExitArray."""
     if isinstance(X, list | tuple) and len(X) and np.ndim(X[0]) == 2:
         if not isinstance(X[0], list | tuple):
             raise ValueError(
-                f"X is a list of {len(X)} arrays. Arrays of one exit each are put together by stack_exits(logits=X) or "
-                "stack_exits(features=X), those of one sample each by numpy.stack(X)."
+                f"X is a list of {len(X)} arrays. If each array is of one exit, join them with stack_exits(logits=X) "
+                "or stack_exits(features=X). If each is of one sample, join them with numpy.stack(X)."
             )
         X = np.asarray(X)
     elif hasattr(X, "requires_grad"):  # a tensor, of any device
@@ -150,7 +150,7 @@ def _with_exits(X: Any) -> Any:
 def _drop_weightless(
     checked: ExitArray, classes: NDArray[Any], labels: NDArray[np.int64], sample_weight: Any
 ) -> tuple[ExitArray, NDArray[Any], NDArray[np.int64], NDArray[np.float64]]:
-    """X, classes, labels and weights, of the rows of positive weight."""
+    """X, classes, labels and weights of the rows with positive weight."""
     weight = check_sample_weight(sample_weight, labels)
     used = weight > 0
     if not used.all():
@@ -160,7 +160,7 @@ def _drop_weightless(
 
 @_in_numpy
 def validate_new_data(estimator: BaseEstimator, X: Any) -> ExitArray:
-    """Check what was passed to a method of a fitted estimator; logits are in the order of ``classes_``."""
+    """Check the X of a method of a fitted estimator; its logits are then in the order of ``classes_``."""
     X, known = validate_new_exits(estimator, X), estimator._layout_in.classes
     if X.layout.classes is None and known is not None:
         X = X.with_layout(X.layout.replace(classes=known))
@@ -168,16 +168,16 @@ def validate_new_data(estimator: BaseEstimator, X: Any) -> ExitArray:
     if X.layout.classes is not None and not np.array_equal(X.layout.classes, estimator.classes_):
         raise ValueError(
             f"the layout of X has the classes {X.layout.classes.tolist()}, but {type(estimator).__name__} was fitted "
-            f"with {estimator.classes_.tolist()}. Pass logits of the classes that it was fitted with, or fit it again."
+            f"with {estimator.classes_.tolist()}. Pass logits of the classes in fit, or fit it again."
         )
     return X
 
 
 def validate_new_exits(estimator: BaseEstimator, X: Any) -> ExitArray:
-    """X of a method of a fitted estimator, which has the columns that were fitted; a plain array has their layout."""
+    """The X of a method of a fitted estimator, with the columns as in ``fit``; a plain array gets their layout."""
     X = _with_exits(X)
     own, fitted = _own_layout(estimator, X), estimator._layout_in
-    # Before scikit-learn's check of the number of columns: layouts say more.
+    # Before scikit-learn's check of the number of columns, whose message says less.
     if own is not None and (own.n_logits, own.n_features) != (fitted.n_logits, fitted.n_features):
         raise ValueError(
             f"X has the layout {own}, but {type(estimator).__name__} was fitted with {fitted}. Pass "
@@ -194,7 +194,7 @@ def validate_new_exits(estimator: BaseEstimator, X: Any) -> ExitArray:
 
 
 def sort_classes(X: ExitArray) -> ExitArray:
-    """X with its logits in the order of the sorted classes, which is scikit-learn's order."""
+    """X with its logits in the order of the sorted classes, as in scikit-learn."""
     classes = X.layout.classes
     order = order_of_classes(classes)
     if classes is None or order is None:
@@ -203,7 +203,7 @@ def sort_classes(X: ExitArray) -> ExitArray:
 
 
 def order_of_classes(classes: NDArray[Any] | None) -> NDArray[np.intp] | None:
-    """The order that sorts the classes, None where they are sorted already or not known."""
+    """The order that sorts the classes, None if they are sorted or unknown."""
     if classes is None or (classes[:-1] < classes[1:]).all():
         return None
     return np.argsort(classes)
@@ -229,7 +229,7 @@ def _check_not_empty(estimator: BaseEstimator, X: ExitArray) -> None:
 
 
 def validate_groups(groups: Any, y: Any, sample_weight: Any = None) -> NDArray[np.int64] | None:
-    """Number of the group of each row of positive weight; None where no groups are given."""
+    """Number of the group of each row with positive weight; None without groups."""
     if groups is None:
         return None
     checked = column_or_1d(groups, dtype=object)
@@ -238,8 +238,8 @@ def validate_groups(groups: Any, y: Any, sample_weight: Any = None) -> NDArray[n
     missing = [row for row, group in enumerate(checked) if _is_missing(group)]
     if missing:
         raise ValueError(
-            f"groups lacks the group of {len(missing)} rows, first of row {missing[0]}. Give a group to each row: one "
-            "of its own to a row that is like no other."
+            f"groups lacks the group of {len(missing)} rows, the first of which is row {missing[0]}. Give each row a "
+            "group. A row that is related to no other row gets a group of its own."
         )
     used = check_sample_weight(sample_weight, y) > 0
     numbers: dict[Any, int] = {}
@@ -254,30 +254,30 @@ def _is_missing(value: Any) -> bool:
 
 
 def _check_class_labels(y: NDArray[Any], layout: ExitLayout) -> None:
-    """Raise a ValueError where y is continuous, and warn where it looks like rounded numbers rather than classes."""
+    """Raise a ValueError if y is continuous, and warn if it looks like rounded numbers rather than classes."""
     y = y[is_labelled(y, layout)]
     if not len(y):
         return
     kind = type_of_target(y, input_name="y")
     if kind not in ("binary", "multiclass"):
         cure = (
-            "Divide the range of a continuous target into classes first, as by numpy.digitize."
+            "Divide the range of a continuous target into classes first, for example by numpy.digitize."
             if kind == "continuous"
-            else f"y has dtype {y.dtype}; convert labels to integers or strings, as by y.astype(str)."
+            else f"y has dtype {y.dtype}; convert labels to integers or strings, for example by y.astype(str)."
         )
         raise ValueError(
-            f"Unknown label type: {kind}. skexit is for classification only: y holds one class label a row. {cure}"
+            f"Unknown label type: {kind}. skexit is for classification only: y holds one class label per row. {cure}"
         )
     if layout.n_classes is None and y.dtype.kind in "iuf" and _looks_continuous(y):
         warn(
-            f"y has {len(np.unique(y))} different numbers in {len(y)} rows, each of which becomes a class: it looks "
-            "like a target of regression, and skexit is for classification only. If the numbers are classes, say so: "
-            "stack_exits(..., classes=...). Else divide their range into classes, as by numpy.digitize."
+            f"y has {len(np.unique(y))} different numbers in {len(y)} rows, and each becomes a class. It looks like "
+            "a target of regression, and skexit is for classification only. If the numbers are classes, name them by "
+            "stack_exits(..., classes=...). Otherwise divide their range into classes, for example by numpy.digitize."
         )
 
 
 def _looks_continuous(y: NDArray[Any]) -> bool:
-    """Whether numbers are nearly all different, or at least few of a kind, with many left out between them."""
+    """Whether nearly all numbers differ, or most are rare and many numbers between them are absent."""
     values = np.unique(y)
     if len(values) <= 20:
         return False
@@ -288,7 +288,7 @@ def _looks_continuous(y: NDArray[Any]) -> bool:
 def _warn_of_logits_as_features(
     estimator: BaseEstimator, X: ExitArray, classes: NDArray[Any], labels: NDArray[np.int64]
 ) -> None:
-    """Warn where `layout` is a number of exits, and the largest of an exit's columns tells the class, as of logits."""
+    """Warn if `layout` is a number of exits and the columns of an exit look like logits: the largest is the class."""
     widths = X.layout.n_features
     if not isinstance(estimator.layout, Integral) or set(widths) != {len(classes)} or len(classes) < 2:
         return
@@ -299,8 +299,8 @@ def _warn_of_logits_as_features(
         warn(
             LayoutLostWarning(
                 f"layout={estimator.layout} takes the {widths[0]} columns of each exit for features, on which heads "
-                f"are trained, but they look like logits: there is one for each of {len(classes)} classes, and the "
-                f"largest at the last exit is that of the label in {share:.0%} of the rows. Declare logits by "
+                f"are trained, but they look like logits: there is one for each of {len(classes)} classes, and at the "
+                f"last exit the largest belongs to the label in {share:.0%} of the rows. Declare logits by "
                 f"layout=ExitLayout([{widths[0]}] * {len(widths)}), or pass stack_exits(logits)."
             )
         )

@@ -37,15 +37,15 @@ class Memories(list[Memory]):
 
 
 class ExitReader(Protocol):
-    """Where a walk reads what an exit gives, for the samples that are still running."""
+    """Source of the logits and features of an exit, for the samples that have not exited."""
 
     rows: Any
 
     def read(self, k: int) -> tuple[Any, Any]:
-        """Logits and features of exit `k`; None where there are none or nothing looks at them."""
+        """Logits and features of exit `k`; None if there are none or nothing uses them."""
 
     def keep(self, stays: NDArray[np.bool_]) -> None:
-        """Go on with the samples that stay."""
+        """Continue with the samples that stay."""
 
 
 class RowReader:
@@ -67,7 +67,7 @@ def row_numbers(rows: slice | NDArray[np.int64]) -> NDArray[np.int64]:
     return np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
 
 
-#: What is done at an exit: takes the exit, its logits, its features and the notes of earlier exits, which it may
+#: A computation at an exit. It takes the exit, its logits, its features and the notes of earlier exits, which it may
 #: change in place.
 Step = Callable[[int, Any, Any, Any], Any]
 
@@ -80,11 +80,11 @@ def walk(
     leaves: Step | None = None,
     memory: Memory | Memories | None = None,
 ) -> Iterator[tuple[int, Any, Any, Any]]:
-    """Go from exit to exit, in forward order, with the samples that are still running.
+    """Go from exit to exit, in forward order, with the samples that have not exited.
 
-    Yields each exit, the rows of the samples that have reached it, what `answer` gave, and what `leaves` gave. Both are
-    steps; `leaves` takes the answer in place of the logits, and gives which samples leave, or None where nobody can. By
-    default nobody leaves. `memory` holds notes from before the first exit.
+    Yields each exit, the rows of the samples that reach it, the result of `answer`, and the result of `leaves`. Both
+    are steps. `leaves` takes the result of `answer` instead of the logits, and returns which samples exit, or None if
+    none can. By default no sample exits. `memory` holds notes from before the first exit.
     """
     memory = Memory() if memory is None else memory
     for k in exits:
@@ -109,7 +109,7 @@ def walk_batches(
     uses_features: Callable[[int], bool] | None = None,
     start: Callable[[], Memory | Memories] = Memory,
 ) -> Iterator[tuple[int, slice, Any]]:
-    """Go from exit to exit with every row of X, in batches, and yield exit, rows and answer; nobody leaves.
+    """Go from exit to exit with every row of X, in batches, and yield exit, rows and result; no sample exits.
 
     `exits` are by default all, and `start` gives the notes before the first one; for the rest see `walk`.
     """
@@ -127,7 +127,7 @@ def collect(
     uses_features: Callable[[int], bool] | None = None,
     start: Callable[[], Memory | Memories] = Memory,
 ) -> dict[int, NDArray[Any]]:
-    """What a step answers at each exit, by exit, for all rows of X; the answers are arrays with one row per sample.
+    """Results of a step at each exit, by exit, for all rows of X: arrays with one row per sample.
 
     The parameters are those of `walk_batches`.
     """
@@ -150,7 +150,7 @@ def own_logits(k: int, logits: Any, features: Any, memory: Memory) -> Any:
 
 
 def correct_exits(X: ExitArray, labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which exits are right for which samples, of shape (n_samples, n_exits); `labels` are indices of classes."""
+    """Whether each exit predicts the class of each sample, of shape (n_samples, n_exits); `labels` are indices."""
     for k in range(X.layout.n_exits):
         if not X.layout.has_logits(k):
             raise ValueError(f"exit {k} has no logits; add them with ExitHeads().fit_transform(X, y).")

@@ -382,8 +382,8 @@ class TestStackExits:
                 None,
                 "logits has shape (5, 2); pass (n_samples, n_exits, n_classes), or a list of arrays of shape (n_samples, n_classes), one per exit.",
             ),
-            ([np.zeros(5)], None, "logits[0] has shape (5,); pass one row per sample, as by reshape(-1, 1)."),
-            (None, [np.array([["a"]])], "features[0] has dtype <U1; pass numbers, as by astype(float)."),
+            ([np.zeros(5)], None, "logits[0] has shape (5,); pass one row per sample, for example by reshape(-1, 1)."),
+            (None, [np.array([["a"]])], "features[0] has dtype <U1; pass numbers, for example by astype(float)."),
             (
                 np.zeros((5, 2, 2)),
                 [np.zeros((5, 1))],
@@ -394,11 +394,11 @@ class TestStackExits:
                 None,
                 "the arrays have different numbers of rows: [4, 5]. Give each exit the same rows, in one order.",
             ),
-            ([None, None], None, "exit 0 has 0 logits and 0 features; give it logits or features, or leave it out."),
+            ([None, None], None, "exit 0 has 0 logits and 0 features; give it logits or features, or remove the exit."),
             (
                 [np.zeros((5, 2)), np.zeros((5, 3))],
                 None,
-                "n_logits=[2, 3]: every exit that has logits needs the same number. Where an exit lacks a class, "
+                "n_logits=[2, 3]: every exit that has logits needs the same number. If an exit lacks a class, "
                 "give stack_exits a column of -inf for it.",
             ),
         ],

@@ -200,7 +200,7 @@ class TestLogitsOfThreeDimensions:
             ThresholdPolicy().fit(blocks, data[1])
 
     def test_flattened_they_are_lost(self, logits, data):
-        with pytest.warns(LayoutLostWarning, match=r"\(n_samples, n_exits, n_classes\) are taken as they are"):
+        with pytest.warns(LayoutLostWarning, match=r"\(n_samples, n_exits, n_classes\) need no layout"):
             ThresholdPolicy(budget=0.7).fit(logits.reshape(len(logits), -1), data[1])
 
 

@@ -79,7 +79,7 @@ class TestProbabilities:
             ([0.2, 0.2, 0.2], r"probabilities\[1\]: row 2 sums to 0.6, not 1"),
             ([20, 30, 50], r"row 2 sums to 100, not 1: \[20.* Divide percentages"),
             ([0, 0, 0], "row 2 sums to 0, not 1"),
-            ([np.nan, 0.5, 0.5], "row 2 has NaN: .* Leave such rows out"),
+            ([np.nan, 0.5, 0.5], "row 2 has NaN: .* Remove such rows"),
             ([np.inf, 0, 0], "row 2 sums to inf"),
         ],
     )
