@@ -1,4 +1,4 @@
-"""Array files of a cache: what is said about them, and mapping them if they are that."""
+"""Array files of a cache: their descriptions, and memory-mapping those that match."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_HEADER_BYTES = 10_000
 
 @dataclass(frozen=True)
 class ArrayFile:
-    """What a shard says about one of its files; the checksum is that of its bytes in C order."""
+    """The description of a file of a shard; the checksum is that of its bytes in C order."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -31,12 +31,12 @@ class ArrayFile:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def to_dict(self) -> dict[str, Any]:
-        """The description as JSON can hold it."""
+        """The description as values that JSON can store."""
         return {"shape": list(self.shape), "dtype": self.dtype.str, "crc32": self.crc32}
 
     @classmethod
     def from_dict(cls, description: Any) -> ArrayFile:
-        """What `to_dict` described; a ValueError says what is wrong with any other description."""
+        """The description of a dict from `to_dict`. Raises a ValueError that names the fault of any other dict."""
         if not isinstance(description, dict) or not isinstance(description.get("shape"), list):
             raise ValueError("its description has no shape")
         shape = tuple(check_count("length", length) for length in description["shape"])
@@ -51,7 +51,7 @@ class ArrayFile:
 
 
 def map_array(file: BinaryIO, described: ArrayFile) -> NDArray[Any]:
-    """Map a .npy file into memory; a ValueError if it is not what is described. The file may be closed then."""
+    """Memory-map a .npy file. Raises a ValueError if it differs from its description. The file may be closed then."""
     try:
         version = np.lib.format.read_magic(file)
         if version != (1, 0):

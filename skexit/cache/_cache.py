@@ -1,4 +1,4 @@
-"""A folder that keeps what a network said at each exit, in complete, checksummed shards.
+"""A folder of logits and features of each exit, in complete, checksummed shards.
 
 Layout of the folder::
 
@@ -9,8 +9,8 @@ Layout of the folder::
     ...
     shard-00000/y.npy            labels, when the loader gave them
 
-A shard is written in a folder with another name and renamed when it is complete, so that a shard
-is there in full or not at all. Nothing is ever unpickled.
+A shard is written in a folder with another name, which is renamed when the shard is complete. So a shard is
+either complete or absent. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ class FeatureCache:
     Parameters
     ----------
     path : str or path-like
-        Folder of the cache, or a URL that fsspec knows: ``"s3://bucket/cache"`` (extra ``remote``). A relative folder
-        is that of the present working directory, also when it changes later; ``~`` is the user's home.
+        Folder of the cache, or a URL that fsspec knows: ``"s3://bucket/cache"`` (extra ``remote``). A relative path
+        refers to the working directory at the time of opening, also if it changes later; ``~`` is the user's home.
     allow_partial : bool, default=False
         Open a cache whose extraction has not finished, with the rows that it has so far.
     local_bytes : int, default=16 * 2**30
-        Of a cache at a URL, how many bytes are kept in this process's folder for temporary files at a time. Files are
-        fetched whole, when they are first read; those not used for longest make room.
+        For a cache at a URL: how many bytes to store at a time in this process's folder for temporary files. Files are
+        fetched whole when they are first read. The least recently used files are deleted first.
 
     Attributes
     ----------
     layout : ExitLayout
         Columns, classes and costs of the exits.
     dtype : numpy.dtype
-        Type of the values that are read: float32 also where they are stored as float16.
+        Type of the values that are read: float32 also if they are stored as float16.
     stored_dtype : numpy.dtype
         Type in which logits and features are stored.
     n_rows : int

@@ -25,14 +25,14 @@ class Folder(Protocol):
         """Bytes of each file, by folder of a shard and name."""
 
     def read(self, name: str, n_more: int = 0) -> bytes:
-        """What a small file holds; nothing after `n_more` bytes above the limit of a cache's JSON files."""
+        """Content of a small file, up to `n_more` bytes above the limit of a cache's JSON files."""
 
     def open(self, name: str, max_bytes: int) -> BinaryIO:
-        """A file of this machine, which can be mapped; a ValueError if it has more bytes than that."""
+        """A local file, which can be memory-mapped. Raises a ValueError if it has more bytes than `max_bytes`."""
 
 
 class LocalFolder:
-    """A folder of this machine."""
+    """A local folder."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = absolute(path)
@@ -116,7 +116,7 @@ def is_url(path: str | os.PathLike[str]) -> bool:
 
 
 def absolute(path: str | os.PathLike[str]) -> Path:
-    """The path wherever this process and its workers go; ``~`` is the user's home."""
+    """The absolute path; ``~`` is the user's home."""
     return Path(os.path.expanduser(path)).absolute()
 
 
@@ -126,7 +126,7 @@ def open_folder(path: str | os.PathLike[str]) -> Folder:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """A second name for a file, or a copy of it where the file systems do not share files."""
+    """A hard link to a file, or a copy of it if the file systems differ."""
     try:
         os.link(source.resolve(), target)
     except OSError:

@@ -1,4 +1,4 @@
-"""JSON files with a checksum: written in one step, and read without trust in what they hold."""
+"""JSON files with a checksum: replaced in one step, and checked when they are read."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def dump_json(content: dict[str, Any]) -> bytes:
-    """What `parse_json` parses: JSON with a checksum."""
+    """JSON with a checksum, for `parse_json`."""
     return json.dumps(content | {"crc32": json_checksum(content)}, indent=1).encode()
 
 
 def parse_json(text: bytes, n_more: int = 0) -> dict[str, Any]:
-    """Parse what `dump_json` made, of `n_more` bytes above the limit; a ValueError says what else is wrong."""
+    """Parse JSON of `dump_json`, of up to `n_more` bytes above the limit. Raises a ValueError that names a fault."""
     if len(text) > MAX_JSON_BYTES + n_more:
         beside = f" beside {n_more} for its shards" if n_more else ""
         raise ValueError(f"it has more than {MAX_JSON_BYTES} bytes{beside}")
@@ -56,7 +56,7 @@ def parse_json(text: bytes, n_more: int = 0) -> dict[str, Any]:
 
 
 def json_checksum(content: dict[str, Any]) -> int:
-    """Checksum of what a file says, however it is written."""
+    """Checksum of the values in a file, independent of their formatting."""
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 

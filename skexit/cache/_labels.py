@@ -1,4 +1,4 @@
-"""Labels that a cache takes: those that it gives back as they were."""
+"""Labels that a cache accepts: those that it can return unchanged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _KINDS = {"U": "strings", "f": "floats", "b": "integers", "i": "integers", "u": 
 
 
 def check_labels(y: Any) -> NDArray[Any]:
-    """The labels as an array; a ValueError says if they are not one number or string for each row."""
+    """The labels as an array. Raises a ValueError if they are not one number or string per row."""
     try:
         labels = np.asarray(y)
     except (ValueError, UnicodeDecodeError) as error:
@@ -33,7 +33,7 @@ def check_labels(y: Any) -> NDArray[Any]:
 
 
 def check_same_kind(found: np.dtype | None, labels: NDArray[Any] | None) -> None:
-    """Raise a ValueError if labels are of another kind than those before them, of which this is the dtype or None."""
+    """Raise a ValueError if labels are of another kind than those before, whose dtype is given, or None."""
     if (found is None) != (labels is None):
         raise ValueError("some batches have labels and others none; give labels for all rows or for none.")
     if found is not None and labels is not None and _KINDS[found.kind] != _KINDS[labels.dtype.kind]:
@@ -44,7 +44,7 @@ def check_same_kind(found: np.dtype | None, labels: NDArray[Any] | None) -> None
 
 
 def _check_kept(labels: NDArray[Any], y: Any) -> None:
-    """NumPy makes strings of numbers beside strings, rounds large integers beside floats, and ends strings at zeros."""
+    """Check the conversion: NumPy turns numbers into strings, rounds large integers, and cuts strings at zeros."""
     for label, given in zip(labels.tolist(), y, strict=True):
         if label != given and given == given:
             raise ValueError(f"labels have the value {given!r}, which is kept as {label!r}; give labels of one type.")

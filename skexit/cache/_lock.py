@@ -12,7 +12,7 @@ LOCK = "writing.lock"
 class FolderLock:
     """The right to write into an existing folder, until it is released or the process ends in any way.
 
-    A RuntimeError says if another writer has it.
+    Raises a RuntimeError if another writer has it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -32,7 +32,7 @@ class FolderLock:
             raise
 
     def release(self) -> None:
-        """Let others write."""
+        """Release the lock."""
         try:
             # Removed while it is held: who opened it just now finds that it has no name any more, and does not take it.
             with suppress(OSError):

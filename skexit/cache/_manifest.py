@@ -1,4 +1,4 @@
-"""The manifest of a cache: what its shards hold, and where they come from."""
+"""The manifest of a cache: the content of its shards, and their origin."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _EXCERPT = 60
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a manifest says; `n_rows` and `shards` are those of a complete cache.
+    """The content of a manifest; `n_rows` and `shards` are those of a complete cache.
 
     `origin` identifies the model, the settings of the extraction and the data. The shards name `fingerprint` as the
     cache that they belong to; it is empty until a writer begins. `shards` are the checksums of the shards'
@@ -55,11 +55,11 @@ class Manifest:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What two caches have in common if shards of one may be added to the other."""
+        """Entries that must be equal in two caches if shards of one may be added to the other."""
         return {"origin": self.origin, "dtype": self.dtype.name, "layout": self.layout.to_dict()}
 
     def differing(self, other: Manifest) -> dict[str, str]:
-        """Entries of the identity that another cache has otherwise: their names, and both values."""
+        """Entries of the identity that differ in another cache: their names, and both values."""
         dtype = differences({"dtype": self.dtype.name}, {"dtype": other.dtype.name})
         of_layout = differences(self.layout.to_dict(), other.layout.to_dict())
         if "costs" in of_layout:  # of which others of the network or its heads follow
@@ -68,7 +68,7 @@ class Manifest:
         return dict(sorted((differences(self.origin, other.origin) | dtype | of_layout).items()))
 
     def to_dict(self) -> dict[str, Any]:
-        """The manifest as JSON can hold it."""
+        """The manifest as values that JSON can store."""
         return {
             "format": FORMAT_VERSION,
             "complete": self.complete,
@@ -82,7 +82,7 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> Manifest:
-        """The manifest that `to_dict` described; a ValueError says what is wrong with any other description."""
+        """The manifest of a dict from `to_dict`. Raises a ValueError that names the fault of any other dict."""
         missing = {"complete", "n_rows", "dtype", "origin", "layout", "fingerprint", "shards"} - set(content)
         if missing:
             raise ValueError(f"it lacks {sorted(missing)}")
@@ -156,7 +156,7 @@ def check_readable(manifest: Manifest) -> None:
 
 
 def make_fingerprint(manifest: Manifest) -> str:
-    """Sixteen hexadecimal digits that tell the origins, layouts and dtypes of caches apart."""
+    """Sixteen hexadecimal digits that identify the origin, layout and dtype of a cache."""
     return hashlib.sha256(json.dumps(manifest.identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -166,7 +166,7 @@ def block_name(k: int, part: str) -> str:
 
 
 def _read_json(folder: Folder) -> dict[str, Any]:
-    """What the manifest in a folder says; it may be longer than other files if there are so many shards."""
+    """The content of the manifest in a folder; with many shards, it may be longer than other JSON files."""
     text = folder.read(MANIFEST)
     n_more = 0
     if len(text) > MAX_JSON_BYTES:

@@ -1,4 +1,4 @@
-"""Several caches made one."""
+"""Join several caches."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def _check_source(cache: FeatureCache, first: FeatureCache, destination: Path) -
 
 
 def _kind(cache: FeatureCache) -> Manifest:
-    """What caches have in common that can be merged."""
+    """Entries that must be equal in caches to merge."""
     origin = {name: value for name, value in cache.origin.items() if name not in _DATA}
     return Manifest(cache.layout, cache.stored_dtype, origin)
 
@@ -124,7 +124,7 @@ def _check_labels(caches: Sequence[FeatureCache]) -> None:
 
 
 def _find_merged(destination: str | os.PathLike[str], shards: Sequence[Shard]) -> tuple[int, int]:
-    """How many shards, and rows, an earlier call has merged already."""
+    """How many shards and rows an earlier call merged."""
     try:
         merged = FeatureCache(destination, allow_partial=True)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Arrays of a cache that are open at the moment."""
+"""Arrays of a cache that are open."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if hasattr(os, "register_at_fork"):
 
 
 class OpenArrays:
-    """Mapped arrays by key; the ones not used for longest are let go when there are too many.
+    """Mapped arrays by key. If there are too many, the least recently used ones are closed.
 
     A mapped array holds a file open, of which the system allows a process about a thousand. Where the files were
     fetched from elsewhere, it also holds a place on this machine's disk: together they have at most `max_bytes`, but
@@ -47,7 +47,7 @@ class OpenArrays:
             return self._arrays.get(key)
 
     def add(self, key: Hashable, array: NDArray[Any]) -> None:
-        """Keep an array, and let others go for it."""
+        """Store an array, and close others to make room for it."""
         with _LOCK:
             self._drop(key)
             self._arrays[key] = array
@@ -64,7 +64,7 @@ class OpenArrays:
             self.count(min(span, len(rows) * (row_bytes + _FAULT_BYTES)))
 
     def count(self, n_bytes: int) -> None:
-        """Count bytes as read, and give all pages back when they are too many."""
+        """Count bytes as read, and release all pages if there are too many."""
         with _LOCK:
             self._n_resident = min(self._n_resident + n_bytes, self._n_bytes)
             if self._n_resident > self.max_resident and hasattr(mmap, "MADV_DONTNEED"):
@@ -74,7 +74,7 @@ class OpenArrays:
                         array.base.madvise(mmap.MADV_DONTNEED)
 
     def drop(self, key: Hashable) -> None:
-        """Let an array go, if it is open."""
+        """Close an array, if it is open."""
         with _LOCK:
             self._drop(key)
 

@@ -1,4 +1,4 @@
-"""Shards of a cache: folders of arrays that are there in full, with their checksums, or not at all."""
+"""Shards of a cache: folders of arrays with checksums, either complete or absent."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Shard:
         self.open(name)
 
     def _check(self, name: str, array: NDArray[Any], status: os.stat_result) -> None:
-        """Compare a file with its checksum, unless that was done and it is still the same file."""
+        """Compare a file with its checksum, unless this was done before and the file is the same."""
         stamp = (status.st_ino, status.st_mtime_ns)
         if self._checked.get(name) != stamp:
             if _checksum(array) != self.files[name].crc32:
@@ -118,7 +118,7 @@ class Shard:
             self._checked[name] = stamp
 
     def _check_in_place(self) -> None:
-        """Raise an error if the cache is not there any more, or another is: what a file lacks is no damage then."""
+        """Raise an error if the cache was deleted or replaced. A missing file is not damage then."""
         path = str(self.folder.path)
         try:
             shards = read_manifest(self.folder).shards
@@ -167,7 +167,7 @@ class Shard:
 
     @contextmanager
     def _naming(self, name: str) -> Iterator[None]:
-        """Say which file of which shard is damaged."""
+        """Name the damaged file and its shard."""
         try:
             yield
         except (ValueError, FileNotFoundError, IsADirectoryError) as error:
@@ -225,7 +225,7 @@ class ShardWriter:
         self._is_whole = True
 
     def close(self) -> int:
-        """Complete the shard, and give the checksum of its description."""
+        """Complete the shard, and return the checksum of its description."""
         self._begin_change()
         files = self._taken | {name: file.close() for name, file in self._files.items()}
         for name, parts in self._columns.items():
@@ -239,7 +239,7 @@ class ShardWriter:
             "files": {name: file.to_dict() for name, file in files.items()},
         }
         (self._folder / _SHARD).write_bytes(dump_json(description))
-        # A name that says that the shard is complete must not reach the disk before what is in it.
+        # The name of a complete shard must not reach the disk before its content.
         sync_files(self._folder / name for name in (*files, _SHARD))
         sync_folder(self._folder)
         self._folder.rename(self._path / f"shard-{self._number:05d}")
@@ -253,7 +253,7 @@ class ShardWriter:
             shutil.rmtree(self._folder)
 
     def _begin_change(self) -> None:
-        """Raise a RuntimeError if an earlier change has not come to its end."""
+        """Raise a RuntimeError if an earlier change did not finish."""
         if not self._is_whole:
             raise RuntimeError(
                 f"writing into {str(self._path)!r} was interrupted in the middle of a shard. Open another CacheWriter "

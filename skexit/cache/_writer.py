@@ -140,7 +140,7 @@ class CacheWriter:
             self._close_shard()
 
     def _check_columns(self, y: Any, inputs: Any) -> dict[str, NDArray[Any]]:
-        """Labels and checksums as arrays, held to those of the rows before."""
+        """Labels and checksums as arrays, checked against those of the rows before."""
         columns = {} if y is None else {LABELS: check_labels(y)}
         if inputs is not None:
             columns[INPUTS] = _check_checksums(inputs)
@@ -151,7 +151,7 @@ class CacheWriter:
         return columns
 
     def append_shard(self, shard: Shard, source: Path) -> None:
-        """Add a complete shard of another cache, as second names of its files or as copies of them.
+        """Add a complete shard of another cache, by hard links to its files or copies of them.
 
         Parameters
         ----------
@@ -202,7 +202,7 @@ class CacheWriter:
         return self._n_closed + (0 if self._shard is None else self._shard.n_rows)
 
     def _begin(self, manifest: Manifest, n_cached: int | None) -> None:
-        """Find what the folder holds, and mark it as a cache that is not complete."""
+        """Read the content of the folder, and mark it as a cache that is not complete."""
         folder = LocalFolder(self.path)
         if (self.path / MANIFEST).exists():
             found = read_manifest(folder)
