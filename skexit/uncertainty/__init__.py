@@ -1,4 +1,4 @@
-"""How sure a classifier is, and how far it can be trusted."""
+"""Confidence scores, calibration, prediction sets, and p-values of a risk."""
 
 from skexit.uncertainty._calibration import expected_calibration_error
 from skexit.uncertainty._conformal import conformal_threshold, coverage_score, inefficiency_score

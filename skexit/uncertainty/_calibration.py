@@ -1,4 +1,4 @@
-"""Whether probabilities are what they say: how often the answer is right."""
+"""Expected calibration error: the difference between confidence and accuracy."""
 
 from __future__ import annotations
 
@@ -20,43 +20,43 @@ def expected_calibration_error(
     strategy: str = "quantile",
     labels: ArrayLike | None = None,
 ) -> float:
-    """How far the probability of the predicted class is from how often it is right.
+    """Mean absolute difference between confidence and accuracy, over bins of the confidence.
 
-    Rows are put into bins by the largest probability p of each. With N rows,
+    Each row is put into a bin by its largest probability p. With N rows,
 
         ``ECE = sum over bins b of |bin b| / N * |accuracy of b - mean p of b|``
 
-    which is eq. 19 of JEI-DNN.
+    (JEI-DNN, eq. 19).
 
     Parameters
     ----------
     y_true : array-like of shape (n_samples,)
         Class labels.
     y_prob : array-like of shape (n_samples, n_classes)
-        Class probabilities, as of ``predict_proba``.
+        Class probabilities, as returned by ``predict_proba``.
     n_bins : int, default=15
         Number of bins, B.
     strategy : {"quantile", "uniform"}, default="quantile"
-        ``"quantile"``: bins of as many rows each: of the rows in the order of p, bin b holds those from ``N (b - 1) /
-        B`` to ``N b / B``, as in JEI-DNN. Rows of equal p keep their order. ``"uniform"``: bins of the same width: bin
-        b holds the rows with p in ``((b - 1) / B, b / B]``.
+        ``"quantile"``: bins with equal numbers of rows. The rows are sorted by p; bin b has rows ``N (b - 1) / B`` to
+        ``N b / B``, as in JEI-DNN. Rows of equal p keep their order. ``"uniform"``: bins of equal width: bin b has the
+        rows with p in ``((b - 1) / B, b / B]``.
     labels : array-like of shape (n_classes,), default=None
-        Class of each column of `y_prob`. By default the sorted classes of `y_true`.
+        Class of each column of `y_prob`. By default, the sorted classes of `y_true`.
 
     Returns
     -------
     float
-        Between 0 and 1; 0 where each bin is right as often as it says.
+        Between 0 and 1; 0 if the accuracy of each bin equals its mean p.
 
     Raises
     ------
     ValueError
-        If the shapes do not agree, y_true has a class that labels lacks, a probability is outside
-        [0, 1], or a parameter has another value than those above.
+        If the shapes do not agree, y_true has a class that is not in labels, a probability is outside
+        [0, 1], or a parameter has a value that is not listed above.
 
     Examples
     --------
-    Four samples are sure to 0.9, and three of them are right:
+    Four predictions have a probability of 0.9, and three of them are correct:
 
     >>> y_prob = [[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.1, 0.9]]
     >>> round(expected_calibration_error([0, 0, 1, 0], y_prob, n_bins=1), 4)
@@ -68,12 +68,12 @@ def expected_calibration_error(
         raise ValueError(f"strategy={strategy!r} must be 'quantile' or 'uniform'.")
     probabilities = check_array(y_prob, dtype=np.float64, input_name="y_prob")
     if probabilities.min() < 0 or probabilities.max() > 1:
-        raise ValueError("y_prob must hold probabilities, between 0 and 1; pass those of predict_proba.")
+        raise ValueError("y_prob must hold probabilities between 0 and 1; pass the output of predict_proba.")
     true_columns = column_of_labels(y_true, labels, probabilities, "y_prob")
-    right = np.argmax(probabilities, axis=1) == true_columns
+    correct = np.argmax(probabilities, axis=1) == true_columns
     confidence = probabilities.max(axis=1)
-    gaps = np.bincount(_BINS[strategy](confidence, int(n_bins)), weights=right - confidence)
-    return float(np.abs(gaps).sum() / len(right))
+    gaps = np.bincount(_BINS[strategy](confidence, int(n_bins)), weights=correct - confidence)
+    return float(np.abs(gaps).sum() / len(correct))
 
 
 def _quantile_bins(confidence: NDArray[np.float64], n_bins: int) -> NDArray[np.intp]:

@@ -1,4 +1,4 @@
-"""Conformal sets: as many classes as it takes to contain the true one often enough."""
+"""Conformal sets: sets of classes that contain the true class with a chosen probability."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from sklearn.utils import check_array, column_or_1d
 from skexit.uncertainty._labels import column_of_labels
 from skexit.utils._module_names import set_module
 
-#: An exit where fewer calibration rows leave is not calibrated on these alone (JEI-DNN, 9.3).
+#: An exit where fewer calibration rows leave has no threshold from these rows alone (JEI-DNN, 9.3).
 FEWEST_ROWS = 20
 
 
 def conformal_threshold(scores: ArrayLike, alpha: float) -> float:
-    """Score that a new one exceeds with a probability of at most `alpha`.
+    """Threshold that the score of a new row exceeds with a probability of at most `alpha`.
 
     It is the ``ceil((n + 1) (1 - alpha))``-th smallest of the n scores. If the new score and these
-    are exchangeable, the new one is at most the threshold with a probability of at least
-    ``1 - alpha``; without ties, of ``ceil((n + 1) (1 - alpha)) / (n + 1)``.
+    are exchangeable, the new score is at most the threshold with a probability of at least
+    ``1 - alpha``. Without ties, the probability is ``ceil((n + 1) (1 - alpha)) / (n + 1)``.
 
     Parameters
     ----------
     scores : array-like of shape (n_samples,)
-        Conformal scores of rows that the classifier was not trained on, larger where its answer fits the label less.
+        Conformal scores of rows that the classifier was not trained on; larger if the prediction fits the label less.
     alpha : float
         Between 0 and 1, both excluded.
 
     Returns
     -------
     float
-        Infinite where there are too few scores for the guarantee.
+        Infinite if there are too few scores for the guarantee.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def conformal_threshold(scores: ArrayLike, alpha: float) -> float:
     if not isinstance(alpha, Real) or not 0 < alpha < 1:
         raise ValueError(f"alpha={alpha!r} must be between 0 and 1: the share of sets that may miss the true class.")
     scores = column_or_1d(scores)
-    # The tolerance is for rounding: alpha = 0.1 written as 1 - 0.9 is a little less.
+    # The tolerance is for rounding: 1 - 0.9 is slightly less than 0.1.
     n_above = math.floor((len(scores) + 1) * alpha * (1 + 1e-12))
     rank = max(len(scores) + 1 - n_above, 1)
     if rank > len(scores):
@@ -63,10 +63,10 @@ def conformal_threshold(scores: ArrayLike, alpha: float) -> float:
 @set_module("skexit.persistence")
 @dataclass(frozen=True)
 class ConformalScores:
-    """Conformal scores of calibration rows, from which the thresholds of the exits follow.
+    """Conformal scores of calibration rows, from which the thresholds of the exits are computed.
 
-    `scores`, of shape (n_samples, n_exits), are one minus the probability of the true class. `exits` are those where
-    each row leaves, and `labels` the indices of the true classes.
+    `scores`, of shape (n_samples, n_exits), are one minus the probability of the true class. `exits` are the exits
+    where the rows leave, and `labels` the indices of the true classes.
     """
 
     scores: NDArray[np.float64]
@@ -76,14 +76,14 @@ class ConformalScores:
     def thresholds(self, alpha: float, method: str) -> NDArray[np.float64]:
         """Largest score of a class that is in the set, at each exit (JEI-DNN, 9.3).
 
-        `alpha` is the share of sets that may miss the true class, and `method` says which scores make the threshold of
-        an exit; see :meth:`ExitPolicy.predict_set`. A threshold is ``inf`` where every class is in the set, ``-inf``
-        where none is. A ValueError says if alpha is not between 0 and 1, or there is no such method.
+        `alpha` is the share of sets that may miss the true class. `method` selects the scores from which the threshold
+        of an exit is computed; see :meth:`ExitPolicy.predict_set`. A threshold is ``inf`` if every class is in the set,
+        and ``-inf`` if no class is. Raises a ValueError if alpha is not between 0 and 1, or the method does not exist.
         """
         return self._thresholds(alpha, method, fewest_strict=1)
 
     def class_thresholds(self, alpha: float, method: str, n_classes: int) -> NDArray[np.float64]:
-        """Thresholds of each class from its own rows, of shape (n_exits, n_classes); ``inf`` where they are few."""
+        """Thresholds of each class from its own rows, of shape (n_exits, n_classes); ``inf`` if these are too few."""
         of_class = [self.labels == label for label in range(n_classes)]
         parts = [ConformalScores(self.scores[own], self.exits[own], self.labels[own]) for own in of_class]
         return np.stack([part._thresholds(alpha, method, fewest_strict=0) for part in parts], axis=1)
@@ -113,9 +113,9 @@ def coverage_score(y_true: ArrayLike, y_set: ArrayLike, *, labels: ArrayLike | N
     y_true : array-like of shape (n_samples,)
         Class labels.
     y_set : array-like of shape (n_samples, n_classes) of bool
-        Which classes are in the set of each sample, as of ``predict_set``.
+        Which classes are in the set of each sample, as returned by ``predict_set``.
     labels : array-like of shape (n_classes,), default=None
-        Class of each column of `y_set`. By default the sorted classes of `y_true`.
+        Class of each column of `y_set`. By default, the sorted classes of `y_true`.
 
     Returns
     -------
@@ -125,7 +125,7 @@ def coverage_score(y_true: ArrayLike, y_set: ArrayLike, *, labels: ArrayLike | N
     Raises
     ------
     ValueError
-        If the shapes do not agree, y_set is not of bool, or y_true has a class that labels lacks.
+        If the shapes do not agree, y_set is not of bool, or y_true has a class that is not in labels.
 
     Examples
     --------
@@ -143,7 +143,7 @@ def inefficiency_score(y_set: ArrayLike) -> float:
     Parameters
     ----------
     y_set : array-like of shape (n_samples, n_classes) of bool
-        Which classes are in the set of each sample, as of ``predict_set``.
+        Which classes are in the set of each sample, as returned by ``predict_set``.
 
     Returns
     -------
@@ -166,5 +166,5 @@ def inefficiency_score(y_set: ArrayLike) -> float:
 def _check_sets(y_set: ArrayLike) -> NDArray[np.bool_]:
     sets = check_array(y_set, dtype=None, input_name="y_set")
     if sets.dtype != bool:
-        raise ValueError(f"y_set has dtype {sets.dtype}; it must be bool, as of predict_set.")
+        raise ValueError(f"y_set has dtype {sets.dtype}, but must be bool; pass the output of predict_set.")
     return sets

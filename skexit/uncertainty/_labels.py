@@ -1,4 +1,4 @@
-"""Which column of probabilities or sets is which class."""
+"""The column of each class in a table of probabilities or sets."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from skexit.utils._labels import index_of_labels
 
 
 def column_of_labels(y_true: ArrayLike, labels: ArrayLike | None, table: NDArray[Any], name: str) -> NDArray[np.intp]:
-    """Column of each row's true class in a table of shape (n_samples, n_classes), which errors call `name`.
+    """Column of each row's true class in a table of shape (n_samples, n_classes), whose name in errors is `name`.
 
-    `labels` are the classes of the columns; None means the sorted classes of y_true. A ValueError says if the shapes do
-    not agree, y_true has a class that labels lacks, or labels has one twice.
+    `labels` are the classes of the columns; None means the sorted classes of y_true. Raises a ValueError if the shapes
+    do not agree, y_true has a class that is not in labels, or labels has a class twice.
     """
     true_labels = column_or_1d(y_true)
     check_consistent_length(true_labels, table)
@@ -23,8 +23,8 @@ def column_of_labels(y_true: ArrayLike, labels: ArrayLike | None, table: NDArray
     if len(classes) != table.shape[1]:
         source = "y_true" if labels is None else "labels"
         raise ValueError(
-            f"{source} has {len(classes)} classes, and {name} {table.shape[1]} columns. Give the class of each column: "
-            "labels=policy.classes_."
+            f"{source} has {len(classes)} classes, but {name} has {table.shape[1]} columns. Pass the class of each "
+            "column: labels=policy.classes_."
         )
     return index_of_true_labels(true_labels, classes)
 
@@ -32,15 +32,15 @@ def column_of_labels(y_true: ArrayLike, labels: ArrayLike | None, table: NDArray
 def index_of_true_labels(y_true: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.intp]:
     """Index of each row's true class among the classes.
 
-    A ValueError says if y_true has a class that classes lacks, or classes has one twice.
+    Raises a ValueError if y_true has a class that is not in classes, or classes has a class twice.
     """
     in_order = np.sort(classes)
     if (in_order[1:] == in_order[:-1]).any():
-        raise ValueError(f"labels={classes.tolist()} names a class twice; give one label for each column.")
+        raise ValueError(f"labels={classes.tolist()} has a class twice; pass a different label for each column.")
     unknown = np.setdiff1d(y_true, classes)
     if len(unknown):
         raise ValueError(
-            f"y_true has the class {unknown.tolist()[0]!r}, which labels={classes.tolist()} lacks. Leave such rows "
-            "out, or give all classes."
+            f"y_true has the class {unknown.tolist()[0]!r}, which is not in labels={classes.tolist()}. Leave such "
+            "rows out, or pass all classes."
         )
     return index_of_labels(y_true, classes)

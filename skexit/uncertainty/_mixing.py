@@ -1,4 +1,4 @@
-"""One classifier from several: a weighted product of their probabilities."""
+"""A weighted product of the probabilities of several classifiers."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from scipy.special import log_softmax
 
 Floats = NDArray[np.float64]
 
-#: Strength of the squared penalty on the bias of a class, which keeps it finite where a class is absent.
+#: Strength of the squared penalty on the biases of the classes. It keeps a bias finite if no row has the class.
 _BIAS_PENALTY = 1e-4
 
 
 def fit_mixture(
     log_probabilities: Floats, labels: NDArray[np.int64], sample_weight: Floats | None = None
 ) -> tuple[Floats, Floats]:
-    """Weights with which a product of classifiers explains the labels best [1]_.
+    """Fit the weights of a product of classifiers to labels [1]_.
 
-    The probability of class c is in proportion to ``exp(b_c) * prod_j p_jc ** w_j`` with weights
-    that are not negative. The mean cross-entropy is convex in weights and biases.
+    The probability of class c is proportional to ``exp(b_c) * prod_j p_jc ** w_j``, with weights w_j
+    of at least 0. The mean cross-entropy is minimised; it is convex in weights and biases.
 
     Parameters
     ----------
     log_probabilities : ndarray of shape (n_samples, n_classifiers, n_classes)
-        Of rows that the classifiers were not trained on.
+        Logarithms of the probabilities, for rows that the classifiers were not trained on.
     labels : ndarray of shape (n_samples,) of int
-        Index of the true class.
+        Index of the true class of each row.
     sample_weight : ndarray of shape (n_samples,), default=None
-        Weight of each sample; all count alike by default.
+        Weight of each sample; equal by default.
 
     Returns
     -------
     weights : ndarray of shape (n_classifiers,)
         Exponent of each classifier, at least 0.
     biases : ndarray of shape (n_classes,)
-        Added to the logits of each class.
+        Number that is added to the logit of each class.
 
     References
     ----------
@@ -44,7 +44,7 @@ def fit_mixture(
 
     Examples
     --------
-    The first of two classifiers is right, the second guesses:
+    The first of two classifiers is mostly correct, and the second one guesses:
 
     >>> import numpy as np
     >>> first = np.log([[0.8, 0.2], [0.2, 0.8], [0.8, 0.2], [0.2, 0.8], [0.2, 0.8]])
@@ -85,11 +85,11 @@ def mix(log_probabilities: Floats, weights: Floats, biases: Floats) -> Floats:
     weights : ndarray of shape (n_classifiers,)
         Exponent of each classifier.
     biases : ndarray of shape (n_classes,)
-        Added to the logits of each class.
+        Number that is added to the logit of each class.
 
     Returns
     -------
     ndarray of shape (n_samples, n_classes)
-        Of the product, which need not be normalised.
+        Logits of the product. They are not normalised.
     """
     return np.einsum("j,njc->nc", weights, log_probabilities) + biases

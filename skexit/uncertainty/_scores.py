@@ -1,9 +1,9 @@
-"""How sure a classifier is: scores for which larger means more confident.
+"""Confidence scores of a classifier: a larger score means more confidence.
 
-Probabilities near 1 lie so close together that rounding orders them. What thresholds are compared with is therefore
-computed from logits, on a scale without an upper end.
+Probabilities near 1 differ by less than rounding. Scores that are compared with thresholds are therefore computed from
+logits, on a scale without an upper limit.
 
-Written against the array API, so that they run on NumPy arrays and on torch tensors alike.
+The functions use the array API, so that they work on NumPy arrays and on torch tensors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from skexit.utils._docstring import shared_docs
 
 Array = Any  # an array of any namespace that array-api-compat knows
 
-#: Up to so many classes, the two largest are found soonest by sorting.
+#: With at most this many classes, sorting is the fastest way to find the two largest values.
 _FEW_CLASSES = 64
 
 
@@ -34,7 +34,7 @@ def softmax(logits: Array) -> Array:
     Returns
     -------
     array of shape (..., n_classes)
-        Along the last axis, they sum to 1.
+        Probabilities, which sum to 1 along the last axis.
 
     Examples
     --------
@@ -44,7 +44,7 @@ def softmax(logits: Array) -> Array:
            [0.25, 0.75]])
     """
     xp = array_namespace(logits)
-    if hasattr(xp, "softmax"):  # torch has it in one step
+    if hasattr(xp, "softmax"):  # torch computes it in one step
         return xp.softmax(logits, -1)
     exponentials = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
     return exponentials / xp.sum(exponentials, axis=-1, keepdims=True)
@@ -53,7 +53,7 @@ def softmax(logits: Array) -> Array:
 def log_softmax(logits: Array) -> Array:
     """Logarithms of probabilities from logits, over the last axis."""
     xp = array_namespace(logits)
-    if hasattr(xp, "log_softmax"):  # torch has it in one step
+    if hasattr(xp, "log_softmax"):  # torch computes it in one step
         return xp.log_softmax(logits, -1)
     shifted = logits - xp.max(logits, axis=-1, keepdims=True)
     return shifted - xp.log(xp.sum(xp.exp(shifted), axis=-1, keepdims=True))
@@ -71,7 +71,7 @@ def max_probability(probabilities: Array) -> Array:
 
 @shared_docs
 def normalized_entropy(probabilities: Array) -> Array:
-    """One minus the entropy as a fraction of its largest value, ``log(n_classes)`` (EENet, eq. 6).
+    """One minus the normalised entropy, which is ``entropy / log(n_classes)`` (EENet, eq. 6).
 
     %(probabilities)s
         1 for a certain prediction, 0 for a uniform one.
@@ -80,8 +80,8 @@ def normalized_entropy(probabilities: Array) -> Array:
 
 
 def entropy_share(probabilities: Array) -> Array:
-    """The entropy as a fraction of its largest value; 0 where there is one class only."""
-    # With one class, any number above 0 will do.
+    """The entropy divided by its largest value, ``log(n_classes)``; 0 if there is only one class."""
+    # With one class, the entropy is 0, and any positive divisor gives 0.
     return _sum_of_plogp(probabilities) / -math.log(max(probabilities.shape[-1], 2))
 
 
@@ -109,7 +109,7 @@ def margin(probabilities: Array) -> Array:
 
 
 def two_largest(probabilities: Array) -> tuple[Array, Array]:
-    """Largest and second largest probability, which is 0 where there is one class only."""
+    """Largest and second largest probability; the second is 0 if there is only one class."""
     xp = array_namespace(probabilities)
     n_classes = probabilities.shape[-1]
     if 1 < n_classes <= _FEW_CLASSES:
@@ -125,7 +125,7 @@ def vote(counts: Array) -> Array:
     Parameters
     ----------
     counts : array of shape (..., n_classes)
-        How many exits up to the present one predict each class.
+        Number of exits, up to the current one, that predict each class.
 
     Returns
     -------
@@ -137,7 +137,7 @@ def vote(counts: Array) -> Array:
 
 
 def count_votes(logits: Array, counts: Array | None) -> Array:
-    """Add the predicted class of each row to the votes of earlier exits, None at the first.
+    """Add the predicted class of each row to the votes of earlier exits, which are None at the first exit.
 
     Logits and votes have the shape (n_samples, n_classes).
     """
@@ -146,7 +146,7 @@ def count_votes(logits: Array, counts: Array | None) -> Array:
 
 
 def predicted_class(logits: Array) -> Array:
-    """1 in the column of each row's largest logit, the first of equals, and 0 elsewhere."""
+    """1 in the column of each row's largest logit (the first of equal ones), and 0 elsewhere."""
     xp = array_namespace(logits)
     classes = xp.arange(int(logits.shape[-1]), device=device(logits))
     return xp.astype(xp.argmax(logits, axis=-1, keepdims=True) == classes, logits.dtype)
@@ -154,12 +154,12 @@ def predicted_class(logits: Array) -> Array:
 
 @shared_docs
 def log_odds(logits: Array) -> Array:
-    """Logarithm of ``p / (1 - p)`` for the largest probability p, which is ``scipy.special.expit(log_odds)``.
+    """Logarithm of ``p / (1 - p)``, where p is the largest probability: ``p = scipy.special.expit(log_odds)``.
 
-    Unlike p, it tells samples apart however sure of them a classifier is.
+    Unlike p, it also distinguishes samples whose p is 1 after rounding.
 
     %(logits)s
-        ``-log(n_classes - 1)`` for a uniform prediction; 0 where there is one class only.
+        ``-log(n_classes - 1)`` for a uniform prediction; 0 if there is only one class.
 
     Examples
     --------
@@ -177,40 +177,40 @@ def log_odds(logits: Array) -> Array:
 
 
 def log_odds_of_margin(logits: Array) -> Array:
-    """Logarithm of ``(1 + m) / (1 - m)`` for the margin m of the probabilities, which is ``tanh(log_odds / 2)``.
+    """Logarithm of ``(1 + m) / (1 - m)``, where m is the margin of the probabilities: ``m = tanh(log_odds / 2)``.
 
-    With two classes, the log-odds of the larger probability.
+    With two classes, these are the log-odds of the larger probability.
     """
     xp = array_namespace(logits)
     if logits.shape[-1] == 1:
         return xp.zeros_like(logits[..., 0])
     largest, others = _largest_and_others(logits)
     second = xp.max(others, axis=-1)
-    total = xp.sum(xp.exp(others - second[..., None]), axis=-1)  # of probabilities, in units of the second
+    total = xp.sum(xp.exp(others - second[..., None]), axis=-1)  # of probabilities, relative to the second largest
     return largest - second + xp.log(2 + (total - 1) * xp.exp(second - largest)) - xp.log(1 + total)
 
 
 def minus_log_entropy(logits: Array) -> Array:
-    """Minus the logarithm of the entropy u as a fraction of its largest value, which is ``exp(-minus_log_entropy)``."""
+    """Minus the logarithm of u, the entropy divided by its largest value: ``u = exp(-minus_log_entropy)``."""
     xp = array_namespace(logits)
     n_classes = logits.shape[-1]
     if n_classes == 1:
         return xp.zeros_like(logits[..., 0])
     largest, others = _largest_and_others(logits)
     second = xp.max(others, axis=-1)
-    # Probabilities in units of the second largest, which may be too small for a number of its own.
+    # Probabilities relative to the second largest, which may itself be too small for a float.
     relative = xp.exp(others - second[..., None])
     total = xp.sum(relative, axis=-1)
-    odds = total * xp.exp(second - largest)  # of another class than the first
+    odds = total * xp.exp(second - largest)  # of all classes but the most probable one
     is_small = odds < xp.finfo(logits.dtype).eps
     slope = xp.where(is_small, 1.0, xp.log1p(odds) / xp.where(is_small, 1.0, odds))
-    distance = xp.where(relative > 0, largest[..., None] - others, 0.0)  # 0 * inf is no number
+    distance = xp.where(relative > 0, largest[..., None] - others, 0.0)  # 0 * inf is NaN
     entropy = total * slope + xp.sum(relative * distance, axis=-1) / (1 + odds)
     return largest - second - xp.log(entropy) + math.log(math.log(n_classes))
 
 
 def _largest_and_others(logits: Array) -> tuple[Array, Array]:
-    """The largest logit, and the others along the last axis; among many, a logit of -inf stands for the largest."""
+    """Largest logit, and the other logits along the last axis; with many classes, -inf replaces the largest."""
     xp = array_namespace(logits)
     if logits.shape[-1] <= _FEW_CLASSES:
         ordered = xp.sort(logits, axis=-1)
@@ -221,13 +221,13 @@ def _largest_and_others(logits: Array) -> tuple[Array, Array]:
 
 def _log_sum_exp(logits: Array) -> Array:
     xp = array_namespace(logits)
-    if hasattr(xp, "logsumexp"):  # torch has it in one step
+    if hasattr(xp, "logsumexp"):  # torch computes it in one step
         return xp.logsumexp(logits, -1)
     largest = xp.max(logits, axis=-1, keepdims=True)
     return largest[..., 0] + xp.log(xp.sum(xp.exp(logits - largest), axis=-1))
 
 
-#: Scores of one exit's logits by the name of their criterion. They rise without end as an exit gets sure.
+#: Scores of the logits of one exit, by the name of the criterion. They grow without limit as the confidence grows.
 CRITERIA: dict[str, Callable[[Array], Array]] = {
     "max_prob": log_odds,
     "entropy": minus_log_entropy,

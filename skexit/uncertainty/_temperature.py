@@ -1,4 +1,4 @@
-"""Temperature scaling: one number that makes probabilities as sure as they should be."""
+"""Temperature scaling: logits are divided by one number, so that confidence agrees with accuracy."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from skexit.utils._warnings import warn
 
 Floats = NDArray[np.float64]
 
-#: Range in which a temperature is sought.
+#: Range of temperatures that is searched.
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
-#: A prior is worth so many rows at least. They keep a temperature finite where all rows are right, or all wrong.
+#: A prior counts as at least this many rows, which keep a temperature finite if all rows are correct, or all wrong.
 _FEWEST_PRIOR_ROWS = 20
-#: Squared scores must be larger on average before temperatures leave the prior; by chance they are 1.
+#: A temperature leaves the prior only if the mean squared score is above this; by chance, the mean is 1.
 _PENALTY = 3.0
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-    """Temperature at which ``softmax(logits / temperature)`` explains the labels [1]_, near 1 if rows are few.
+    """Fit the temperature of ``softmax(logits / temperature)`` to labels [1]_; near 1 if there are few rows.
 
-    Minimises the cross-entropy of the rows and of m more, which are labelled as the logits themselves
-    say: a prior at 1. m is ``max(20, n / (Q - 3))``, where Q is the squared score of temperature 1 over
-    its variance: near 1 where the logits are calibrated already. Where Q is at most 3, the temperature is
-    1. So calibration does no harm on new rows, on average, for few rows either.
+    Minimises the cross-entropy of the n rows and of m additional rows, whose labels follow the probabilities
+    of the logits: a prior at temperature 1. m is ``max(20, n / (Q - 3))``, where Q is the squared score of
+    temperature 1 divided by its variance; Q is near 1 if the logits are calibrated. If Q is at most 3, the
+    temperature is 1. With this prior, calibration on few rows does no harm on new rows, on average.
 
     Parameters
     ----------
     logits : array-like of shape (n_samples, n_classes)
-        Of rows that the classifier was not trained on.
+        Logits of rows that the classifier was not trained on.
     labels : array-like of shape (n_samples,) of int
-        Index of the true class.
+        Index of the true class of each row.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weight of each sample; all count alike by default. The smallest positive weight is one sample,
-        so that a common factor changes nothing.
+        Weight of each sample; equal by default. The smallest positive weight counts as one sample,
+        so that a common factor of all weights changes nothing.
 
     Returns
     -------
@@ -56,7 +56,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike, sample_weight: ArrayLi
     Warns
     -----
     UserWarning
-        If the temperature would lie beyond 0.05 or 20.
+        If the temperature would be below 0.05 or above 20.
 
     References
     ----------
@@ -64,8 +64,8 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike, sample_weight: ArrayLi
 
     Examples
     --------
-    Of samples with log-odds 3, three of four are right: the odds should be three to one. The more
-    samples say so, the closer they get.
+    Predictions have log-odds of 3, but three of four are correct, so that the odds should be three to one.
+    With more samples, the odds come closer to this:
 
     >>> logits = np.array([[3.0, 0], [3, 0], [3, 0], [3, 0]])
     >>> temperature = fit_temperature(logits, [0, 0, 0, 1])
@@ -80,16 +80,16 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike, sample_weight: ArrayLi
 
 
 def temperature_within_bounds(logits: ArrayLike, labels: ArrayLike, weight: ArrayLike) -> float:
-    """What `fit_temperature` gives, for checked weights, without a word where it is a bound."""
+    """`fit_temperature` for checked weights, without the warning at a bound."""
     return _shared_temperature(_as_rows([(logits, labels, weight)]))
 
 
 def fit_exit_temperatures(exits: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike]]) -> Floats:
-    """Temperature of each of several exits; those of few rows borrow from the others.
+    """Temperature of each of several exits; exits with few rows also use the rows of the other exits.
 
-    First, one temperature is fitted to the rows of all exits, as by `fit_temperature`. It is then the prior of each
-    exit's own, and worth the more rows, the less the exits differ: where they differ by no more than chance explains,
-    all have it, as has an exit without rows.
+    First, one temperature is fitted to the rows of all exits, as by `fit_temperature`. It is the prior of the
+    temperatures of the exits. The less the exits differ, the more rows the prior counts as. If they differ by no more
+    than chance, all exits have the shared temperature. An exit without rows also has it.
 
     `exits` has the logits, labels and weights of the rows of each exit.
     """
@@ -103,28 +103,28 @@ def fit_exit_temperatures(exits: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike]
 
 @dataclass(frozen=True)
 class _Rows:
-    """Logits below each row's largest, that of the label, and the weights."""
+    """Margins (logits minus the row's largest logit), the margin of the label, and the weight of each row."""
 
     margins: Floats
     of_label: Floats
     weight: Floats
 
     def expectation(self, temperature: float) -> Floats:
-        """Mean margin of the class, as the probabilities say."""
+        """Mean margin of a class that is drawn from the probabilities."""
         return np.sum(softmax(self.margins / temperature) * self.margins, axis=1)
 
     def squared_score(self, temperature: float) -> float:
-        """Of the temperature, over its variance: 1 on average where the temperature is right."""
+        """Squared score of the temperature divided by its variance: 1 on average if the temperature is correct."""
         probabilities = softmax(self.margins / temperature)
         mean = np.sum(probabilities * self.margins, axis=1)
         variance = np.sum(probabilities * self.margins**2, axis=1) - mean**2
         score = self.weight @ (self.of_label - mean)
-        # Where the probabilities are 0 and 1, the variance vanishes, and with it the score if all rows are right.
+        # If all probabilities are 0 or 1, the variance is 0, and so is the score if all rows are correct.
         return float(score**2 / max(self.weight @ variance, 1e-100 * max(score**2, 1.0)))
 
 
 def _as_rows(exits: Sequence[tuple[ArrayLike, ArrayLike, ArrayLike]]) -> list[_Rows]:
-    """The rows of each exit. The smallest weight is one row: a weight is a number of copies, up to a common factor."""
+    """The rows of each exit. Weights are numbers of copies, up to a common factor: the smallest is scaled to 1."""
     checked = [_check_rows(*exit_) for exit_ in exits]
     weights = np.concatenate([weight for _, _, weight in checked])
     scale = 1 / weights[weights > 0].min()
@@ -142,16 +142,16 @@ def _shared_temperature(groups: list[_Rows]) -> float:
 
 
 def _prior_rows(groups: list[_Rows], temperature: float) -> float:
-    """How many rows the prior is worth: as many as make its variance that of the groups' temperatures about it."""
+    """Number of rows of the prior: its variance is then that of the groups' temperatures around it."""
     excess = sum(group.squared_score(temperature) - _PENALTY for group in groups)
     n_rows = sum(group.weight.sum() for group in groups)
     return max(_FEWEST_PRIOR_ROWS, n_rows / excess) if excess > 0 else math.inf
 
 
 def _posterior_temperature(group: _Rows, n_prior_rows: float, prior: float) -> float:
-    """Temperature that explains the rows and the prior best; a bound where it lies beyond.
+    """Temperature that fits the rows and the prior best, within the bounds.
 
-    The loss is convex in the inverse of the temperature, so that its derivative has one root at most.
+    The loss is convex in the inverse of the temperature, so that its derivative has at most one root.
     """
     if math.isinf(n_prior_rows):
         return prior
@@ -162,7 +162,7 @@ def _posterior_temperature(group: _Rows, n_prior_rows: float, prior: float) -> f
     )
 
     def slope(log_temperature: float) -> float:
-        """Derivative of the loss by the inverse temperature; it falls as the temperature rises."""
+        """Derivative of the loss with respect to the inverse temperature; it falls as the temperature rises."""
         return float(share @ group.expectation(math.exp(log_temperature)) - wanted)
 
     return _temperature_of_zero(slope)
@@ -171,25 +171,25 @@ def _posterior_temperature(group: _Rows, n_prior_rows: float, prior: float) -> f
 def match_confidence(
     logits: NDArray[np.float64], others: NDArray[np.float64], sample_weight: NDArray[np.float64]
 ) -> float:
-    """Temperature at which the largest probabilities are on average those that other logits of the rows give.
+    """Temperature at which the mean of the largest probability equals that for other logits of the same rows.
 
-    Between 0.05 and 20; 1 where no temperature changes them.
+    Between 0.05 and 20; 1 if the temperature does not change the probabilities.
     """
     margins = logits - logits.max(axis=1, keepdims=True)
     if not margins.any():
         return 1.0
-    aim = np.average(softmax(others).max(axis=1), weights=sample_weight)
+    target = np.average(softmax(others).max(axis=1), weights=sample_weight)
 
     def excess(log_temperature: float) -> float:
-        """It falls as the temperature rises."""
+        """Mean confidence minus the target; it falls as the temperature rises."""
         confidence = 1 / np.exp(margins * math.exp(-log_temperature)).sum(axis=1)
-        return float(np.average(confidence, weights=sample_weight) - aim)
+        return float(np.average(confidence, weights=sample_weight) - target)
 
     return _temperature_of_zero(excess)
 
 
 def _temperature_of_zero(falling: Callable[[float], float]) -> float:
-    """Temperature at which a function of its logarithm, which falls, is zero; a bound where it is zero nowhere."""
+    """Temperature at which a falling function of its logarithm is zero; a bound if it is zero nowhere in between."""
     low, high = math.log(LOWEST_TEMPERATURE), math.log(HIGHEST_TEMPERATURE)
     if falling(low) <= 0:
         return LOWEST_TEMPERATURE
@@ -201,16 +201,16 @@ def _temperature_of_zero(falling: Callable[[float], float]) -> float:
 def _checked_range(temperature: float) -> float:
     if temperature in (LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE):
         is_lowest = temperature == LOWEST_TEMPERATURE
-        what = "are far too small" if is_lowest else "say little of the labels, or are far too large"
+        what = "are far too small" if is_lowest else "contain little information on the labels, or are far too large"
         warn(
-            f"the fitted temperature lies at the bound {temperature}: the logits {what}. Check that rows and classes "
-            "of the labels are those of the logits; if they are, pass logits / numpy.std(logits)."
+            f"the fitted temperature lies at the bound {temperature}: the logits {what}. Check that the labels have "
+            "the same rows and classes as the logits. If they do, pass logits / numpy.std(logits)."
         )
     return temperature
 
 
 def _check_rows(logits: ArrayLike, labels: ArrayLike, weight: ArrayLike) -> tuple[Floats, NDArray[np.int64], Floats]:
-    """Logits below each row's largest, labels and weights of the rows, checked; there may be none."""
+    """Checked margins (logits minus the row's largest), labels and weights of the rows; there may be no rows."""
     checked = check_array(logits, dtype=np.float64, input_name="logits", ensure_min_samples=0)
     true_columns = column_or_1d(labels)
     check_consistent_length(checked, true_columns)
@@ -221,6 +221,6 @@ def _check_rows(logits: ArrayLike, labels: ArrayLike, weight: ArrayLike) -> tupl
             f"labels must be the indices of classes: integers from 0 to {checked.shape[1] - 1}. For sorted classes "
             "with names, pass numpy.searchsorted(classes, y)."
         )
-    # Probabilities are 0 long before the largest margin that can be squared.
+    # Larger margins would overflow when squared; their probabilities are 0.
     margins = np.maximum(checked - checked.max(axis=1, keepdims=True), -1e100)
     return margins, true_columns, np.asarray(weight, dtype=np.float64)

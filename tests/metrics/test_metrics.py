@@ -357,11 +357,11 @@ class TestExitDistributionByClass:
 
     def test_errors(self):
         with pytest.raises(
-            ValueError, match=r"^y_true has the class 2, which labels=\[0, 1\] lacks\. Leave such rows out"
+            ValueError, match=r"^y_true has the class 2, which is not in labels=\[0, 1\]\. Leave such rows out"
         ):
             exit_distribution_by_class([0, 2], [0, 0], n_exits=1, labels=[0, 1])
         with pytest.raises(
-            ValueError, match=r"^labels=\[0, 0\] names a class twice; give one label for each column\.$"
+            ValueError, match=r"^labels=\[0, 0\] has a class twice; pass a different label for each column\.$"
         ):
             exit_distribution_by_class([0, 0], [0, 0], n_exits=1, labels=[0, 0])
         with pytest.raises(ValueError, match=r"^exits has the exit 1, but there are 1 exits"):

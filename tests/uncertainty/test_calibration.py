@@ -161,7 +161,7 @@ class TestTemperature:
                 1e3,
                 [1, 0],
                 HIGHEST_TEMPERATURE,
-                r"lies at the bound 20\.0: the logits say little .* pass logits / numpy\.std\(logits\)",
+                r"lies at the bound 20\.0: the logits contain little information .* pass logits / numpy\.std\(logits\)",
             ),
         ],
     )
@@ -282,16 +282,19 @@ def test_a_probability_on_the_edge_of_a_bin_belongs_to_the_lower():
         ({"n_bins": 2.5}, r"^n_bins=2\.5 must be a positive integer\.$"),
         ({"strategy": "equal"}, r"^strategy='equal' must be 'quantile' or 'uniform'\.$"),
         ({"y_true": [0, 1, 1]}, r"inconsistent numbers of samples: \[3, 2\]"),
-        ({"y_true": [1, 1]}, r"^y_true has 1 classes, and y_prob 2 columns\. Give the class of each column: labels="),
+        (
+            {"y_true": [1, 1]},
+            r"^y_true has 1 classes, but y_prob has 2 columns\. Pass the class of each column: labels=",
+        ),
         (
             {"labels": [0, 1, 2]},
-            r"^labels has 3 classes, and y_prob 2 columns\. Give the class of each column: labels=",
+            r"^labels has 3 classes, but y_prob has 2 columns\. Pass the class of each column: labels=",
         ),
-        ({"labels": [1, 2]}, r"^y_true has the class 0, which labels=\[1, 2\] lacks\. Leave such rows out"),
-        ({"labels": [1, 1]}, r"^labels=\[1, 1\] names a class twice; give one label for each column\.$"),
+        ({"labels": [1, 2]}, r"^y_true has the class 0, which is not in labels=\[1, 2\]\. Leave such rows out"),
+        ({"labels": [1, 1]}, r"^labels=\[1, 1\] has a class twice; pass a different label for each column\.$"),
         (
             {"y_prob": [[-1.0, 2.0], [0.5, 0.5]]},
-            r"^y_prob must hold probabilities, between 0 and 1; pass those of predict_proba",
+            r"^y_prob must hold probabilities between 0 and 1; pass the output of predict_proba",
         ),
         ({"y_prob": [[np.nan, 0.5], [0.5, 0.5]]}, "y_prob contains NaN"),
         ({"y_prob": [0.5, 0.5]}, "Expected 2D array"),

@@ -132,14 +132,19 @@ def test_scores_of_sets(data):
 @pytest.mark.parametrize(
     ("y_true", "y_set", "labels", "message"),
     [
-        ([0, 1], [[0.9, 0.1], [0.4, 0.6]], None, r"^y_set has dtype float64; it must be bool, as of predict_set\.$"),
+        (
+            [0, 1],
+            [[0.9, 0.1], [0.4, 0.6]],
+            None,
+            r"^y_set has dtype float64, but must be bool; pass the output of predict_set\.$",
+        ),
         ([0, 1], [[True, False]], None, r"inconsistent numbers of samples: \[2, 1\]"),
-        ([0, 0], [[True, False], [True, True]], None, r"^y_true has 1 classes, and y_set 2 columns\."),
+        ([0, 0], [[True, False], [True, True]], None, r"^y_true has 1 classes, but y_set has 2 columns\."),
         (
             [0, 2],
             [[True, False], [True, True]],
             [0, 1],
-            r"^y_true has the class 2, which labels=\[0, 1\] lacks\. Leave such rows out",
+            r"^y_true has the class 2, which is not in labels=\[0, 1\]\. Leave such rows out",
         ),
         ([0, 1], [True, False], None, "Expected 2D array"),
     ],
