@@ -1,4 +1,4 @@
-"""Pipelines that end in a policy, and the one to start with."""
+"""Pipelines that end in a policy, and a recommended pipeline."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from skexit.utils._module_names import set_module
 
 def _policy_has(name: str) -> Callable[[Pipeline], bool]:
     def check(pipeline: Pipeline) -> bool:
-        getattr(steps_of(pipeline)[-1], name)  # the AttributeError says what lacks it
+        getattr(steps_of(pipeline)[-1], name)  # raises an AttributeError that names the class of the policy
         return True
 
     return check
 
 
-def _by_policy(name: str) -> Any:
-    """A method of the policy, on what the steps before it make of X."""
+def _policy_method(name: str) -> Any:
+    """A method of the policy, which is applied to X after the steps before the policy."""
 
     @wraps(getattr(BudgetedPolicy, name))
     def method(self: Pipeline, X: Any, *args: Any, **kwargs: Any) -> Any:
@@ -41,7 +41,7 @@ def _by_policy(name: str) -> Any:
     return available_if(_policy_has(name))(method)
 
 
-def _of_policy(name: str) -> Any:
+def _policy_attribute(name: str) -> Any:
     """An attribute of the policy."""
 
     def read(self: Pipeline) -> Any:
@@ -54,16 +54,16 @@ def _of_policy(name: str) -> Any:
 class ExitPipeline(Pipeline):
     """A :class:`~sklearn.pipeline.Pipeline` that ends in a policy, with the methods of the policy.
 
-    ``predict_exit``, ``exit_scores``, ``mean_cost``, ``predict_at_exits`` and ``predict_set`` take X as the first step
-    does, ``decide`` the network's own logits and features; otherwise they are those of the policy. ``thresholds_``,
-    ``costs_``, ``exit_distribution_``, ``layout_`` and ``temperatures_`` are the policy's. A method is there where the
-    policy has it, as ``with_budget`` is not for :class:`StaticExit`. Everything else is as in scikit-learn's pipeline,
-    and ``best_estimator_`` of a search over such a pipeline is one, too.
+    ``predict_exit``, ``exit_scores``, ``mean_cost``, ``predict_at_exits`` and ``predict_set`` take X in the form that
+    the first step takes. ``decide`` takes the logits and features of the network. Otherwise these are the methods of
+    the policy. ``thresholds_``, ``costs_``, ``exit_distribution_``, ``layout_`` and ``temperatures_`` are attributes of
+    the policy. The pipeline has only the methods that the policy has: :class:`StaticExit` has no ``with_budget``.
+    All else is as in scikit-learn's pipeline. A search over such pipelines has an ExitPipeline as ``best_estimator_``.
 
     Parameters
     ----------
     steps : list of (str, estimator)
-        Names and estimators: what gives logits, as :class:`ExitHeads` and :class:`ExitEnsemble` do, and the policy.
+        Names and estimators: steps that give logits, such as :class:`ExitHeads` and :class:`ExitEnsemble`; the policy.
     transform_input : list of str, default=None
         As in scikit-learn's pipeline.
     memory : str or joblib.Memory, default=None
@@ -73,8 +73,8 @@ class ExitPipeline(Pipeline):
 
     See Also
     --------
-    make_exit_pipeline : Names the steps itself.
-    recommended_pipeline : The steps to start with.
+    make_exit_pipeline : Names the steps after their classes.
+    recommended_pipeline : The pipeline to start with.
 
     Examples
     --------
@@ -90,21 +90,21 @@ class ExitPipeline(Pipeline):
     np.int64(0)
     """
 
-    thresholds_ = _of_policy("thresholds_")
-    costs_ = _of_policy("costs_")
-    exit_distribution_ = _of_policy("exit_distribution_")
-    layout_ = _of_policy("layout_")
-    temperatures_ = _of_policy("temperatures_")
+    thresholds_ = _policy_attribute("thresholds_")
+    costs_ = _policy_attribute("costs_")
+    exit_distribution_ = _policy_attribute("exit_distribution_")
+    layout_ = _policy_attribute("layout_")
+    temperatures_ = _policy_attribute("temperatures_")
 
-    predict_exit = _by_policy("predict_exit")
-    predict_at_exits = _by_policy("predict_at_exits")
-    exit_scores = _by_policy("exit_scores")
-    mean_cost = _by_policy("mean_cost")
-    predict_set = _by_policy("predict_set")
+    predict_exit = _policy_method("predict_exit")
+    predict_at_exits = _policy_method("predict_at_exits")
+    exit_scores = _policy_method("exit_scores")
+    mean_cost = _policy_method("mean_cost")
+    predict_set = _policy_method("predict_set")
 
     @property
     def layout_fingerprint_(self) -> str:
-        """Fingerprint of the layout of the X that was fitted: that of ``X.layout``."""
+        """Fingerprint of ``X.layout``, for the X that was passed to ``fit``."""
         fingerprint: str = steps_of(self)[0].layout_fingerprint_
         return fingerprint
 
@@ -116,21 +116,21 @@ class ExitPipeline(Pipeline):
 
     @available_if(_policy_has("calibrate"))
     def calibrate(self, X: Any, y: ArrayLike, **parameters: Any) -> Self:
-        """Calibrate the policy, as by its ``calibrate``, on rows that were not used in fitting.
+        """Calibrate the policy, with its ``calibrate``, on rows that were not used in fitting.
 
         Parameters
         ----------
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            As the first step takes it.
+            Rows in the form that the first step takes.
         y : array-like of shape (n_samples,)
             Class labels.
         **parameters
-            Those of ``calibrate`` of the policy, such as ``temperature``.
+            Further parameters of the policy's ``calibrate``, such as ``temperature``.
 
         Returns
         -------
         self : ExitPipeline
-            With the policy calibrated.
+            The pipeline, with a calibrated policy.
         """
         check_is_fitted(self)
         policy, X = last_step_and_data(self, X)
@@ -144,12 +144,12 @@ class ExitPipeline(Pipeline):
         Parameters
         ----------
         budget : float
-            As for ``with_budget`` of the policy.
+            As in ``with_budget`` of the policy.
 
         Returns
         -------
         ExitPipeline
-            It shares the steps before the policy with this one.
+            The copy, which has the same steps before the policy as this pipeline.
         """
         check_is_fitted(self)
         copied: Self = with_last_step(self, steps_of(self)[-1].with_budget(budget))
@@ -157,17 +157,17 @@ class ExitPipeline(Pipeline):
 
     @available_if(_policy_has("meet_budget"))
     def meet_budget(self, X: Any) -> Self:
-        """A fitted copy whose thresholds meet the budget on other rows, which need no labels.
+        """A fitted copy whose thresholds meet the budget on other rows, without labels.
 
         Parameters
         ----------
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            As the first step takes it.
+            Rows in the form that the first step takes.
 
         Returns
         -------
         ExitPipeline
-            It shares the steps before the policy with this one.
+            The copy, which has the same steps before the policy as this pipeline.
         """
         check_is_fitted(self)
         policy, X = last_step_and_data(self, X)
@@ -176,12 +176,12 @@ class ExitPipeline(Pipeline):
 
     @available_if(_policy_has("without_fit_state"))
     def without_fit_state(self) -> Self:
-        """A fitted copy that answers alike, and holds nothing of single rows: what to ship.
+        """A fitted copy that gives the same predictions, but stores no data of single rows; for deployment.
 
         Returns
         -------
         ExitPipeline
-            Of the same steps, without what ``with_budget`` and ``predict_set`` need of the rows.
+            The same steps, without the data of the rows that ``with_budget`` and ``predict_set`` need.
         """
         check_is_fitted(self)
         light: Self = without_rows(self)
@@ -196,7 +196,7 @@ def make_exit_pipeline(
     Parameters
     ----------
     *steps : estimators
-        What gives logits, and the policy.
+        Steps that give logits, and then the policy.
     memory : str or joblib.Memory, default=None
         Where fitted transformers are cached.
     transform_input : list of str, default=None
@@ -207,7 +207,7 @@ def make_exit_pipeline(
     Returns
     -------
     ExitPipeline
-        Not fitted, unless the steps are.
+        Not fitted, unless the steps are fitted.
 
     See Also
     --------
@@ -224,11 +224,11 @@ def make_exit_pipeline(
 
 
 def recommended_heads(random_state: int | np.random.RandomState | None = None) -> ExitHeads:
-    """The heads that did best where we compared them.
+    """The heads that performed best in our comparisons.
 
-    One hidden layer that is handed on from exit to exit, and learns from the network's own logits where X has them.
-    Penalty, dropout and passes follow the number of rows. A fit of 50,000 rows of nine exits with 5,000 features in all
-    takes about a minute, of 5,000 rows about fifteen seconds.
+    Each head has one hidden layer, which is also an input of the next head. The heads also learn from the network's
+    own logits if X has them. Penalty, dropout and the number of passes depend on the number of rows. A fit on 50,000
+    rows of nine exits with 5,000 features in total takes about a minute, on 5,000 rows about fifteen seconds.
 
     Parameters
     ----------
@@ -238,7 +238,7 @@ def recommended_heads(random_state: int | np.random.RandomState | None = None) -
     Returns
     -------
     ExitHeads
-        Not fitted; its parameters are free to change by ``set_params``.
+        Heads that are not fitted; ``set_params`` changes their parameters.
 
     See Also
     --------
@@ -263,28 +263,28 @@ def recommended_heads(random_state: int | np.random.RandomState | None = None) -
 def recommended_pipeline(
     budget: float = 0.5, *, heads: ExitHeads | None = None, random_state: int | np.random.RandomState | None = None
 ) -> ExitPipeline:
-    """The heads, the ensemble and the policy that did best where we compared them.
+    """The heads, the ensemble and the policy that performed best in our comparisons.
 
-    Heads with a hidden layer that is handed on from exit to exit, exits that answer with those
-    before them, and :class:`OptimalStoppingPolicy`. All are set as by default, so that what is
-    known of your data can go into their parameters:
+    The steps are an :class:`ExitEnsemble` of :func:`recommended_heads`, in which each exit combines its
+    probabilities with those of earlier exits, and :class:`OptimalStoppingPolicy`. Ensemble and policy
+    have their default parameters. To adapt parameters to your data, set them:
     ``pipeline.set_params(ensemble__heads__hidden_layer_sizes=(64,))``.
 
     Parameters
     ----------
     budget : float, default=0.5
-        Mean cost of a sample on the data that is fitted, a fraction in (0, 1] of the network's cost, heads included.
+        Mean cost of a sample on the fitting data, heads included, as a fraction in (0, 1] of the network's cost.
     heads : ExitHeads, default=None
-        Fitted heads, used as they are: best trained on many rows, such as those that the network
-        was trained on, which may not serve to fit the policy. By default, :func:`recommended_heads` are
+        Fitted heads, which are not trained again. Train them on many rows, such as the training rows of the
+        network, and do not fit the policy on these rows. By default, :func:`recommended_heads` are
         trained on the same rows as the policy, and cross-fitted.
     random_state : int, RandomState instance or None, default=None
-        Seeds heads and policy.
+        Seeds the heads and the policy.
 
     Returns
     -------
     ExitPipeline
-        Of the steps ``"ensemble"`` and ``"policy"``, not fitted.
+        A pipeline with the steps ``"ensemble"`` and ``"policy"``, not fitted.
 
     Examples
     --------
