@@ -1,4 +1,4 @@
-"""Pictures of what a policy does. matplotlib is imported when something is drawn."""
+"""Displays of policies and their predictions. matplotlib is imported only when something is drawn."""
 
 from skexit.plotting._accuracy_cost import AccuracyCostDisplay
 from skexit.plotting._coverage import CoverageDisplay

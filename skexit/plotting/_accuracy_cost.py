@@ -1,4 +1,4 @@
-"""Accuracy against cost."""
+"""Display of accuracy against cost."""
 
 from __future__ import annotations
 
@@ -22,38 +22,38 @@ if TYPE_CHECKING:
 
 @shared_docs
 class AccuracyCostDisplay:
-    """Accuracy against mean cost, one line a method.
+    """Accuracy against mean cost, one line per method.
 
     Parameters
     ----------
     curves : dict of str to (array-like of shape (n_points,), array-like of shape (n_points,))
-        Mean costs, heads included, as fractions of the network's without them, and accuracies of each method.
+        Mean costs and accuracies of each method. Costs include heads, and are fractions of the network without them.
     intervals : dict of str to (array-like of shape (n_points,), array-like of shape (n_points,)), default=None
-        Lowest and highest accuracy that are plausible at each point, drawn as a band.
+        Lower and upper limits of the accuracy at each point, drawn as a band.
     deviations : dict of str to (array-like of shape (n_points,), array-like of shape (n_points,)), default=None
         Standard deviations of cost and accuracy at each point, drawn as error bars.
     oracle : OracleResult, default=None
-        The bound for every policy, drawn as a star; of :func:`skexit.oracle`.
+        Upper bound for every policy, from :func:`skexit.oracle`; drawn as a star.
     head_cost : float, default=0.0
-        What the heads of all exits cost at most, as a fraction of the network's cost; written below
-        the axis. `from_estimators` finds it.
+        Largest cost of the heads of all exits, as a fraction of the network's cost; written below
+        the axis. `from_estimators` computes it.
     network_accuracy : float, default=None
         Accuracy of the whole network, in [0, 1], drawn as a horizontal line.
 
     Attributes
     ----------
     curves : dict of str to (ndarray of shape (n_points,), ndarray of shape (n_points,))
-        Points of each method, by rising cost.
+        Points of each method, in the order of rising cost.
     intervals, deviations : dict of str to (ndarray of shape (n_points,), ndarray of shape (n_points,))
-        In the same order.
+        As given, in the order of the points.
     lines_ : dict of str to matplotlib Line2D
-        The points of each method.
+        Points of each method.
     hulls_ : dict of str to matplotlib Line2D
-        The upper hull of each method, where it was asked for.
+        Upper hull of each method, if ``plot`` was called with ``hull=True``.
     bands_ : dict of str to matplotlib artist
-        The interval of each method that has one.
+        Interval of each method that has one.
     error_bars_ : dict of str to matplotlib ErrorbarContainer
-        The deviations of each method that has them.
+        Deviations of each method that has them.
     oracle_, network_ : matplotlib Line2D or None
     ax_ : matplotlib Axes
     figure_ : matplotlib Figure
@@ -104,7 +104,7 @@ class AccuracyCostDisplay:
         network_accuracy: float | None = None,
         **plot_parameters: Any,
     ) -> AccuracyCostDisplay:
-        """Measure fitted policies on data, and draw.
+        """Compute accuracies and costs of fitted policies on data, and draw them.
 
         Parameters
         ----------
@@ -119,12 +119,12 @@ class AccuracyCostDisplay:
         predictions: dict[str, tuple[ArrayLike, ArrayLike]] = {}
         head_cost = 0.0
         for name, policies in estimators.items():
-            # A pipeline has a length, too: that of its steps.
+            # A pipeline also has a length, the number of its steps, but is one policy.
             alone = isinstance(policies, BaseEstimator)
-            answers = [_answers(policy, X) for policy in ([policies] if alone else policies)]
-            if not answers:
+            results = [_predictions_and_costs(policy, X) for policy in ([policies] if alone else policies)]
+            if not results:
                 raise ValueError(f"estimators[{name!r}] is empty; give at least one fitted policy.")
-            y_pred, costs, of_heads = zip(*answers, strict=True)
+            y_pred, costs, of_heads = zip(*results, strict=True)
             head_cost = max(head_cost, *of_heads)
             predictions[name] = np.column_stack(y_pred), np.column_stack(costs)
         return cls.from_predictions(
@@ -153,18 +153,18 @@ class AccuracyCostDisplay:
         network_accuracy: float | None = None,
         **plot_parameters: Any,
     ) -> AccuracyCostDisplay:
-        """Measure answers, and draw.
+        """Compute accuracies and costs of predictions, and draw them.
 
         Parameters
         ----------
         y_true : array-like of shape (n_samples,)
             Class labels.
         predictions : dict of str to (array-like, array-like), both of shape (n_samples, n_points)
-            For each method the class that each of its points gives to each sample, and what that
-            sample costs, as a fraction of the network without heads.
+            For each method, the predicted class of each sample at each point of the line, and the cost of this
+            sample, as a fraction of the network without heads.
         %(bootstrap)s
         head_cost : float, default=0.0
-            What the heads of all exits cost at most, as a fraction of the network's cost.
+            Largest cost of the heads of all exits, as a fraction of the network's cost.
         network_accuracy : float, default=None
             Accuracy of the whole network, drawn as a horizontal line.
         %(plotted)s
@@ -204,22 +204,22 @@ class AccuracyCostDisplay:
     def from_cv_results(
         cls, cv_results: Mapping[str, Any], *, by: str | None = None, **plot_parameters: Any
     ) -> AccuracyCostDisplay:
-        """Draw the settings of a search, each with its mean over the folds and its deviations.
+        """Draw the settings of a search, with their means and standard deviations over the folds.
 
         Parameters
         ----------
         cv_results : dict
             ``cv_results_`` of a search with ``scoring=accuracy_and_cost()``.
         by : str, default=None
-            Parameter of the search that separates the lines, as ``"policy"`` or ``"policy__lam"``.
-            By default all settings are on one line.
+            Parameter of the search that separates the lines, such as ``"policy"`` or ``"policy__lam"``.
+            By default, all settings are on one line.
         %(plotted)s
-            Without the settings that could not be fitted, whose scores are NaN.
+            Settings that could not be fitted, whose scores are NaN, are left out.
 
         Raises
         ------
         ValueError
-            If the search did not measure accuracy and mean cost, or had no such parameter.
+            If the search did not measure accuracy and mean cost, or has no parameter `by`.
         """
         keys = [f"{what}_test_{score}" for what in ("mean", "std") for score in ("mean_cost", "accuracy")]
         missing = [key for key in keys if key not in cv_results]
@@ -242,12 +242,12 @@ class AccuracyCostDisplay:
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Where to draw; a new figure by default.
+            Axes to draw on; by default, those of a new figure.
         hull : bool, default=False
-            Whether the line of a method is the upper hull of its points, which mixtures of
-            neighbouring policies reach, instead of joining them all.
+            Whether to draw the upper hull of the points of a method, which mixtures of neighbouring
+            policies reach, instead of a line through all points.
         direct_labels : bool, default=False
-            Whether the name of each method stands beside its line, instead of in a legend. It reads well with up to
+            Whether to write the name of each method beside its line, instead of in a legend. It is readable for up to
             four methods.
 
         %(display)s
@@ -276,7 +276,7 @@ class AccuracyCostDisplay:
         self.oracle_: Any = None
         if self.oracle is not None:
             point = [100 * self.oracle.mean_cost], [100 * self.oracle.accuracy]
-            (self.oracle_,) = self.ax_.plot(*point, "k*", markersize=11, label="oracle (sees the labels)")
+            (self.oracle_,) = self.ax_.plot(*point, "k*", markersize=11, label="oracle (knows the labels)")
         self.network_: Any = None
         if self.network_accuracy is not None:
             self.network_ = self.ax_.axhline(
@@ -300,7 +300,7 @@ class AccuracyCostDisplay:
             self.bands_[name] = self.ax_.fill_between(
                 100 * costs, 100 * low, 100 * high, color=color, alpha=0.15, linewidth=0
             )
-        else:  # a band of one point would have no width
+        else:  # a band at one point would have no width
             self.bands_[name] = self.ax_.vlines(100 * costs, 100 * low, 100 * high, color=color, alpha=0.5)
 
 
@@ -322,8 +322,8 @@ def _reorder(
     }
 
 
-def _answers(estimator: Any, X: Any) -> tuple[NDArray[Any], NDArray[np.float64], float]:
-    """Answers and costs of the samples, and what the heads of all exits cost."""
+def _predictions_and_costs(estimator: Any, X: Any) -> tuple[NDArray[Any], NDArray[np.float64], float]:
+    """Predictions and costs of the samples, and the cost of the heads of all exits."""
     policy: ExitPolicy
     policy, X = policy_and_data(estimator, X)
     return policy.predict(X), policy.costs_[policy.predict_exit(X)], float(policy.layout_.head_fractions[-1])
@@ -334,15 +334,15 @@ def _accuracies(y_true: NDArray[Any], y_pred: NDArray[Any]) -> NDArray[np.float6
 
 
 def _names(cv_results: Mapping[str, Any], by: str | None) -> list[str]:
-    """Name of the line that each setting is on."""
+    """Name of the line of each setting."""
     if by is None:
         return ["settings"] * len(cv_results["params"])
     if f"param_{by}" not in cv_results:
         searched = sorted(key.removeprefix("param_") for key in cv_results if key.startswith("param_"))
-        raise ValueError(f"by={by!r} is no parameter of the search; it searched {searched}.")
+        raise ValueError(f"by={by!r} is not a parameter of the search, which has the parameters {searched}.")
     settings = [params.get(by) for params in cv_results["params"]]
     names = ["not set" if setting is None else " ".join(str(setting).split()) for setting in settings]
     kinds = [type(setting).__name__ if isinstance(setting, BaseEstimator) else None for setting in settings]
-    # The class says enough of an estimator, unless there are two of a class.
+    # The name of its class is enough for an estimator, unless two settings have the same class.
     short = None not in kinds and len(set(kinds)) == len(set(names))
     return [str(kind) for kind in kinds] if short else names

@@ -1,4 +1,4 @@
-"""How often sets hold the true class, and how large they are."""
+"""Display of the coverage and the size of prediction sets."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ if TYPE_CHECKING:
 
 @shared_docs
 class CoverageDisplay:
-    """Coverage and mean size of the sets of ``predict_set`` against the coverage that was asked for.
+    """Coverage and mean size of the sets of ``predict_set`` against the requested coverage.
 
     Parameters
     ----------
     alphas : array-like of shape (n_alphas,)
         Shares of sets that may miss the true class.
     coverages : dict of str to array-like of shape (n_alphas,)
-        Share of sets that hold the true class, of each method.
+        Share of sets that contain the true class, for each method.
     sizes : dict of str to array-like of shape (n_alphas,)
-        Mean number of classes in a set, of each method.
+        Mean number of classes in a set, for each method.
 
     Attributes
     ----------
     alphas : ndarray of shape (n_alphas,)
     coverages, sizes : dict of str to ndarray of shape (n_alphas,)
     coverage_lines_, size_lines_ : dict of str to matplotlib Line2D
-        What was drawn for each method.
+        Lines of each method.
     axes_ : ndarray of shape (2,) of matplotlib Axes
-        Of coverages and of sizes.
+        Axes of the coverages and axes of the sizes.
     figure_ : matplotlib Figure
 
     See Also
     --------
-    skexit.uncertainty.coverage_score : Share of sets that hold the true class.
+    skexit.uncertainty.coverage_score : Share of sets that contain the true class.
     skexit.uncertainty.inefficiency_score : Mean number of classes in a set.
 
     Examples
@@ -72,14 +72,14 @@ class CoverageDisplay:
         methods: Sequence[str] = ("general", "ims", "strict", "gated"),
         **plot_parameters: Any,
     ) -> CoverageDisplay:
-        """Apply a calibrated policy, and draw.
+        """Compute the prediction sets of a calibrated policy, and draw their coverage and size.
 
         Parameters
         ----------
         estimator : ExitPolicy or Pipeline
-            Fitted and calibrated; a Pipeline ends in a policy.
+            A fitted and calibrated policy, or a Pipeline that ends in one.
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Other rows than it was calibrated on.
+            Rows that were not used in calibration.
         y : array-like of shape (n_samples,)
             Class labels.
         alphas : sequence of float, default=(0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
@@ -107,29 +107,29 @@ class CoverageDisplay:
         labels: ArrayLike | None = None,
         **plot_parameters: Any,
     ) -> CoverageDisplay:
-        """Measure sets, and draw.
+        """Compute the coverage and size of prediction sets, and draw them.
 
         Parameters
         ----------
         y_true : array-like of shape (n_samples,)
             Class labels.
         y_sets : dict of str to sequence of n_alphas arrays of shape (n_samples, n_classes) of bool
-            Sets of each method, at one alpha after the other.
+            Sets of each method, one array per alpha.
         alphas : array-like of shape (n_alphas,)
             Shares of sets that may miss the true class.
         labels : array-like of shape (n_classes,), default=None
-            Class of each column of the sets. By default the sorted classes of `y_true`.
+            Class of each column of the sets. By default, the sorted classes of `y_true`.
         %(plotted)s
 
         Raises
         ------
         ValueError
-            If a method does not have one array of sets an alpha.
+            If a method does not have one array of sets per alpha.
         """
         levels = column_or_1d(alphas)
         for method, sets in y_sets.items():
             if len(sets) != len(levels):
-                raise ValueError(f"y_sets[{method!r}] has {len(sets)} arrays, but there are {len(levels)} alphas.")
+                raise ValueError(f"y_sets[{method!r}] has {len(sets)} arrays; give {len(levels)}, one per alpha.")
         return cls(
             levels,
             {method: [coverage_score(y_true, own, labels=labels) for own in sets] for method, sets in y_sets.items()},
@@ -142,11 +142,11 @@ class CoverageDisplay:
         Parameters
         ----------
         axes : sequence of two matplotlib Axes, default=None
-            Where to draw coverages and sizes; a new figure by default.
+            Axes of the coverages and axes of the sizes; by default, those of a new figure.
 
         %(display)s
         ValueError
-            If there are more or fewer than two axes.
+            If the number of axes is not two.
         """
         if axes is None:
             axes = import_pyplot().subplots(1, 2, figsize=(7, 3.4), layout="constrained")[1]
@@ -156,17 +156,17 @@ class CoverageDisplay:
         self.figure_: Any = self.axes_[0].figure
         self.coverage_lines_: dict[str, Any] = {}
         self.size_lines_: dict[str, Any] = {}
-        asked = 100 * (1 - self.alphas)
+        requested = 100 * (1 - self.alphas)
         for (method, coverage), (color, marker) in zip(self.coverages.items(), line_styles(), strict=False):
-            # Hollow, so that methods that agree can all be seen.
+            # Hollow markers, so that equal points of several methods are all visible.
             style: dict[str, Any] = {"color": color, "marker": marker, "fillstyle": "none", "label": method}
-            (self.coverage_lines_[method],) = self.axes_[0].plot(asked, 100 * coverage, **style)
-            (self.size_lines_[method],) = self.axes_[1].plot(asked, self.sizes[method], **style)
-        self.axes_[0].axline((100, 100), slope=1, color="0.4", linestyle="--", linewidth=1, label="asked for")
+            (self.coverage_lines_[method],) = self.axes_[0].plot(requested, 100 * coverage, **style)
+            (self.size_lines_[method],) = self.axes_[1].plot(requested, self.sizes[method], **style)
+        self.axes_[0].axline((100, 100), slope=1, color="0.4", linestyle="--", linewidth=1, label="requested")
         self.axes_[0].set_ylabel("Coverage (%)")
         self.axes_[1].set_ylabel("Mean classes in a set")
         for ax in self.axes_:
-            ax.set_xlabel(r"Asked for: $1 - \alpha$ (%)")
+            ax.set_xlabel(r"Requested coverage $1 - \alpha$ (%)")
             ax.grid(alpha=0.3)
         self.axes_[0].legend(fontsize="small")
         return self

@@ -1,4 +1,4 @@
-"""Where samples leave."""
+"""Display of the shares of samples that leave at each exit."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from skexit.utils._docstring import shared_docs
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: A share is written into its part of a bar from here on: below, there is no room.
+#: Smallest share that is written into its part of a bar; in smaller parts, there is no room.
 _LEAST_WRITTEN = 0.1
-#: With more bars than this, only some are named, and no share is written.
+#: With more bars than this, only some names are written, and no shares.
 _MOST_NAMED = 30
 
 
 @shared_docs
 class ExitDistributionDisplay:
-    """Share of the samples that leave at each exit, one stacked bar a policy or class.
+    """Share of the samples that leave at each exit, one stacked bar per policy or class.
 
     Parameters
     ----------
     shares : array-like of shape (n_bars, n_exits)
-        Of each bar, the share that leaves at each exit; NaN where a bar has no samples.
+        Share of the samples of each bar that leave at each exit; NaN if a bar has no samples.
     names : sequence of str
         Name of each bar.
 
@@ -40,13 +40,13 @@ class ExitDistributionDisplay:
     shares : ndarray of shape (n_bars, n_exits)
     names : list of str
     bars_ : list of matplotlib BarContainer
-        The parts of all bars, one container an exit.
+        Parts of all bars, one container per exit.
     ax_ : matplotlib Axes
     figure_ : matplotlib Figure
 
     See Also
     --------
-    skexit.metrics.exit_distribution_by_class : The shares of the classes.
+    skexit.metrics.exit_distribution_by_class : The shares for each class.
 
     Examples
     --------
@@ -67,12 +67,12 @@ class ExitDistributionDisplay:
 
     @classmethod
     def from_estimators(cls, estimators: Mapping[str, Any], X: Any, **plot_parameters: Any) -> ExitDistributionDisplay:
-        """Apply fitted policies, and draw a bar each.
+        """Compute the exits of fitted policies, and draw one bar per policy.
 
         Parameters
         ----------
         estimators : dict of str to ExitPolicy or Pipeline
-            Fitted policies, of as many exits each; a Pipeline ends in a policy.
+            Fitted policies with the same number of exits; a Pipeline ends in a policy.
         %(X)s
         %(plotted)s
         """
@@ -84,7 +84,7 @@ class ExitDistributionDisplay:
 
     @classmethod
     def from_estimator(cls, estimator: Any, X: Any, y: ArrayLike, **plot_parameters: Any) -> ExitDistributionDisplay:
-        """Apply one fitted policy, and draw a bar for all samples and one per class.
+        """Compute the exits of one fitted policy, and draw a bar for all samples and one per class.
 
         Parameters
         ----------
@@ -103,35 +103,35 @@ class ExitDistributionDisplay:
         y_true: ArrayLike | None = None,
         **plot_parameters: Any,
     ) -> ExitDistributionDisplay:
-        """Count exits, and draw.
+        """Compute the share of each exit, and draw the shares.
 
         Parameters
         ----------
         exits : array-like of shape (n_samples,) of int, or dict of str to such
-            Exit at which each sample leaves; in a dict those of several policies, a bar each.
+            Exit at which each sample leaves. A dict has the exits of several policies, and gives one bar per policy.
         n_exits : int
             Number of exits.
         y_true : array-like of shape (n_samples,), default=None
-            Class labels, for a bar a class besides that of all samples.
+            Class labels. They add one bar per class to the bar of all samples.
         %(plotted)s
 
         Raises
         ------
         ValueError
-            If an exit does not exist, or there are classes and several policies.
+            If an exit does not exist, or `y_true` is given with several policies.
         """
         if isinstance(exits, Mapping):
             if y_true is not None:
-                raise ValueError("y_true gives a bar a class, which is for the exits of one policy; exits is a dict.")
+                raise ValueError("y_true adds bars for the exits of one policy, but exits is a dict; pass y_true=None.")
             shares = [_shares(of_policy, n_exits) for of_policy in exits.values()]
             return cls(np.reshape(shares, (len(shares), n_exits)), list(exits)).plot(**plot_parameters)
-        everyone = _shares(exits, n_exits)[None]
+        of_all = _shares(exits, n_exits)[None]
         if y_true is None:
-            return cls(everyone, ["all"]).plot(**plot_parameters)
+            return cls(of_all, ["all"]).plot(**plot_parameters)
         check_consistent_length(exits, y_true)
         by_class = exit_distribution_by_class(y_true, exits, n_exits=n_exits)
         names = ["all", *(str(label) for label in np.unique(column_or_1d(y_true)))]
-        return cls(np.concatenate([everyone, by_class]), names).plot(**plot_parameters)
+        return cls(np.concatenate([of_all, by_class]), names).plot(**plot_parameters)
 
     def plot(self, ax: Axes | None = None) -> ExitDistributionDisplay:
         """Draw the bars.
@@ -139,7 +139,7 @@ class ExitDistributionDisplay:
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Where to draw; a new figure by default.
+            Axes to draw on; by default, those of a new figure.
 
         %(display)s
         """
@@ -164,7 +164,7 @@ class ExitDistributionDisplay:
         named = positions[:: -(-n_bars // _MOST_NAMED)]
         self.ax_.set_yticks(named, [self.names[position] for position in named])
         self.ax_.set(xlabel="Samples that leave (%)", xlim=(0, 100), ylim=(n_bars - 0.5, -0.5))
-        # Against the right edge: to the left, there is room above the names.
+        # At the right edge, so that a wide legend can use the room above the names.
         self.ax_.legend(
             loc="lower right",
             bbox_to_anchor=(1, 1),

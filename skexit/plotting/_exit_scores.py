@@ -1,4 +1,4 @@
-"""The scores of the exits, and the thresholds that they are compared with."""
+"""Display of the scores of the exits and their thresholds."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from skexit.utils._optional import import_pyplot
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Where more classes than this are on an axis, only some are named.
+#: With more classes than this on an axis, only some names are written.
 _MOST_NAMED = 10
-#: Opacity of the samples that are still running, and of those that left before.
-_RUNNING, _GONE = 0.7, 0.15
+#: Opacity of samples that are still running, and of samples that left at an earlier exit.
+_RUNNING, _EXITED = 0.7, 0.15
 
 
 @shared_docs
 class ExitScoreDisplay:
-    """Scores of each exit by class, with the thresholds above which samples leave.
+    """Scores of each exit by class, with the thresholds from which samples leave.
 
-    As in Figures 6 to 9 of EENet: right and wrong answers have different colours and markers, and
-    the samples that left at an earlier exit are faded.
+    As in Figures 6 to 9 of EENet, correct and wrong predictions have different colours and markers, and
+    samples that left at an earlier exit are faded.
 
     Parameters
     ----------
     y_true : array-like of shape (n_samples,)
         Class labels.
     scores : array-like of shape (n_samples, n_exits)
-        Scores of every exit, as if no sample had left before.
+        Scores of every exit, as if no sample left earlier.
     correct : array-like of shape (n_samples, n_exits) of bool
-        Whether each exit is right.
+        Whether the prediction of each exit is correct.
     thresholds : array-like of shape (n_exits,)
-        A sample leaves at the first exit whose score is at least the threshold; ``inf`` where
-        none does, ``-inf`` where all do.
+        A sample leaves at the first exit whose score is at least the threshold. ``inf`` means that no
+        sample leaves, ``-inf`` that all samples leave.
 
     Attributes
     ----------
@@ -50,9 +50,9 @@ class ExitScoreDisplay:
     exits : ndarray of shape (n_samples,) of int
         Exit at which each sample leaves.
     points_ : list of list of matplotlib PathCollection
-        Of each exit the right and the wrong answers.
+        For each exit, the correct and the wrong predictions.
     lines_ : list of matplotlib Line2D or None
-        Threshold of each exit; None where it is infinite.
+        Threshold of each exit; None if it is infinite.
     axes_ : ndarray of shape (n_exits,) of matplotlib Axes
     figure_ : matplotlib Figure
 
@@ -87,7 +87,7 @@ class ExitScoreDisplay:
 
     @classmethod
     def from_estimator(cls, estimator: Any, X: Any, y: ArrayLike, **plot_parameters: Any) -> ExitScoreDisplay:
-        """Apply a fitted policy, and draw.
+        """Compute the scores of a fitted policy, and draw them.
 
         Parameters
         ----------
@@ -103,16 +103,16 @@ class ExitScoreDisplay:
     def from_predictions(
         cls, y_true: ArrayLike, y_pred: ArrayLike, scores: ArrayLike, *, thresholds: ArrayLike, **plot_parameters: Any
     ) -> ExitScoreDisplay:
-        """Compare answers with labels, and draw.
+        """Compare predictions with labels, and draw the scores.
 
         Parameters
         ----------
         y_true : array-like of shape (n_samples,)
             Class labels.
         y_pred : array-like of shape (n_samples, n_exits)
-            Class that each exit gives to each sample, as of ``predict_at_exits``.
+            Predicted class of each sample at each exit, as returned by ``predict_at_exits``.
         scores : array-like of shape (n_samples, n_exits)
-            Scores of every exit, as of ``exit_scores``.
+            Scores of every exit, as returned by ``exit_scores``.
         thresholds : array-like of shape (n_exits,)
             Thresholds of the exits.
         %(plotted)s
@@ -126,18 +126,18 @@ class ExitScoreDisplay:
         return cls(y_true, scores, correct, thresholds).plot(**plot_parameters)
 
     def plot(self, axes: Sequence[Axes] | None = None, *, n_columns: int = 2) -> ExitScoreDisplay:
-        """Draw a picture an exit.
+        """Draw one picture per exit.
 
         Parameters
         ----------
         axes : sequence of n_exits matplotlib Axes, default=None
-            Where to draw; a new figure by default.
+            Axes to draw on; by default, those of a new figure.
         n_columns : int, default=2
-            Pictures beside each other in a new figure.
+            Number of pictures in a row of a new figure.
 
         %(display)s
         ValueError
-            If there are more axes than exits, or fewer.
+            If the number of axes is not the number of exits.
         """
         n_samples, n_exits = self.scores.shape
         import_pyplot()
@@ -147,13 +147,13 @@ class ExitScoreDisplay:
         self.axes_ = axes_of_exits(axes, n_exits, n_columns=n_columns, width=7, height=2.5)
         self.figure_: Any = self.axes_[0].figure
         classes, columns = np.unique(self.y_true, return_inverse=True)
-        # Always the same places, so that a picture drawn again is the same.
+        # A fixed seed, so that the same data always give the same picture.
         places = columns + np.random.default_rng(0).uniform(-0.35, 0.35, size=n_samples)
         named = np.arange(len(classes))[:: -(-len(classes) // _MOST_NAMED)]
         self.points_: list[list[Any]] = []
         self.lines_: list[Any] = []
         for k, ax in enumerate(self.axes_):
-            opacity = np.where(self.exits < k, _GONE, _RUNNING)
+            opacity = np.where(self.exits < k, _EXITED, _RUNNING)
             points = []
             for chosen, color, marker in ((self.correct[:, k], COLORS[0], "o"), (~self.correct[:, k], COLORS[1], "x")):
                 shades = np.column_stack([np.tile(to_rgb(color), (chosen.sum(), 1)), opacity[chosen]])
@@ -167,9 +167,9 @@ class ExitScoreDisplay:
             ax.set_xticks(named, [str(label) for label in classes[named]], fontsize="small")
             ax.grid(axis="y", alpha=0.3)
         handles = [
-            Line2D([], [], color=COLORS[0], marker="o", markersize=4, linestyle="", label="right"),
+            Line2D([], [], color=COLORS[0], marker="o", markersize=4, linestyle="", label="correct"),
             Line2D([], [], color=COLORS[1], marker="x", markersize=4, linestyle="", label="wrong"),
-            Line2D([], [], color=COLORS[0], alpha=0.25, marker="o", markersize=4, linestyle="", label="left before"),
+            Line2D([], [], color=COLORS[0], alpha=0.25, marker="o", markersize=4, linestyle="", label="left earlier"),
             Line2D([], [], color="black", linestyle="--", label="threshold"),
         ]
         label_exits(self.axes_, "Class", "Exit score", handles, own_figure=axes is None)

@@ -1,4 +1,4 @@
-"""What the displays share: matplotlib when it is needed, colours and axes."""
+"""What the displays share: colours, axes and labels."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from skexit.utils._optional import import_pyplot
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-#: Okabe and Ito's colours, which the colour-blind can tell apart; without the yellow, which is too light for lines.
+#: Colours of Okabe and Ito, which are distinct for colour-blind readers; without yellow, which is too light for lines.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 
 
 def line_styles() -> Iterator[tuple[str, str]]:
-    """Colour and marker of one line after another. A pair comes again after 70 lines."""
+    """Colour and marker of one line after another. A pair is repeated after 70 lines."""
     return zip(cycle(COLORS), cycle(_MARKERS), strict=False)
 
 
@@ -39,9 +39,9 @@ def new_axes(ax: Axes | None, width: float, height: float) -> Axes:
 def axes_of_exits(
     axes: Sequence[Axes] | None, n_exits: int, *, n_columns: int, width: float, height: float
 ) -> NDArray[Any]:
-    """The given axes, checked to be one per exit, or those of a new figure with `n_columns` small pictures in a row.
+    """The given axes, one per exit, or those of a new figure with `n_columns` small pictures in a row.
 
-    `width` is that of the figure, and `height` that of a row, in inches.
+    `width` is the width of the figure, and `height` the height of a row, in inches.
     """
     if axes is not None:
         given = np.asarray(axes, dtype=object).ravel()
@@ -62,14 +62,14 @@ def axes_of_exits(
     )
     for unused in grid.ravel()[n_exits:]:
         unused.remove()
-    # The last picture of a column shows its axis, also where the row below has no picture there.
+    # The last picture of each column shows the x axis, also if the last row has no picture in this column.
     for ax in grid.ravel()[max(n_exits - n_columns, 0) : n_exits]:
         ax.tick_params(labelbottom=True)
     return grid.ravel()[:n_exits]
 
 
 def label_exits(axes: NDArray[Any], xlabel: str, ylabel: str, handles: Sequence[Any], *, own_figure: bool) -> None:
-    """Name the axes and show a legend: once in a figure of their own, else at each of them."""
+    """Label the axes and show a legend: for the whole figure if it is new, else for the given axes."""
     if own_figure:
         figure = axes[0].figure
         figure.supxlabel(xlabel, fontsize="medium")
@@ -82,7 +82,7 @@ def label_exits(axes: NDArray[Any], xlabel: str, ylabel: str, handles: Sequence[
 
 
 def label_lines(ax: Axes, lines: Iterable[Any]) -> None:
-    """Write the name of each line beside it, at the point where it is farthest from the others."""
+    """Write the name of each line beside it, at the point where it is farthest from the other lines."""
     curves = [(line, np.asarray(line.get_xdata()), np.asarray(line.get_ydata())) for line in lines]
     for line, x, y in curves:
         others = [np.interp(x, other_x, other_y) for other, other_x, other_y in curves if other is not line]

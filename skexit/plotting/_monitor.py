@@ -1,4 +1,4 @@
-"""What a monitor saw over time."""
+"""Display of the history of a monitor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _QUANTITIES = ("mean cost", "accuracy", "confidence")
 
 @shared_docs
 class MonitorDisplay:
-    """Recent means of cost, accuracy and confidence over the samples, and where inputs changed.
+    """Recent means of cost, accuracy and confidence over the samples, and the alarm of the monitor.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ class MonitorDisplay:
     changed_at : int, default=None
         Number of samples at the alarm, drawn as a vertical line.
     budget : float, default=None
-        Drawn as a horizontal line, a fraction of the network's cost.
+        Fraction of the network's cost, drawn as a horizontal line.
 
     Attributes
     ----------
@@ -56,14 +56,14 @@ class MonitorDisplay:
 
     @classmethod
     def from_monitor(cls, monitor: Any, *, budget: float | None = None, **plot_parameters: Any) -> MonitorDisplay:
-        """Draw what a monitor saw.
+        """Draw the history of a monitor.
 
         Parameters
         ----------
         monitor : ExitMonitor
-            After some samples.
+            A monitor that has seen some samples.
         budget : float, default=None
-            Drawn as a horizontal line.
+            Fraction of the network's cost, drawn as a horizontal line.
         %(plotted)s
         """
         return cls(monitor.history, changed_at=monitor.changed_at, budget=budget).plot(**plot_parameters)
@@ -74,7 +74,7 @@ class MonitorDisplay:
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Where to draw; a new figure by default.
+            Axes to draw on; by default, those of a new figure.
 
         %(display)s
         """

@@ -1,4 +1,4 @@
-"""Whether those who leave at an exit are right as often as it says."""
+"""Display of confidence against accuracy at each exit."""
 
 from __future__ import annotations
 
@@ -24,35 +24,35 @@ if TYPE_CHECKING:
 class ReliabilityDisplay:
     """Confidence against accuracy of the samples that leave at each exit.
 
-    Samples are put into bins of equal width by the probability of the predicted class. A line on
-    the diagonal is right as often as it says; below it, the exit is over-confident. Grey bars show
-    how the samples that leave at the exit spread over the bins.
+    Samples are put into bins of equal width by the probability of the predicted class. On the diagonal,
+    accuracy equals confidence; below it, the exit is over-confident. Grey bars show the share of the
+    exit's samples in each bin.
 
     Parameters
     ----------
     confidences : array-like of shape (n_exits, n_bins)
-        Mean confidence in each bin; NaN where it is empty.
+        Mean confidence in each bin; NaN if the bin is empty.
     accuracies : array-like of shape (n_exits, n_bins)
-        Share of right answers in each bin; NaN where it is empty.
+        Share of correct predictions in each bin; NaN if the bin is empty.
     counts : array-like of shape (n_exits, n_bins) of int
-        Samples in each bin.
+        Number of samples in each bin.
     errors : array-like of shape (n_exits,)
-        Expected calibration error of each exit; NaN where nobody leaves.
+        Expected calibration error of each exit; NaN if no sample leaves there.
 
     Attributes
     ----------
     confidences, accuracies, counts, errors : ndarray
         As given.
     lines_ : list of matplotlib Line2D
-        Accuracy over confidence of each exit.
+        Accuracy against confidence, for each exit.
     bars_ : list of matplotlib BarContainer
-        Share of the samples in each bin, of each exit.
+        Share of the samples in each bin, for each exit.
     axes_ : ndarray of shape (n_exits,) of matplotlib Axes
     figure_ : matplotlib Figure
 
     See Also
     --------
-    skexit.uncertainty.expected_calibration_error : The error in the titles, here of bins of equal width.
+    skexit.uncertainty.expected_calibration_error : The error in the titles; here with bins of equal width.
 
     Examples
     --------
@@ -73,13 +73,13 @@ class ReliabilityDisplay:
     def from_estimator(
         cls, estimator: Any, X: Any, y: ArrayLike, *, n_bins: int = 10, **plot_parameters: Any
     ) -> ReliabilityDisplay:
-        """Apply a fitted policy, and draw.
+        """Compute the probabilities of a fitted policy, and draw their reliability.
 
         Parameters
         ----------
         %(estimator_X_y)s
         n_bins : int, default=10
-            Number of bins of each exit.
+            Number of bins for each exit.
         %(plotted)s
         """
         policy, X = policy_and_data(estimator, X)
@@ -105,22 +105,22 @@ class ReliabilityDisplay:
         n_bins: int = 10,
         **plot_parameters: Any,
     ) -> ReliabilityDisplay:
-        """Put answers into bins, and draw.
+        """Put predictions into bins, and draw the reliability.
 
         Parameters
         ----------
         y_true : array-like of shape (n_samples,)
             Class labels.
         y_prob : array-like of shape (n_samples, n_classes)
-            Class probabilities of each sample, where it leaves.
+            Class probabilities of each sample, from the exit at which it leaves.
         exits : array-like of shape (n_samples,) of int
             Exit at which each sample leaves.
         n_exits : int
             Number of exits.
         labels : array-like of shape (n_classes,), default=None
-            Class of each column of `y_prob`. By default the sorted classes of `y_true`.
+            Class of each column of `y_prob`. By default, the sorted classes of `y_true`.
         n_bins : int, default=10
-            Number of bins of each exit.
+            Number of bins for each exit.
         %(plotted)s
         """
         true_labels, stops = column_or_1d(y_true), check_exits(exits, n_exits)
@@ -128,14 +128,14 @@ class ReliabilityDisplay:
         check_consistent_length(true_labels, probabilities, stops)
         columns = column_of_labels(true_labels, labels, probabilities, "y_prob")
         classes = np.unique(true_labels) if labels is None else labels
-        right = np.argmax(probabilities, axis=1) == columns
+        correct = np.argmax(probabilities, axis=1) == columns
         shape = n_exits, n_bins
         confidences, accuracies, counts = np.empty(shape), np.empty(shape), np.empty(shape, dtype=np.int64)
         errors = np.full(n_exits, np.nan)
         for k in range(n_exits):
             leaves = stops == k
             confidence = probabilities[leaves].max(axis=1)
-            counts[k], confidences[k], accuracies[k] = _bins(confidence, right[leaves], n_bins)
+            counts[k], confidences[k], accuracies[k] = _bins(confidence, correct[leaves], n_bins)
             if leaves.any():
                 errors[k] = expected_calibration_error(
                     true_labels[leaves], probabilities[leaves], n_bins=n_bins, strategy="uniform", labels=classes
@@ -143,18 +143,18 @@ class ReliabilityDisplay:
         return cls(confidences=confidences, accuracies=accuracies, counts=counts, errors=errors).plot(**plot_parameters)
 
     def plot(self, axes: Sequence[Axes] | None = None, *, n_columns: int = 4) -> ReliabilityDisplay:
-        """Draw a small picture an exit.
+        """Draw one small picture per exit.
 
         Parameters
         ----------
         axes : sequence of n_exits matplotlib Axes, default=None
-            Where to draw; a new figure by default.
+            Axes to draw on; by default, those of a new figure.
         n_columns : int, default=4
-            Pictures beside each other in a new figure.
+            Number of pictures in a row of a new figure.
 
         %(display)s
         ValueError
-            If there are more axes than exits, or fewer.
+            If the number of axes is not the number of exits.
         """
         n_exits, n_bins = self.counts.shape
         self.axes_ = axes_of_exits(axes, n_exits, n_columns=n_columns, width=7, height=2.4)
@@ -166,7 +166,7 @@ class ReliabilityDisplay:
             self.bars_.append(
                 ax.bar(100 * middles, 100 * shares, width=92 / n_bins, color="0.8", label="samples (% of the exit's)")
             )
-            ax.plot([0, 100], [0, 100], color="0.4", linestyle="--", linewidth=1, label="as often as it says")
+            ax.plot([0, 100], [0, 100], color="0.4", linestyle="--", linewidth=1, label="accuracy = confidence")
             filled = self.counts[k] > 0
             (line,) = ax.plot(
                 100 * self.confidences[k, filled],
@@ -177,9 +177,9 @@ class ReliabilityDisplay:
                 clip_on=False,
                 label="accuracy",
             )
-            line.set_in_layout(False)  # without points and unclipped, it would have no place in the layout
+            line.set_in_layout(False)  # the layout cannot place an unclipped line without points
             self.lines_.append(line)
-            error = f"ECE {100 * self.errors[k]:.1f} %" if filled.any() else "nobody leaves"
+            error = f"ECE {100 * self.errors[k]:.1f} %" if filled.any() else "no sample leaves"
             ax.set_title(f"exit {k}, n = {self.counts[k].sum()}\n{error}", fontsize="small")
             ax.set(xlim=(0, 100), ylim=(0, 100), xticks=[0, 50, 100], yticks=[0, 50, 100])
         handles, _ = self.axes_[0].get_legend_handles_labels()
@@ -188,12 +188,12 @@ class ReliabilityDisplay:
 
 
 def _bins(
-    confidence: NDArray[np.float64], right: NDArray[np.bool_], n_bins: int
+    confidence: NDArray[np.float64], correct: NDArray[np.bool_], n_bins: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """Samples, mean confidence and accuracy in each bin; bin b holds ``(b / n_bins, (b + 1) / n_bins]``."""
+    """Number of samples, mean confidence and accuracy in each bin; bin b is ``(b / n_bins, (b + 1) / n_bins]``."""
     bins = np.searchsorted(np.arange(1, n_bins) / n_bins, confidence, side="left")
     counts = np.bincount(bins, minlength=n_bins)
-    with np.errstate(invalid="ignore"):  # of an empty bin there is no mean
+    with np.errstate(invalid="ignore"):  # an empty bin has no mean
         confidences = np.bincount(bins, weights=confidence, minlength=n_bins) / counts
-        accuracies = np.bincount(bins, weights=right, minlength=n_bins) / counts
+        accuracies = np.bincount(bins, weights=correct, minlength=n_bins) / counts
     return counts, confidences, accuracies

@@ -180,7 +180,9 @@ class TestAccuracyCost:
         ):
             AccuracyCostDisplay.from_cv_results(search.cv_results_)
         search = GridSearchCV(ThresholdPolicy(), {"budget": [0.5]}, cv=2, scoring=accuracy_and_cost(), refit=False)
-        with pytest.raises(ValueError, match=r"by='lam' is no parameter of the search; it searched \['budget'\]\."):
+        with pytest.raises(
+            ValueError, match=r"by='lam' is not a parameter of the search, which has the parameters \['budget'\]\."
+        ):
             AccuracyCostDisplay.from_cv_results(search.fit(X, y).cv_results_, by="lam")
         with pytest.raises(ValueError, match="curves is empty"):
             AccuracyCostDisplay({})
@@ -270,7 +272,7 @@ class TestExitDistribution:
         assert legend.y1 <= figure.y1
 
     def test_bad_input(self):
-        with pytest.raises(ValueError, match="y_true gives a bar a class, which is for the exits of one policy"):
+        with pytest.raises(ValueError, match="y_true adds bars for the exits of one policy, but exits is a dict"):
             ExitDistributionDisplay.from_predictions({"a": [0]}, n_exits=1, y_true=[0])
         with pytest.raises(ValueError, match="exits has the exit 2, but there are 2 exits"):
             ExitDistributionDisplay.from_predictions([0, 2], n_exits=2)
@@ -314,7 +316,7 @@ class TestReliability:
         np.testing.assert_allclose(display.accuracies, [[1], [np.nan], [0]])
         np.testing.assert_allclose(display.confidences, [[0.85], [np.nan], [0.7]])
         np.testing.assert_allclose(display.errors, [0.15, np.nan, 0.7])
-        assert "nobody leaves" in display.axes_[1].get_title()
+        assert "no sample leaves" in display.axes_[1].get_title()
         display.plot(n_columns=2).figure_.draw_without_rendering()  # would warn if there were no room
 
     def test_a_bin_holds_its_upper_edge(self):
@@ -413,7 +415,7 @@ class TestCoverage:
         X, y = data
         with pytest.raises(NotFittedError, match="is not calibrated"):
             CoverageDisplay.from_estimator(policy, X, y)
-        with pytest.raises(ValueError, match=r"y_sets\['gated'\] has 1 arrays, but there are 2 alphas"):
+        with pytest.raises(ValueError, match=r"y_sets\['gated'\] has 1 arrays; give 2, one per alpha"):
             CoverageDisplay.from_predictions([0], {"gated": [[[True, False]]]}, alphas=[0.1, 0.2])
         _, axes = plt.subplots(1, 3)
         display = CoverageDisplay([0.1], {"a": [0.9]}, {"a": [1.2]})
