@@ -538,7 +538,7 @@ ERRORS = {
     "no logits at an exit": (lambda: FITTED.decide(0), "logits", lambda: FITTED.decide(0, L[:, 0])),
     "one sample": (
         lambda: FITTED.decide(0, L[0, 0]),
-        r"\(n_samples, 4\), one row of a single sample",
+        r"\(n_samples, 4\), one row for a single sample",
         lambda: FITTED.decide(0, L[:1, 0]),
     ),
     "features that were not fitted": (

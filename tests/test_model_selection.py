@@ -123,7 +123,7 @@ class TestScorers:
     def test_estimators_without_a_cost_are_refused(self, features):
         X, y = features
         values = np.asarray(X)
-        message = r"^DummyClassifier is no exit policy; pass a fitted policy, such as ThresholdPolicy, or a Pipeline that ends"
+        message = r"^DummyClassifier is not an exit policy; pass a fitted policy, such as ThresholdPolicy, or a Pipeline that ends"
         dummy = DummyClassifier().fit(values, y)
         for estimator in (dummy, Pipeline([("dummy", dummy)])):
             for scorer in (accuracy_and_cost(), utility_scorer(1), neg_mean_cost_scorer):

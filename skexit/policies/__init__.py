@@ -1,4 +1,4 @@
-"""Exit policies: estimators that decide at which exit a sample may stop."""
+"""Exit policies: estimators that decide at which exit a sample stops."""
 
 from skexit.policies._base import ExitPolicy
 from skexit.policies._baselines import OracleResult, RandomExit, StaticExit, oracle

@@ -1,4 +1,4 @@
-"""Policies as users have them: alone, at the end of a pipeline, or found by a search."""
+"""Access to the policy of an estimator: a policy, a pipeline, or a search over either."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from skexit.policies._base import ExitPolicy
 
 
 def steps_of(estimator: Any) -> list[Any]:
-    """The steps of an estimator, one after the other: what transforms X, and the last one, such as a policy.
+    """List of the steps of an estimator: those that transform X, and then the last one, such as a policy.
 
-    Pipelines, searches and frozen estimators are opened, those within them, too.
+    Pipelines, searches and frozen estimators are opened, also within each other.
     """
     if hasattr(estimator, "best_estimator_"):
         return steps_of(estimator.best_estimator_)
@@ -30,7 +30,7 @@ def steps_of(estimator: Any) -> list[Any]:
 
 
 def with_last_step(estimator: Any, last: Any) -> Any:
-    """A copy of a pipeline with another last step; anything else is replaced as a whole."""
+    """A copy of a pipeline with another last step; any other estimator is replaced as a whole."""
     if hasattr(estimator, "best_estimator_"):
         return with_last_step(estimator.best_estimator_, last)
     if isinstance(estimator, FrozenEstimator):
@@ -44,7 +44,7 @@ def with_last_step(estimator: Any, last: Any) -> Any:
 
 
 def joined(pipeline: Any) -> Any:
-    """One policy in place of a pipeline of heads and a policy, fitted if it is frozen; anything else as it is."""
+    """One policy instead of a pipeline of heads and a policy; fitted if that is frozen. Other estimators as given."""
     *before, policy = steps_of(pipeline)
     is_frozen = isinstance(pipeline, FrozenEstimator)
     if not before:
@@ -52,9 +52,9 @@ def joined(pipeline: Any) -> Any:
     heads = before[0]
     if len(before) > 1 or not hasattr(heads, "exit_logits") or policy.get_params().get("heads", policy) is not None:
         raise ValueError(
-            f"{policy} comes after {', '.join(map(str, before))} in a pipeline; here that may be one step that gives "
-            "logits, such as ExitHeads() or ExitEnsemble(ExitHeads()). Put earlier steps before this estimator, in a "
-            "pipeline that ends in it."
+            f"{policy} comes after {', '.join(map(str, before))} in a pipeline. Here, only one step may come before "
+            "the policy, and it must give logits, such as ExitHeads() or ExitEnsemble(ExitHeads()). Put other steps "
+            "before this estimator, in a pipeline that ends in it."
         )
     if not is_frozen:
         return clone(policy).set_params(heads=heads)
@@ -68,7 +68,7 @@ def joined(pipeline: Any) -> Any:
 
 
 def last_step_and_data(estimator: Any, X: Any) -> tuple[Any, Any]:
-    """The last of the steps of an estimator, and X as the steps before give it."""
+    """The last step of an estimator, and X transformed by the steps before it."""
     *transformers, last = steps_of(estimator)
     for transformer in transformers:
         X = transformer.transform(X)
@@ -76,27 +76,27 @@ def last_step_and_data(estimator: Any, X: Any) -> tuple[Any, Any]:
 
 
 def policy_and_data(estimator: Any, X: Any) -> tuple[ExitPolicy, Any]:
-    """The policy of an estimator, and X as the policy sees it.
+    """The policy of an estimator, and X transformed by the steps before the policy.
 
-    The estimator is a fitted policy, a pipeline that ends in one, or a search that chose one of either; X is
-    transformed by the steps before the policy. A ValueError says if there is no policy.
+    The estimator is a fitted policy, a pipeline that ends in one, or a search over either. Raises a ValueError if it
+    has no policy.
     """
     policy = steps_of(estimator)[-1]
     if not isinstance(policy, ExitPolicy):
         raise ValueError(
-            f"{type(policy).__name__} is no exit policy; pass a fitted policy, such as ThresholdPolicy, or a Pipeline "
-            "that ends in one."
+            f"{type(policy).__name__} is not an exit policy; pass a fitted policy, such as ThresholdPolicy, or a "
+            "Pipeline that ends in one."
         )
     return last_step_and_data(estimator, X)
 
 
 def check_fits(estimator: Any, X: Any, y: NDArray[Any] | None) -> None:
-    """Raise a ValueError unless an estimator is a fitted policy for rows as the first and such labels, if any."""
+    """Raise a ValueError unless an estimator is a fitted policy for rows like those of X, and for the labels y."""
     policy, first_row = policy_and_data(estimator, X[:1])
     policy.predict_exit(first_row)
     if y is not None:
         encode_labels(
             y,
             policy.layout_.replace(classes=policy.classes_),
-            "Pass rows of the classes that the policy was fitted with, or a policy that was fitted with all.",
+            "Pass rows of the classes that the policy was fitted with, or a policy that was fitted with all classes.",
         )

@@ -1,4 +1,4 @@
-"""What every exit policy has in common."""
+"""Base class of all exit policies."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ from skexit.utils._sklearn import HasMethods, Interval, _fit_context
 class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
     """A classifier that decides at each exit whether a sample stops there.
 
-    A subclass writes two methods: `score_exit` scores one exit for the samples that are still running, and `fit_policy`
-    learns and sets ``thresholds_`` and ``exit_distribution_``. It may also say by `uses_features` and `earlier_exits`
-    what its scores depend on. A sample stops at the first exit whose score is at least the exit's threshold.
-    :func:`skexit.testing.check_policy` checks that a subclass keeps to this.
+    A subclass implements two methods: `score_exit` computes the scores of one exit for the samples that are still
+    running, and `fit_policy` learns from data and sets ``thresholds_`` and ``exit_distribution_``. It may override
+    `uses_features` and `earlier_exits`, which tell what its scores depend on. A sample stops at the first exit whose
+    score is at least the exit's threshold. :func:`skexit.testing.check_policy` checks that a subclass does all this.
 
-    Its ``__init__`` has the parameters `layout` and `heads`.
+    The ``__init__`` of a subclass has the parameters `layout` and `heads`.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -61,7 +61,7 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
     def score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
         """Score exit `k` for the samples that are still running.
 
-        The arrays are NumPy's on cached rows, and torch tensors in the live network.
+        The arrays are NumPy arrays for cached rows, and torch tensors in the live network.
 
         Parameters
         ----------
@@ -70,39 +70,39 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         logits : array of shape (n_samples, n_classes)
             Logits of the exit, in the order of ``classes_``.
         features : array of shape (n_samples, n_features) or None
-            None unless `uses_features` says that the policy uses them.
+            None unless ``uses_features(k)`` is true.
         memory : dict of str to array of shape (n_samples, ...)
-            Notes of earlier exits on these samples. A policy adds to it what it needs later; rows
-            are dropped as their samples leave.
+            Values that the policy stored for these samples at earlier exits. A policy adds what it needs at
+            later exits. The rows of samples that leave are removed.
 
         Returns
         -------
         array of shape (n_samples,)
-            Larger scores stop first.
+            Samples with larger scores stop first.
         """
 
     @abstractmethod
     def fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
         """Learn when to stop, and set ``thresholds_`` and ``exit_distribution_``.
 
-        ``classes_``, ``layout_``, ``costs_`` and ``heads_`` are set before. `fitting_scores` gives the
-        scores of the rows, and `record_distribution` sets the distribution that follows from them.
+        ``classes_``, ``layout_``, ``costs_`` and ``heads_`` are set before. `fitting_scores` computes the
+        scores of the rows, and `record_distribution` sets ``exit_distribution_`` from the scores.
 
         A policy that splits the rows has another parameter, `groups`: None, or an ndarray of shape
-        (n_samples,) of int with the group of each row, of which it keeps the rows together.
+        (n_samples,) of int with the group of each row. The split must keep the rows of a group together.
 
         Parameters
         ----------
         X : ExitArray of shape (n_samples, n_columns)
-            With logits at every exit.
+            Rows with logits at every exit.
         labels : ndarray of shape (n_samples,)
-            Index into ``classes_`` of each row's label.
+            Index of each row's label in ``classes_``.
         weight : ndarray of shape (n_samples,)
-            Positive weights, 1 in the mean.
+            Positive weights with a mean of 1.
         """
 
     def uses_features(self, k: int) -> bool:
-        """Whether `score_exit` looks at the features of exit `k`; by default it does not.
+        """Whether `score_exit` uses the features of exit `k`; by default, it does not.
 
         Parameters
         ----------
@@ -112,14 +112,14 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         Returns
         -------
         bool
-            Where False, `features` are None in `score_exit`.
+            If False, `features` is None in `score_exit`.
         """
         return False
 
     def earlier_exits(self, k: int) -> range:
-        """Exits before `k` whose notes in memory its score depends on; by default all.
+        """Exits before `k` on whose values in `memory` the score of `k` depends; by default, all of them.
 
-        A live network computes nothing at an exit that no decision depends on.
+        A live network computes nothing at an exit on which no decision depends.
 
         Parameters
         ----------
@@ -129,7 +129,7 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         Returns
         -------
         range
-            Empty where the score of exit `k` depends on no other exit.
+            Empty if the score of exit `k` depends on no other exit.
         """
         return range(k)
 
@@ -137,20 +137,20 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
     def fit(
         self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
     ) -> ExitPolicy:
-        """Learn when samples may stop. An earlier calibration is dropped.
+        """Learn when samples may stop. An earlier calibration is removed.
 
         Parameters
         ----------
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Logits and features of the exits; logits alone also of shape (n_samples, n_exits, n_classes). Where an exit
+            Logits and features of the exits; logits alone also of shape (n_samples, n_exits, n_classes). If an exit
             has no logits, :class:`~skexit.ExitHeads` is fitted first.
         y : array-like of shape (n_samples,)
             Class labels.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weight of each sample; all count alike by default.
+            Weight of each sample; equal by default.
         groups : array-like of shape (n_samples,), default=None
-            Group of each sample, such as the scene of which it is a picture. Wherever rows are
-            split, those of a group stay together.
+            Group of each sample, such as the scene in a picture. Whenever rows are split, the rows
+            of a group stay together.
 
         Returns
         -------
@@ -160,8 +160,8 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         Raises
         ------
         ValueError
-            If X does not fit its layout or is not finite, y has a class that X does not know, or
-            the budget does not pay for the first exit, or there are fewer groups than folds.
+            If X does not match its layout or is not finite, y has a class that X does not have, the budget
+            is below the cost of the first exit, or there are fewer groups than folds.
         """
         exits, self.classes_, labels, weight, numbers = self._validate_training_data(X, y, sample_weight, groups)
         self._fit_on(self._fit_heads(exits, labels, weight, numbers), labels, weight, numbers)
@@ -171,9 +171,9 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
     def _validate_training_data(
         self, X: Any, y: Any, sample_weight: Any, groups: Any
     ) -> tuple[ExitArray, NDArray[Any], NDArray[np.int64], NDArray[np.float64], NDArray[np.int64] | None]:
-        """X with its classes in order, the classes, indices of labels, weights, and numbers of groups.
+        """X with sorted classes, the classes, indices of labels, weights, and numbers of groups.
 
-        They are those of the rows that have a label and a positive weight.
+        Only rows that have a label and a positive weight are returned.
         """
         exits, classes, labels, weight = validate_training_data(self, X, y, sample_weight)
         numbers = validate_groups(groups, y, sample_weight)
@@ -187,7 +187,7 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         weight: NDArray[np.float64],
         groups: NDArray[np.int64] | None = None,
     ) -> Self:
-        """Fit on exits that all have logits, now that these are there."""
+        """Fit on exits that all have logits."""
         self.layout_ = exits.layout
         self.costs_ = self.layout_.cost_fractions
         self._drop_calibration()
@@ -201,7 +201,7 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """Class of each sample, as said by the exit at which it stops.
+        """Predicted class of each sample, from the exit at which it stops.
 
         Parameters
         ----------
@@ -215,12 +215,12 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         exits = self._check_new(X)
         predicted = np.empty(len(exits), dtype=np.int64)
         for _, rows, logits in ExitDecision(self).departures(exits):
-            # Of the logits: a temperature could part or join probabilities that differ by a rounding error.
+            # From the logits: division by a temperature could change the order of logits by a rounding error.
             predicted[rows] = np.argmax(logits, axis=1)
         return self.classes_[predicted]
 
     def predict_at_exits(self, X: Any) -> NDArray[Any]:
-        """Class of each sample as every exit would say it, as if all samples went there.
+        """Predicted class of each sample at every exit, as if no sample stopped earlier.
 
         Parameters
         ----------
@@ -229,7 +229,7 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         Returns
         -------
         ndarray of shape (n_samples, n_exits)
-            ``predict`` gives of each row the column of ``predict_exit``.
+            For each row, ``predict`` returns the column of ``predict_exit``.
         """
         exits = self._check_new(X)
         predicted = np.empty((len(exits), self.layout_.n_exits), dtype=np.int64)
@@ -238,7 +238,7 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         return self.classes_[predicted]
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Class probabilities of each sample, as said by the exit at which it stops.
+        """Class probabilities of each sample, from the exit at which it stops.
 
         Parameters
         ----------
@@ -265,42 +265,42 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         Returns
         -------
         ndarray of shape (n_samples,) of int
-            Exits count from 0.
+            Exits are counted from 0.
         """
         return self._stops(self._check_new(X))
 
     def decide(
         self, k: int, logits: ArrayLike | None = None, features: ArrayLike | None = None, state: ExitState | None = None
     ) -> ExitStep:
-        """Decide at one exit, for a loop of your own; equal to ``predict_exit`` after all exits.
+        """Decide which samples leave at one exit, for a loop of your own.
 
-        Call it at exit 0, 1, ... in turn, with the samples that are still running.
+        Call it at exit 0, 1, ... in turn, with the samples that are still running. The result equals ``predict_exit``.
 
         Parameters
         ----------
         k : int
             The exit, counted from 0.
         logits : array-like of shape (n_samples, n_classes), default=None
-            The network's own, in the order of the classes of the X that was fitted. NumPy arrays or torch
-            tensors. None where the exit has none, because heads make them.
+            The network's own logits, in the order of the classes of the X that was fitted. NumPy arrays or torch
+            tensors. None if the exit has no logits of its own, because heads compute them.
         features : array-like of shape (n_samples, n_features), default=None
-            Features of the exit. None where it has none, or the policy uses none.
+            Features of the exit. None if it has none, or the policy uses none.
         state : ExitState, default=None
-            What ``decide`` gave at the exit before, with one row for each sample that is passed now. None at the
-            first exit.
+            The state that ``decide`` returned at the previous exit, with one row for each sample that is passed now.
+            None at the first exit.
 
         Returns
         -------
         ExitStep
-            ``leaves, state = policy.decide(...)``: a mask of the samples that leave, and the state of the
-            others, in their order, for the next exit; ``state[kept]`` drops more of them. Its attributes ``logits``
-            and ``probabilities`` are what the exit answers to all samples that were passed.
+            ``leaves, state = policy.decide(...)``: a mask of the samples that leave, and the state of the other
+            samples, in their order, for the next exit; ``state[kept]`` removes more of them. Its attributes ``logits``
+            and ``probabilities`` are the exit's predictions for all samples that were passed.
 
         Raises
         ------
         ValueError
-            If logits or features are missing, are not those that were fitted, or are not finite; if the rows are
-            not those of the state; or if an exit was left out that the decision depends on.
+            If logits or features are missing, do not have the fitted shape, or are not finite; if the rows do not
+            match the state; or if ``decide`` was not called at an earlier exit on which the decision depends.
 
         Examples
         --------
@@ -324,7 +324,7 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         return decide([self], k, logits, features, state)
 
     def exit_scores(self, X: Any) -> NDArray[np.float64]:
-        """Scores of every exit, as if no sample stopped before it.
+        """Scores at every exit, as if no sample stopped earlier.
 
         Parameters
         ----------
@@ -333,12 +333,12 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         Returns
         -------
         ndarray of shape (n_samples, n_exits)
-            A sample stops at the first exit where its score is at least ``thresholds_``.
+            A sample stops at the first exit where its score is at least the threshold in ``thresholds_``.
         """
         return self._scores(self._check_new(X))
 
     def _scores(self, X: ExitArray, exits: Iterable[int] | None = None) -> NDArray[np.float64]:
-        """Scores of some exits, by default of all, one column each."""
+        """Scores at some exits, by default at all, one column per exit."""
         decision = ExitDecision(self)
         return _stack(
             collect(decision.answer_and_score, X, exits, uses_features=decision.uses_features, start=decision.start)
@@ -351,12 +351,12 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         ----------
         %(X)s
         sample_weight : array-like of shape (n_samples,), default=None
-            Weight of each sample; all count alike by default.
+            Weight of each sample; equal by default.
 
         Returns
         -------
         float
-            Above 1 where heads cost more than early answers save.
+            Above 1 if heads cost more than early exits save.
         """
         exits = self.predict_exit(X)
         return float(
@@ -364,14 +364,14 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         )
 
     def _check_budget(self, budget: float) -> None:
-        """Raise unless the budget can be met. With a single exit there is nothing to choose."""
+        """Raise a ValueError unless the budget can be met. With a single exit, any budget is accepted."""
         if self.layout_.n_exits > 1:
             check_budget(budget, self.layout_)
 
     def _fit_heads(
         self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64], groups: NDArray[np.int64] | None
     ) -> ExitArray:
-        """Fit `heads`, by default where an exit lacks logits; gives X with logits at every exit."""
+        """Fit `heads`, by default if an exit has no logits; returns X with logits at every exit."""
         random_state = getattr(self, "random_state", 0)
         self.heads_, with_logits = fit_heads(self.heads, X, self.classes_, labels, weight, random_state, groups)
         return with_logits
@@ -380,7 +380,7 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         return X.with_layout(X.layout.replace(classes=self.classes_))
 
     def _add_logits(self, X: ExitArray) -> ExitArray:
-        """X with the logits that the fitted heads give it."""
+        """X with the logits that the fitted heads compute."""
         return self._with_classes(X) if self.heads_ is None else logits_by(self.heads_, "transform", X)
 
     def _check_new(self, X: Any) -> ExitArray:
@@ -396,19 +396,19 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         return stops
 
     def _answers(self, X: ExitArray, exits: Iterable[int] | None = None) -> Iterator[tuple[int, slice, Any]]:
-        """Logits with which each exit answers, as if no sample stopped before it, in batches of rows."""
+        """Logits of each exit's prediction, as if no sample stopped earlier, in batches of rows."""
         decision = ExitDecision(self)
         return walk_batches(
             decision.answer, X, exits, uses_features=decision.answer_uses_features, start=decision.start
         )
 
     def fitting_scores(self, X: ExitArray) -> NDArray[np.float64]:
-        """Scores of every exit, from the X of `fit_policy`.
+        """Scores of the rows of `fit_policy` at every exit.
 
         Parameters
         ----------
         X : ExitArray of shape (n_samples, n_columns)
-            With logits at every exit.
+            Rows with logits at every exit.
 
         Returns
         -------
@@ -423,7 +423,7 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         Parameters
         ----------
         scores : ndarray of shape (n_samples, n_exits)
-            As from `fitting_scores`.
+            Scores from `fitting_scores`.
         weight : ndarray of shape (n_samples,)
             Weights of these rows.
         """

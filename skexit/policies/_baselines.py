@@ -1,4 +1,4 @@
-"""What a learned policy is compared with: one exit for all, chance, and perfect knowledge."""
+"""Baselines for learned policies: the same exit for all samples, random exits, and an oracle."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class StaticExit(ExitPolicy):
     Parameters
     ----------
     exit : int, default=-1
-        The exit; negative numbers count from the last.
+        Number of the exit; negative numbers count from the last exit.
     %(heads)s
     %(layout)s
 
     Attributes
     ----------
     thresholds_ : ndarray of shape (n_exits,)
-        ``inf`` before the exit, ``-inf`` from there on.
+        ``inf`` before the exit, ``-inf`` at the exit and after it.
     %(policy_attributes)s
 
     Examples
@@ -70,7 +70,7 @@ class StaticExit(ExitPolicy):
                 "for the last."
             )
         chosen = self.exit % n_exits
-        self.fitting_scores(X)  # reads the logits, and so refuses those that are not finite
+        self.fitting_scores(X)  # reads the logits, and thereby raises an error if they are not finite
         self.thresholds_ = np.where(np.arange(n_exits) < chosen, np.inf, -np.inf)
         self.exit_distribution_ = np.eye(n_exits)[chosen]
 
@@ -79,14 +79,14 @@ class StaticExit(ExitPolicy):
 class RandomExit(BudgetedPolicy):
     """Stop each sample at a random exit.
 
-    A sample's draws follow from its values at the first exit and from the seed, so that the same
+    The draws of a sample are computed from its logits at the first exit and from the seed, so that the same
     sample always stops at the same exit.
 
     Parameters
     ----------
     budget : float, default=None
-        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the network's cost; exits are then
-        drawn from the geometric distribution that meets it. None draws every exit with the same probability.
+        Mean cost of a sample on the fitting data, as a fraction in (0, 1] of the network's cost. Exits are then
+        drawn from the geometric distribution that meets the budget. None draws all exits with equal probability.
     %(heads)s
     %(layout)s
     random_state : int, RandomState instance or None, default=None
@@ -95,7 +95,7 @@ class RandomExit(BudgetedPolicy):
     Attributes
     ----------
     thresholds_ : ndarray of shape (n_exits,)
-        A sample stops where its draw from [0, 1] is at least the threshold.
+        A sample stops at the first exit where its draw from [0, 1] is at least the threshold.
     %(policy_attributes)s
 
     Examples
@@ -141,20 +141,20 @@ class RandomExit(BudgetedPolicy):
     def choose_thresholds(self, scores: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.budget is not None:
             return quota_thresholds(scores, self.costs_, self.budget, sample_weight=weight)
-        # One in (exits left) of those who reach an exit stop there.
+        # With n exits left, one in n of the samples that reach an exit stops there.
         return np.append(1 - 1 / np.arange(scores.shape[1], 1, -1), -np.inf)
 
 
 @dataclass(frozen=True)
 class OracleResult:
-    """What perfect knowledge of the labels would reach.
+    """Exits, accuracy and mean cost of an oracle that knows the labels.
 
     Parameters
     ----------
     exits : ndarray of shape (n_samples,) of int
-        The first exit that is right for each sample; the first of all where none is.
+        The first exit that is correct for each sample; exit 0 if none is.
     accuracy : float
-        Share of the samples for which some exit is right.
+        Share of the samples for which at least one exit is correct.
     mean_cost : float
         Mean cost of a sample, as a fraction of the network's cost.
     """
@@ -165,29 +165,29 @@ class OracleResult:
 
     @classmethod
     def _from_correct(cls, correct: NDArray[np.bool_], costs: NDArray[np.float64]) -> OracleResult:
-        """The oracle of exits that are right or wrong, at costs as fractions of the network's."""
+        """Result for exits that are correct or not, with costs as fractions of the network's cost."""
         exits = np.argmax(correct, axis=1)
         return cls(exits, float(correct.any(axis=1).mean()), float(costs[exits].mean()))
 
 
 def oracle(X: Any, y: ArrayLike, *, layout: ExitLayout | int | None = None) -> OracleResult:
-    """Stop each sample at the first exit that is right: a bound for every policy.
+    """Stop each sample at the first exit that is correct: an upper bound for every policy.
 
-    It needs the labels, and so is no estimator.
+    The oracle needs labels, and is therefore not an estimator.
 
     Parameters
     ----------
     X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-        With logits at every exit: of the network, or from :class:`ExitHeads`.
+        Rows with logits at every exit: of the network, or from :class:`ExitHeads`.
     y : array-like of shape (n_samples,)
         Class labels.
     layout : ExitLayout or int, default=None
-        Layout of X, where X does not know it.
+        Layout of X, if X does not have one.
 
     Returns
     -------
     OracleResult
-        Its exits, accuracy and mean cost.
+        Exits, accuracy and mean cost.
 
     Raises
     ------

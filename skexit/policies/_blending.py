@@ -1,6 +1,6 @@
-"""Scores of learned policies: what a network says, mixed with what the classifier says without learning.
+"""Scores of learned policies: outputs of a network, combined with the confidence of the classifier.
 
-Probabilities are given by their log-odds ``log(p / (1 - p))``, which tell those near 1 apart.
+Probabilities are given as log-odds ``log(p / (1 - p))``, which distinguish probabilities near 1.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Any
 
 from skexit.utils._array_api import array_namespace, at_least
 
-#: Weight of the confidence in what a network says: enough to part samples of which it says the same only.
+#: Weight of the confidence in scores of a network: enough to order samples with the same output.
 _TIE_BREAKER = 1e-4
-#: No log-odds are as far below zero: those of the largest of n probabilities are at least ``-log(n - 1)``.
+#: All log-odds are above minus this number: those of the largest of n probabilities are at least ``-log(n - 1)``.
 _BEYOND_LOWEST = 64.0
-#: From here on, the logarithm of a probability is minus the exponential of minus its log-odds, but for rounding: the
-#: same added to all log-odds is added to those of their mean.
+#: Above these log-odds, the logarithm of a probability is ``-exp(-log_odds)`` up to rounding: a number that is added
+#: to all log-odds is then also added to the log-odds of their mean.
 _SURE = 36.0
 
 
@@ -27,26 +27,26 @@ def sigmoid(logits: Any) -> Any:
     array([0. , 0.5, 1. ])
     """
     xp = array_namespace(logits)
-    if hasattr(xp, "sigmoid"):  # torch has it in one step
+    if hasattr(xp, "sigmoid"):  # torch computes it in one step
         return xp.sigmoid(logits)
     small = xp.exp(-xp.abs(logits))  # never overflows
     return xp.where(logits >= 0, 1 / (1 + small), small / (1 + small))
 
 
 def break_ties(scores: Any, confidence: Any) -> Any:
-    """Scores that rise a little with the classifier's confidence, its log-odds.
+    """Scores that rise slightly with the confidence of the classifier, given as log-odds.
 
-    A network sees probabilities, and says the same, but for rounding, of all samples whose probabilities are near 1.
+    The inputs of a network are probabilities. Its outputs are equal, up to rounding, if all probabilities are near 1.
     """
-    # A logarithm, as log-odds may be of any size; in ONNX it is three steps, and asinh, sixteen.
+    # A logarithm, because log-odds have no limit; in ONNX it takes three operations, and asinh takes sixteen.
     return scores + _TIE_BREAKER * array_namespace(scores).log(1 + confidence / _BEYOND_LOWEST)
 
 
 def blend(learned: Any, confidence: Any, confidence_weight: float) -> Any:
     """Log-odds of the weighted geometric mean of a learned probability, with weight 1, and the confidence.
 
-    Both are given by their log-odds. The weight 0 gives the learned probability, with ties broken by the confidence, as
-    in every mean; infinity gives the confidence.
+    Both are given as log-odds. The weight 0 gives the learned probability, infinity gives the confidence. Unless the
+    weight is infinite, ties are broken by the confidence.
 
     >>> import numpy as np
     >>> from scipy.special import expit, logit
@@ -68,6 +68,6 @@ def blend(learned: Any, confidence: Any, confidence_weight: float) -> Any:
 def _softplus(values: Any) -> Any:
     """``log(1 + exp(values))``: minus the logarithm of the probability whose log-odds are ``-values``."""
     xp = array_namespace(values)
-    if hasattr(xp, "nn"):  # torch has it in one step; beyond the threshold, it is the value, but for rounding
+    if hasattr(xp, "nn"):  # torch computes it in one step; above the threshold, it is the value itself up to rounding
         return xp.nn.functional.softplus(values, threshold=_SURE)
     return at_least(values, 0.0) + xp.log1p(xp.exp(-xp.abs(values)))

@@ -1,4 +1,4 @@
-"""Policies whose thresholds follow from a budget."""
+"""Policies whose thresholds are computed from a budget."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from skexit.utils._module_names import set_module
 @set_module("skexit.persistence")
 @dataclass(frozen=True)
 class FitState:
-    """What `with_budget` needs of the fitting data: scores, of shape (n_samples, n_exits), and weights of the rows."""
+    """Fitting data that `with_budget` needs: scores, of shape (n_samples, n_exits), and weights of the rows."""
 
     scores: NDArray[np.float64]
     weight: NDArray[np.float64]
 
 
 class BudgetedPolicy(ExitPolicy):
-    """A policy whose thresholds follow from its scores on the fitting data and a budget.
+    """A policy whose thresholds are computed from its scores on the fitting data and a budget.
 
-    Its ``__init__`` also has the parameter `budget`. A subclass writes `score_exit`. One that learns
-    writes `fit_policy`, which ends with `fit_thresholds`; one that does not share samples out
-    geometrically writes `choose_thresholds`.
+    The ``__init__`` of a subclass also has the parameter `budget`. A subclass implements `score_exit`. If it
+    learns, it overrides `fit_policy`, which must end with `fit_thresholds`. If the shares of the exits are not
+    geometric, it overrides `choose_thresholds`.
 
-    What ``with_budget`` needs of the fitting data is in ``fit_state_``.
+    ``fit_state_`` stores the fitting data that ``with_budget`` needs.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -46,36 +46,36 @@ class BudgetedPolicy(ExitPolicy):
     budget: Any
     fit_state_: Any
 
-    #: Exits that are switched off, whatever the budget.
+    #: Exits that are switched off for every budget.
     _without: tuple[int, ...] = ()
 
     def fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
         self.fit_thresholds(X, weight)
 
     def choose_thresholds(self, scores: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Thresholds that meet `budget`; by default by geometric shares of the samples.
+        """Thresholds that meet `budget`; by default with geometric shares of the samples.
 
         Parameters
         ----------
         scores : ndarray of shape (n_samples, n_exits)
-            Scores of the rows that were fitted, or of those that ``meet_budget`` was given.
+            Scores of the rows of ``fit``, or of the rows that were passed to ``meet_budget``.
         weight : ndarray of shape (n_samples,)
             Weights of these rows.
 
         Returns
         -------
         ndarray of shape (n_exits,)
-            ``inf`` where nobody stops; ``-inf`` at the last exit.
+            ``inf`` if no sample stops at an exit; ``-inf`` at the last exit.
         """
         return quota_thresholds(scores, self.costs_, self.budget, sample_weight=weight)
 
     def fit_thresholds(self, X: ExitArray, weight: NDArray[np.float64]) -> None:
-        """Score the rows, keep the scores as ``fit_state_``, and set ``thresholds_``.
+        """Compute the scores of the rows, store them as ``fit_state_``, and set ``thresholds_``.
 
         Parameters
         ----------
         X : ExitArray of shape (n_samples, n_columns)
-            As in `fit_policy`.
+            The X of `fit_policy`.
         weight : ndarray of shape (n_samples,)
             Weights of these rows.
         """
@@ -83,11 +83,11 @@ class BudgetedPolicy(ExitPolicy):
         self.apply_budget()
 
     def apply_budget(self) -> None:
-        """Set ``thresholds_`` for `budget` from ``fit_state_``; by default by `choose_thresholds`."""
+        """Set ``thresholds_`` for `budget` from ``fit_state_``; by default with `choose_thresholds`."""
         self.set_thresholds(self.fitted_scores(), self.fit_state_.weight)
 
     def set_thresholds(self, scores: NDArray[np.float64], weight: NDArray[np.float64]) -> None:
-        """Set ``thresholds_`` by `choose_thresholds`, and ``exit_distribution_``.
+        """Set ``thresholds_`` with `choose_thresholds`, and set ``exit_distribution_``.
 
         At an exit that is switched off, all scores are ``-inf`` and the threshold is ``inf``.
 
@@ -106,17 +106,17 @@ class BudgetedPolicy(ExitPolicy):
     def with_budget(self, budget: float) -> Self:
         """A fitted copy for another budget; nothing is trained again.
 
-        The copy is not calibrated, as other samples leave at its exits.
+        The copy is not calibrated, because other samples leave at its exits.
 
         Parameters
         ----------
         budget : float
-            Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the network's cost.
+            Mean cost of a sample on the fitting data, as a fraction in (0, 1] of the network's cost.
 
         Returns
         -------
         BudgetedPolicy
-            The same kind of policy.
+            A copy of the same class.
 
         Raises
         ------
@@ -129,43 +129,43 @@ class BudgetedPolicy(ExitPolicy):
         if self.fit_state_ is None:
             raise ValueError(
                 f"this {type(self).__name__} has no fit_state_, which with_budget({budget}) needs: it was shipped "
-                "without it. Call with_budget on the policy that was fitted, and ship the copy that it gives."
+                "without it. Call with_budget on the policy that was fitted, and ship the copy."
             )
         self._check_budget_of_exits(budget)
         return self._refitted({"budget": budget}, self._without)
 
     def meet_budget(self, X: Any) -> Self:
-        """A fitted copy whose thresholds meet the budget on other rows, which need no labels.
+        """A fitted copy whose thresholds meet the budget on other rows, without labels.
 
-        For when inputs have changed: harder ones leave later and overspend. Scores stay as they are, and so does all
-        that labels decide, such as the exit beyond which :class:`~skexit.OptimalStoppingPolicy` found more compute to
-        lower accuracy. ``with_budget`` of the copy goes back to the rows of ``fit``: call ``meet_budget`` after it.
-        The copy is not calibrated, as other samples leave at its exits.
+        Use it if inputs have changed: harder inputs leave later, and cost more than the budget. The scores do not
+        change. Neither does anything that is computed from labels, such as the threshold from which
+        :class:`~skexit.OptimalStoppingPolicy` found that more compute lowers accuracy. ``with_budget`` of the copy uses
+        the rows of ``fit`` again: call ``meet_budget`` after it. The copy is not calibrated.
 
         Parameters
         ----------
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Rows as they come now; some hundred or more.
+            Current rows; some hundred or more.
 
         Returns
         -------
         BudgetedPolicy
-            The same kind of policy. Its ``exit_distribution_`` is that of these rows.
+            A copy of the same class. Its ``exit_distribution_`` is that of these rows.
 
         Raises
         ------
         ValueError
-            If X does not fit the layout of the policy, the policy has no budget but a price or a threshold, or it was
-            made by ``without_fit_state`` and needs what that leaves out.
+            If X does not match the layout of the policy, the policy has a price or a threshold but no budget, or it
+            was made by ``without_fit_state`` and needs data that this removed.
         """
         check_is_fitted(self)
         if self.budget is None:
             raise ValueError(
-                f"this {type(self).__name__} has budget=None, and so no budget to meet. Fit it with a budget, or call "
-                "with_budget first."
+                f"this {type(self).__name__} has budget=None, so that there is no budget to meet. Fit it with a "
+                "budget, or call with_budget first."
             )
         exits = self._check_new(X)
-        scores = np.zeros((len(exits), len(self.costs_)))  # at the last exit nothing is decided
+        scores = np.zeros((len(exits), len(self.costs_)))  # the scores of the last exit decide nothing
         if scores.shape[1] > 1:
             scores[:, :-1] = self._scores(exits, range(scores.shape[1] - 1))
         policy = copy.copy(self)
@@ -177,22 +177,22 @@ class BudgetedPolicy(ExitPolicy):
         cheapest = next(cost for k, cost in enumerate(self.costs_) if k not in self._without)
         if self._without and budget < cheapest:
             raise ValueError(
-                f"budget={budget} does not pay for the first exit that is not switched off, whose cost is "
-                f"{at_least(cheapest)}. Give at least this, or call with_budget on the policy with all exits, and "
-                "pruned on what it gives."
+                f"budget={budget} is below the cost of the first exit that is not switched off, {at_least(cheapest)}. "
+                "Give at least this cost, or call with_budget on the policy with all exits, and pruned on the copy "
+                "that it returns."
             )
 
     def _without_exits(self, exits: Iterable[int]) -> Self:
-        """A fitted copy in which nobody leaves at some early exits, for the same budget; it is not calibrated."""
+        """A fitted copy for the same budget in which no sample leaves at some early exits; it is not calibrated."""
         return self._refitted({}, tuple(exits))
 
     def fitted_scores(self) -> NDArray[np.float64]:
-        """Scores of the rows that were fitted, from ``fit_state_``; by default those that it holds.
+        """Scores of the rows that were fitted, from ``fit_state_``; by default the scores stored there.
 
         Returns
         -------
         ndarray of shape (n_samples, n_exits)
-            As ``score_exit`` gives them for the present budget.
+            Scores of ``score_exit`` for the current budget.
         """
         scores: NDArray[np.float64] = self.fit_state_.scores
         return scores

@@ -1,4 +1,4 @@
-"""Calibrated probabilities and prediction sets of policies."""
+"""Calibration of the probabilities and prediction sets of policies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from skexit.utils._docstring import shared_docs
 
 @shared_docs
 class CalibrationMixin:
-    """Gives a policy ``calibrate`` and ``predict_set``."""
+    """Adds ``calibrate`` and ``predict_set`` to a policy."""
 
     classes_: NDArray[Any]
     layout_: ExitLayout
@@ -32,7 +32,7 @@ class CalibrationMixin:
 
     @abstractmethod
     def _check_new(self, X: Any) -> ExitArray:
-        """X as an ExitArray that fits the policy."""
+        """X as an ExitArray that matches the policy."""
 
     @abstractmethod
     def _stops(self, X: ExitArray) -> NDArray[np.int64]:
@@ -40,34 +40,34 @@ class CalibrationMixin:
 
     @abstractmethod
     def _answers(self, X: ExitArray, exits: Iterable[int] | None = None) -> Iterator[tuple[int, slice, Any]]:
-        """Logits with which each exit answers."""
+        """Logits of each exit's prediction, in batches of rows."""
 
     def calibrate(self, X: Any, y: ArrayLike, *, temperature: bool = True) -> Self:
-        """Learn how far the exits can be trusted, from rows that were not used in fitting.
+        """Calibrate probabilities and prediction sets on rows that were not used in fitting.
 
-        A temperature is fitted for each exit, on the rows that leave there, and from then on divides
-        the exit's logits in ``predict_proba`` and ``predict_set``. The fewer rows leave at an exit, the
-        nearer its temperature is to that of all rows, and this to 1: see
-        :func:`~skexit.uncertainty.fit_temperature`. The conformal scores of the rows are kept for
-        ``predict_set``. Decisions stay as they are: those of ``exit_scores``, ``predict_exit`` and ``predict``.
+        A temperature is fitted for each exit, on the rows that leave there. ``predict_proba`` and
+        ``predict_set`` then divide the logits of the exit by it. The fewer rows leave at an exit, the nearer its
+        temperature is to the temperature of all rows; the fewer rows there are, the nearer that is to 1: see
+        :func:`~skexit.uncertainty.fit_temperature`. The conformal scores of the rows are stored for
+        ``predict_set``. Calibration does not change ``exit_scores``, ``predict_exit`` and ``predict``.
 
         Parameters
         ----------
         %(X_y)s
         temperature : bool, default=True
-            Whether to fit temperatures. False keeps those of an earlier call, or 1. Sets have
-            their exact guarantee where the temperatures are from other rows than the sets:
+            Whether to fit temperatures. False keeps those of an earlier call, or 1. Prediction sets have
+            their exact guarantee only if temperatures are fitted on other rows than the sets:
             ``policy.calibrate(X_1, y_1).calibrate(X_2, y_2, temperature=False)``.
 
         Returns
         -------
         self : ExitPolicy
-            Its ``temperatures_``, an array of shape (n_exits,), are 1 before the first call.
+            The policy. ``temperatures_``, an array of shape (n_exits,), is 1 before the first call.
 
         Raises
         ------
         ValueError
-            If X does not fit the layout of the policy or is not finite, or y has a class that the policy does not know.
+            If X does not match the layout of the policy or is not finite, or y has a class that was not fitted.
         """
         exits = self._check_new(X)
         check_consistent_length(exits, y)
@@ -107,10 +107,10 @@ class CalibrationMixin:
         class_conditional: bool = False,
         allow_empty: bool = True,
     ) -> NDArray[np.bool_]:
-        """Classes that contain the true one with a probability of about ``1 - alpha``.
+        """Sets of classes that contain the true class with a probability of about ``1 - alpha``.
 
         A class is in the set of a sample if one minus its probability, at the exit where the sample stops, is at most
-        the exit's conformal threshold (JEI-DNN, eq. 10). Needs ``calibrate``.
+        the exit's conformal threshold (JEI-DNN, eq. 10). Call ``calibrate`` first.
 
         Parameters
         ----------
@@ -118,33 +118,33 @@ class CalibrationMixin:
         alpha : float, default=0.05
             Share of sets that may miss the true class; between 0 and 1, both excluded.
         method : {"general", "ims", "strict", "gated"}, default="gated"
-            Which calibration rows make the thresholds (JEI-DNN, 9.3), and so for whom the true class is in the set with
-            ``1 - alpha``. ``"general"``: one threshold from all rows, each at the exit where it leaves; over all
-            samples together. ``"ims"``: one per exit, from all rows at that exit; over samples that all go to one exit,
-            so that nothing is guaranteed for those whom the policy lets leave there, nor for all samples. ``"strict"``:
-            one per exit, from the rows that leave there; among those who leave at an exit. Where no row does, sets are
-            empty. ``"gated"``: as strict, but the general one where fewer than 20 rows leave; among those who leave at
-            an exit, at the others.
+            Rows from which the thresholds are computed (JEI-DNN, 9.3), and thereby the samples for which the guarantee
+            of ``1 - alpha`` holds. ``"general"``: one threshold from all rows, each at the exit where it leaves; it
+            holds over all samples together. ``"ims"``: one threshold per exit, from all rows at this exit; it holds if
+            all samples go to this exit, but neither for the samples that leave there, nor over all samples.
+            ``"strict"``: one threshold per exit, from the rows that leave there; it holds for the samples that leave at
+            each exit. If no row leaves at an exit, sets there are empty. ``"gated"``: as ``"strict"``, but exits where
+            fewer than 20 rows leave have the general threshold; it holds for the samples that leave at other exits.
         class_conditional : bool, default=False
-            Whether each class has thresholds of its own, from the calibration rows of that class (Mondrian sets): the
+            Whether each class has its own thresholds, from the calibration rows of the class (Mondrian sets). The
             guarantee then holds for the samples of each class. A class with too few rows, less than ``1 / alpha - 1``,
-            is in every set. With ``"strict"`` that is counted at each exit; with ``"gated"``, a class of which fewer
-            than 20 rows leave at an exit has its general threshold there.
+            is in every set. With ``"strict"``, rows are counted at each exit. With ``"gated"``, a class of which fewer
+            than 20 rows leave at an exit has the general threshold of the class there.
         allow_empty : bool, default=True
-            False adds to a set that would be empty the class of ``predict``. Sets only grow, and so does
-            the coverage, beyond ``1 - alpha`` where that is below the accuracy.
+            If False, the class of ``predict`` is added to empty sets. Sets only grow, and so does the
+            coverage: it is above ``1 - alpha`` if that is below the accuracy.
 
         Returns
         -------
         ndarray of shape (n_samples, n_classes) of bool
-            All classes where there are too few calibration rows for the guarantee.
+            All classes if there are too few calibration rows for the guarantee.
 
         Raises
         ------
         sklearn.exceptions.NotFittedError
             If the policy is not calibrated.
         ValueError
-            If alpha is not between 0 and 1, or there is no such method.
+            If alpha is not between 0 and 1, or the method does not exist.
         """
         exits = self._check_new(X)
         if self.conformal_scores_ is None:

@@ -1,4 +1,4 @@
-"""What an exit and those before it tell about whether it pays to go on."""
+"""Inputs from which the gain of going on is predicted, from an exit and those before it."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from skexit.uncertainty import max_probability, softmax
 from skexit.uncertainty._scores import entropy_share, predicted_class, two_largest
 from skexit.utils._array_api import array_namespace, at_least
 
-#: Chances of being wrong are told apart down to here.
+#: Probabilities below this are replaced by it, so that logarithms are finite.
 _SMALLEST = 1e-6
 
 
 def exit_evidence(k: int, logits: Any, memory: dict[str, Any]) -> Any:
-    """Evidence of exit `k`, of shape (n_samples, 5), or (n_samples, 9) after the first exit; notes it for later exits.
+    """Evidence of exit `k`, of shape (n_samples, 5), or (n_samples, 9) after the first exit; updates the memory.
 
-    Logarithms of the chance to be wrong, of the entropy's share of its largest value and of the second largest
-    probability; after the first exit, also of the chance to be wrong that the exit before and the mean of all before
-    give to the present class, and the exit before to its own. Then the largest probability, and the margin; after the
-    first exit, also the share of earlier exits that agree.
+    First come the logarithms of one minus the largest probability, of the normalised entropy, and of the second largest
+    probability. After the first exit, also those of one minus the probability of the present prediction by the previous
+    exit, of one minus its mean over earlier exits, and of one minus the largest probability of the previous exit. Then
+    come the largest probability, the margin, and after the first exit the share of earlier exits that agree.
     """
     xp = array_namespace(logits)
     probabilities, present = softmax(logits), predicted_class(logits)
     largest, second = two_largest(probabilities)
-    # All classes, and all logarithms, at once: for a handful of rows, an operation takes as long as its call.
+    # One operation for all classes, and one for all logarithms: with few rows, most of the time is that of the call.
     own = xp.stack([probabilities, present], axis=1)
     chances, others = [1 - largest, entropy_share(probabilities), second], [largest, largest - second]
     if "sums" in memory:

@@ -16,12 +16,12 @@ from skexit.utils._module_names import set_module
 
 Floats = NDArray[np.float64]
 
-#: Prediction where the outcomes are not positive on average.
-_NOTHING = 1e-12
+#: Prediction if the outcomes are not positive on average.
+_SMALLEST_PREDICTION = 1e-12
 _LARGEST_EXPONENT = 30.0
-#: Up to this many parameters, their curvature is worth its computation.
+#: With at most this many parameters, Newton's method is used, which computes their curvature.
 _FEW_PARAMETERS = 200
-#: Newton's method ends where a step would lower the loss by no more than half of this, or after so many steps.
+#: Newton's method ends if a step would lower the loss by at most half of this number, or after so many steps.
 _SMALLEST_DESCENT, _MOST_STEPS = 1e-10, 25
 
 
@@ -30,17 +30,17 @@ _SMALLEST_DESCENT, _MOST_STEPS = 1e-10, 25
 class LogLinearModel:
     """Predicts ``exp(inputs @ coefficients + intercept)``."""
 
-    #: Arrays that meet tensors in a live network.
+    #: Arrays that are used with tensors in a live network.
     arrays_on_device: ClassVar[tuple[str, ...]] = ("coefficients",)
 
     coefficients: Floats
     intercept: float
 
     def predict(self, inputs: Any) -> Any:
-        """Predictions, as an array of the inputs' namespace, dtype and device."""
+        """Predictions, as an array with the namespace, dtype and device of the inputs."""
         xp = array_namespace(inputs)
-        # Those of a model that predicts the same for all rows may lack columns. Coefficients are not asked for their
-        # values: on a GPU that would wait.
+        # A model that predicts the same for all rows may have other inputs. Only shapes are compared: to read the
+        # values of coefficients would wait for the GPU.
         if inputs.shape[1] != self.coefficients.shape[0]:
             exponent = self.intercept * xp.ones_like(inputs[:, 0])
         else:
@@ -49,16 +49,16 @@ class LogLinearModel:
 
 
 def fit_log_linear(inputs: Floats, outcomes: Floats, sample_weight: Floats, l2: float) -> LogLinearModel:
-    """Fit by the quasi-likelihood of Poisson regression, which needs the mean of an outcome alone.
+    """Fit by the quasi-likelihood of Poisson regression, which needs a model of the mean only.
 
-    Outcomes may be negative, if they are not so on average: the loss ``exp(z) - outcome * z`` stays convex in the
-    linear function z, and its gradient is that of a mean. The squared penalty is on the coefficients of standardised
-    inputs, in the unit of the weights.
+    Outcomes may be negative if their mean is positive: the loss ``exp(z) - outcome * z`` is still convex in the
+    linear function z, and is smallest if ``exp(z)`` is the mean outcome. The squared penalty is on the coefficients of
+    standardised inputs, in the unit of the weights.
     """
     share = sample_weight / sample_weight.sum()
     mean_outcome = float(share @ outcomes)
-    if mean_outcome <= _NOTHING:
-        return LogLinearModel(np.zeros(inputs.shape[1]), float(np.log(_NOTHING)))
+    if mean_outcome <= _SMALLEST_PREDICTION:
+        return LogLinearModel(np.zeros(inputs.shape[1]), float(np.log(_SMALLEST_PREDICTION)))
     mean, scale = weighted_scaling(iter([(inputs, sample_weight)]))
     scaled = (inputs - mean) / scale
     relative = outcomes / mean_outcome
@@ -81,7 +81,7 @@ def fit_log_linear(inputs: Floats, outcomes: Floats, sample_weight: Floats, l2: 
 
     start = np.zeros(inputs.shape[1] + 1)
     if len(start) <= _FEW_PARAMETERS:
-        # Logarithms of chances hang together, so that a method without curvature takes hundreds of steps.
+        # The logarithms of probabilities are correlated: without curvature, hundreds of steps are needed.
         found = _newton(loss, curvature, start)
     else:
         found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 200}).x
@@ -90,10 +90,10 @@ def fit_log_linear(inputs: Floats, outcomes: Floats, sample_weight: Floats, l2: 
 
 
 def _newton(loss: Callable[[Floats], tuple[float, Floats]], curvature: Callable[[Floats], Floats], x: Floats) -> Floats:
-    """Minimum of a convex function by Newton's method; steps are halved until they lead far enough down."""
+    """Minimum of a convex function by Newton's method; a step is halved until it lowers the function enough."""
     value, gradient = loss(x)
     for _ in range(_MOST_STEPS):
-        # Least squares: without a penalty on the intercept, the curvature can vanish.
+        # Least squares, because the curvature can be singular: the intercept has no penalty.
         step = np.linalg.lstsq(curvature(x), gradient, rcond=None)[0]
         descent = float(gradient @ step)
         if descent < _SMALLEST_DESCENT:

@@ -1,4 +1,4 @@
-"""Answer with the most confident exit so far, rather than with the last that ran."""
+"""Predictions of the most confident exit so far, instead of the last exit that ran."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from skexit.utils._array_api import array_namespace
 
 
 def most_confident(logits: Any, memory: dict[str, Any]) -> Any:
-    """Logits of the exit so far whose largest probability is the largest, and a note for later exits.
+    """Logits of the exit so far with the largest probability; the memory is updated for later exits.
 
-    Where exits are equally confident, these are the logits of the earlier.
+    If exits are equally confident, these are the logits of the earlier exit.
     """
     xp = array_namespace(logits)
     confidence = log_odds(logits)

@@ -15,17 +15,17 @@ from skexit.utils._warnings import warn
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
-#: Scores that differ by less, or by less relative to their size, are tied: sums in another order differ by so much. A
-#: coarser tolerance would tie confident samples where scores are probabilities, and leave some of the budget unspent.
+#: Scores are tied if they differ by less than this, or by less relative to their size: sums in another order differ by
+#: so much. A larger number would tie confident samples if scores are probabilities, and leave some budget unspent.
 _ROUNDING = 8 * np.finfo(np.float64).eps
 
 
 def tilted_distribution(log_prior: Floats, direction: Floats, costs: Floats, budget: float) -> Floats:
     """The distribution ``p_k ∝ exp(log_prior_k + t direction_k)`` whose mean cost is `budget`.
 
-    An exit with a `log_prior` of ``-inf`` is not used; a budget outside the costs of the others gives the nearest of
-    them. `direction` increases with the exits, so that a larger t means later exits; ``arange(n_exits)`` and a flat
-    prior give the geometric distribution of MSDNet. The cumulative `costs` increase, and have the unit of the budget.
+    An exit with a `log_prior` of ``-inf`` is not used. For a budget outside the costs of the others, only the nearest
+    of them is used. `direction` increases with the exits, so that a larger t means later exits; ``arange(n_exits)`` and
+    a flat prior give MSDNet's geometric distribution. Cumulative `costs` increase, and have the unit of the budget.
     """
     usable = np.flatnonzero(np.isfinite(log_prior))
     distribution = np.zeros(len(costs))
@@ -35,7 +35,7 @@ def tilted_distribution(log_prior: Floats, direction: Floats, costs: Floats, bud
     elif budget >= costs[-1]:
         distribution[usable[-1]] = 1
     else:
-        # A tilt at which all but the outermost exits have vanished.
+        # With this tilt, only the first or the last exit has a share.
         bound = float((np.ptp(log_prior) + 50.0) / np.diff(direction).min())
         tilt = brentq(lambda t: softmax(log_prior + t * direction) @ costs - budget, -bound, bound, xtol=1e-13)
         distribution[usable] = softmax(log_prior + tilt * direction)
@@ -54,34 +54,34 @@ def quota_thresholds(
 ) -> Floats:
     """One threshold per exit such that the mean cost on these samples is the budget.
 
-    At each exit, the samples with the highest scores among those still running leave, until the quota of the exit is
-    full (EENet, Algorithm 1). The threshold lies halfway between the scores of the last to leave and the first to stay.
-    The quotas follow a tilted distribution that is solved again at each exit for the samples and the budget that are
-    left: what rounding or tied scores make one exit miss, later exits make good.
+    At each exit, the running samples with the highest scores leave, until the quota of the exit is full (EENet,
+    Algorithm 1). The threshold is halfway between the lowest score that leaves and the highest score that stays.
+    The quotas follow a tilted distribution, which is computed again at each exit for the remaining samples and budget.
+    Later exits thereby correct for rounding and tied scores at earlier exits.
 
     Parameters
     ----------
     scores : ndarray of shape (n_samples, n_exits)
-        Larger scores leave first. At an early exit where all are ``-inf``, nobody leaves.
+        Samples with larger scores leave first. No sample leaves at an early exit where all scores are ``-inf``.
     costs : ndarray of shape (n_exits,)
         Cumulative costs, in the unit of the budget.
     budget : float
-        Mean cost to meet; more than the last exit's cost cannot be spent.
+        Mean cost to meet; a budget above the cost of the last exit is not spent completely.
     log_prior : ndarray of shape (n_exits,), default=None
         Logarithm of the distribution to tilt (see `tilted_distribution`); flat by default.
     direction : ndarray of shape (n_exits,), default=None
         Direction of the tilt; ``arange(n_exits)`` by default.
     sample_weight : ndarray of shape (n_samples,), default=None
-        Weight of each sample; all count alike by default.
+        Weight of each sample; equal by default.
     warn : bool, default=True
-        Warn where tied scores leave some of the budget unspent.
+        Whether to warn if tied scores leave some of the budget unspent.
 
     Returns
     -------
     thresholds : ndarray of shape (n_exits,)
-        A sample leaves where its score is at least the threshold. ``inf`` where nobody leaves, ``-inf`` at the last
-        exit. The mean cost never exceeds the budget, and without ties falls short of it by less than one sample's cost.
-        Samples with tied scores leave together; a warning says how much of the budget that leaves unspent.
+        A sample leaves if its score is at least the threshold. ``inf`` if no sample leaves, ``-inf`` at the last exit.
+        The mean cost never exceeds the budget. Without ties, it is below the budget by less than one sample's cost.
+        Samples with tied scores leave together; a warning tells the mean cost if some of the budget is left unspent.
 
     Examples
     --------
@@ -111,7 +111,7 @@ def quota_thresholds(
             scores[running, k],
             weight[running],
             quota=distribution[0] * mass,
-            # Those who stay need at least the cost of the next exit that is used.
+            # Samples that stay cost at least as much as the next exit that is used.
             smallest=(mass * next_cost - left_to_spend) / (next_cost - costs[k]),
         )
         left_to_spend -= mass_leaving * costs[k]
@@ -128,19 +128,19 @@ def shared_threshold(scores: Floats, costs: Floats, budget: float, sample_weight
     Parameters
     ----------
     scores : ndarray of shape (n_samples, n_exits)
-        Larger scores leave first.
+        Samples with larger scores leave first.
     costs : ndarray of shape (n_exits,)
         Cumulative costs, in the unit of the budget.
     budget : float
-        Mean cost to meet; more than the last exit's cost cannot be spent.
+        Mean cost to meet; a budget above the cost of the last exit is not spent completely.
     sample_weight : ndarray of shape (n_samples,), default=None
-        Weight of each sample; all count alike by default.
+        Weight of each sample; equal by default.
 
     Returns
     -------
     thresholds : ndarray of shape (n_exits,)
-        The largest mean cost within the budget that one threshold can reach; a warning says when
-        tied scores keep it from the budget.
+        The thresholds with the largest mean cost within the budget; a warning is raised if tied scores keep
+        it below the budget.
     """
     weight = np.ones(len(scores)) if sample_weight is None else sample_weight
     if len(costs) == 1:
@@ -149,18 +149,18 @@ def shared_threshold(scores: Floats, costs: Floats, budget: float, sample_weight
     departures = _departures(scores)
     n_leaving = _numbers_passing(departures.levels)
     spent = departures.means(np.broadcast_to(costs, scores.shape), weight)[n_leaving]
-    # The mean cost falls as samples leave: the first within the budget.
+    # The mean cost falls as samples leave: take the first one within the budget.
     first = min(int(np.argmax(spent <= budget + 1e-9)), len(spent) - 1)
     _warn_if_missed(budget - spent[first], budget, costs, weight)
     return equal_thresholds(threshold_between(departures.levels, int(n_leaving[first])), len(costs))
 
 
 def rewarding_threshold(scores: Floats, rewards: Floats, sample_weight: Floats | None = None) -> float:
-    """The shared threshold beyond which it only does harm to go on.
+    """The shared threshold beyond which going on only lowers the reward.
 
-    It has the largest mean reward on these samples, if that is above the last exit's by more than two standard errors
-    of the difference; else it is ``inf``. The rewards, of shape (n_samples, n_exits), are what the answers of the exits
-    are worth.
+    It has the largest mean reward on these samples, if that is above the reward of the last exit by more than two
+    standard errors of the difference; otherwise, it is ``inf``. The rewards, of shape (n_samples, n_exits), are the
+    values of the predictions of the exits.
     """
     weight = np.ones(len(scores)) if sample_weight is None else sample_weight
     if scores.shape[1] == 1:
@@ -176,7 +176,7 @@ def rewarding_threshold(scores: Floats, rewards: Floats, sample_weight: Floats |
 
 
 def equal_thresholds(value: float, n_exits: int) -> Floats:
-    """The same threshold at every exit but the last, where all that are left leave."""
+    """The same threshold at every exit but the last, where all remaining samples leave."""
     return np.append(np.full(n_exits - 1, float(value)), -np.inf)
 
 
@@ -186,9 +186,9 @@ def exits_from_scores(scores: Floats, thresholds: Floats) -> NDArray[np.int64]:
 
 
 def threshold_between(scores: Floats, n_passing: int) -> float:
-    """The threshold halfway between the first scores, which pass it, and the others, which do not.
+    """The threshold halfway between the first `n_passing` scores, which pass it, and the others, which do not.
 
-    Scores fall; that at `n_passing` is smaller than that before it. ``inf`` where none pass, ``-inf`` where all do.
+    Scores are in falling order, and no tie is divided. ``inf`` if none pass, ``-inf`` if all do.
     """
     if n_passing == 0:
         return np.inf
@@ -200,7 +200,7 @@ def threshold_between(scores: Floats, n_passing: int) -> float:
 
 
 def _fill_quota(scores: Floats, weight: Floats, *, quota: float, smallest: float) -> tuple[float, float]:
-    """Threshold that lets about `quota` of the weight leave, but no less than `smallest`.
+    """Threshold at which about `quota` of the weight leaves, but at least `smallest`.
 
     Returns the threshold and the weight that leaves.
     """
@@ -208,7 +208,7 @@ def _fill_quota(scores: Floats, weight: Floats, *, quota: float, smallest: float
     falling = scores[order]
     n_passing = _numbers_passing(falling)
     mass = np.concatenate([[0.0], np.cumsum(weight[order])])[n_passing]
-    slack = 1e-9 * mass[-1]  # rounding must neither choose between two that are as near, nor miss the smallest
+    slack = 1e-9 * mass[-1]  # rounding must not decide between equal distances, nor exclude the smallest
     distance = np.abs(mass - quota)
     chosen = int(np.argmax(distance <= distance.min() + slack))
     chosen = max(chosen, int(np.searchsorted(mass, smallest - slack)))
@@ -217,35 +217,35 @@ def _fill_quota(scores: Floats, weight: Floats, *, quota: float, smallest: float
 
 
 def _numbers_passing(falling: Floats) -> Indices:
-    """How many of the scores, which fall, a threshold may let pass: those that are tied pass together."""
+    """Numbers of scores, in falling order, that a threshold may let pass: tied scores pass together."""
     tied = np.isclose(falling[1:], falling[:-1], rtol=_ROUNDING, atol=_ROUNDING)
     return np.concatenate([[0], np.flatnonzero(~tied) + 1, [len(falling)]])
 
 
 @dataclass
 class _Departures:
-    """How samples stop earlier, one by one, as a threshold that all exits share falls."""
+    """Changes of the exits of samples, one by one, as a threshold that all exits share falls."""
 
     levels: Floats
-    """Where each stops earlier, from the highest to the lowest."""
+    """Threshold from which a sample stops earlier, from the highest to the lowest."""
     rows: Indices
     stops: Indices
-    """The exit where the sample stops from there on."""
+    """Exit where the sample then stops."""
     stopped_before: Indices
 
     def means(self, values: Floats, weight: Floats) -> Floats:
-        """Weighted mean of the values where samples stop: all at the last exit, then after each departure."""
+        """Weighted mean of the values where samples stop: all at the last exit, then after each change."""
         steps = weight[self.rows] * (values[self.rows, self.stops] - values[self.rows, self.stopped_before])
         return np.cumsum(np.append(weight @ values[:, -1], steps)) / weight.sum()
 
 
 def _departures(scores: Floats) -> _Departures:
     n_samples, n_exits = scores.shape
-    # One row an exit: steps from exit to exit then read memory in order.
+    # One row per exit, so that steps from exit to exit read memory in order.
     highest = np.array(scores[:, :-1].T, order="C")
     for k in range(1, n_exits - 1):
         np.maximum(highest[k - 1], highest[k], out=highest[k])
-    # An exit whose score an earlier one reaches is never the first that a sample passes.
+    # A sample never stops first at an exit whose score is not above the scores of all earlier exits.
     rises = np.concatenate([highest[:1] > -np.inf, highest[1:] > highest[:-1]])
     next_rise = np.full((n_exits - 1, n_samples), n_exits - 1, dtype=np.int16)
     for k in reversed(range(n_exits - 2)):
@@ -262,6 +262,6 @@ def _warn_if_missed(missing: float, budget: float, costs: Floats, weight: Floats
     if missing - beyond_last_exit > one_sample + 1e-9:
         warn(
             f"the mean cost on the fitting data is {budget - missing:.4f}, below the budget {budget:.4f}: samples "
-            "with tied scores leave together. Scores with fewer ties come nearer: criterion='max_prob' rather than "
-            "'vote'. Samples that are alike stay tied."
+            "with tied scores leave together. Use scores with fewer ties: criterion='max_prob' rather than 'vote'. "
+            "Equal samples always have tied scores."
         )

@@ -1,4 +1,4 @@
-"""How likely the answers of exits are to be right."""
+"""Probabilities that the predictions of exits are correct."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Floats = NDArray[np.float64]
 
 
 def expected_rewards(X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> Floats:
-    """How likely the answer of each exit is to be right, by all exits together; of shape (n_samples, n_exits).
+    """Probability that each exit's prediction is correct, from all exits together; of shape (n_samples, n_exits).
 
-    The probability that a mixture of all exits, as in Zero Time Waste, gives to the answer. It has less variance than
-    whether the answer is right.
+    It is the probability of the predicted class in a mixture of all exits, as in Zero Time Waste. It has less variance
+    than the correctness of the prediction.
     """
     rows = enough_rows(len(X), sum(X.layout.n_logits))
     mixture = fit_mixture(log_probabilities(X, rows), labels[rows], weight[rows])

@@ -1,4 +1,4 @@
-"""One exit at a time, for loops that are the user's own."""
+"""Decisions at one exit at a time, for loops of the user's own."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from skexit.utils._array_api import array_namespace, as_like, in_double
 
 
 class NetworkDecision(ExitDecision):
-    """Decisions on the network's own logits, in the order of its classes, and of as many digits as the cache has.
+    """Decisions on the network's own logits, in the order of its classes, and with the rounding of the cache.
 
-    `steps` are fitted: what gives logits, one after the other, and the policy; before them perhaps a cascade, whose
-    models have given the logits already. `layout` is that of the network's outputs.
+    `steps` are fitted: steps that give logits, in their order, and then the policy. Before them, there may be a
+    cascade, whose models have computed the logits already. `layout` is that of the network's outputs.
     """
 
     def __init__(self, steps: Sequence[Any]) -> None:
@@ -43,14 +43,14 @@ class NetworkDecision(ExitDecision):
         return super().answer(k, self._as_cached(logits), features, memories)
 
     def _as_cached(self, block: Any) -> Any:
-        """Logits or features as the cache that was fitted would have stored them."""
+        """Logits or features, rounded as in the cache that was fitted."""
         if block is None or not self._in_half:
             return block
         xp = array_namespace(block)
         return xp.astype(xp.astype(block, xp.float16), block.dtype)
 
     def transform_features(self, k: int, features: Any) -> Any:
-        """Features of exit `k` as a cache has them, after the ExitTransformers, which work on the CPU."""
+        """Features of exit `k`, rounded as in the cache, after the ExitTransformers, which work on the CPU."""
         features = self._as_cached(features)
         if features is None or not self.of_features:
             return features
@@ -63,30 +63,30 @@ class NetworkDecision(ExitDecision):
 def _check_gives_logits(step: Any) -> None:
     if isinstance(unfrozen(step), ExitTransformer):
         raise ValueError(
-            f"{step!r} comes after a step that gives logits. One exit at a time, ExitTransformers are applied before "
-            "heads only: put it first in the pipeline, and fit the pipeline again."
+            f"{step!r} comes after a step that gives logits. At one exit at a time, ExitTransformers can only be "
+            "applied before heads: put it first in the pipeline, and fit the pipeline again."
         )
     if not hasattr(step, "exit_logits"):
         raise ValueError(
-            f"{type(step).__name__} has no exit_logits, so that it cannot be put to one exit after another. Steps "
-            "before a policy may be ExitHeads and ExitEnsemble, after a scaler or the like in ExitTransformer."
+            f"{type(step).__name__} has no exit_logits, so that it cannot be applied to one exit at a time. Steps "
+            "before a policy may be ExitHeads and ExitEnsemble. Put a scaler or the like first, in ExitTransformer."
         )
 
 
 class ExitState:
-    """What earlier exits noted about the samples that are still running, with a row for each.
+    """Data of the samples that are still running, with one row per sample.
 
-    ``decide`` gives it, and takes it at the next exit. ``state[kept]`` goes on with some of the samples only, for
-    instance where one was cancelled; `kept` is a mask, a slice, or row numbers, as for an array.
+    ``decide`` returns it, and takes it at the next exit. ``state[kept]`` keeps only some of the samples, for instance
+    if one was cancelled; `kept` is a mask, a slice, or row numbers, as for an array.
 
     Parameters
     ----------
     rows : array of shape (n_samples,) of int
-        Which of the samples of the first call each one is.
+        Number of each sample among the samples of the first call.
     memories : Memories
-        Notes of each step that gives logits, and of the policy.
+        Values that each step that gives logits, and the policy, stored at earlier exits.
     exits : tuple of int, default=()
-        The exits that made the notes.
+        The exits at which these values were stored.
     """
 
     def __init__(self, rows: Any, memories: Memories, exits: tuple[int, ...] = ()) -> None:
@@ -110,23 +110,23 @@ class _LeavesAndState(NamedTuple):
 
 
 class ExitStep(_LeavesAndState):
-    """What ``decide`` gives at an exit; unpacks to `leaves` and `state`.
+    """Result of ``decide`` at an exit; unpacks to `leaves` and `state`.
 
-    Arrays are of the kind that was passed.
+    Arrays have the type of the arrays that were passed.
 
     Parameters
     ----------
     leaves : array of shape (n_samples,) of bool
-        Which of the samples that were passed leave at this exit.
+        Which of the passed samples leave at this exit.
     state : ExitState
-        Of the others, in their order.
+        State of the other samples, in their order.
 
     Attributes
     ----------
     logits : array of shape (n_samples, n_classes) or None
-        With which the exit answers, in the order of ``classes_``. None at an exit that no decision depends on.
+        Logits of the exit's prediction, in the order of ``classes_``. None at an exit on which no decision depends.
     probabilities : array of shape (n_samples, n_classes) or None
-        Of these logits, with the temperature of the exit.
+        Probabilities from these logits, divided by the temperature of the exit.
     """
 
     logits: Any = None
@@ -134,12 +134,12 @@ class ExitStep(_LeavesAndState):
 
     @property
     def probabilities(self) -> Any:
-        """Class probabilities with which the exit answers."""
+        """Class probabilities of the exit's prediction."""
         return None if self.logits is None else softmax(self.logits / self._temperature)
 
 
 def decide(steps: Sequence[Any], k: int, logits: Any, features: Any, state: ExitState | None) -> ExitStep:
-    """Decide at exit `k` by fitted steps of which the last is a policy; the others give logits."""
+    """Decide at exit `k` with fitted steps: steps that give logits, and then a policy."""
     decision = NetworkDecision(steps)
     k = _check_exit(decision, k)
     is_observed = k < decision.n_exits and decision.is_observed[k]
@@ -147,16 +147,16 @@ def decide(steps: Sequence[Any], k: int, logits: Any, features: Any, state: Exit
     needs_features = is_observed and decision.uses_features(k)
     features = _check_block(decision.layout.n_features[k], k, "features", features, is_needed=needs_features)
     state = _check_state(decision, k, state, [block for block in (logits, features) if block is not None])
-    nobody = array_namespace(state.rows).zeros_like(state.rows, dtype=bool)
+    none_leave = array_namespace(state.rows).zeros_like(state.rows, dtype=bool)
     if not is_observed or not len(state):
-        return ExitStep(nobody, state)
+        return ExitStep(none_leave, state)
     _check_order(decision, k, state)
-    memories = state._memories.map(lambda noted: noted)  # the state that was passed can be passed again
+    memories = state._memories.map(lambda stored: stored)  # a copy, so that the passed state can be used again
     features = decision.transform_features(k, features) if needs_features else None
     answer = decision.answer(k, logits, features, memories)
     leaves = decision.leaves(k, answer, features, memories)
     if leaves is None:
-        leaves = ~nobody if k == decision.n_exits - 1 else nobody
+        leaves = ~none_leave if k == decision.n_exits - 1 else none_leave
     step = ExitStep(leaves, ExitState(state.rows, memories, (*state._exits, k))[~leaves])
     step.logits, step._temperature = answer, float(decision.policy.temperatures_[k])
     return step
@@ -170,19 +170,17 @@ def _check_exit(decision: NetworkDecision, k: Any) -> int:
 
 
 def _check_block(width: int, k: int, part: str, block: Any, *, is_needed: bool) -> Any:
-    """Logits or features in double precision; None where there are none."""
+    """Logits or features in double precision; None if there are none."""
     if block is None:
         if width and is_needed:
             raise ValueError(
-                f"{part}=None at exit {k}, where the policy needs its {width} {part}. Pass those of the exit."
+                f"{part}=None at exit {k}, but the policy needs {width} {part} there. Pass the {part} of the exit."
             )
         return None
     checked = in_double(block)
     if checked.ndim != 2 or checked.shape[1] != width:
-        expected = f"pass (n_samples, {width}), one row of a single sample" if width else f"leave out {part}"
-        raise ValueError(
-            f"{part} of exit {k} have the shape {tuple(checked.shape)}; as the policy was fitted, {expected}."
-        )
+        expected = f"pass (n_samples, {width}), one row for a single sample" if width else f"leave out {part}"
+        raise ValueError(f"{part} of exit {k} have the shape {tuple(checked.shape)}; to match the policy, {expected}.")
     xp = array_namespace(checked)
     if is_needed and not bool(xp.all(xp.isfinite(checked))):
         raise _not_finite(f"{part} of exit {k}")
@@ -190,9 +188,9 @@ def _check_block(width: int, k: int, part: str, block: Any, *, is_needed: bool) 
 
 
 def check_answers(probabilities: Any, exits: Any, rows: Any) -> None:
-    """Raise a ValueError if probabilities of answers are NaN, as those of logits that are not finite.
+    """Raise a ValueError if probabilities of predictions are NaN, which means that logits are not finite.
 
-    `exits` are those that answered, and `rows` those of the inputs. Waits once for the device.
+    `exits` are the exits of the predictions, and `rows` the rows of the inputs. Waits once for the device.
     """
     xp = array_namespace(probabilities)
     if math.isnan(float(xp.sum(probabilities))):
@@ -202,41 +200,41 @@ def check_answers(probabilities: Any, exits: Any, rows: Any) -> None:
 
 def _not_finite(what: str) -> ValueError:
     return ValueError(
-        f"{what} contain NaN or infinity. Leave such samples out, or look for an overflow in the network, which must "
-        "mask classes by large negative numbers such as -1e4."
+        f"{what} contain NaN or infinity. Leave such samples out, or find the overflow in the network. If the network "
+        "masks classes, use large negative numbers such as -1e4."
     )
 
 
 def _check_state(decision: NetworkDecision, k: int, state: ExitState | None, blocks: list[Any]) -> ExitState:
-    """The state, or that from before the first exit; its samples must be those of the blocks."""
+    """The state, or a new state before the first exit; raises a ValueError if its samples are not those of blocks."""
     if state is None:
         if not blocks:
-            raise ValueError(f"pass logits or features at exit {k}: without a state, nothing says how many run there.")
+            raise ValueError(f"pass logits or features at exit {k}: without a state, the number of samples is unknown.")
         rows = array_namespace(blocks[0]).arange(len(blocks[0]), device=device(blocks[0]))
         return _check_state(decision, k, ExitState(rows, decision.start()), blocks)
     if not isinstance(state, ExitState) or len(state._memories) != len(decision.start()):
-        raise ValueError(f"state={state!r} must be what decide of the same policy gave at the exit before, or None.")
+        raise ValueError(f"state={state!r} must be None, or the state that decide of this policy returned before.")
     for block in blocks:
         if len(block) != len(state):
             raise ValueError(
-                f"exit {k} was given {len(block)} rows, but {len(state)} samples are running. Pass the rows of those "
-                "that stayed, block[~leaves], in their order; state[kept] drops other samples."
+                f"exit {k} was given {len(block)} rows, but {len(state)} samples are running. Pass the rows of samples "
+                "that stayed, block[~leaves], in their order; state[kept] removes other samples."
             )
     if len(state) and k >= decision.n_exits:
         raise ValueError(
-            f"k={k}, but no sample goes there: all stop at exit {decision.n_exits - 1} at the latest. Call "
-            "decide up to there."
+            f"k={k}, but no sample reaches this exit: all stop at exit {decision.n_exits - 1} at the latest. Call "
+            "decide only up to that exit."
         )
     return state
 
 
 def _check_order(decision: NetworkDecision, k: int, state: ExitState) -> None:
-    """Raise a ValueError unless the state is from the exits before `k` that matter there."""
+    """Raise a ValueError unless the state comes from all earlier exits on which exit `k` depends."""
     if state._exits and k <= state._exits[-1]:
-        raise ValueError(f"k={k}, but the state is from after exit {state._exits[-1]}. Pass that from before exit {k}.")
+        raise ValueError(f"k={k}, but the state comes from exit {state._exits[-1]}. Pass the state before exit {k}.")
     missing = sorted({*decision.needed_before(k)} - {*state._exits})
     if missing:
         raise ValueError(
-            f"exit {k} needs what exits {missing} note, which the state does not have. Call decide at each exit in "
-            "turn, and pass the state that it gives."
+            f"exit {k} depends on exits {missing}, at which decide was not called. Call decide at each exit in turn, "
+            "and pass the state that it returns."
         )

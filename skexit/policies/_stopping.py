@@ -1,4 +1,4 @@
-"""Optimal stopping: go on while the gain that is expected is worth its price."""
+"""Optimal stopping: samples go on while the expected gain is worth its price."""
 
 from __future__ import annotations
 
@@ -27,74 +27,74 @@ from skexit.utils._warnings import warn
 
 Floats = NDArray[np.float64]
 
-#: Prices are told apart down to about here; scores are their logarithms above, and linear below.
+#: Prices below about this number are not distinguished; scores are logarithms of larger prices, and linear below.
 _SMALLEST_PRICE = 1e-6
-#: How often the prices of an exit are found again, for the later stops that they imply.
+#: How often the prices of an exit are computed again, for the later stops that follow from them.
 _ITERATIONS = 3
 
 
 @set_module("skexit")
 class OptimalStoppingPolicy(BudgetedPolicy):
-    r"""Go on while the accuracy that is expected to be gained is worth its price.
+    r"""Go on while the expected gain in accuracy is worth its price.
 
     At a price :math:`\lambda` of the whole network, in units of accuracy, it pays to go on from
     exit k if there is a rule for stopping later, at an exit :math:`\tau > k`, with
 
     .. math:: E[r_\tau - r_k \mid z_k] > \lambda \, E[c_\tau - c_k \mid z_k],
 
-    where r says whether an exit is right, c is its cost and z what is known so far. The highest
-    price at which it pays is the sample's price at that exit, an index as that of Gittins [1]_,
+    where r is 1 if an exit is correct and 0 if not, c is its cost, and z is the evidence so far. The highest
+    price at which it pays is the sample's price at that exit. It is an index like that of Gittins [1]_,
 
     .. math:: m_k(z_k) = \max_\tau \frac{E[r_\tau - r_k \mid z_k]}{E[c_\tau - c_k \mid z_k]},
 
-    reached by going on until the price at a later exit is no higher. A sample stops at the first
-    exit where its price is at most :math:`\lambda`. As the prices themselves do not depend on
-    :math:`\lambda`, one fit serves every budget. Where samples that go on for longer are clearly
-    more often wrong, a budget is not spent beyond the best mean gain; a warning says so.
+    and is reached by going on until the price at a later exit is no higher. A sample stops at the first
+    exit where its price is at most :math:`\lambda`. The prices do not depend on :math:`\lambda`, so that
+    one fit serves every budget. If samples that go on for longer are clearly wrong more often, the budget
+    is not spent beyond the best mean gain, and a warning is raised.
 
-    Prices are learned backwards, from the last exit but one to the first: the realised gains of going on, divided by
+    Prices are learned backwards, from the last exit but one to the first. The realised gains of going on, divided by
     the realised costs, are regressed on the evidence of the exit, with the realised costs as weights. The prices that
-    decide where a row stops later come from models that were trained without it.
+    decide where a row stops later come from models that were trained without the row.
 
     Parameters
     ----------
     budget : float, default=0.5
-        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the network's
-        cost. Less is spent where later exits do harm.
+        Mean cost of a sample on the fitting data, as a fraction in (0, 1] of the network's cost. Less is
+        spent if later exits lower the accuracy.
     estimator : scikit-learn regressor, default=None
-        Learns the prices of an exit; its ``fit`` takes `sample_weight`. By default the exponential
-        of a linear function, fitted as a Poisson regression: gains fall with the chance to be
-        wrong over many powers of ten, and few parameters leave little to chance.
+        Predicts the prices of an exit; its ``fit`` takes `sample_weight`. By default, the exponential
+        of a linear function, fitted as a Poisson regression: gains fall with the probability of an error
+        over many powers of ten, and a model with few parameters overfits little.
     use_features : bool, default=False
-        Whether the evidence of an exit includes its features, besides what it and earlier exits say.
-        With few rows or many features this mostly learns chance.
+        Whether the evidence of an exit includes its features, besides its logits and those of earlier exits.
+        With few rows or many features, this mostly overfits.
     outcome : {"expected", "realised"}, default="expected"
-        What counts as gained. ``"realised"``: whether the answers are right. ``"expected"``: the probability that all
-        exits together, mixed as in Zero Time Waste [2]_, give to the answers, which has less variance: where exits
-        agree there is no gain, and where they do not a sample counts by how likely either is.
+        What counts as gain. ``"realised"``: whether predictions are correct. ``"expected"``: their probability in a
+        mixture of all exits, as in Zero Time Waste [2]_, which has less variance: if exits agree, there is no gain; if
+        they do not, a sample counts by how probable each prediction is.
     l2 : float, default=3.0
-        Strength of the squared penalty on the weights of the default estimator, counted in rows of the
-        last exit's cost: more rows overrule it. Not used with `estimator`.
+        Strength of the squared penalty on the weights of the default estimator, counted in rows with the
+        cost of the last exit: with more rows, it has less effect. Not used with `estimator`.
     cv : int, cross-validation generator or iterable, default=5
         How rows are split for the prices that decide where a row stops later.
     %(use_most_confident)s
     %(heads)s
     %(layout)s
     random_state : int, RandomState instance or None, default=None
-        Seeds the splits, and the heads.
+        Seeds the splits and the heads.
 
     Attributes
     ----------
     estimators_ : list of n_exits - 1 regressors
-        The prices at each exit but the last, from its evidence.
+        They predict the prices at each exit but the last from its evidence.
     lam_ : float
         The price at which samples stop, in units of accuracy for the whole network.
     rewarding_threshold_ : float
-        A higher threshold would spend more and get fewer samples right, on the rows that were fitted; ``inf`` where
-        more compute did no harm.
+        On the fitting data, a higher threshold costs more and lowers the accuracy; ``inf`` if more compute
+        does no harm.
     thresholds_ : ndarray of shape (n_exits,)
-        The same at every exit, ``-inf`` at the last: scores fall as prices rise. Where prices are
-        equal, as those of a tree are, the larger probability leaves first.
+        The same at every exit, ``-inf`` at the last: scores fall as prices rise. If prices are equal,
+        as those of a decision tree can be, samples with a larger probability leave first.
     %(policy_attributes)s
 
     References
@@ -160,7 +160,7 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         return range(k) if k < len(self.estimators_) and not self._is_constant(k) else range(0)
 
     def _is_constant(self, k: int) -> bool:
-        """Whether the price of an exit is the same for all samples, as where nothing is gained beyond it."""
+        """Whether the price of an exit is the same for all samples, for example if later exits gain nothing."""
         model = self.estimators_[k]
         return isinstance(model, LogLinearModel) and not model.coefficients.any()
 
@@ -170,9 +170,9 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         return self._score(k, self._evidence(k, logits, features, memory), log_odds(logits))
 
     def _score(self, k: int, evidence: Any, confidence: Any) -> Any:
-        # On a logarithmic scale: prices span many powers of ten, and rounding must not join the small ones.
+        # On a logarithmic scale: prices span many powers of ten, and rounding must not make small ones equal.
         xp, prices = array_namespace(evidence), self._prices(k, evidence)
-        if self.estimator is None:  # positive
+        if self.estimator is None:  # prices are positive
             return break_ties(-xp.log(prices + _SMALLEST_PRICE), confidence)
         return break_ties(-xp.asinh(prices / _SMALLEST_PRICE), confidence)
 
@@ -206,7 +206,7 @@ class OptimalStoppingPolicy(BudgetedPolicy):
     def _fit_prices(self, evidence: dict[int, Floats], rewards: Floats, weight: Floats, splits: Any) -> None:
         """Fit the estimators of all exits but the last, backwards."""
         rows = np.arange(len(rewards))
-        prices = np.zeros_like(rewards)  # at the last exit nothing is to be gained
+        prices = np.zeros_like(rewards)  # at the last exit, nothing can be gained
         self.estimators_: list[Any] = [None] * (rewards.shape[1] - 1)
         for k in reversed(range(rewards.shape[1] - 1)):
             levels = prices[:, k + 1]
@@ -247,7 +247,7 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         if threshold > self.rewarding_threshold_:
             threshold = self.rewarding_threshold_
             warn(
-                "some of the budget is left unspent: on the fitting data, spending it makes answers worse. The mean "
+                "some of the budget is left unspent: on the fitting data, spending it lowers the accuracy. The mean "
                 "cost is exit_distribution_ @ costs_."
             )
         if self.estimator is None:

@@ -1,4 +1,4 @@
-"""Confidence thresholds, as BranchyNet, MSDNet and PABEE use them."""
+"""Confidence thresholds, as in BranchyNet, MSDNet and PABEE."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ Floats = NDArray[np.float64]
 class ThresholdPolicy(BudgetedPolicy):
     """Stop at the first exit that is confident enough, within a budget.
 
-    With the geometric schedule these are the baselines of the EENet paper: BranchyNet with
+    With the geometric schedule, these are the baselines of the EENet paper: BranchyNet with
     ``criterion="entropy"``, MSDNet with ``criterion="max_prob"``, PABEE with ``criterion="vote"``.
 
     Parameters
     ----------
     criterion : {"max_prob", "entropy", "margin", "vote"} or policy, default="max_prob"
-        By what samples leave: the largest probability (EENet, eq. 5), one minus the normalised entropy (eq. 6), the
-        largest probability minus the second, or the share of the exits so far that agree (eq. 7); see Notes. Few
-        values of ``"vote"`` are possible, so that it cannot meet every budget; a warning says by how much it falls
-        short. Or the ``exit_scores`` of another policy: a copy is fitted to the same data; in a
-        :class:`sklearn.frozen.FrozenEstimator`, the policy is used as it is. It scores the logits with which this
-        policy answers, so that `heads` are a parameter of this policy, not of the other.
+        Score by which samples leave: the largest probability (EENet, eq. 5), one minus the normalised entropy (eq. 6),
+        the largest probability minus the second largest, or the share of the exits so far that agree (eq. 7); see
+        Notes. ``"vote"`` has few values, so that it cannot meet every budget; a warning tells the difference. A policy
+        gives its ``exit_scores``: a copy of it is fitted to the same data; in a
+        :class:`sklearn.frozen.FrozenEstimator`, it is used without fitting. It scores the logits of this policy's
+        predictions: pass `heads` to this policy, not to the other.
     schedule : {"geometric", "shared"}, default="geometric"
-        ``"geometric"``: exit k serves a share of the samples in proportion to ``q ** k``, with the
+        ``"geometric"``: the share of samples that leave at exit k is proportional to ``q ** k``, with the
         q that meets the budget. ``"shared"``: the same threshold at every exit.
     budget : float, default=0.5
-        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the network's cost.
+        Mean cost of a sample on the fitting data, as a fraction in (0, 1] of the network's cost.
     %(use_most_confident)s
     %(heads)s
     %(layout)s
@@ -53,14 +53,14 @@ class ThresholdPolicy(BudgetedPolicy):
     ----------
     %(thresholds)s
     policy_ : policy or None
-        The policy that gives the scores, where `criterion` is one.
+        The policy that gives the scores, if `criterion` is a policy.
     %(policy_attributes)s
 
     Notes
     -----
     Probabilities near 1 differ by less than rounding. Scores and thresholds t are therefore on a scale without an upper
-    end: ``scipy.special.expit(t)`` is the largest probability, ``1 - numpy.exp(-t)`` one minus the normalised entropy,
-    ``numpy.tanh(t / 2)`` the margin. Votes are shares.
+    limit: ``scipy.special.expit(t)`` is the largest probability, ``1 - numpy.exp(-t)`` is one minus the normalised
+    entropy, and ``numpy.tanh(t / 2)`` is the margin. Votes are shares.
 
     References
     ----------
@@ -144,32 +144,32 @@ class ThresholdPolicy(BudgetedPolicy):
         return policy
 
     def _check_criterion(self) -> None:
-        """Raise unless the scores of the criterion follow from the logits with which this policy answers."""
+        """Raise a ValueError unless the criterion can score the logits of this policy's predictions."""
         policy = unfrozen(self.criterion)
         name = type(policy).__name__
         if not isinstance(policy, ExitPolicy):
             raise ValueError(
-                f"criterion is a {name}, and no policy. Of a pipeline, pass the policy at its end, and put this one "
-                "there: make_exit_pipeline(..., ThresholdPolicy(criterion=policy))."
+                f"criterion is a {name}, which is not a policy. If it is a pipeline, pass the policy at its end, and "
+                "put this policy there: make_exit_pipeline(..., ThresholdPolicy(criterion=policy))."
             )
         is_frozen = policy is not self.criterion
         if is_frozen:
             check_is_fitted(policy)
         elif not has_fit_parameter(policy, "sample_weight"):
             raise ValueError(
-                f"criterion is a {name}, which cannot be fitted with weights. Pass the policy in it instead."
+                f"criterion is a {name}, which cannot be fitted with weights. Pass the policy inside it instead."
             )
         heads = unfrozen(policy.heads_ if is_frozen else getattr(policy, "heads", None))
         if gives_logits(heads) and heads is not unfrozen(self.heads_):
-            cure = "heads=FrozenEstimator(criterion.heads_)" if is_frozen else "heads=..., and leave those of criterion"
+            cure = "heads=FrozenEstimator(criterion.heads_)" if is_frozen else "heads=..., and heads=None to criterion"
             raise ValueError(
-                f"criterion is a {name} with heads of its own, {heads!r}: it would score other logits than those with "
-                f"which this policy answers. Give this policy these heads: {cure}."
+                f"criterion is a {name} with its own heads, {heads!r}: it would score other logits than those of this "
+                f"policy's predictions. Pass these heads to this policy: {cure}."
             )
         if getattr(policy, "use_most_confident", False) and not self.use_most_confident:
             raise ValueError(
-                f"criterion is a {name} that scores the most confident exit so far, with which this policy does not "
-                "answer. Set use_most_confident=True of this policy, too."
+                f"criterion is a {name} with use_most_confident=True, so that it would score other logits than those "
+                "of this policy's predictions. Set use_most_confident=True for this policy, too."
             )
 
     def choose_thresholds(self, scores: Floats, weight: Floats) -> Floats:

@@ -192,7 +192,7 @@ class TestAccuracyCost:
             AccuracyCostDisplay.from_predictions(y, {"a": (y, y)})
         with pytest.raises(ValueError, match=r"estimators\['a'\] is empty"):
             AccuracyCostDisplay.from_estimators({"a": []}, X, y)
-        with pytest.raises(ValueError, match="LogisticRegression is no exit policy; pass a fitted policy"):
+        with pytest.raises(ValueError, match="LogisticRegression is not an exit policy; pass a fitted policy"):
             AccuracyCostDisplay.from_estimators({"a": LogisticRegression()}, X, y)
 
     def test_names_stand_beside_the_lines(self):

@@ -172,7 +172,7 @@ class TestErrors:
         ("logits", "message"),
         [
             (None, "logits=None at exit 0"),
-            (np.zeros(3), r"shape \(3,\).* pass \(n_samples, 3\), one row of a single sample"),
+            (np.zeros(3), r"shape \(3,\).* pass \(n_samples, 3\), one row for a single sample"),
             (np.zeros((2, 4)), r"shape \(2, 4\)"),
             (np.array([[0, 1, np.nan]]), "logits of exit 0 contain NaN"),
             (torch.tensor([[0, 1, np.inf]]), "logits of exit 0 contain NaN or infinity"),
@@ -186,7 +186,7 @@ class TestErrors:
     def test_logits_and_features_that_are_not_the_network_s(self, on_features):
         X, y = on_features
         policy = ThresholdPolicy().fit(X, y)
-        with pytest.raises(ValueError, match=r"features=None at exit 0, where the policy needs its 4 features"):
+        with pytest.raises(ValueError, match=r"features=None at exit 0, but the policy needs 4 features"):
             policy.decide(0, state=ExitState(np.arange(2), [{}, {}]))
         with pytest.raises(ValueError, match=r"logits of exit 0 .* leave out logits"):
             policy.decide(0, np.zeros((5, 3)), X.features(0)[:5])
@@ -205,12 +205,12 @@ class TestErrors:
     def test_exits_in_another_order(self, data):
         X, y = data
         policy = ThresholdPolicy("vote", budget=0.9).fit(X, y)
-        with pytest.raises(ValueError, match=r"exit 1 needs what exits \[0\] note"):
+        with pytest.raises(ValueError, match=r"exit 1 depends on exits \[0\], at which decide was not called"):
             policy.decide(1, X.logits(1))
         state = policy.decide(0, X.logits(0)).state
-        with pytest.raises(ValueError, match=r"k=0, but the state is from after exit 0"):
+        with pytest.raises(ValueError, match=r"k=0, but the state comes from exit 0"):
             policy.decide(0, X.logits(0, state.rows), state=state)
-        with pytest.raises(ValueError, match=r"k=2, but no sample goes there: all stop at exit 1"):
+        with pytest.raises(ValueError, match=r"k=2, but no sample reaches this exit: all stop at exit 1"):
             StaticExit(1).fit(X, y).decide(2, X.logits(2))
 
     def test_another_state(self, data):
@@ -218,7 +218,9 @@ class TestErrors:
         pipeline = make_exit_pipeline(ExitEnsemble(), ThresholdPolicy()).fit(X, y)
         leaves, state = pipeline.decide(0, X.logits(0))
         for wrong in (state, {}):
-            with pytest.raises(ValueError, match=r"state=.* must be what decide of the same policy gave"):
+            with pytest.raises(
+                ValueError, match=r"state=.* must be None, or the state that decide of this policy returned"
+            ):
                 pipeline[-1].decide(1, X.logits(1)[~leaves], state=wrong)
 
     def test_steps_without_exit_logits(self, data):

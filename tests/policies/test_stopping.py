@@ -167,7 +167,7 @@ def test_spends_no_more_where_later_exits_do_harm(outcome):
 def test_unspent_budget_is_warned_of():
     X, y = overthinking(1000, 0)
     with pytest.warns(
-        UserWarning, match=r"some of the budget is left unspent: on the fitting data, spending it makes answers worse"
+        UserWarning, match=r"some of the budget is left unspent: on the fitting data, spending it lowers the accuracy"
     ):
         OptimalStoppingPolicy(0.9, random_state=0).fit(X, y)
 

@@ -77,9 +77,9 @@ class TestScoresOfPolicies:
     @pytest.mark.parametrize(
         ("inner", "message"),
         [
-            (OptimalStoppingPolicy(0.5, heads=ExitEnsemble(), random_state=0), " with heads of its own"),
-            (ThresholdPolicy(use_most_confident=True), "that scores the most confident exit so far"),
-            (make_exit_pipeline(ExitEnsemble(), ThresholdPolicy()), "ExitPipeline, and no policy"),
+            (OptimalStoppingPolicy(0.5, heads=ExitEnsemble(), random_state=0), " with its own heads"),
+            (ThresholdPolicy(use_most_confident=True), "with use_most_confident=True.* Set use_most_confident=True"),
+            (make_exit_pipeline(ExitEnsemble(), ThresholdPolicy()), "ExitPipeline, which is not a policy"),
         ],
         ids=["heads", "most confident", "pipeline"],
     )

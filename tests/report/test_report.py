@@ -426,7 +426,9 @@ def test_bad_input(data, policy, tmp_path, monkeypatch):
         write_report(X, y, {"a": StaticExit().fit(X, y)}, out, budgets=[50])
     with pytest.raises(ValueError, match=r"is below the cost of the first exit, 0\.25 of the network's"):
         write_report(X, y, {"a": policy}, out, budgets=[0.1])
-    with pytest.raises(ValueError, match="the policy 'a' does not fit the rows: LogisticRegression is no exit policy"):
+    with pytest.raises(
+        ValueError, match="the policy 'a' does not fit the rows: LogisticRegression is not an exit policy"
+    ):
         write_report(X, y, {"a": LogisticRegression()}, out)
     with pytest.raises(ValueError, match="the policy 'a' does not fit the rows: y has the class 7"):
         write_report(X, np.where(y == 0, 7, y), {"a": policy}, out)
