@@ -23,32 +23,32 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-#: An exit that nobody is assigned to keeps this share, so that its logarithm is finite.
+#: Smallest share of an exit to which no sample is assigned, so that its logarithm is finite.
 SMALLEST_SHARE = 1e-6
 
-#: An exit that nobody gets to would divide zero by zero in the survival weights.
+#: Smallest divisor of the survival weights, for an exit that no sample reaches.
 _SMALLEST_MASS = 1e-12
 
 _N_CONFIDENCES = 3
-#: With more classes, networks would have millions of weights, and see the largest probabilities only, so many.
+#: With more classes, networks would have millions of weights; they then see only so many of the largest probabilities.
 _MOST_CLASSES, _N_LARGEST = 1000, 100
 _NEGATIVE_SLOPE = 0.01
-#: The unit that starts as the confidence is shifted by this many standard deviations, which leaves
-#: most rows on the straight part of the leaky rectifier.
+#: The hidden unit that starts as the confidence is shifted by this many standard deviations, so that
+#: most rows are on the linear part of the leaky rectifier.
 _SHIFT = 3.0
-#: A smaller slope, or a falling one, would not rank as the confidence does.
+#: With a smaller or a negative slope, utilities would not have the order of the confidences.
 _SMALLEST_SLOPE = 0.01
-#: With fewer held-out rows, chance would choose the epoch.
+#: With fewer held-out rows, the choice of the epoch would depend on chance.
 _FEWEST_HELD_OUT = 20
 
 
 def exit_inputs(probabilities: Any, votes: Any, utilities: Any = None) -> Any:
-    """What the network of an exit sees (EENet, eq. 5-8).
+    """Inputs of the network of an exit (EENet, eq. 5-8).
 
-    The class probabilities, or of more than 1,000 classes the 100 largest in falling order; the largest, one minus
-    their normalised entropy, the share of the votes for the most frequent class, and the utilities of earlier exits, of
-    shape (n_samples, k). The votes, of shape (n_samples, n_classes), tell how many exits up to this one predict each
-    class.
+    They are the class probabilities, or with more than 1,000 classes the 100 largest in falling order; the largest
+    probability, one minus the normalised entropy, the share of the votes for the most frequent class, and the utilities
+    of earlier exits, of shape (n_samples, k). The votes, of shape (n_samples, n_classes), are the numbers of exits up
+    to this one that predict each class.
     """
     xp = array_namespace(probabilities)
     confidences = [max_probability(probabilities), normalized_entropy(probabilities), vote(votes)]
@@ -59,7 +59,7 @@ def exit_inputs(probabilities: Any, votes: Any, utilities: Any = None) -> Any:
 
 
 def assignment_targets(correct: NDArray[np.bool_]) -> Floats:
-    """The exits a sample should be assigned to (EENet, eq. 4): those that are right, or all where none is.
+    """Exits to which a sample should be assigned (EENet, eq. 4): the correct exits, or all if none is correct.
 
     >>> import numpy as np
     >>> assignment_targets(np.array([[False, True, True], [False, False, False]])).round(2)
@@ -71,11 +71,11 @@ def assignment_targets(correct: NDArray[np.bool_]) -> Floats:
 
 
 def survival_weights(assignment: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """How much each sample counts at each exit: the probability of getting there (EENet, eq. 13).
+    """Weight of each sample at each exit: the probability of reaching the exit (EENet, eq. 13).
 
-    Sums to one over the samples, and is outside the graph.
+    The weights sum to one over the samples, and have no gradient.
     """
-    # A sum from the last exit back: one minus a sum from the first could fall below zero.
+    # A sum from the last exit to the first: one minus a sum from the first could be below zero.
     survival = assignment.detach().flip(1).cumsum(1).flip(1) * weight[:, None]
     return survival / survival.sum(0).clamp_min(_SMALLEST_MASS)
 
@@ -83,7 +83,7 @@ def survival_weights(assignment: torch.Tensor, weight: torch.Tensor) -> torch.Te
 def utility_loss(utility_logits: torch.Tensor, correct: torch.Tensor, survival: torch.Tensor) -> torch.Tensor:
     """Cross-entropy of utilities and correctness, weighted by survival (EENet, eq. 11 and 12).
 
-    The paper's eq. 12 lacks its minus sign.
+    In the paper, the minus sign of eq. 12 is missing.
     """
     from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -92,7 +92,7 @@ def utility_loss(utility_logits: torch.Tensor, correct: torch.Tensor, survival: 
 
 
 def budget_loss(assignment: torch.Tensor, costs: torch.Tensor, budget: float, weight: torch.Tensor) -> torch.Tensor:
-    """How far the mean cost of the assignments is from the budget, as a part of it (EENet, eq. 14)."""
+    """Difference of the mean cost of the assignments and the budget, relative to the budget (EENet, eq. 14)."""
     mean_cost = weight @ (assignment @ costs) / weight.sum()
     return (budget - mean_cost).abs() / budget
 
@@ -106,7 +106,7 @@ def assignment_loss(log_assignment: torch.Tensor, targets: torch.Tensor, weight:
 class SchedulerLoss:
     """The three losses of EENet's scheduler; budget and cumulative costs are fractions of the network's cost.
 
-    The weights of the budget loss and of the assignment loss are the paper's α and β.
+    The weights of the budget loss and of the assignment loss are α and β in the paper.
     """
 
     costs: Floats
@@ -144,15 +144,15 @@ def build_scheduler(
 ) -> list[torch.nn.Sequential]:
     """Networks with random weights, one per exit, for the logits of utility and assignment (EENet, eq. 8-10).
 
-    An exit has `n_inputs` of its own; the exit with the 0-based number k also sees k utilities. `hidden_ratio` is the
-    number of hidden units for each input.
+    The network of exit k, counted from 0, has `n_inputs` inputs and k utilities of earlier exits. `hidden_ratio` is the
+    number of hidden units per input.
     """
     sizes = [(n_inputs + k, max(fewest_hidden, round(hidden_ratio * (n_inputs + k))), 2) for k in range(n_exits)]
     return [build(size, generator, _NEGATIVE_SLOPE) for size in sizes]
 
 
 def apply_scheduler(models: Sequence[torch.nn.Sequential], inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of utility and logarithms of assignment; the utilities of each exit are inputs of those after it.
+    """Logits of utility and logarithms of assignment; the utilities of each exit are inputs of later exits.
 
     The inputs, of shape (n_samples, n_exits, n_inputs), are standardised.
     """
@@ -174,7 +174,7 @@ def start_at_confidence(
     sample_weight: Floats,
     shares: Floats,
 ) -> None:
-    """Make the networks rank as the largest probability does, and assign exits by given shares.
+    """Set weights so that utilities have the order of the largest probability, and assignments have given shares.
 
     At each exit, the first hidden unit becomes the largest probability. The utility starts as the logistic regression
     of correctness on it, and the assignment as the logarithm of the share. The other hidden units keep their random
@@ -196,8 +196,8 @@ def start_at_confidence(
 
 
 def _logistic_regression(confidence: Floats, correct: NDArray[np.bool_], sample_weight: Floats) -> tuple[float, float]:
-    # One more row that is right and sure, and one that is wrong and unsure: with them, no exit is
-    # always right or always wrong.
+    # Two more rows, one correct with a high confidence, one wrong with a low confidence: with them, no exit
+    # is always correct or always wrong.
     confidence, correct = np.append(confidence, [1, -1]), np.append(correct, [True, False])
     weight = np.append(sample_weight / sample_weight.mean(), [1, 1])
     fitted = LogisticRegression().fit(confidence[:, None], correct, weight)
@@ -218,14 +218,14 @@ def train_scheduler(
     groups: NDArray[np.int64] | None = None,
     description: str | None = None,
 ) -> tuple[list[DenseNetwork], Floats, dict[str, float], int]:
-    """Learn utilities and assignments; gives networks, mean assignment and losses of all rows, and number of epochs.
+    """Learn utilities and assignments; returns networks, mean assignment and losses of all rows, and number of epochs.
 
-    Each exit's network takes `exit_inputs` and the utilities of earlier exits, and gives the logits of utility and
-    assignment. After the number of epochs they were at their best; 0 where the start was.
+    The network of each exit takes `exit_inputs` and the utilities of earlier exits, and gives the logits of utility and
+    assignment. The number of epochs is that of the best networks; 0 if they were best at the start.
 
     `read` takes row numbers and returns the `exit_inputs` of all exits side by side. With `from_confidence`, networks
-    start by `start_at_confidence` and geometric shares, else with random weights. With early stopping, no rows are held
-    out where these would be less than 20.
+    start with `start_at_confidence` and geometric shares, otherwise with random weights. Early stopping holds out no
+    rows if these would be fewer than 20.
     """
     import torch
 
@@ -247,8 +247,8 @@ def train_scheduler(
         known = [torch.as_tensor(value[batch], dtype=outputs[0].dtype) for value in (correct, targets, sample_weight)]
         return loss.parts(*outputs, *known)
 
-    # What is kept of each batch is written into memory that is there before: else it would lie between what the batches
-    # need for a while, so that this could not be used again. With 13 GB of logits, gigabytes were lost.
+    # Results of batches are written into memory that is allocated before. New arrays would lie between the temporary
+    # arrays of the batches, and keep their memory from being used again: gigabytes with 13 GB of logits.
     if from_confidence:
         in_order = enough_in_order(rows)
         confidences = np.empty((len(in_order), n_exits))
@@ -266,13 +266,13 @@ def train_scheduler(
         random_state=random_state,
         description=description,
     )
-    # In double precision, for the means are over all rows.
+    # In double precision, because means are over all rows.
     utility_logits, log_assignment = torch.empty(2, n_samples, n_exits, dtype=torch.float64)
-    everyone = np.arange(n_samples)
+    all_rows = np.arange(n_samples)
     with torch.no_grad(), one_torch_thread():
         for own in gen_batches(n_samples, training.batch_size):
-            utility_logits[own], log_assignment[own] = apply_scheduler(models, read_inputs(everyone[own]))
-        final = parts((utility_logits, log_assignment), everyone)
+            utility_logits[own], log_assignment[own] = apply_scheduler(models, read_inputs(all_rows[own]))
+        final = parts((utility_logits, log_assignment), all_rows)
     return (
         scheduler_networks(models, mean, scale),
         np.average(log_assignment.exp().numpy(), axis=0, weights=sample_weight),
@@ -282,10 +282,10 @@ def train_scheduler(
 
 
 def scheduler_networks(models: Sequence[torch.nn.Sequential], mean: Floats, scale: Floats) -> list[DenseNetwork]:
-    """The networks without torch, on inputs that are not standardised."""
+    """The networks without torch, for inputs that are not standardised."""
     n_exits = len(models)
     means, scales = mean.reshape(n_exits, -1), scale.reshape(n_exits, -1)
-    # Utilities u went in as 2 u - 1.
+    # In training, the inputs for utilities u were 2 u - 1.
     return [
         to_dense(model).after_scaling(np.append(means[k], np.full(k, 0.5)), np.append(scales[k], np.full(k, 0.5)))
         for k, model in enumerate(models)

@@ -1,4 +1,4 @@
-"""Exit utilities and an exit distribution, learned together for a budget."""
+"""EENet: utilities and shares of the exits, learned together for a budget."""
 
 from __future__ import annotations
 
@@ -24,52 +24,52 @@ from skexit.utils._module_names import set_module
 from skexit.utils._optional import check_torch
 from skexit.utils._sklearn import Interval, StrOptions
 
-#: The most passes of ``max_epochs="auto"``.
+#: Largest number of passes with ``max_epochs="auto"``.
 _MOST_EPOCHS = 20
 
 
 @set_module("skexit")
 class EENetPolicy(BudgetedPolicy):
-    """Learn how likely each exit is right, and what share of the samples it should serve.
+    """Learn the probability that each exit is correct, and the share of samples that should leave there.
 
-    At each exit, a small network sees the class probabilities, three confidences (the largest probability, the entropy
-    and how far the exits so far agree) and what it said at earlier exits. It gives the utility, the probability that
-    the exit is right, and a score for assigning the sample to this exit. Both are learned together, under a penalty
-    that keeps the cost of the assignments near the budget. The mean assignment, tilted to meet the budget, is the quota
-    of each exit, and the samples of highest utility leave until it is full.
+    The inputs of a small network at each exit are the class probabilities, three confidences (the largest probability,
+    the entropy and the agreement of the exits so far) and the utilities of earlier exits. Its outputs are the utility,
+    which is the probability that the exit is correct, and a score for assigning the sample to this exit. Both are
+    learned together, with a penalty that keeps the cost of the assignments near the budget. The mean assignment, tilted
+    to meet the budget, is the quota of each exit. The samples with the highest utility leave until it is full.
 
     Parameters
     ----------
     budget : float, default=0.5
-        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the network's cost.
+        Mean cost of a sample on the fitting data, as a fraction in (0, 1] of the network's cost.
     hidden_ratio : float, default=0.5
-        Hidden units for each input of a network; the paper's is 0.5 for images and 2 for text.
+        Number of hidden units per input of a network; in the paper, 0.5 for images and 2 for text.
     budget_loss_weight : float, default=0.1
-        Weight of the budget loss, the paper's α: 0.1 for images and 0.01 for text.
+        Weight of the budget loss, α in the paper: 0.1 for images and 0.01 for text.
     assignment_loss_weight : float, default=1e-3
-        Weight of the assignment loss, the paper's β: 1e-3 for images and 1e-4 for text.
+        Weight of the assignment loss, β in the paper: 1e-3 for images and 1e-4 for text.
     learn_scores : bool, default=True
-        Whether samples leave by their utility, or by their largest probability.
+        Whether samples leave by their utility (True), or by their largest probability (False).
     learn_distribution : bool, default=True
-        Whether the quotas follow the mean assignment or are geometric.
+        Whether the quotas follow the mean assignment (True), or are geometric (False).
     confidence_weight : float, default=1.0
-        A sample's score is the log-odds of the weighted geometric mean of its utility, with weight 1, and the
-        largest class probability, with this weight. 0 is the paper's score.
+        The score of a sample is the log-odds of the weighted geometric mean of its utility, with weight 1, and its
+        largest class probability, with this weight. 0 gives the score of the paper.
     init : {"confidence", "random"}, default="confidence"
-        ``"confidence"``: the networks start where the utility ranks as the largest probability does and the assignments
-        are geometric. ``"random"``: they start with random weights, as in the paper.
+        ``"confidence"``: at the start, utilities have the order of the largest probability, and assignments are
+        geometric. ``"random"``: networks start with random weights, as in the paper.
     learning_rate : float, default=1e-2
-        Highest learning rate of the networks; the paper's is 3e-5 for images and 1e-4 for text.
+        Highest learning rate of the networks; in the paper, 3e-5 for images and 1e-4 for text.
     l2 : float, default=1e-4
-        Strength of the squared penalty on the networks' weights; the paper's is 0.01.
+        Strength of the squared penalty on the networks' weights; in the paper, 0.01.
     max_epochs : int or "auto", default="auto"
-        Passes over the rows; the epoch that does best on a held-out tenth of the rows is kept. With
-        less than 200 rows none are held out, and the last is kept. ``"auto"`` is 20 up to 75,000 rows,
-        and beyond falls to 1 at 1,500,000 rows.
+        Passes over the rows; the epoch with the lowest loss on a held-out tenth of the rows is kept. With
+        fewer than 200 rows, none are held out, and the last epoch is kept. ``"auto"`` is 20 up to 75,000
+        rows, and falls to 1 at 1,500,000 rows.
     batch_size : int, default=512
-        Rows in a step.
+        Number of rows in a step.
     patience : int, default=None
-        Stop after so many epochs without a lower loss on the held-out rows. By default never; the paper's is 50.
+        Stop after so many epochs without a lower loss on the held-out rows. By default, never; in the paper, 50.
     %(use_most_confident)s
     %(heads)s
     %(layout)s
@@ -81,39 +81,39 @@ class EENetPolicy(BudgetedPolicy):
     Attributes
     ----------
     networks_ : list of DenseNetwork, one per exit
-        Each gives the logits of utility and assignment. Empty where there is nothing to learn: with one exit, or with
-        neither scores nor distribution to learn. Scores with an infinite `confidence_weight` are not learned.
+        Each gives the logits of utility and assignment. Empty if there is nothing to learn: with a single exit, or if
+        neither scores nor shares are learned. With an infinite `confidence_weight`, scores are not learned.
     learned_distribution_ : ndarray of shape (n_exits,) or None
-        Mean assignment of the fitting samples, before it is tilted to meet the budget. None where
+        Mean assignment of the fitting samples, before it is tilted to meet the budget. None if
         there are no networks.
     uses_networks_ : bool
         Whether scores depend on networks. False without `learn_scores`, and with an infinite
-        `confidence_weight`; then predictions run none.
+        `confidence_weight`; predictions then run no networks.
     losses_ : dict of str to float
         Losses on the fitting samples: ``"utility"`` (eq. 11), ``"budget"`` (eq. 14) and
-        ``"assignment"`` (eq. 15). Empty where there are no networks.
+        ``"assignment"`` (eq. 15). Empty if there are no networks.
     n_epochs_ : int
-        Epochs after which the networks were at their best; 0 where the start was.
+        Number of epochs after which the networks were best; 0 if they were best at the start.
     %(thresholds)s
     %(policy_attributes)s
 
     See Also
     --------
-    ThresholdPolicy : Stops where the classifier is confident; learns nothing.
-    EMExitAssigner : Learns exit assignments from features, too.
+    ThresholdPolicy : Stops if the classifier is confident, without learning.
+    EMExitAssigner : Learns exit assignments, also from features.
 
     Notes
     -----
     `with_budget` tilts the distribution that was learned for the first budget; nothing is trained again.
 
-    With more than 1,000 classes, a network sees the 100 largest probabilities, in falling order, rather than that of
-    each class: its size, half the square of its inputs, does not grow with the classes.
+    With more than 1,000 classes, the inputs of a network are the 100 largest probabilities, in falling order, instead
+    of the probability of each class. Its size, half the square of its inputs, then does not grow with the classes.
 
-    The paper's networks have no biases. Here they have, for inputs are standardised in training. As
-    probabilities sum to one, a bias of a hidden unit says nothing that its weights could not.
+    The paper's networks have no biases. Here they have biases, because inputs are standardised in training.
+    As probabilities sum to one, the weights of a hidden unit could also represent its bias.
 
     The paper's settings for images are ``init="random"``, ``confidence_weight=0``,
-    ``learning_rate=3e-5``, ``l2=0.01``, ``patience=50`` and some thousand `max_epochs`.
+    ``learning_rate=3e-5``, ``l2=0.01``, ``patience=50`` and several thousand `max_epochs`.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Exits assigned by expectation-maximisation, and routers that learn the assignment."""
+"""Exit assignments found by expectation-maximisation, and routers that learn the assignments."""
 
 from skexit.policies.em._assigner import EMExitAssigner
 

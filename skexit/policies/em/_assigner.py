@@ -1,4 +1,4 @@
-"""Exit assignments found by expectation-maximisation, and routers that learn them."""
+"""Exit assignments found by expectation-maximisation, and routers that learn the assignments."""
 
 from __future__ import annotations
 
@@ -36,70 +36,70 @@ from skexit.utils._warnings import warn
 
 Floats = NDArray[np.float64]
 
-#: The search for `lam` stops at this price; exp(-lam) is then far below `noise`.
+#: The search for `lam` stops at this price, for which exp(-lam) is far below `noise`.
 _LARGEST_LAM = 2.0**12
-#: Weights from which the best are chosen: of the confidence in the scores, where 0 trusts the
-#: routers alone, and of the assignments in the quotas, where 0 makes the quotas geometric.
+#: Weights from which the best are chosen: of the confidence in the scores, where 0 means routers alone, and of the
+#: assignments in the quotas, where 0 means geometric quotas.
 _CONFIDENCE_WEIGHTS = (0.0, 1.0, 3.0, 10.0, 30.0, np.inf)
 _ASSIGNMENT_WEIGHTS = (0.0, 0.5, 1.0)
-#: The confidence alone with geometric quotas: what learning has to beat.
+#: The confidence alone, with geometric quotas: the weights that are used if no others are clearly better.
 _CONFIDENCE_ALONE = (np.inf, 0.0)
-#: An exit that no sample was assigned to keeps this share before the quotas are tilted.
+#: Smallest share of an exit to which no sample was assigned, before the quotas are tilted.
 _SMALLEST_SHARE = 1e-6
-#: The most passes of ``max_epochs="auto"``.
+#: Largest number of passes with ``max_epochs="auto"``.
 _MOST_EPOCHS = 20
 
 
 @set_module("skexit")
 class EMExitAssigner(BudgetedPolicy):
-    """Assign samples to exits by expectation-maximisation, and learn routers that do the same.
+    """Assign samples to exits by expectation-maximisation, and train routers that predict the assignments.
 
-    The exit of a sample is a latent variable. Exit k explains a sample by ``exp(-lam * c_k)`` where its prediction is
-    right, and by `noise` times that where it is wrong; c_k is the exit's cost as a fraction of the network's. The
-    E-step computes how probable each exit is for each sample, the M-step how probable each exit is overall. At each
-    exit but the last, a router then learns the probability that the sample was assigned to this exit or an earlier one,
-    and a sample stops at the first exit whose router says so.
+    The exit of a sample is a latent variable. The likelihood of a sample at exit k is ``exp(-lam * c_k)`` if the
+    exit is correct, and `noise` times this if it is wrong; c_k is the exit's cost as a fraction of the network's cost.
+    The E-step computes the probability of each exit for each sample, the M-step the probability of each exit over all
+    samples. At each exit but the last, a router learns the probability that the sample is assigned to this exit or an
+    earlier one. A sample stops at the first exit where this probability reaches a threshold.
 
     Parameters
     ----------
     lam : float, default=1.0
-        Price of the whole network: larger means earlier exits. With nine exits, values between 1
-        and 5 span the useful costs. Not used with `budget`, which finds it.
+        Price of the whole network; a larger price means earlier exits. With nine exits, prices between 1
+        and 5 cover the useful costs. Not used with `budget`, which finds the price.
     max_iter : int, default=10
         Iterations of expectation-maximisation.
     assignment : {"soft", "hard"}, default="soft"
-        What the routers learn at exit k: the probability that the sample's exit is k or earlier,
-        or whether its most probable exit is.
+        Target of the router of exit k. ``"soft"``: the probability that the sample's exit is k or
+        earlier. ``"hard"``: whether its most probable exit is.
     noise : float, default=1e-3
-        Likelihood of a sample at an exit that gets it wrong, relative to one that gets it right.
-        The paper has 0, which leaves samples that no exit gets right undefined.
+        Likelihood of a sample at an exit that is wrong, relative to an exit that is correct.
+        The paper has 0, for which samples without a correct exit are undefined.
     router_hidden_layer_sizes : tuple of int, default=(64,)
         Width of each hidden layer of a router; ``()`` makes the routers linear.
     router_input : {"both", "features", "probabilities"}, default="both"
-        What a router sees: the exit's features (as in the paper), its class probabilities with
+        Inputs of a router: the exit's features (as in the paper), its class probabilities with
         their largest value, entropy and margin, or both.
     threshold : float, default=0.5
-        A sample stops where its router says so with at least this probability. Not used with `budget`.
+        A sample stops if its router's probability is at least this. Not used with `budget`.
     budget : float, default=None
-        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the network's cost. Finds the `lam`
-        at which the assignments have that mean cost, and one threshold an exit at which the routers have it.
+        Mean cost of a sample on the fitting data, as a fraction in (0, 1] of the network's cost. ``fit`` finds the
+        `lam` at which the assignments have this cost, and one threshold per exit at which the routers have it.
     confidence_weight : "auto" or float, default="auto"
-        A sample's score is the log-odds of the weighted geometric mean of its router's probability, with weight 1,
-        and the largest class probability, with this weight. 0 is the paper's router. ``"auto"``
-        is 0 without a budget; with one, it is that of 0, 1, 3, 10, 30 and infinity that is most accurate
-        within the budget for routers trained on other rows, and infinite, the confidence alone, unless another gains
-        more than one standard error; where it is infinite, ``fit`` warns.
+        The score of a sample is the log-odds of the weighted geometric mean of its router's probability, with weight 1,
+        and its largest class probability, with this weight. 0 gives the paper's router. ``"auto"`` is 0 without a
+        budget. With a budget, it is one of 0, 1, 3, 10, 30 and infinity: the most accurate one within the budget for
+        routers trained on other rows if it gains more than one standard error, otherwise infinity, the confidence
+        alone. If it is infinite, ``fit`` warns.
     learning_rate : float, default=5e-3
-        Highest learning rate of the routers; the paper's is 1e-3.
+        Highest learning rate of the routers; in the paper, 1e-3.
     l2 : float, default=1e-2
         Strength of the squared penalty on the routers' weights.
     max_epochs : int or "auto", default="auto"
-        Passes over the rows in training a router; the epoch that does best on a held-out tenth of
-        the rows is kept. ``"auto"`` is 20 up to 75,000 rows, and beyond falls to 1 at 1,500,000 rows.
+        Passes over the rows in training a router; the epoch with the lowest loss on a held-out tenth of
+        the rows is kept. ``"auto"`` is 20 up to 75,000 rows, and falls to 1 at 1,500,000 rows.
     batch_size : int, default=512
-        Rows in a step of training a router; fewer where there would be less than 20 steps in an epoch.
+        Number of rows in a step of training a router; smaller if an epoch would have fewer than 20 steps.
     cv : int, cross-validation generator or iterable, default=3
-        How rows are split in choosing the weights of the confidence and of the assignments.
+        How rows are split to choose the weights of the confidence and of the assignments.
     %(use_most_confident)s
     %(heads)s
     %(layout)s
@@ -113,32 +113,31 @@ class EMExitAssigner(BudgetedPolicy):
     exit_prior_ : ndarray of shape (n_exits,)
         Probability of each exit over all samples (π in the paper).
     assigned_distribution_ : ndarray of shape (n_exits,)
-        Share of the fitting samples that is assigned to each exit.
+        Share of the fitting samples that are assigned to each exit.
     log_likelihood_ : ndarray of shape (max_iter + 1,)
         Mean log-likelihood of the fitting samples before each iteration and after the last; it never falls.
     n_iter_ : int
         Number of iterations, `max_iter`.
     lam_ : float
-        `lam`, or what was found for `budget`. Negative for a budget so large that the assignments
-        would not use it at no price.
+        `lam`, or the price that was found for `budget`. Negative if the budget is so large that the
+        assignments would not spend it at a price of 0.
     confidence_weight_ : float
-        `confidence_weight`, or what was chosen.
+        `confidence_weight`, or the weight that was chosen.
     assignment_weight_ : float
-        With `budget`, exit k serves a share of the samples in proportion to ``assigned_k ** assignment_weight_ * exp(t
-        * c_k)``, with the t that meets the budget; 0 makes the shares geometric. Chosen with `confidence_weight_` from
-        0, 0.5 and 1; 1 where that weight is given.
+        With `budget`, the share of samples at exit k is proportional to ``assigned_k ** assignment_weight_ * exp(t *
+        c_k)``, with the t that meets the budget; 0 makes the shares geometric. Chosen with `confidence_weight_` from 0,
+        0.5 and 1; it is 1 if `confidence_weight` is given.
     routers_ : list of DenseNetwork, one per exit but the last
-        Each gives the logit of the probability of stopping. Empty where `confidence_weight` is infinite: none are
-        trained.
+        Each gives the logit of the probability of stopping. Empty if `confidence_weight` is infinite.
     uses_routers_ : bool
-        Whether scores depend on routers. False where `confidence_weight_` is infinite, and with a
-        single exit; then no router runs, and no features are read for them.
+        Whether scores depend on routers. False if `confidence_weight_` is infinite or there is a
+        single exit; then no router runs, and no features are read for routers.
     %(thresholds)s
     %(policy_attributes)s
 
     See Also
     --------
-    ThresholdPolicy : Stops where the classifier is confident; learns nothing.
+    ThresholdPolicy : Stops if the classifier is confident, without learning.
 
     Notes
     -----
@@ -146,8 +145,8 @@ class EMExitAssigner(BudgetedPolicy):
     `lam_` and other thresholds for the same routers. A policy that was fitted without a budget has not chosen the
     weights of confidence and assignments: its copies for a budget use the routers alone.
 
-    The E-step sees a sample only through which exits get it right. Samples are grouped by that
-    pattern once, so that an iteration costs as many steps as there are patterns.
+    The E-step depends on a sample only through the exits that are correct for it. Samples are grouped by
+    this pattern once, so that the cost of an iteration is proportional to the number of patterns.
 
     References
     ----------
@@ -264,26 +263,26 @@ class EMExitAssigner(BudgetedPolicy):
         chooses = self.budget is not None and self.confidence_weight == "auto" and X.layout.n_exits > 1
         held_out = self._cross_fit_routers(X, labels, targets, weight, random_state, groups) if chooses else None
         self.routers_ = self._train_routers(X, targets, weight, random_state, groups)
-        said = self._router_log_odds(X, self.routers_)
-        self.fit_state_ = replace(state, router_log_odds=said, held_out_log_odds=held_out)
+        router_log_odds = self._router_log_odds(X, self.routers_)
+        self.fit_state_ = replace(state, router_log_odds=router_log_odds, held_out_log_odds=held_out)
         self._set_weights_and_thresholds()
         if chooses and not self.uses_routers_:
             self._warn_of_unused_routers()
 
     def _warn_of_unused_routers(self) -> None:
         if self.assignment_weight_ == 0:
-            cure = "Use ThresholdPolicy with this budget, which decides the same without training, or pass"
+            cure = "Use ThresholdPolicy with this budget, which makes the same decisions without training, or pass"
         else:
-            cure = "Only the quotas follow from what was learned, the assignments. Pass"
+            cure = "Only the quotas depend on what was learned, the assignments. Pass"
         warn(
-            f"routers add nothing to the confidence at budget={self.budget}: on rows that they were not trained on, "
-            "decisions without them are as accurate, within one standard error. Predictions run no routers and read "
+            f"routers do not improve the accuracy at budget={self.budget}: on rows that they were not trained on, "
+            "decisions without routers are as accurate, within one standard error. Predictions run no routers and read "
             f"no features for them. {cure} confidence_weight=0 to decide by the routers alone.",
             RoutersUnusedWarning,
         )
 
     def _targets(self, state: AssignerFitState) -> Floats:
-        """What routers learn: for each pattern, the probability that its exit is each or an earlier one."""
+        """Targets of the routers: for each pattern, the probability that its exit is exit k or an earlier one."""
         return np.minimum(np.cumsum(self._assigned(state, self.lam_, self.exit_prior_), axis=1), 1)
 
     def _find_assignments(self, state: AssignerFitState) -> None:
@@ -302,7 +301,7 @@ class EMExitAssigner(BudgetedPolicy):
             assigned = self._assigned(state, lam, self._maximize(state, lam)[0])
             return float(np.average(assigned @ self.costs_, weights=state.pattern_weight))
 
-        # The mean cost falls as the price rises, from the last exit's to the first exit's.
+        # The mean cost falls as the price rises, from the cost of the last exit to that of the first exit.
         low, high = -1.0, 1.0
         while mean_cost(low) < self.budget and low > -_LARGEST_LAM:
             low *= 2
@@ -354,9 +353,9 @@ class EMExitAssigner(BudgetedPolicy):
         random_state: np.random.RandomState,
         groups: NDArray[np.int64] | None,
     ) -> NDArray[np.float32]:
-        """What routers trained on other rows say of each row."""
-        # It is kept to choose weights for other budgets; single precision is enough for that.
-        said = np.empty((len(X), X.layout.n_exits), dtype=np.float32)
+        """Log-odds for each row by routers that were trained on other rows."""
+        # They are stored to choose weights for other budgets; single precision is enough for that.
+        held_out_log_odds = np.empty((len(X), X.layout.n_exits), dtype=np.float32)
         for fit_rows, held_out in cross_validation_splits(self.cv, labels, random_state, groups):
             routers = self._train_routers(
                 X[fit_rows],
@@ -365,21 +364,21 @@ class EMExitAssigner(BudgetedPolicy):
                 random_state,
                 None if groups is None else groups[fit_rows],
             )
-            said[held_out] = self._router_log_odds(X[held_out], routers)
-        return said
+            held_out_log_odds[held_out] = self._router_log_odds(X[held_out], routers)
+        return held_out_log_odds
 
     def _router_log_odds(self, X: ExitArray, routers: list[DenseNetwork]) -> Floats:
-        """Log-odds of what the routers say; at the last exit, which has none, those of the largest probability."""
+        """Log-odds by the routers; at the last exit, which has no router, those of the largest probability."""
 
-        def say(k: int, logits: Any, features: Any, memory: Any) -> Any:
-            return self._ask_router(routers, k, logits, features)
+        def route(k: int, logits: Any, features: Any, memory: Any) -> Any:
+            return self._apply_router(routers, k, logits, features)
 
-        said = np.empty((len(X), X.layout.n_exits))
-        for k, rows, values in walk_batches(say, X, uses_features=lambda k: self.router_input != "probabilities"):
-            said[rows, k] = values
-        return said
+        router_log_odds = np.empty((len(X), X.layout.n_exits))
+        for k, rows, values in walk_batches(route, X, uses_features=lambda k: self.router_input != "probabilities"):
+            router_log_odds[rows, k] = values
+        return router_log_odds
 
-    def _ask_router(self, routers: list[DenseNetwork], k: int, logits: Any, features: Any) -> Any:
+    def _apply_router(self, routers: list[DenseNetwork], k: int, logits: Any, features: Any) -> Any:
         if k == len(routers):
             return log_odds(logits)
         return routers[k](self._router_inputs(k, softmax(logits), features))[..., 0]
@@ -418,7 +417,7 @@ class EMExitAssigner(BudgetedPolicy):
         confidence = log_odds(logits)
         if not self.uses_routers_:
             return confidence
-        return blend(self._ask_router(self.routers_, k, logits, features), confidence, self.confidence_weight_)
+        return blend(self._apply_router(self.routers_, k, logits, features), confidence, self.confidence_weight_)
 
     def apply_budget(self) -> None:
         self._find_assignments(self.fit_state_)
@@ -456,14 +455,14 @@ class EMExitAssigner(BudgetedPolicy):
         if self.fit_state_.held_out_log_odds is None:
             return 0.0 if self.confidence_weight == "auto" else float(self.confidence_weight), 1.0
         candidates = list(product(_CONFIDENCE_WEIGHTS, _ASSIGNMENT_WEIGHTS))
-        right = np.stack([self._held_out_right(*candidate) for candidate in candidates])
+        correct = np.stack([self._held_out_correct(*candidate) for candidate in candidates])
         weight = self.fit_state_.weight
-        best = int(np.argmax(np.average(right, axis=1, weights=weight)))
-        gain = right[best].astype(np.float64) - right[candidates.index(_CONFIDENCE_ALONE)]
+        best = int(np.argmax(np.average(correct, axis=1, weights=weight)))
+        gain = correct[best].astype(np.float64) - correct[candidates.index(_CONFIDENCE_ALONE)]
         return candidates[best] if exceeds_error(gain, weight) else _CONFIDENCE_ALONE
 
-    def _held_out_right(self, confidence_weight: float, assignment_weight: float) -> NDArray[np.bool_]:
-        """Whether each row is answered right, by routers that were trained on other rows."""
+    def _held_out_correct(self, confidence_weight: float, assignment_weight: float) -> NDArray[np.bool_]:
+        """Whether each row's prediction is correct, with routers that were trained on other rows."""
         state = self.fit_state_
         scores = blend(state.held_out_log_odds, state.confidence, confidence_weight)
         thresholds = self._thresholds_for(scores, state.weight, assignment_weight, warn=False)
@@ -472,7 +471,7 @@ class EMExitAssigner(BudgetedPolicy):
 
 
 def _correct_and_confident(X: ExitArray, labels: NDArray[np.int64]) -> tuple[NDArray[np.bool_], Floats]:
-    """Which exits are right for which rows, and how sure they are: log-odds of the largest probability."""
+    """Which exits are correct for which rows, and their confidence: log-odds of the largest probability."""
     correct = np.empty((len(X), X.layout.n_exits), dtype=bool)
     confidence = np.empty(correct.shape)
     for k, rows, logits in walk_batches(own_logits, X, uses_features=no_features):

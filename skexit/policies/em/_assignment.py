@@ -1,4 +1,4 @@
-"""Expectation-maximisation over which exit each sample belongs to."""
+"""Expectation-maximisation over the exit of each sample."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Floats = NDArray[np.float64]
 @set_module("skexit.persistence")
 @dataclass(frozen=True)
 class AssignerFitState:
-    """What EMExitAssigner needs of the fitting data for another budget.
+    """Fitting data that EMExitAssigner needs for another budget.
 
-    Which exits are right, and the log-odds of the largest class probability at each, of shape (n_samples, n_exits); the
-    different rows of `correct`, as `patterns`, and their weights; what the routers say, None before they are trained,
-    and what routers that were trained on other rows say, None where no weights are chosen.
+    `correct` tells which exits are correct, and `confidence` is the log-odds of the largest class probability, both of
+    shape (n_samples, n_exits). `patterns` are the distinct rows of `correct`, with their weights. The log-odds of
+    routers are None before they are trained; those of routers trained on other rows, if no weights are chosen.
     """
 
     correct: NDArray[np.bool_]
@@ -35,10 +35,10 @@ class AssignerFitState:
 def group_patterns(
     correct: NDArray[np.bool_], weight: Floats
 ) -> tuple[NDArray[np.bool_], NDArray[Any], NDArray[np.intp]]:
-    """Group samples by which exits get them right.
+    """Group samples by the exits that are correct for them.
 
-    Gives every pattern that occurs, once, of shape (n_patterns, n_exits); the weight of the samples with each; and the
-    index of each sample's pattern.
+    Returns each pattern that occurs, of shape (n_patterns, n_exits); the weight of the samples with each pattern; and
+    the index of each sample's pattern.
     """
     n_exits = correct.shape[1]
     if n_exits <= 20:
@@ -57,10 +57,10 @@ def group_patterns(
 def expectation(
     correct: NDArray[np.bool_], prior: Floats, lam: float, costs: Floats, noise: float
 ) -> tuple[Floats, Floats]:
-    """E-step: probability of each exit for each sample or pattern, and the log-likelihood of each.
+    """E-step: probability of each exit for each sample or pattern, and the log-likelihood of the sample or pattern.
 
     The probability is ``prior_k * (1 if correct else noise) * exp(-lam * c_k)``, normalised; the log-likelihood is the
-    logarithm of the sum before. Costs are fractions of the network's.
+    logarithm of the sum by which it is divided. Costs are fractions of the network's cost.
     """
     with np.errstate(divide="ignore"):
         joint = np.log(prior) - lam * costs + np.where(correct, 0.0, np.log(noise))
@@ -75,7 +75,7 @@ def fit_exit_prior(
 ) -> tuple[Floats, Floats]:
     """Iterate E-step and M-step from a uniform prior.
 
-    Gives the prior, and the weighted mean log-likelihood of the samples before each iteration and after the last.
+    Returns the prior, and the weighted mean log-likelihood of the samples before each iteration and after the last.
     """
     share = pattern_weight / pattern_weight.sum()
     prior = np.full(len(costs), 1 / len(costs))
