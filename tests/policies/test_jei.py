@@ -708,7 +708,7 @@ class TestSampled:
 class TestBadInput:
     def test_heads_that_would_be_trained(self, features):
         with pytest.raises(
-            ValueError, match=r"heads are given, but joint=True trains its own: pass joint=False with them, or"
+            ValueError, match=r"heads are given, but joint=True trains its own heads: pass joint=False with them, or"
         ):
             JEIGatedEnsemble(heads=ExitHeads()).fit(*features)
 

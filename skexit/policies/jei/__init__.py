@@ -1,4 +1,4 @@
-"""JEI-DNN: inference modules and gates, learned together for a price of compute."""
+"""JEI-DNN: inference modules and gates, trained together for a price of compute."""
 
 from skexit.policies.jei._ensemble import JEIGatedEnsemble
 from skexit.policies.jei._lambda_path import LambdaPath

@@ -1,4 +1,4 @@
-"""Jointly learned exits and inference: the modules and gates of JEI-DNN."""
+"""Inference modules and gates of JEI-DNN, trained together."""
 
 from __future__ import annotations
 
@@ -41,75 +41,75 @@ from skexit.utils._warnings import silenced
 
 Floats = NDArray[np.float64]
 
-#: Prices from which that for a budget is chosen, in nats for the whole network.
+#: Prices from which the price for a budget is chosen, in nats for the whole network.
 _PRICES = np.geomspace(0.01, 30, 18)
-#: A sample stops where it is more probable than not that it should: log-odds.
+#: Log-odds from which a sample stops: even odds.
 _THRESHOLD = 0.0
 
 
 @set_module("skexit")
 class JEIGatedEnsemble(BudgetedPolicy):
-    """Classifiers at the exits and gates between them, learned together for a price of compute.
+    """Classifiers at the exits and gates between them, trained together for a price of compute.
 
-    At each exit a linear inference module, one of ``heads_``, classifies, and a linear gate decides
-    from how sure the modules are whether to stop. Both are to minimise the cross-entropy plus `lam` times the cost
-    that is expected of a sample (JEI-DNN, eq. 6): a module weighs the samples by the probability
-    that they leave at its exit, a gate learns for which samples no later exit is worth its price.
+    At each exit, a linear inference module, one of ``heads_``, classifies, and a linear gate decides from the
+    confidence of the module whether to stop. Modules and gates minimise the cross-entropy plus `lam` times the
+    expected cost of a sample (JEI-DNN, eq. 6): a module weights the samples by the probability that they
+    leave at its exit; a gate learns for which samples no later exit is worth its price.
 
     Parameters
     ----------
     lam : float, default=1.0
-        Price of the whole network, in nats of cross-entropy: larger means earlier exits. Values
-        between 0.01 and 10 span the useful costs. Not used with `budget`, which finds it.
+        Price of the whole network, in nats of cross-entropy; a larger price means earlier exits. Prices
+        between 0.01 and 10 cover the useful costs. Not used with `budget`, which finds the price.
     budget : float, default=None
-        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the network's
-        cost. Finds the price at which the gates come nearest to it, and moves the threshold that
-        they share from even odds to where the cost is met.
+        Mean cost of a sample on the fitting data, as a fraction in (0, 1] of the network's cost. ``fit``
+        finds the price at which the gates come nearest to this cost, and moves the threshold that all
+        gates share from even odds to the value that meets the budget.
     targets : {"exit_if_min", "exit_subsequent"}, default="exit_if_min"
-        What the gates learn. ``"exit_if_min"``: to open where no later exit is cheaper (section 9.15).
-        ``"exit_subsequent"``: to open from the cheapest exit on (eq. 31), which is the paper's.
+        Targets of the gates, from the cross-entropy plus the price of each exit. ``"exit_if_min"``: open if no later
+        exit has less (section 9.15). ``"exit_subsequent"``: open from the smallest on (eq. 31), as in the paper.
     gate_reading : {"stop", "exit"}, default="stop"
-        What an open gate means. ``"stop"``: that a sample that got here should stop here, which
-        is what the targets say. ``"exit"``: that this is the exit of the sample, P(G = l), as in
+        What the probability of a gate means. ``"stop"``: that a sample that reaches the exit should
+        stop there, as in the targets. ``"exit"``: that this is the exit of the sample, P(G = l), as in
         the paper (eq. 7 and 8); samples then leave earlier than the targets ask for.
     gate_class_weight : {"balanced"} or None, default=None
-        ``"balanced"`` weighs the zeros and the ones of a gate's targets alike. This moves the gate's
-        probabilities, and samples no longer stop where it pays.
+        ``"balanced"`` gives the zeros and the ones of a gate's targets the same total weight. This moves
+        the gate's probabilities, and samples no longer stop at the best exit.
     temperature_scaling : bool, default=True
-        Divide the logits of each exit by a temperature before gates and prices see them. Where a module is
+        Whether to divide the logits of each exit by a temperature before gates and prices use them. If a module is
         over-confident, as a network's own classifier mostly is, its cross-entropies are too large to be compared with
-        those of others. Joint training takes the modules as they are. The paper does not scale.
+        those of other modules. The modules of joint training are not scaled. The paper does not scale.
     decision : {"deterministic", "sampled"}, default="deterministic"
-        Stop where the gate says more probably than not, or with the gate's probability. The draws
-        follow from the sample and the seed, so that the same sample always stops at the same exit.
+        Whether to stop if the gate's probability is at least one half, or to stop with the gate's probability.
+        Draws are computed from the sample and the seed: the same sample always stops at the same exit.
     joint : bool, default=True
-        Whether to go on training the modules with the gates. False keeps them as they are trained on all rows, by
-        `heads`. Exits that have logits, such as the last exit of a frozen network, keep them in any case.
+        Whether to train the modules further, together with the gates. If False, they are only trained on all rows, by
+        `heads`. Exits that have logits, such as the last exit of a frozen network, always keep them.
     gradient : {"partial", "full"}, default="partial"
-        Whether the gradient for the modules leaves out that the gates depend on them (eq. 14, left
-        term) or not (section 9.7).
+        ``"partial"``: the gradient of the modules ignores that the gates depend on them (eq. 14, left
+        term). ``"full"``: it includes this (section 9.7).
     learning_rate : float, default=0.01
-        Highest learning rate of Adam, in the warm-up times the number of exits to go (eq. 17).
+        Highest learning rate of Adam. In the warm-up, it is multiplied by the number of later exits (eq. 17).
     l2 : float, default=3e-3
-        Strength of the squared penalty on the weights of modules and gates, for standardised inputs; in joint training,
-        times the share of the samples that leave at the module. The paper's is 5e-4.
+        Strength of the squared penalty on the weights of modules and gates, for standardised inputs. In joint training,
+        it is multiplied by the share of the samples that leave at the module. In the paper, 5e-4.
     warm_up_epochs : int, default=10
-        Passes over the rows in which the modules learn from all samples alike.
+        Passes over the rows in which every module learns from all samples.
     max_epochs : int, default=15
-        Passes over the rows in which steps of modules and gates alternate.
+        Passes over the rows in which steps of modules and of gates alternate.
     early_stopping : bool, default=True
-        Keep the modules and gates of the epoch at which the loss (eq. 6) is lowest on rows that the modules have not
-        learned from; the start, gates fitted to the modules of the warm-up, counts as epoch 0. False keeps the last.
+        Whether to keep the modules and gates of the epoch with the lowest loss (eq. 6) on rows that the modules were
+        not trained on. Epoch 0 has the modules of the warm-up, and gates fitted to them. If False, the last is kept.
     patience : int, default=5
         With early stopping, stop after so many epochs without a lower loss.
     batch_size : int, default=128
-        Rows in a step; fewer where there would be less than 80 steps in an epoch. The paper's is 64.
+        Number of rows in a step; smaller if an epoch would have fewer than 80 steps. In the paper, 64.
     bilevel_switch : int, default=5
-        Steps of the gates before it is the modules' turn, and the other way round.
+        Number of steps of the gates between steps of the modules, and of the modules between steps of the gates.
     cv : int, cross-validation generator or iterable, default=3
-        How rows are split. Gates learn what modules say of rows that they have not learned from.
+        How rows are split. Gates learn from the logits of modules that were not trained on the row.
     heads : ExitHeads, default=None
-        With ``joint=False``, heads to fit where exits have no logits; by default ``ExitHeads()`` with
+        With ``joint=False``, heads to fit if exits have no logits; by default, ``ExitHeads()`` with
         this `random_state`.
     %(layout)s
     random_state : int, RandomState instance or None, default=None
@@ -124,28 +124,28 @@ class JEIGatedEnsemble(BudgetedPolicy):
     gates_ : list of DenseNetwork, one per exit but the last
         Each gives the logit of the probability of stopping.
     gate_temperatures_ : ndarray of shape (n_exits,)
-        What the logits of each exit are divided by before the gates see them; 1 without `temperature_scaling`.
+        Temperatures by which logits are divided before the gates use them; 1 without `temperature_scaling`.
     n_epochs_ : int
-        Epochs of joint training that were kept; 0 where the gates did best on the modules of the
-        warm-up, or where nothing was trained jointly.
+        Number of epochs of joint training that were kept; 0 if the gates were best with the modules of the
+        warm-up, or if there was no joint training.
     thresholds_ : ndarray of shape (n_exits,)
-        A sample stops where its score is at least the threshold; 0, even odds, without a budget, and ``-inf`` at the
-        last exit. Scores are the log-odds of what the gates say; where draws decide, what they say less the draw.
+        A sample stops if its score is at least the threshold. Without a budget, it is 0, even odds; at the last exit,
+        ``-inf``. Scores are the log-odds by the gates; with ``decision="sampled"``, their probability minus the draw.
     %(policy_attributes)s
 
     See Also
     --------
-    EMExitAssigner : Learns from features which exit a sample belongs to.
-    ThresholdPolicy : Stops where the classifier is confident; learns nothing.
+    EMExitAssigner : Learns from features to which exit a sample belongs.
+    ThresholdPolicy : Stops if the classifier is confident, without learning.
 
     Notes
     -----
-    The modules are trained in as many copies as there are folds, and one that learns from all rows.
-    The gates learn from what each copy says of the rows that it has not seen.
+    The modules are trained in one copy per fold, and one copy that is trained on all rows. The gates
+    learn from the logits of each copy on the rows that the copy was not trained on.
 
-    With `budget`, the gates are fitted for 18 prices from 0.01 to 30, of which `with_budget` takes
-    another; the modules stay those of the price that was trained for. A policy that was fitted
-    without a budget has gates for one price, and `with_budget` only moves their threshold.
+    With `budget`, gates are fitted for 18 prices from 0.01 to 30, and `with_budget` takes those of another
+    price; the modules stay those of the price in training. A policy that was fitted without a budget
+    has gates for one price, and `with_budget` only moves their threshold.
 
     References
     ----------
@@ -243,7 +243,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
         sample_weight: ArrayLike | None = None,
         groups: ArrayLike | None = None,
     ) -> LambdaPath:
-        """Fit a policy for each of several prices, each from where the last one ended.
+        """Fit a policy for each of several prices, each from the end of the previous fit.
 
         Parameters
         ----------
@@ -251,9 +251,9 @@ class JEIGatedEnsemble(BudgetedPolicy):
         lams : array-like of shape (n_prices,)
             Prices, in the order in which to fit them. `lam` and `budget` are not used.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weight of each sample; all count alike by default.
+            Weight of each sample; equal by default.
         groups : array-like of shape (n_samples,), default=None
-            Group of each sample. Rows of a group are in the same fold.
+            Group of each sample. The rows of a group are in the same fold.
 
         Returns
         -------
@@ -263,7 +263,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
         Raises
         ------
         ValueError
-            As ``fit`` does, and if a price is negative or not finite.
+            As in ``fit``, and if a price is negative or not finite.
         """
         prices = check_array(lams, ensure_2d=False, ensure_all_finite=True, dtype=np.float64, input_name="lams").ravel()
         if prices.min() < 0:
@@ -301,7 +301,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
     ) -> JointTrainer:
         if self.heads is not None:
             raise ValueError(
-                "heads are given, but joint=True trains its own: pass joint=False with them, or heads=None."
+                "heads are given, but joint=True trains its own heads: pass joint=False with them, or heads=None."
             )
         check_two_classes(self.classes_)
         check_torch("JEIGatedEnsemble trains classifiers and gates jointly with")
@@ -325,14 +325,14 @@ class JEIGatedEnsemble(BudgetedPolicy):
     def _train_jointly(
         self, trainer: JointTrainer, X: ExitArray, labels: NDArray[np.int64], weight: Floats
     ) -> ExitArray:
-        """Fit the gates to the modules as they are, then train both; gives X with held-out logits."""
+        """Fit the gates to the current modules, then train both; returns X with held-out logits."""
         self._fit_on(self._take_modules(trainer, X), labels, weight)
         trainer.start_gates(self.gates_)
         self.n_epochs_ = trainer.fit(self.lam_ * self.costs_)
         return self._take_modules(trainer, X)
 
     def _take_modules(self, trainer: JointTrainer, X: ExitArray) -> ExitArray:
-        """Keep the modules that learned from all rows; gives X with what the other copies say of held-out rows."""
+        """Keep the modules that learned from all rows; returns X with logits of the other copies on held-out rows."""
         X = self._with_classes(X)
         self.heads_ = ExitHeads._from_networks(X, self.classes_, trainer.networks())
         copies = [trainer.networks(fold) for fold in range(trainer.n_copies - 1)]
@@ -365,11 +365,11 @@ class JEIGatedEnsemble(BudgetedPolicy):
     def _fit_exit_temperatures(
         self, X: ExitArray, labels: NDArray[np.int64], weight: Floats, rows: NDArray[np.intp]
     ) -> Floats:
-        """Temperature of each exit's logits in what the gates see, from some of the rows; 1 where there are none."""
+        """Temperature of each exit's logits for the gates, from some of the rows; 1 if the exit has no logits."""
         temperatures = np.ones(X.layout.n_exits)
         if self.temperature_scaling:
             for k in filter(X.layout.has_logits, range(X.layout.n_exits)):
-                with silenced():  # at a bound, an exit knows nothing, which is what its gate should see
+                with silenced():  # at a bound, the logits have no information, and the gate should see this
                     temperatures[k] = fit_temperature(cast(Any, read_logits(X, k, rows)), labels[rows], weight[rows])
         return temperatures
 
@@ -388,7 +388,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
         return self._fitting_scores_of(self.gates_)
 
     def _distance_from_budget(self, priced_gates: tuple[float, list[DenseNetwork]]) -> float:
-        """How far the mean cost is from the budget where the gates stop as they say."""
+        """Distance of the mean cost from the budget if samples stop from even odds of the gates."""
         if self.budget is None:
             return 0.0
         scores = self._fitting_scores_of(priced_gates[1])
@@ -422,7 +422,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
     def _score(
         self, k: int, statistics: Any, confidence: Any, gates: Sequence[DenseNetwork], memory: dict[str, Any]
     ) -> Any:
-        """Log-odds of stopping, P(E_l); with samples drawn, P(E_l) less the draw."""
+        """Log-odds of stopping, P(E_l); if exits are sampled, P(E_l) minus the draw."""
         if k == len(gates):
             return array_namespace(statistics).zeros_like(confidence)
         gate = gates[k](statistics)[..., 0]

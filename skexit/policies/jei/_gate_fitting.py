@@ -1,4 +1,4 @@
-"""Gates fitted to the statistics of their exits, and what a new budget needs of the fitting data."""
+"""The fit of gates to the statistics of their exits, and the fitting data that another budget needs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Floats = NDArray[np.float64]
 @set_module("skexit.persistence")
 @dataclass(frozen=True)
 class GateFitState:
-    """What JEIGatedEnsemble needs of the fitting data for another budget.
+    """Fitting data that JEIGatedEnsemble needs for another budget.
 
-    The draws, what the gates see, of shape (n_samples, n_exits, 4), the log-odds of the largest probability, which
-    exits are right, and prices with the gates that were fitted for each.
+    `statistics`, of shape (n_samples, n_exits, 4), are the inputs of the gates, and `confidence` is the log-odds of the
+    largest probability. `correct` tells which exits are correct. `path` has gates for each of several prices.
     """
 
     draws: Floats
@@ -33,13 +33,13 @@ class GateFitState:
 
 
 def fit_gate(statistics: Floats, targets: Floats, weight: Floats, l2: float) -> DenseNetwork:
-    """Fit the gate of one exit, which gives the logit of the probability to open, by logistic regression.
+    """Fit the gate of one exit by logistic regression; it gives the logit of the probability to open.
 
-    Targets are 1 where the gate should open, else 0. The penalty on standardised statistics is ``l2 / 2`` times the
+    Targets are 1 if the gate should open, else 0. The penalty on standardised statistics is ``l2 / 2`` times the
     squared norm of the weights.
     """
     if targets.min() == targets.max():
-        # As if half a sample had been the other way: a gate that has seen one answer only is not certain.
+        # As if half a sample had the other target: a gate whose targets are all equal is not certain.
         share = (targets[0] * len(targets) + 0.5) / (len(targets) + 1)
         return DenseNetwork((np.zeros((statistics.shape[1], 1)),), (np.log([share / (1 - share)]),))
     mean, scale = weighted_scaling(iter([(statistics, weight)]))

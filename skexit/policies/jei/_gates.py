@@ -1,6 +1,6 @@
-"""Learned gates of JEI-DNN: what they see, what they learn, and how they are read.
+"""Learned gates of JEI-DNN: their inputs, their targets, and the probabilities of leaving.
 
-Written against the array API: torch trains with the same functions that decide at an exit.
+The functions use the array API: training with torch and decisions at an exit use the same functions.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from skexit.utils._array_api import array_namespace
 
 Array = Any  # an array of any namespace that array-api-compat knows
 
-#: Chances of staying are told apart down to here.
+#: Smaller probabilities of staying are counted as 0.
 _SMALLEST = 1e-9
-#: Statistics of an exit's probabilities that a gate sees.
+#: Number of statistics of an exit's probabilities that a gate has as inputs.
 N_STATISTICS = 4
 
 
 def gate_statistics(probabilities: Array) -> Array:
     """Largest probability, entropy, entropy at temperature 0.5, and margin (JEI-DNN, section 9.9).
 
-    The entropies are in nats, with the minus sign that the paper's lack.
+    The entropies are in nats, with the minus sign that is missing in the paper.
     """
     xp = array_namespace(probabilities)
-    # At temperature 0.5 probabilities are squared; the largest is taken out, so that none vanishes.
+    # At temperature 0.5, probabilities are squared. They are divided by the largest, so that not all squares are 0.
     largest, second = two_largest(probabilities)
     sharpened = (probabilities / largest[..., None]) ** 2
     sharpened = sharpened / xp.sum(sharpened, axis=-1, keepdims=True)
@@ -38,11 +38,11 @@ def gate_statistics(probabilities: Array) -> Array:
 
 
 def exit_probabilities(gates: Array, reading: str) -> Array:
-    """Probability of leaving at each exit, P(G = l), from what each gate says.
+    """Probability of leaving at each exit, P(G = l), from the outputs of the gates.
 
-    The last gate is not looked at, since everyone left leaves there. With the reading ``"stop"``, a gate says how
-    probable it is that a sample that got here stops here, so that eq. 4 holds with P(E_l) = g_l. With ``"exit"``, it
-    says P(G = l) itself, cut where the probabilities would exceed one (eq. 7 and 8).
+    The last gate is ignored, because all remaining samples leave there. With the reading ``"stop"``, a gate gives the
+    probability that a sample that reaches the exit stops there, so that eq. 4 holds with P(E_l) = g_l. With ``"exit"``,
+    it gives P(G = l) itself, cut so that the probabilities do not exceed one in total (eq. 7 and 8).
     """
     xp = array_namespace(gates)
     remaining = xp.ones_like(gates[..., 0])
@@ -55,14 +55,14 @@ def exit_probabilities(gates: Array, reading: str) -> Array:
 
 
 def leaving_probability(gate: Array, remaining: Array, reading: str) -> Array:
-    """Probability of leaving at one exit, given that of having left at no earlier one, `remaining`."""
+    """Probability of leaving at one exit, from that of having left at no earlier exit, `remaining`."""
     if reading == "stop":
         return gate * remaining
     return array_namespace(gate).where(gate < remaining, gate, remaining)
 
 
 def leaving_log_odds(gate: Array, memory: dict[str, Array], reading: str) -> Array:
-    """Log-odds of leaving at an exit for the samples that got there, from the logits of its gate."""
+    """Log-odds of leaving at an exit for the samples that reach it, from the logits of its gate."""
     if reading == "stop":
         return gate
     xp = array_namespace(gate)
@@ -70,17 +70,17 @@ def leaving_log_odds(gate: Array, memory: dict[str, Array], reading: str) -> Arr
     leaving = leaving_probability(sigmoid(gate), remaining, reading)
     staying = memory["remaining"] = remaining - leaving
     leaving = xp.clip(leaving, xp.finfo(gate.dtype).smallest_normal, None)
-    # A sample that must have left by now, but for rounding, is sure to leave.
+    # A sample that must have left by now, up to rounding, is certain to leave.
     is_sure = staying < _SMALLEST
     return xp.where(is_sure, -math.log(_SMALLEST), xp.log(leaving) - xp.log(xp.where(is_sure, 1.0, staying)))
 
 
 def gate_targets(costs: NDArray[np.float64], targets: str) -> NDArray[np.float64]:
-    """What the gates learn: 1 where a sample should leave at an exit or should have left before, else 0.
+    """Targets of the gates: 1 if a sample should leave at an exit or should have left before, else 0.
 
     The cost of an exit is the cross-entropy plus the price of compute. ``"exit_subsequent"``: 1 from the cheapest exit
-    on (eq. 31); of exits that cost the same, it is the first. ``"exit_if_min"``: 1 where no later exit is cheaper
-    (section 9.15; eq. 32 is misprinted).
+    on (eq. 31), the first one if exits cost the same. ``"exit_if_min"``: 1 if no later exit is cheaper (section 9.15;
+    eq. 32 has a misprint).
     """
     n_exits = costs.shape[1]
     if targets == "exit_subsequent":
@@ -91,9 +91,9 @@ def gate_targets(costs: NDArray[np.float64], targets: str) -> NDArray[np.float64
 
 
 def balanced_weight(targets: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weights that make zeros and ones of each gate's targets weigh the same.
+    """Weights with which the zeros and the ones of each gate's targets have the same total.
 
-    Unchanged where a gate has zeros or ones only.
+    They are unchanged if a gate has only zeros or only ones.
     """
     total = weight.sum(axis=0)
     ones = (weight * targets).sum(axis=0) / total

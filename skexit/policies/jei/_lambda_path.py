@@ -1,4 +1,4 @@
-"""Accuracy and cost over prices of compute."""
+"""Accuracy and cost for several prices of compute."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LambdaPath:
-    """Accuracy against cost over prices, measured on the fitted rows.
+    """Accuracy against cost for several prices, measured on the rows that were fitted.
 
     Parameters
     ----------
     lams : ndarray of shape (n_prices,)
         Prices of the whole network, in nats.
     costs : ndarray of shape (n_prices,)
-        Mean cost of a sample, as a fraction of the network's.
+        Mean cost of a sample, as a fraction of the network's cost.
     accuracies : ndarray of shape (n_prices,)
-        Share of right answers, where the modules that answer have not learned from the row.
+        Share of correct predictions, by modules that were not trained on the row.
     policies : list of JEIGatedEnsemble
-        Fitted, one per price.
+        Fitted policies, one per price.
     """
 
     lams: Floats

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-#: Steps in an epoch, or more; batches are smaller where there are few rows.
+#: Smallest number of steps in an epoch; batches are smaller if there are few rows.
 _FEWEST_STEPS = 80
 
 
 @dataclass(frozen=True)
 class JointTraining:
-    """How `JointTrainer` trains: parameters of :class:`skexit.JEIGatedEnsemble`."""
+    """Settings of `JointTrainer`: parameters of :class:`skexit.JEIGatedEnsemble`."""
 
     targets: str
     gate_reading: str
@@ -46,13 +46,13 @@ class JointTraining:
 
 
 class JointTrainer:
-    """Trains inference modules and gates, in as many copies as there are folds, and one more.
+    """Trains inference modules and gates, with one copy of the modules per fold, and one more.
 
-    Copy f does not learn from the rows of fold f. What it says of these rows is what the gates learn from, and what
-    tells when to stop: gates that saw modules on their own training rows would take them for better than they are. The
-    last copy learns from all rows; it is the one that is kept. All copies share the gates.
+    Copy f is not trained on the rows of fold f. Its logits on these rows train the gates, and decide when to stop:
+    modules look better than they are on the rows that they were trained on. The last copy is trained on all rows; it
+    is the copy that is kept. All copies share the gates.
 
-    An exit that has logits keeps them, divided by its temperature; a linear module is trained at each of the others.
+    An exit that has logits keeps them, divided by its temperature. A linear module is trained at every other exit.
     """
 
     def __init__(
@@ -89,9 +89,9 @@ class JointTrainer:
 
     @one_torch_thread()
     def fit(self, prices: Floats) -> int:
-        """Train from where the warm-up or the training for other prices ended; gives the number of epochs kept.
+        """Train from the end of the warm-up or of the training for other prices; returns the number of epochs kept.
 
-        The price of the compute of each exit is in nats: λ times its cost as a fraction of the network's.
+        Prices of the compute of each exit are in nats: λ times its cost as a fraction of the network's cost.
         """
         settings = self.settings
         step = self._bilevel_steps(prices)
@@ -111,7 +111,7 @@ class JointTrainer:
         return best_epoch
 
     def start_gates(self, gates: list[DenseNetwork]) -> None:
-        """Go on from gates that were fitted to the modules as they are."""
+        """Start from gates that were fitted to the current modules."""
         import torch
 
         weights, biases = self.gates
@@ -121,7 +121,7 @@ class JointTrainer:
                 biases[k] = float(gate.biases[0][0])
 
     def networks(self, copy: int = -1) -> list[DenseNetwork | None]:
-        """Inference modules of the copy that has not learned from a fold, or of -1, which learned from all rows.
+        """Inference modules of the copy that was not trained on this fold, or of -1, which was trained on all rows.
 
         None where an exit keeps its own logits.
         """
@@ -166,7 +166,7 @@ class JointTrainer:
         return torch.stack(logits, dim=2)
 
     def _held_out_logits(self, rows: NDArray[np.int64]) -> torch.Tensor:
-        """Logits of each row from the copy that has not learned from it."""
+        """Logits of each row from the copy that was not trained on it."""
         import torch
 
         with torch.no_grad():
@@ -179,26 +179,26 @@ class JointTrainer:
     def _exit_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         import torch
 
-        said = torch.sigmoid(self._gate_logits(logits))
-        last = torch.ones_like(said[..., :1])
-        return exit_probabilities(torch.cat([said, last], dim=-1), self.settings.gate_reading)
+        gates = torch.sigmoid(self._gate_logits(logits))
+        last = torch.ones_like(gates[..., :1])
+        return exit_probabilities(torch.cat([gates, last], dim=-1), self.settings.gate_reading)
 
     def _copy_weight(self, rows: NDArray[np.int64]) -> torch.Tensor:
-        """Weight of each row for each copy: none for the rows of its fold, and 1 on average over all rows.
+        """Weight of each row for each copy: 0 for the rows of its fold, and 1 on average over all rows.
 
-        A batch may be a single row, so that the weights in it must not be made to sum to one.
+        They are not normalised in a batch, because a batch may be a single row.
         """
         learns = self._learns(self.folds[rows])
         return self.weight[rows] * learns / self._learned[:, None]
 
     def _learns(self, folds: NDArray[np.int64]) -> torch.Tensor:
-        """Which copies learn from rows of these folds."""
+        """Which copies are trained on rows of these folds."""
         import torch
 
         return torch.as_tensor(np.arange(self.n_copies)[:, None] != folds)
 
     def _warm_up(self) -> None:
-        """Train all modules on all rows; earlier modules, which have more to learn, faster (eq. 17)."""
+        """Train all modules on all rows; earlier modules have more to learn, and a higher learning rate (eq. 17)."""
         import torch
 
         settings, n_exits = self.settings, self.X.layout.n_exits
@@ -216,7 +216,7 @@ class JointTrainer:
                     schedule.step()
 
     def _bilevel_steps(self, prices: Floats) -> Callable[[NDArray[np.int64]], None]:
-        """Steps in which gates and modules take turns."""
+        """Function that trains on one batch, the gates or the modules in turn."""
         import torch
 
         settings = self.settings
@@ -226,7 +226,7 @@ class JointTrainer:
         turns = np.arange(settings.max_epochs * self._n_batches()) // settings.bilevel_switch % 2 == 0
         schedules = {
             True: one_cycle(gates, rate, int(turns.sum())),
-            # One where it is never the modules' turn: there is no schedule of no steps.
+            # At least one step, also if the modules are never trained: a schedule needs one.
             False: one_cycle(modules, rate, max(int((~turns).sum()), 1)),
         }
         remaining_turns = iter(turns.tolist())
@@ -249,7 +249,7 @@ class JointTrainer:
     def _module_loss(self, batch: NDArray[np.int64], prices: Floats) -> tuple[torch.Tensor, torch.Tensor]:
         """Eq. 6 for each copy, summed, and the share of the samples at each exit.
 
-        Its gradient is the left term of eq. 14, and the right one only where it is asked for.
+        Its gradient is the left term of eq. 14, and with ``gradient="full"`` also the right term.
         """
         logits = self._logits(batch)
         seen_by_gates = logits if self.settings.gradient == "full" else logits.detach()
@@ -266,7 +266,7 @@ class JointTrainer:
         return expected_losses(losses, probabilities, logits.new_tensor(prices))
 
     def _scale_penalties(self, optimizer: torch.optim.Optimizer, shares: torch.Tensor) -> None:
-        """Where few samples leave the loss is small, and the penalty must not outweigh it."""
+        """Multiply penalties by shares: if few samples leave, the loss is small, and must not be outweighed."""
         for k, group in zip(self.trained, optimizer.param_groups[: len(self.trained)], strict=True):
             group["weight_decay"] = self.settings.l2 * float(shares[k])
 
@@ -282,7 +282,7 @@ class JointTrainer:
         return gate_loss(self._gate_logits(logits), targets, weight)
 
     def held_out_loss(self, prices: Floats) -> float:
-        """Mean loss of a sample where each row is seen by modules that have not learned from it."""
+        """Mean loss of a sample, by modules that were not trained on it."""
         import torch
 
         total = 0.0
@@ -295,7 +295,7 @@ class JointTrainer:
         return total / float(self.weight.sum())
 
     def _module_groups(self, rates: list[float]) -> list[dict[str, Any]]:
-        """Weights of each module, which are penalised, then biases, which are not."""
+        """Parameter groups: the weights of each module, with a penalty, then the biases, without a penalty."""
         groups = [adam_groups([weights], [biases], self.settings.l2) for weights, biases in self.modules.values()]
         return [
             {**group, "lr": rate}
@@ -329,7 +329,7 @@ def cross_entropies(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def expected_losses(losses: torch.Tensor, probabilities: torch.Tensor, prices: torch.Tensor) -> torch.Tensor:
-    """Loss of each sample that is expected of its exit (JEI-DNN, eq. 6); the price of an exit is λ times its cost."""
+    """Expected loss of each sample over the exits (JEI-DNN, eq. 6); the price of an exit is λ times its cost."""
     return ((losses + prices) * probabilities).sum(-1)
 
 
@@ -347,7 +347,7 @@ def gate_loss(gate_logits: torch.Tensor, targets: torch.Tensor, weight: torch.Te
 def scaled_inputs(
     X: ExitArray, rows: NDArray[np.int64], scaling: dict[int, tuple[NDArray[Any], NDArray[Any]]], temperatures: Any
 ) -> torch.Tensor:
-    """Features of exits, standardised by `scaling`, and of the others logits over temperatures, side by side."""
+    """Inputs side by side: features, standardised by `scaling`, or for other exits logits divided by temperatures."""
     import torch
 
     blocks = []
