@@ -127,7 +127,7 @@ class CalibrationMixin:
             fewer than 20 rows leave have the general threshold; it holds for the samples that leave at other exits.
         class_conditional : bool, default=False
             Whether each class has its own thresholds, from the calibration rows of the class (Mondrian sets). The
-            guarantee then holds for the samples of each class. A class with too few rows, less than ``1 / alpha - 1``,
+            guarantee then holds for the samples of each class. A class with too few rows, fewer than ``1 / alpha - 1``,
             is in every set. With ``"strict"``, rows are counted at each exit. With ``"gated"``, a class of which fewer
             than 20 rows leave at an exit has the general threshold of the class there.
         allow_empty : bool, default=True

@@ -23,7 +23,7 @@ def expected_rewards(X: ExitArray, labels: NDArray[np.int64], weight: Floats) ->
     mixture = fit_mixture(log_probabilities(X, rows), labels[rows], weight[rows])
     rewards = np.empty((len(X), X.layout.n_exits))
     for batch in X.batches():
-        seen = log_probabilities(X, batch)
-        probabilities = softmax(mix(seen, *mixture))
-        rewards[batch] = np.take_along_axis(probabilities, np.argmax(seen, axis=2), axis=1)
+        of_exits = log_probabilities(X, batch)
+        probabilities = softmax(mix(of_exits, *mixture))
+        rewards[batch] = np.take_along_axis(probabilities, np.argmax(of_exits, axis=2), axis=1)
     return rewards

@@ -1,4 +1,4 @@
-"""Decisions at one exit at a time, for loops of the user's own."""
+"""Decisions at one exit at a time, for loops that users write."""
 
 from __future__ import annotations
 

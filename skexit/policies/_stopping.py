@@ -42,8 +42,8 @@ class OptimalStoppingPolicy(BudgetedPolicy):
 
     .. math:: E[r_\tau - r_k \mid z_k] > \lambda \, E[c_\tau - c_k \mid z_k],
 
-    where r is 1 if an exit is correct and 0 if not, c is its cost, and z is the evidence so far. The highest
-    price at which it pays is the sample's price at that exit. It is an index like that of Gittins [1]_,
+    where r is 1 if an exit is correct and 0 if not, c is its cost, and z is the evidence so far. The price of a
+    sample at an exit is the highest price at which it pays to go on. It is an index like that of Gittins [1]_,
 
     .. math:: m_k(z_k) = \max_\tau \frac{E[r_\tau - r_k \mid z_k]}{E[c_\tau - c_k \mid z_k]},
 

@@ -69,7 +69,7 @@ class EMExitAssigner(BudgetedPolicy):
         Iterations of expectation-maximisation.
     assignment : {"soft", "hard"}, default="soft"
         Target of the router of exit k. ``"soft"``: the probability that the sample's exit is k or
-        earlier. ``"hard"``: whether its most probable exit is.
+        earlier. ``"hard"``: whether its most probable exit is k or earlier.
     noise : float, default=1e-3
         Likelihood of a sample at an exit that is wrong, relative to an exit that is correct.
         The paper has 0, for which samples without a correct exit are undefined.

@@ -19,8 +19,8 @@ class AssignerFitState:
     """Fitting data that EMExitAssigner needs for another budget.
 
     `correct` tells which exits are correct, and `confidence` is the log-odds of the largest class probability, both of
-    shape (n_samples, n_exits). `patterns` are the distinct rows of `correct`, with their weights. The log-odds of
-    routers are None before they are trained; those of routers trained on other rows, if no weights are chosen.
+    shape (n_samples, n_exits). `patterns` are the distinct rows of `correct`, with their weights. `router_log_odds` is
+    None before routers are trained, and `held_out_log_odds`, by routers trained on other rows, if no weight is chosen.
     """
 
     correct: NDArray[np.bool_]

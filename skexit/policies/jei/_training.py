@@ -48,9 +48,9 @@ class JointTraining:
 class JointTrainer:
     """Trains inference modules and gates, with one copy of the modules per fold, and one more.
 
-    Copy f is not trained on the rows of fold f. Its logits on these rows train the gates, and decide when to stop:
-    modules look better than they are on the rows that they were trained on. The last copy is trained on all rows; it
-    is the copy that is kept. All copies share the gates.
+    Copy f is not trained on the rows of fold f. Its logits on these rows are used to train the gates and for early
+    stopping, because modules look better than they are on rows that they were trained on. The last copy is trained on
+    all rows; it is the copy that is kept. All copies share the gates.
 
     An exit that has logits keeps them, divided by its temperature. A linear module is trained at every other exit.
     """
@@ -123,7 +123,7 @@ class JointTrainer:
     def networks(self, copy: int = -1) -> list[DenseNetwork | None]:
         """Inference modules of the copy that was not trained on this fold, or of -1, which was trained on all rows.
 
-        None where an exit keeps its own logits.
+        None for an exit that keeps its own logits.
         """
         networks: list[DenseNetwork | None] = [None] * self.X.layout.n_exits
         for k, (weights, biases) in self.modules.items():
