@@ -37,16 +37,23 @@ def add_result_commands(group: click.Group) -> None:
         command(group, name, example)(function)
 
 
+_PER_DAY = {
+    "--per-day": "How many samples the network answers in a day.",
+    "--network-ms": "Milliseconds of the plain network for a sample, at your batch size.",
+    "--price-per-hour": "What an hour of the machine costs.",
+}
+
+
 def _per_day(function: Any) -> Any:
     """Adds the options of what is saved in a day."""
-    for name, help_text in (
-        ("--price-per-hour", "What an hour of the machine costs."),
-        ("--live-ms", "Milliseconds of the live network for a sample, measured at your batch size."),
-        ("--network-ms", "Milliseconds of the plain network for a sample, at your batch size."),
-        ("--per-day", "How many samples the network answers in a day."),
-    ):
+    for name, help_text in reversed(_PER_DAY.items()):
         function = click.option(name, type=float, help=help_text)(function)
     return function
+
+
+_LIVE_MS = click.option(
+    "--live-ms", type=float, help="Milliseconds of the live network for a sample, measured at your batch size."
+)
 
 
 @CACHE
@@ -75,6 +82,7 @@ def _predict(cache: str, policy: str, out: str | None) -> Any:
 @CACHE
 @POLICY
 @_per_day
+@_LIVE_MS
 def _evaluate(
     cache: str,
     policy: str,
@@ -138,8 +146,17 @@ def _evaluate(
     multiple=True,
     help="Mean cost of a sample, a fraction of the plain network's; repeat. By default policies are measured as saved.",
 )
+@_per_day
 @out_option("report.html", "File to write.")
-def _report(cache: str, policies: tuple[str, ...], budgets: tuple[float, ...], out: str) -> Any:
+def _report(
+    cache: str,
+    policies: tuple[str, ...],
+    budgets: tuple[float, ...],
+    per_day: float | None,
+    network_ms: float | None,
+    price_per_hour: float | None,
+    out: str,
+) -> Any:
     """Measure saved policies on a labelled cache, and write one HTML page.
 
     The rows of CACHE should be such that nothing was fitted on them. Loading a POLICY runs code that its file may hold:
@@ -150,7 +167,17 @@ def _report(cache: str, policies: tuple[str, ...], budgets: tuple[float, ...], o
     check_out_file(out)
     opened = open_labelled(cache, "a report")
     loaded = {name: load_fitting(path, opened, cache) for path, name in zip(policies, names_of(policies), strict=True)}
-    path = write_report(opened.X, opened.y, loaded, out, budgets=budgets, source=f"the cache {cache!r}")
+    path = write_report(
+        opened.X,
+        opened.y,
+        loaded,
+        out,
+        budgets=budgets,
+        source=f"the cache {cache!r}",
+        network_ms=network_ms,
+        price_per_hour=price_per_hour,
+        samples_per_day=1e6 if per_day is None else per_day,
+    )
     return {"file": str(path)}, str(path)
 
 
@@ -164,6 +191,7 @@ def _report(cache: str, policies: tuple[str, ...], budgets: tuple[float, ...], o
 )
 @click.option("--network-accuracy", type=float, help="Accuracy of the plain network, between 0 and 1.")
 @_per_day
+@_LIVE_MS
 def _savings(
     exits: tuple[str, ...],
     network_accuracy: float | None,

@@ -38,7 +38,7 @@ class AccuracyCostDisplay:
         Largest cost of the heads of all exits, as a fraction of the network's cost; written below
         the axis. `from_estimators` computes it.
     network_accuracy : float, default=None
-        Accuracy of the whole network, in [0, 1], drawn as a horizontal line.
+        Accuracy of the plain network, in [0, 1], drawn as a horizontal line.
 
     Attributes
     ----------
@@ -113,7 +113,7 @@ class AccuracyCostDisplay:
         %(X_y)s
         %(bootstrap)s
         network_accuracy : float, default=None
-            Accuracy of the whole network, drawn as a horizontal line.
+            Accuracy of the plain network, drawn as a horizontal line.
         %(plotted)s
         """
         predictions: dict[str, tuple[ArrayLike, ArrayLike]] = {}
@@ -166,7 +166,7 @@ class AccuracyCostDisplay:
         head_cost : float, default=0.0
             Largest cost of the heads of all exits, as a fraction of the network's cost.
         network_accuracy : float, default=None
-            Accuracy of the whole network, drawn as a horizontal line.
+            Accuracy of the plain network, drawn as a horizontal line.
         %(plotted)s
 
         Raises
@@ -280,10 +280,10 @@ class AccuracyCostDisplay:
         self.network_: Any = None
         if self.network_accuracy is not None:
             self.network_ = self.ax_.axhline(
-                100 * self.network_accuracy, color="black", linestyle="--", linewidth=1, label="whole network"
+                100 * self.network_accuracy, color="black", linestyle="--", linewidth=1, label="plain network"
             )
         heads = f", with heads of up to {100 * self.head_cost:.2g} %" if self.head_cost else ""
-        self.ax_.set(xlabel=f"Mean cost (% of the whole network{heads})", ylabel="Accuracy (%)")
+        self.ax_.set(xlabel=f"Mean cost (% of the plain network{heads})", ylabel="Accuracy (%)")
         self.ax_.grid(alpha=0.3)
         if direct_labels:
             label_lines(self.ax_, self.lines_.values())

@@ -13,9 +13,11 @@ from typing import Any
 from skexit.utils._optional import import_pyplot
 
 #: Dots an inch of the pictures: sharp also on screens with two dots a pixel.
-_DPI = 160
+_DPI = 192
 #: Inches: narrow, so that letters stay readable on a telephone.
-_WIDTH = 6
+_WIDTH = 5
+#: A table of so many columns fits on a telephone.
+_MOST_COLUMNS = 3
 
 
 def page(title: str, sections: Sequence[str]) -> str:
@@ -39,6 +41,21 @@ def answer(statement: str, details: str) -> str:
     return f'<div class="answer"><p><strong>{_prose(statement)}</strong></p><p>{_prose(details)}</p></div>'
 
 
+def choice(name: str, options: Sequence[tuple[str, str]], selected: int) -> str:
+    """Labels of which the reader selects one, and the HTML of the one that is selected; it needs no script.
+
+    The style shows what follows the label of the checked button, and lines up the labels above it.
+    """
+    pieces = []
+    for index, (label, content) in enumerate(options):
+        checked = " checked" if index == selected else ""
+        pieces.append(
+            f'<input type="radio" name="{escape(name)}" id="{escape(name)}-{index}"{checked}>'
+            f'<label for="{escape(name)}-{index}">{escape(label)}</label><div class="selected">{content}</div>'
+        )
+    return f'<div class="choice" role="radiogroup" aria-label="{escape(name)}">\n' + "\n".join(pieces) + "\n</div>"
+
+
 def folded(summary: str, content: str) -> str:
     """HTML that the reader opens."""
     return f"<details><summary>{escape(summary)}</summary>{content}</details>"
@@ -46,7 +63,7 @@ def folded(summary: str, content: str) -> str:
 
 def definitions(entries: Mapping[str, str], kind: str = "text") -> str:
     """Terms with what they stand for; their kind is one of the template's style."""
-    items = "\n".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in entries.items())
+    items = "\n".join(f"<div><dt>{escape(term)}</dt><dd>{escape(text)}</dd></div>" for term, text in entries.items())
     return f'<dl class="{kind}">\n{items}\n</dl>'
 
 
@@ -54,11 +71,19 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], kinds: Sequence
     """A table; the kind of a row is one of the template's style."""
     kinds = [""] * len(rows) if kinds is None else kinds
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    # On a narrow screen each row is a card, where the style writes the name of the column beside the cell.
     body = "\n".join(
-        f'<tr class="{kind}">' + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+        f'<tr class="{kind}">'
+        + "".join(
+            f'<td data-column="{escape(name)}">{escape(cell)}</td>' for name, cell in zip(columns, row, strict=True)
+        )
+        + "</tr>"
         for row, kind in zip(rows, kinds, strict=True)
     )
-    return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+    layout = "" if len(columns) <= _MOST_COLUMNS else ' class="cards"'
+    return (
+        f'<div class="wide"><table{layout}>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+    )
 
 
 def picture(display: Any, description: str) -> str:

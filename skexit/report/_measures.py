@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest, norm
+from scipy.stats import t as student_t
 
 from skexit.data._network_logits import network_logits
-from skexit.metrics import OracleRegret, bootstrap_interval, oracle_regret
+from skexit.metrics import OracleRegret, oracle_regret
 from skexit.policies import ExitPolicy, OracleResult
 from skexit.policies._access import check_fits, policy_and_data
+
+#: Budgets that a reader can select, as fractions of the plain network's cost.
+SELECTABLE = tuple(step / 20 for step in range(1, 21))
 
 
 @dataclass(frozen=True)
@@ -39,11 +45,14 @@ class Measured:
 class Candidate:
     """A policy at a budget, with X as the policy sees it and the answers of every exit, of shape (n_samples, n_exits).
 
-    `source` is the name of the policy that was given.
+    `source` is the name of the policy that was given. `set_to` is the budget that it was set to for the report, None
+    where it is as it was fitted. `is_fixed` says that no other budget can be set.
     """
 
     policy: ExitPolicy
     source: str
+    set_to: float | None
+    is_fixed: bool
     X: Any
     answers: NDArray[Any]
     measured: Measured
@@ -53,13 +62,8 @@ class Candidate:
         return OracleResult._from_correct(self.answers == y[:, None], self.policy.costs_)
 
 
-def measure_policies(
-    policies: Mapping[str, Any], X: Any, y: NDArray[Any], budgets: Sequence[float], **resampling: Any
-) -> list[Candidate]:
-    """Every policy at every budget, or as it is where its budget cannot be changed.
-
-    `resampling` are parameters of `bootstrap_interval`.
-    """
+def measure_policies(policies: Mapping[str, Any], X: Any, y: NDArray[Any], asked: Sequence[float]) -> list[Candidate]:
+    """Every policy at every budget that is asked about or can be selected; without `asked`, also as it was fitted."""
     candidates = []
     for name, estimator in policies.items():
         try:
@@ -67,33 +71,43 @@ def measure_policies(
         except ValueError as error:
             raise ValueError(f"the policy {name!r} does not fit the rows: {error}") from error
         given, data = policy_and_data(estimator, X)
-        for policy in _at_budgets(given, budgets):
-            budget = getattr(policy, "budget", None)
-            label = name if budget is None or not budgets else f"{name} at {100 * budget:.4g} %"
+        versions = dict(_at_budgets(given, asked))
+        is_fixed = not versions
+        if is_fixed or not asked:
+            versions = {None: given, **versions}
+        for set_to, policy in versions.items():
+            label = name if set_to is None else f"{name} at {100 * set_to:.4g} %"
             answers = policy.predict_at_exits(data)
-            measured = _measure(label, budget, y, answers, policy.predict_exit(data), policy, **resampling)
-            candidates.append(Candidate(policy, name, data, answers, measured))
+            measured = _measure(label, getattr(policy, "budget", None), y, answers, policy.predict_exit(data), policy)
+            candidates.append(Candidate(policy, name, set_to, is_fixed, data, answers, measured))
     return candidates
 
 
-def measure_exits(best: Candidate, y: NDArray[Any], **resampling: Any) -> list[Measured]:
+def measure_exits(best: Candidate, y: NDArray[Any]) -> list[Measured]:
     """Every exit of a candidate, as if all samples stopped there."""
     return [
-        _measure(f"all at exit {k}", None, y, best.answers, np.full(len(y), k), best.policy, **resampling)
+        _measure(f"all at exit {k}", None, y, best.answers, np.full(len(y), k), best.policy)
         for k in range(best.answers.shape[1])
     ]
 
 
-def measure_network(X: Any, y: NDArray[Any], best: Candidate, **resampling: Any) -> Measured | None:
+def measure_network(X: Any, y: NDArray[Any], best: Candidate) -> Measured | None:
     """The network without exits, where the rows have its answers: as logits of a last exit without added heads."""
     logits = network_logits(X)
     if logits is None:
         return None
     correct = best.policy.classes_[np.argmax(logits, axis=1)] == y
     bound, exits = best.oracle(y), np.full(len(y), best.answers.shape[1] - 1)
-    regret = OracleRegret(bound.accuracy - float(correct.mean()), 1 - bound.mean_cost)
-    interval = bootstrap_interval(np.mean, correct, **resampling)
-    return Measured("the network", None, exits, correct, float(correct.mean()), 1.0, interval, (1.0, 1.0), regret)
+    accuracy = float(correct.mean())
+    regret = OracleRegret(bound.accuracy - accuracy, 1 - bound.mean_cost)
+    return Measured(
+        "the plain network", None, exits, correct, accuracy, 1.0, share_interval(correct), (1.0, 1.0), regret
+    )
+
+
+def candidates_at(candidates: Sequence[Candidate], budget: float | None) -> list[Candidate]:
+    """The candidates that were set to a budget, and those that can be set to none; without a budget, as fitted."""
+    return [each for each in candidates if each.is_fixed or each.set_to == budget]
 
 
 def best_within(candidates: Sequence[Candidate], budget: float | None) -> Candidate | None:
@@ -112,19 +126,52 @@ def is_within(measured: Measured, budget: float) -> bool:
     return measured.cost <= limit or (was_set and measured.cost_interval[0] <= limit)
 
 
-def difference_interval(first: Measured, second: Measured, **resampling: Any) -> tuple[float, float]:
-    """95 % interval of how much more accurate the first is than the second, on the same rows."""
-    return bootstrap_interval(
-        lambda a, b: float(a.mean() - b.mean()), first.correct, second.correct, method="difference", **resampling
-    )
+def difference_interval(first: Measured, second: Measured) -> tuple[float, float]:
+    """95 % interval of how much more accurate the first is than the second, on the same rows.
+
+    The normal interval after one row more of each sign (Bonett and Price 2012), as in `bootstrap_interval`.
+    """
+    n_rows = len(first.correct) + 2
+    gained = ((first.correct & ~second.correct).sum() + 1) / n_rows
+    lost = ((second.correct & ~first.correct).sum() + 1) / n_rows
+    difference = gained - lost
+    half = norm.ppf(0.975) * np.sqrt((gained + lost - difference**2) / n_rows)
+    return float(max(difference - half, -1)), float(min(difference + half, 1))
 
 
-def _at_budgets(policy: ExitPolicy, budgets: Sequence[float]) -> list[Any]:
-    if not budgets or not hasattr(policy, "with_budget"):
-        return [policy]
+def share_interval(correct: NDArray[np.bool_]) -> tuple[float, float]:
+    """95 % interval of an accuracy: the exact binomial one."""
+    low, high = binomtest(int(correct.sum()), len(correct)).proportion_ci(0.95, method="exact")
+    return float(low), float(high)
+
+
+def mean_interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """95 % interval of a mean: Student's; of a single value, no more than that."""
+    mean, n_rows = float(values.mean()), len(values)
+    if n_rows == 1:
+        return mean, mean
+    half = float(student_t.ppf(0.975, n_rows - 1) * values.std(ddof=1) / np.sqrt(n_rows))
+    return mean - half, mean + half
+
+
+def _at_budgets(policy: Any, asked: Sequence[float]) -> Iterator[tuple[float | None, Any]]:
+    """A policy at the budgets that are asked about, and at those that can be selected and that it can be set to."""
+    if not hasattr(policy, "with_budget"):
+        return
     # A policy that has the budget already keeps its calibration.
     own = getattr(policy, "budget", None)
-    return [policy if budget == own else policy.with_budget(budget) for budget in budgets]
+    for budget in asked:
+        yield budget, policy if budget == own else policy.with_budget(budget)
+    for budget in SELECTABLE:
+        if budget in asked:
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # nobody asked about this budget
+            try:
+                other = policy.with_budget(budget)
+            except ValueError:  # below the first exit, or the policy was shipped without what other budgets need
+                continue
+        yield budget, policy if budget == own else other
 
 
 def _measure(
@@ -134,7 +181,6 @@ def _measure(
     answers: NDArray[Any],
     exits: NDArray[np.int64],
     policy: ExitPolicy,
-    **resampling: Any,
 ) -> Measured:
     costs = policy.costs_
     correct = answers[np.arange(len(y)), exits] == y
@@ -146,8 +192,8 @@ def _measure(
         correct,
         accuracy=float(correct.mean()),
         cost=float(sample_costs.mean()),
-        accuracy_interval=bootstrap_interval(np.mean, correct, method="share", **resampling),
-        cost_interval=bootstrap_interval(np.mean, sample_costs, method="percentile", **resampling),
+        accuracy_interval=share_interval(correct),
+        cost_interval=mean_interval(sample_costs),
         regret=oracle_regret(y, answers, exits, costs),
         head_cost=float(policy.layout_.head_fractions[exits].mean()),
     )

@@ -41,7 +41,7 @@ def test_texts_are_printable(cache):
 def test_pages_are_escaped(cache, tmp_path, name):
     policy = ThresholdPolicy(budget=0.8).fit(cache.X, cache.y)
     report = tmp_path / "report.html"
-    write_report(cache.X, cache.y, {name: policy}, report, source=str(cache.path), n_resamples=10)
+    write_report(cache.X, cache.y, {name: policy}, report, source=str(cache.path))
     for page in (estimator_html_repr(policy), report.read_text(encoding="utf-8")):
         for harmful in ("<script>alert", "<img src=x", "<i>"):
             assert harmful not in page

@@ -61,7 +61,7 @@ class TestAccuracyCost:
         np.testing.assert_allclose(display.lines_["threshold"].get_xdata(), 100 * costs)
         np.testing.assert_allclose(display.lines_["threshold"].get_ydata(), 100 * accuracies)
         np.testing.assert_allclose(display.lines_["static"].get_ydata(), [100 * static.score(X, y)])
-        assert display.ax_.get_xlabel() == "Mean cost (% of the whole network)"
+        assert display.ax_.get_xlabel() == "Mean cost (% of the plain network)"
         assert display.ax_.get_ylabel() == "Accuracy (%)"
         assert display.lines_["threshold"].get_marker() != display.lines_["static"].get_marker()
         assert display.bands_ == display.error_bars_ == display.hulls_ == {}
@@ -201,7 +201,7 @@ class TestAccuracyCost:
         assert display.ax_.get_legend() is None
         assert list(display.network_.get_ydata()) == [92, 92]
         texts = {text.get_text(): text for text in display.ax_.texts}
-        assert set(texts) == {"upper", "lower", "whole network"}
+        assert set(texts) == {"upper", "lower", "plain network"}
         # Each name has the colour of its line, and stands at one of its points.
         for name, line in display.lines_.items():
             assert texts[name].get_color() == line.get_color()
@@ -210,7 +210,7 @@ class TestAccuracyCost:
 
     def test_the_network_is_in_the_legend(self):
         display = AccuracyCostDisplay({"a": ([0.5], [0.9])}, network_accuracy=0.92).plot()
-        assert [text.get_text() for text in display.ax_.get_legend().texts] == ["a", "whole network"]
+        assert [text.get_text() for text in display.ax_.get_legend().texts] == ["a", "plain network"]
 
     def test_draws_on_given_axes(self):
         figure, ax = plt.subplots()
@@ -225,7 +225,7 @@ def test_the_axis_tells_what_heads_cost():
     policies = [ThresholdPolicy(budget=budget).fit(X, y) for budget in (0.5, 0.9)]
     display = AccuracyCostDisplay.from_estimators({"a": policies}, X, y)
     # Two heads of 4 features and 3 classes: 48 FLOPs.
-    assert display.ax_.get_xlabel() == "Mean cost (% of the whole network, with heads of up to 4.8 %)"
+    assert display.ax_.get_xlabel() == "Mean cost (% of the plain network, with heads of up to 4.8 %)"
 
 
 class TestExitDistribution:
