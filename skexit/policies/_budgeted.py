@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Real
@@ -13,10 +14,16 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from skexit.data import ExitArray
+from skexit.data._walk import RowReader, walk
 from skexit.policies._base import ExitPolicy
+from skexit.policies._decision import ExitDecision, leaves_at
 from skexit.policies._quotas import quota_thresholds
 from skexit.utils._checks import at_least
 from skexit.utils._module_names import set_module
+
+#: Rows of a sample that shows how far `meet_budget` needs to read most rows, and how much more they may spend there.
+_N_SAMPLED = 20_000
+_HIGHER_BUDGET = 1.05
 
 
 @set_module("skexit.persistence")
@@ -165,13 +172,44 @@ class BudgetedPolicy(ExitPolicy):
                 "budget, or call with_budget first."
             )
         exits = self._check_new(X)
-        scores = np.zeros((len(exits), len(self.costs_)))  # the scores of the last exit decide nothing
-        if scores.shape[1] > 1:
-            scores[:, :-1] = self._scores(exits, range(scores.shape[1] - 1))
+        if len(exits) > 2 * _N_SAMPLED:
+            latest = self._latest_thresholds(exits)
+            policy = self._with_thresholds_of(self._scores_until(exits, latest))
+            if (policy.thresholds_ <= latest).all():
+                return policy
+        return self._with_thresholds_of(self._scores_until(exits, np.full(len(self.costs_), np.inf)))
+
+    def _with_thresholds_of(self, scores: NDArray[np.float64]) -> Self:
         policy = copy.copy(self)
         policy._drop_calibration()
         policy.set_thresholds(scores, np.ones(len(scores)))
         return policy
+
+    def _latest_thresholds(self, X: ExitArray) -> NDArray[np.float64]:
+        """Thresholds of some of the rows for a higher budget: those of all rows for the budget itself are lower."""
+        rows = np.linspace(0, len(X) - 1, _N_SAMPLED).astype(np.int64)
+        scores = self._scores_until(X[rows], np.full(len(self.costs_), np.inf))
+        policy = copy.copy(self).set_params(budget=min(_HIGHER_BUDGET * self.budget, 1.0))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # warnings of the other rows and the other budget
+            return policy._with_thresholds_of(scores).thresholds_
+
+    def _scores_until(self, X: ExitArray, thresholds: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Scores up to the exit where a row reaches its threshold, and ``inf`` at later exits, which are not read."""
+        decision = ExitDecision(self)
+
+        def leaves(k: int, scores: Any, features: Any, memories: Any) -> Any:
+            return leaves_at(scores, thresholds[k])
+
+        scores = np.full((len(X), len(self.costs_)), np.inf)
+        exits = range(len(self.costs_) - 1)  # the scores of the last exit decide nothing
+        for batch in X.batches():
+            reader = RowReader(X, batch, decision.uses_features)
+            for k, rows, of_exit, _ in walk(
+                decision.answer_and_score, reader, exits, leaves=leaves, memory=decision.start()
+            ):
+                scores[rows, k] = of_exit
+        return scores
 
     def _check_budget_of_exits(self, budget: float) -> None:
         cheapest = next(cost for k, cost in enumerate(self.costs_) if k not in self._without)
