@@ -133,7 +133,7 @@ class TestCaches:
         x, y = data
         other = {"rows": in_batches(x, y, 2), "labels": [(x, 2 - y)]}[change]
         extractor.extract(in_batches(x, y, 3), tmp_path / "c")
-        with pytest.raises(ValueError, match=r"Give the loader it was begun with, or another folder"):
+        with pytest.raises(ValueError, match=r"Give the loader that the cache was started with, or another folder"):
             extractor.extract(other, tmp_path / "c")
         extractor.extract(in_batches(x, y, 3), tmp_path / "c")
         extractor.extract(other, tmp_path / "other")

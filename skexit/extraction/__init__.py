@@ -1,4 +1,4 @@
-"""Runs a network once and stores each exit's logits and features in a cache; by one process or several."""
+"""Runs a network once, in one process or several, and stores logits and features of each exit in a cache."""
 
 from skexit.utils._optional import optional_import
 

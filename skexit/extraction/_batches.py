@@ -1,4 +1,4 @@
-"""Batches of a loader, as extraction reads them: inputs, labels, and what is cached already."""
+"""Reads the batches of a loader for extraction, and compares them with rows that are cached already."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from skexit.cache import FeatureCache
 from skexit.extraction._fingerprints import row_checksums
 from skexit.utils._warnings import warn
 
-#: Why a loader may give other inputs than before, and what helps.
+#: Advice for a loader whose inputs differ from those of the cached rows.
 RANDOM_INPUTS = (
-    "Where it changes inputs at random, or pads them to the longest of a batch and batches have changed, pass "
-    "check_data=False to keep the rows as they are cached."
+    "If the loader changes inputs at random, or pads them to the longest input of a batch and the batches have "
+    "changed, pass check_data=False to keep the cached rows."
 )
 
 
@@ -54,7 +54,7 @@ class Batch:
 
 
 def read_batches(loader: Iterable[Any], classes: NDArray[Any] | None) -> Iterator[Batch]:
-    """The batches of a loader that have rows."""
+    """Yield the batches of a loader, without those that have no rows."""
     has_labels = None
     repeats = _Repeats(loader)
     for number, item in enumerate(loader):
@@ -74,19 +74,19 @@ def read_batches(loader: Iterable[Any], classes: NDArray[Any] | None) -> Iterato
 
 @contextmanager
 def naming_batch(batch: Batch) -> Iterator[None]:
-    """Adds to an error which batch of the loader raised it."""
+    """Add to an error a note with the batch of the loader on which it was raised."""
     try:
         yield
     except Exception as error:
         error.add_note(
             f"The network was run on batch {batch.number} of the loader: {describe_given(batch.inputs)}. A loader "
-            "gives batches, x or (x, y), as torch.utils.data.DataLoader does."
+            "yields batches, x or (x, y), like torch.utils.data.DataLoader."
         )
         raise
 
 
 class _Repeats:
-    """Warns where every worker of a loader gives all items of an IterableDataset."""
+    """Warns if every worker of a loader yields all items of an IterableDataset."""
 
     def __init__(self, loader: Iterable[Any]) -> None:
         is_stream = isinstance(loader, DataLoader) and isinstance(loader.dataset, IterableDataset)
@@ -94,7 +94,7 @@ class _Repeats:
         self._checksums: list[NDArray[np.uint32]] = []
 
     def look_at(self, batch: Batch) -> None:
-        """The first batches are those of one worker after the other."""
+        """Compare the first batches, each of which comes from another worker."""
         if self._n_workers < 2:
             return
         if batch.number < self._n_workers and any(map(partial(np.array_equal, batch.checksums), self._checksums)):
@@ -103,7 +103,7 @@ class _Repeats:
             self._checksums.append(batch.checksums)
 
     def look_at_all(self) -> None:
-        """Workers may give the same items in other orders."""
+        """Compare all rows, as workers may yield the same items in different orders."""
         if self._n_workers > 1 and self._checksums:
             _, counts = np.unique(np.concatenate(self._checksums), return_counts=True)
             if not (counts % self._n_workers).any():
@@ -111,9 +111,9 @@ class _Repeats:
 
     def _warn(self) -> None:
         warn(
-            f"loader: its {self._n_workers} workers give the same rows, which are cached as often. Let the "
-            "IterableDataset divide its items among them, by torch.utils.data.get_worker_info(), or give "
-            "num_workers=0; and extract into another folder."
+            f"loader: its {self._n_workers} workers give the same rows, so each row is cached {self._n_workers} times. "
+            "Divide the items of the IterableDataset among the workers by torch.utils.data.get_worker_info(), or pass "
+            "num_workers=0; then extract into another folder."
         )
         self._n_workers = 0
 
@@ -124,15 +124,15 @@ def _read_batch(number: int, item: Any, classes: NDArray[Any] | None) -> Batch:
     labels = None if y is None else np.asarray(y.cpu() if isinstance(y, torch.Tensor) else y)
     if labels is not None and not labels.ndim:
         raise ValueError(
-            f"loader: batch {number} has the one label {labels.item()!r}, as a single sample has. Give batches: "
-            "torch.utils.data.DataLoader(dataset, batch_size=64) makes them of a data set."
+            f"loader: batch {number} has only one label, {labels.item()!r}, so it is a sample and not a batch. Pass "
+            "batches: torch.utils.data.DataLoader(dataset, batch_size=64) makes them from a data set."
         )
     lengths = [len(value) for value in values] + ([] if labels is None else [len(labels)])
     if len(set(lengths)) > 1:
         raise ValueError(
             f"loader: the parts of batch {number} have different numbers of rows: {lengths}. Give inputs and labels of "
-            "the same rows. For graphs, note by forward hooks what each exit gives and pass it to skexit.stack_exits; "
-            "'Graph networks' in the guide shows how."
+            "the same rows. For graphs, collect the output of each exit by forward hooks and pass it to "
+            "skexit.stack_exits; see 'Graph networks' in the guide."
         )
     if labels is not None and classes is not None:
         labels = _as_classes(labels, classes, number)
@@ -140,7 +140,7 @@ def _read_batch(number: int, item: Any, classes: NDArray[Any] | None) -> Batch:
 
 
 def _as_classes(labels: NDArray[Any], classes: NDArray[Any], number: int) -> NDArray[Any]:
-    """The labels, checked to be among the classes; indices of classes with names become names."""
+    """Check that the labels are among the classes, and replace indices of named classes by the names."""
     if labels.dtype.kind in "iu" and classes.dtype.kind not in "iuf":
         known = (labels >= 0) & (labels < len(classes))
         named = classes[np.where(known, labels, 0)]
@@ -148,7 +148,7 @@ def _as_classes(labels: NDArray[Any], classes: NDArray[Any], number: int) -> NDA
         known, named = np.isin(labels, classes), labels
     if not known.all():
         raise ValueError(
-            f"loader: batch {number} has the label {labels[~known].tolist()[0]!r}, which is none of "
+            f"loader: batch {number} has the label {labels[~known].tolist()[0]!r}, which is not in "
             f"classes={classes.tolist()}. Give the classes of all labels."
         )
     return named
@@ -159,18 +159,18 @@ def check_fixed_order(loader: Iterable[Any]) -> None:
     for sampler in samplers:
         if isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler):
             raise ValueError(
-                f"loader draws its rows with {type(sampler).__name__}, in another order each time. Pass "
+                f"loader draws its rows with {type(sampler).__name__}, in a different order each time. Pass "
                 "shuffle=False; to extract some rows only, wrap the data set in torch.utils.data.Subset."
             )
         if isinstance(sampler, DistributedSampler):
             raise ValueError(
-                "loader has a DistributedSampler, which gives each process other rows. Pass the loader of all rows, "
+                "loader has a DistributedSampler, which gives each process different rows. Pass a loader of all rows, "
                 "and worker='torchrun'."
             )
 
 
 def skip_cached_rows(batches: Iterator[Batch], found: FeatureCache | None, check: bool) -> Iterator[Batch]:
-    """The batches, without the rows that the cache has already; these are compared with it if `check` says so."""
+    """Yield the batches without the rows that are cached already; if `check`, compare these rows with the cache."""
     n_cached = 0 if found is None else found.n_rows
     start = 0
     for batch in batches:
@@ -182,8 +182,8 @@ def skip_cached_rows(batches: Iterator[Batch], found: FeatureCache | None, check
         start += batch.n_rows
     if start < n_cached:
         raise ValueError(
-            f"loader gave {start} rows but the cache has {n_cached} already: it holds other data. Give the loader it "
-            "was begun with, or another folder."
+            f"loader gave {start} rows but the cache has {n_cached} already, so the cache is of other data. Give the "
+            "loader that the cache was started with, or another folder."
         )
 
 
@@ -195,11 +195,11 @@ def _check_same_rows(batch: Batch, found: FeatureCache, start: int) -> None:
         agree = np.array_equal(found.y[start : start + batch.n_rows], batch.y)
     if not agree:
         raise ValueError(
-            f"loader: the labels of batch {batch.number} are not those that the cache {str(found.path)!r} has for the "
-            "same rows. Give the loader it was begun with, or another folder."
+            f"loader: the labels of batch {batch.number} differ from those of the same rows in the cache "
+            f"{str(found.path)!r}. Give the loader that the cache was started with, or another folder."
         )
     if found.inputs is not None and not np.array_equal(found.inputs[start : start + batch.n_rows], batch.checksums):
         raise ValueError(
-            f"loader: the inputs of batch {batch.number} are not those that the rows of the cache {str(found.path)!r} "
-            f"were extracted from. Give the loader it was begun with, or another folder. {RANDOM_INPUTS}"
+            f"loader: the inputs of batch {batch.number} differ from those of the same rows in the cache "
+            f"{str(found.path)!r}. Give the loader that the cache was started with, or another folder. {RANDOM_INPUTS}"
         )

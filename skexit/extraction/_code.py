@@ -1,4 +1,4 @@
-"""Which names code reads and changes, and which functions a call may reach."""
+"""Finds the names that code reads and changes, and the functions that a call may reach."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import nn
 
 _INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 _STORES = ("STORE_ATTR", "DELETE_ATTR", "STORE_GLOBAL", "STORE_DEREF")
-_REMEMBERING = type(functools.lru_cache(len))
+_CACHED_FUNCTION = type(functools.lru_cache(len))
 _LOADS = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_DEREF", "LOAD_GLOBAL", "LOAD_NAME")
-#: Stands for all names, where code looks up what it cannot be read from.
+#: Stands for all names, if code looks up names that only a run determines.
 ANY_NAME = "*"
 #: Methods that change a container; those of tensors end with an underscore.
 _CHANGES = frozenset(
@@ -30,24 +30,24 @@ def is_installed(value: Any) -> bool:
     if isinstance(value, FunctionType):
         return value.__code__.co_filename.startswith(_INSTALLED)
     module = sys.modules.get(value.__module__)
-    # A notebook has no file, and neither has what is built in.
+    # Notebooks and built-in modules have no file.
     file = getattr(module, "__file__", None)
     return file.startswith(_INSTALLED) if file else value.__module__ != "__main__"
 
 
 @functools.lru_cache(maxsize=10_000)
 def names_read(code: CodeType) -> frozenset[str]:
-    """Names that code, and the functions within it, look up; `ANY_NAME` if the user's own makes them up.
+    """Names that code and the functions inside it look up, with `ANY_NAME` if code of the user computes names.
 
-    Strings count, too: ``getattr(self, "scale")``.
+    Strings count as names, because of calls such as ``getattr(self, "scale")``.
     """
     constants = [part for one in code.co_consts for part in (one if isinstance(one, tuple) else (one,))]
     texts = {text for text in constants if isinstance(text, str) and text.isidentifier()}
     names = {*code.co_names, *code.co_freevars}
-    makes_up = "getattr" in names and (
+    computes_names = "getattr" in names and (
         not texts or any(one.opname == "BUILD_STRING" for one in dis.get_instructions(code))
     )
-    if not code.co_filename.startswith(_INSTALLED) and (makes_up or names & {"vars", "__dict__"}):
+    if not code.co_filename.startswith(_INSTALLED) and (computes_names or names & {"vars", "__dict__"}):
         names.add(ANY_NAME)
     within = [names_read(constant) for constant in constants if isinstance(constant, CodeType)]
     return frozenset(names.union(texts, *within))
@@ -55,10 +55,10 @@ def names_read(code: CodeType) -> frozenset[str]:
 
 @functools.lru_cache(maxsize=10_000)
 def names_changed(code: CodeType) -> frozenset[str]:
-    """Names of attributes and variables that code, and the functions within it, assigns or changes in place."""
+    """Names of attributes and variables that code and the functions inside it assign or change in place."""
     texts = [constant for constant in code.co_consts if isinstance(constant, str)]
     names = set(texts) if {"setattr", "delattr"} & {*code.co_names} else set()
-    #: The last name that was loaded of the expression that begins at a place: `cache` of ``self.cache[key]``.
+    #: By the position where an expression begins, the last name that it loads: `cache` for ``self.cache[key]``.
     loaded: dict[Any, str] = {}
     for one in dis.get_instructions(code):
         begin = one.positions and (one.positions.lineno, one.positions.col_offset)
@@ -76,7 +76,7 @@ def names_changed(code: CodeType) -> frozenset[str]:
 
 
 def functions_in(value: Any) -> list[FunctionType]:
-    """The Python functions that a callable, or an attribute of a class, is made of, and those that these close over."""
+    """The Python functions inside a callable or an attribute of a class, and the functions in their closures."""
     found: list[FunctionType] = []
     todo = [value]
     while todo:
@@ -91,13 +91,13 @@ def functions_in(value: Any) -> list[FunctionType]:
             todo.append(one.__func__)
         elif isinstance(one, functools.partial | functools.partialmethod | functools.cached_property):
             todo.append(one.func)
-        elif isinstance(one, _REMEMBERING):
+        elif isinstance(one, _CACHED_FUNCTION):
             todo.append(one.__wrapped__)
     return found
 
 
 def contents(cell: Any) -> Any:
-    """What a closure holds, None as long as it holds nothing."""
+    """The value in a cell of a closure, or None if the cell is empty."""
     try:
         return cell.cell_contents
     except ValueError:
@@ -105,13 +105,13 @@ def contents(cell: Any) -> Any:
 
 
 def attributes_of(kind: type, *, own: bool = False) -> dict[str, Any]:
-    """What a class and its bases define, without what every module and object has; of the user's own alone if `own`."""
+    """Attributes of a class, without those of nn.Module and object; if `own`, only those of the user's classes."""
     bases = [base for base in kind.__mro__ if base not in (nn.Module, object) and not (own and is_installed(base))]
     return {name: value for base in reversed(bases) for name, value in vars(base).items()}
 
 
 def reached_names(roots: Iterable[Any], classes: Iterable[type]) -> set[str]:
-    """Names that callables look up, and the functions that they may call: of their modules, and of these classes."""
+    """Names that callables look up, and the functions that they may call: those in their modules and in `classes`."""
     methods = defaultdict(list)
     for kind in classes:
         for name, value in attributes_of(kind).items():

@@ -30,22 +30,22 @@ def extract_on_dask(
 ) -> FeatureCache:
     """Run a network over a loader on the workers of a dask cluster, and write one cache.
 
-    Each worker extracts parts of the rows. What a worker that dies had not finished, another goes on with: all but
-    its unfinished shard is kept.
+    Each worker extracts parts of the rows. If a worker dies, another one continues its part and repeats only the
+    unfinished shard.
 
     Parameters
     ----------
     client : distributed.Client
-        Of a cluster whose workers all see the folder at the same path.
+        Client of a cluster whose workers all find the folder at the same path.
     extractor : ExitExtractor
-        Is sent to the workers, with its network.
+        The extractor and its network are sent to the workers.
     loader : torch.utils.data.DataLoader
-        Of all rows, by index and in a fixed order; it is sent to the workers, too, so that its data set should
-        read files, rather than hold all rows in memory.
+        Loader of all rows, in a fixed order, of a data set that is read by index. It is sent to the workers, too:
+        its data set should read files rather than hold all rows in memory.
     path : str or path-like
         Folder of the cache: new, empty, or of an earlier extraction.
     n_parts : int, default=None
-        Into how many parts the rows are divided; by default four for each worker, so that a fast one takes more.
+        Number of parts into which the rows are divided. By default four per worker; fast workers extract more parts.
     **options
         `classes` and `shard_rows`, as in :meth:`ExitExtractor.extract`.
 
@@ -59,12 +59,12 @@ def extract_on_dask(
     ImportError
         If dask.distributed is not installed.
     ValueError
-        As :meth:`ExitExtractor.extract`, and if rows cannot be read by index, costs are times, or one process has
-        begun to extract into the folder.
+        As in :meth:`ExitExtractor.extract`; also if rows cannot be read by index, the costs are in ``"ms"``, or a
+        single process has started an extraction into the folder.
 
     See Also
     --------
-    ExitExtractor.extract : With ``worker="torchrun"``, on processes that torchrun starts.
+    ExitExtractor.extract : Extracts in processes that torchrun starts, with ``worker="torchrun"``.
 
     Examples
     --------
@@ -79,8 +79,8 @@ def extract_on_dask(
     if is_complete(folder):
         return extractor.extract(loader, folder, **options)
     n_parts = count_parts(folder, n_parts or 4 * len(client.scheduler_info()["workers"]))
-    loader_of_part(loader, 0, n_parts)  # what cannot be divided fails here, not on the workers
-    # Bytes, as a worker may pass on what it has at any time: a network that runs has hooks, which cannot be pickled.
+    loader_of_part(loader, 0, n_parts)  # a loader that cannot be divided raises its error here, not on the workers
+    # Bytes, because dask may move data between workers at any time, and the hooks of a running network have no pickle.
     pickled = client.scatter(cloudpickle.dumps((extractor, loader)), broadcast=True)
     futures = client.map(
         _extract_part,

@@ -1,4 +1,4 @@
-"""What networks and callables do, as texts that tell one from another and are the same in every process."""
+"""Describes networks and callables by texts: equal in every process, and different for different computations."""
 
 from __future__ import annotations
 
@@ -28,40 +28,40 @@ from skexit.extraction._code import (
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, slice, range, type(...), torch.dtype, torch.memory_format)
 _CONTAINERS = (list, tuple, set, frozenset, Mapping, np.ndarray, torch.Tensor)
-#: Of a module: what torch itself keeps, and what does not change what is computed.
-_IDLE_ATTRIBUTES = {*vars(nn.Module()), "_compiled_call_impl", "use_cache"}
+#: Attributes of modules that torch itself sets, or that do not change the output.
+_IGNORED_ATTRIBUTES = {*vars(nn.Module()), "_compiled_call_impl", "use_cache"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-#: Entries of configurations, as of Hugging Face, that do not change what a network computes.
-_IDLE_ENTRIES = {"use_cache", "transformers_version", "architectures", "dtype", "torch_dtype"}
-#: What sets attributes for good, rather than when a network runs.
+#: Entries of configurations, such as those of Hugging Face, that do not change the output of a network.
+_IGNORED_ENTRIES = {"use_cache", "transformers_version", "architectures", "dtype", "torch_dtype"}
+#: Methods that set attributes when an object is made, not when a network runs.
 _SETTING_UP = {"__init__", "__new__", "__post_init__", "__setstate__"}
-#: Deeper parts, of objects that know the whole program, are left out.
+#: Parts at a greater depth are left out, because some objects refer to the whole program.
 _MAX_DEPTH = 30
 
 
 class _Plain:
-    """Keeps its state in its attributes alone; an object that takes more memory keeps some elsewhere."""
+    """Its objects have no state but their attributes; objects of a larger basic size have more state."""
 
 
 def model_lines(model: nn.Module) -> Iterator[str]:
     """Lines that describe a network: the code of its modules, the settings that it reads, and its values.
 
-    What code changes when the network runs is left out, as are parts that cannot be described.
+    Values that the code changes when the network runs are left out, as are parts that cannot be described.
     """
     return Description(_names_of(model)).module_lines(model)
 
 
 def tensor_text(tensor: torch.Tensor) -> str:
-    # The values enter by their CRC, which takes a third of the time that their digest would take.
+    # The values are described by their CRC, which takes a third of the time of a SHA-256 digest.
     values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     return f"{tensor.dtype}, {tuple(tensor.shape)}, {zlib.crc32(values.data)}"
 
 
 class Description:
-    """Describes values, each once. Settings of modules count if `names` has them, and no code changes them.
+    """Describes values, each once. A setting of a module counts if it is in `names` and no code changes it.
 
-    `refuse` is called with the type of a part that cannot be described, and may raise an error; else it is left out.
-    `known` are texts by id, with the values, so that these keep their ids.
+    `refuse` is called with the type of a part that cannot be described, and may raise an error; otherwise the part is
+    left out. `known` has texts of values by their id, together with the values, so that no other value gets the id.
     """
 
     def __init__(
@@ -73,14 +73,14 @@ class Description:
         self._names = names
         self._refuse = refuse
         self._known = {} if known is None else known
-        #: What the module that is being described changes, in objects that it has, too.
+        #: Names of attributes that the current module changes, its own and those of objects that it has.
         self._changed: frozenset[str] = frozenset()
 
     def of(self, value: Any, depth: int = 0) -> str:
-        """What a value is, in a few characters unless it is plain."""
+        """The repr of a plain value, or a short digest of the description of any other value."""
         if isinstance(value, _PLAIN):
             return repr(value)
-        if isinstance(value, torch.device):  # the same is computed elsewhere
+        if isinstance(value, torch.device):  # the device does not change the computation
             return "device"
         if id(value) not in self._known:
             self._known[id(value)] = (value, "one of those around it")
@@ -90,14 +90,14 @@ class Description:
 
     def module_lines(self, model: nn.Module) -> Iterator[str]:
         """A line for each parameter, buffer and module of a network."""
-        # The values come first, so that a module that keeps a list of them, too, has them by name.
+        # Parameters and buffers come first, so that a module with a list of them refers to them by name.
         counters = _counters(model)
         for name, tensor in chain(model.named_parameters(), model.named_buffers()):
             if id(tensor) in counters:
                 continue
-            self._known[id(tensor)] = (tensor, _shown(name))
-            yield f"{_shown(name)}: {tensor_text(tensor)}\n"
-        modules = [(_shown(name), module) for name, module in _named_modules(model)]
+            self._known[id(tensor)] = (tensor, _uncompiled_name(name))
+            yield f"{_uncompiled_name(name)}: {tensor_text(tensor)}\n"
+        modules = [(_uncompiled_name(name), module) for name, module in _named_modules(model)]
         for name, module in modules:
             self._known.setdefault(id(module), (module, f"module {name}"))
         for name, module in modules:
@@ -137,15 +137,15 @@ class Description:
             return f"{inner(value.__func__)} of {inner(value.__self__)}"
         if isinstance(value, functools.partial):
             return f"partial {inner(value.func)} {inner(value.args)} {inner(value.keywords)}"
-        if functions := functions_in(value):  # a property, or a function that remembers its results
+        if functions := functions_in(value):  # a property or a cached function
             return f"{kind} {inner(functions)}"
         return self._describe_object(value, kind, inner)
 
     def _describe_function(self, function: FunctionType, inner: Callable[[Any], str]) -> str:
-        """Code, defaults and closure, and what the code reads of its module, if this is the user's own."""
+        """Code, defaults, closure, and the global values that the code reads, for a function of the user."""
         code = function.__code__
         cells = {name: contents(cell) for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True)}
-        if is_installed(function):  # a decorator, perhaps, of what is the user's own
+        if is_installed(function):  # perhaps a decorator around a function of the user
             return f"{function.__module__} {inner([cell for cell in cells.values() if isinstance(cell, FunctionType)])}"
         reads = {name: function.__globals__[name] for name in names_read(code) if name in function.__globals__}
         state = {name: value for name, value in sorted((reads | cells).items()) if name not in names_changed(code)}
@@ -153,7 +153,7 @@ class Description:
 
     def _describe_object(self, value: Any, kind: str, inner: Callable[[Any], str]) -> str:
         if callable(getattr(value, "to_dict", None)):
-            return f"{kind} {inner(_without_idle(value.to_dict()))}"
+            return f"{kind} {inner(_without_ignored(value.to_dict()))}"
         if dataclasses.is_dataclass(value):
             state = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
         elif isinstance(value, SimpleNamespace) or (
@@ -167,7 +167,7 @@ class Description:
 
     def _describe_module(self, module: nn.Module) -> str:
         own = {} if is_installed(type(module)) else attributes_of(type(module), own=True)
-        kept = {name: value for name, value in vars(module).items() if name not in _IDLE_ATTRIBUTES}
+        kept = {name: value for name, value in vars(module).items() if name not in _IGNORED_ATTRIBUTES}
         hooks = [value for name in _HOOKS for value in getattr(module, name).values()]
         self._changed = _changed_by(type(module), *kept.values(), *hooks)
         read = self._names | {"forward", "__call__"} | ({*own, *kept} if ANY_NAME in self._names else set())
@@ -176,7 +176,7 @@ class Description:
         return f"{type(module).__qualname__}({described}) {[self._of_part(hook) for hook in hooks]}"
 
     def _of_part(self, value: Any) -> str:
-        """What part of a module is; objects may raise anything when they are looked at, and are left out then."""
+        """The text of a part of a module; empty for objects that raise an error when they are read."""
         try:
             return self.of(value)
         except Exception:
@@ -188,21 +188,21 @@ class Description:
 
 
 def _named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """All modules, as often as they are used, without those that torch.compile puts around others."""
+    """All modules, once for each of their names, without the wrappers of torch.compile."""
     for name, module in model.named_modules(remove_duplicate=False):
         if type(module).__name__ != "OptimizedModule":
             yield name, module
 
 
-def _shown(name: str) -> str:
-    """The name of a module or parameter as it is without torch.compile."""
+def _uncompiled_name(name: str) -> str:
+    """The name that a module or parameter has without torch.compile."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def _names_of(model: nn.Module) -> set[str]:
     """Names that a network may look up when it runs."""
     modules = [module for _, module in _named_modules(model)]
-    values = [value for module in modules for name, value in vars(module).items() if name not in _IDLE_ATTRIBUTES]
+    values = [value for module in modules for name, value in vars(module).items() if name not in _IGNORED_ATTRIBUTES]
     hooks = [hook for module in modules for name in _HOOKS for hook in getattr(module, name).values()]
     kinds = {type(module) for module in modules}
     helpers = {type(value) for value in (*values, *hooks) if not is_installed(type(value))}
@@ -227,7 +227,7 @@ def _changed_by(kind: type, *callables: Any) -> frozenset[str]:
 
 
 def _counters(model: nn.Module) -> set[int]:
-    """Ids of the buffers of integers that modules change when they are called."""
+    """Ids of the integer buffers that modules change when they are called."""
     return {
         id(buffer)
         for module in model.modules()
@@ -237,12 +237,12 @@ def _counters(model: nn.Module) -> set[int]:
 
 
 def _is_described(value: Any) -> bool:
-    """Whether an object is the user's own, does something, or is fitted; others, such as loggers, know the program."""
+    """Whether an object is of a user's class, callable or an estimator; others, as loggers, refer to the program."""
     return not is_installed(type(value)) or callable(value) or hasattr(value, "get_params")
 
 
 def _kept(state: Mapping[str, Any], kind: type, changed: frozenset[str]) -> dict[str, Any]:
-    """Attributes of an object of a class, without those that its code changes or remembers."""
+    """Attributes of an object of a class, without cached properties and those that its code changes."""
     remembered = {k for k, v in attributes_of(kind).items() if isinstance(v, functools.cached_property)}
     return {name: value for name, value in state.items() if name not in changed | remembered}
 
@@ -258,12 +258,12 @@ def _own_parts(kind: type) -> dict[str, Any]:
     }
 
 
-def _without_idle(entries: Any) -> Any:
-    """A configuration without the entries that do not change what is computed, and those of no concern to others."""
+def _without_ignored(entries: Any) -> Any:
+    """A configuration without private entries and those that do not change the output of a network."""
     if not isinstance(entries, dict):
         return entries
     return {
-        name: _without_idle(entry)
+        name: _without_ignored(entry)
         for name, entry in entries.items()
-        if name not in _IDLE_ENTRIES and not str(name).startswith("_")
+        if name not in _IGNORED_ENTRIES and not str(name).startswith("_")
     }

@@ -1,4 +1,4 @@
-"""The cache of an earlier extraction, which is continued only if it is of the same network, settings and data."""
+"""Finds the cache of an earlier extraction, which is continued only for the same network, settings and data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from skexit.extraction._batches import RANDOM_INPUTS
 
 
 def find_cache(path: str | os.PathLike[str], origin: dict[str, str], check_data: bool) -> FeatureCache | None:
-    """The cache in a folder, None where there is none; a ValueError says if it is of something else."""
+    """The cache in a folder, or None if there is none. Raises a ValueError if the cache is of another extraction."""
     try:
         found = FeatureCache(path, allow_partial=True)
     except FileNotFoundError:
@@ -21,13 +21,13 @@ def find_cache(path: str | os.PathLike[str], origin: dict[str, str], check_data:
     check_same_cache(found.path, differences(found.origin, origin | {"first input": first_input}))
     if check_data and first_input != origin["first input"]:
         raise ValueError(
-            f"the folder {str(found.path)!r} holds a cache that differs in first input. Give another folder, or the "
-            f"loader it was begun with. {RANDOM_INPUTS}"
+            f"the folder {str(found.path)!r} holds a cache that differs in first input. Give another folder, or "
+            f"the loader that the cache was started with. {RANDOM_INPUTS}"
         )
     return found
 
 
 def check_costs(found: FeatureCache, layout: ExitLayout) -> None:
-    """Raise a ValueError unless a cache has the costs of the example that was stated."""
+    """Raise a ValueError unless the costs of a cache are those of `example_input`."""
     there = {"costs of the layout": found.layout.costs.tolist()}
     check_same_cache(found.path, differences(there, {"costs of the layout": layout.costs.tolist()}))

@@ -1,4 +1,4 @@
-"""Run a network once over a loader and keep what it says and knows at each exit."""
+"""Run a network once over a loader and store the logits and features of each exit."""
 
 from __future__ import annotations
 
@@ -56,41 +56,41 @@ from skexit.extraction._parts import Worker, extract_as_worker, found_parts, is_
 class ExitExtractor:
     """Run a network once over a data set and cache logits and features of each exit.
 
-    Forward hooks pool the outputs of the named modules while the network runs, so that feature
-    maps are freed at once and each input passes through the network exactly once.
+    Forward hooks pool the outputs of the named modules while the network runs. Feature maps are
+    freed at once, and each input passes through the network exactly once.
 
     Parameters
     ----------
     model : torch.nn.Module
-        A trained network, on the device on which it is to run. It is used in evaluation mode and left as it was found.
+        A trained network, on the device on which it should run. It runs in evaluation mode and is not changed.
     exits : sequence of str or of modules, default=None
-        Names of the modules after which the network can stop, or these modules, in forward order. By default
-        :func:`~skexit.backbone.exit_points` of the model.
+        Names of the modules after which the network can stop, or these modules, in forward order. By default found
+        by :func:`~skexit.backbone.exit_points`.
     example_input : tensor, tuple of tensors or dict of tensors, default=None
-        One batch of inputs. Its first row, such as a text of typical length, is the one whose costs all caches have;
-        by default it is the first row that the extractor reads, padded as it is there. Exits are found with the
-        batch where `exits` is None and the model of no known family.
+        One batch of inputs. The costs in all caches are those of its first row, such as a text of typical length. By
+        default they are those of the first row that the extractor reads, with its padding. The batch also serves to
+        find exits, if `exits` is None and the model belongs to no known family.
     pool : str, sequence of str or callable, default="auto"
-        What is kept of a module's output. Of feature maps (4 dimensions) ``"avg"``, ``"max"``, ``"grid2"`` (averages on
-        a 2 x 2 grid) or ``"grid4"``; of volumes (5) ``"avg"``, ``"max"`` or ``"grid2"``; of sequences (3) ``"first"``,
-        ``"last"``, ``"mean"`` or ``"max"`` of the tokens that the attention mask counts, see the notes. ``"cov"``
-        keeps second moments of the channels of any of these, and ``"cov32"`` those of 32 random projections of the
-        channels. Several are joined in the order given. ``"auto"`` is ``("avg", "max", "grid2")`` for maps and volumes,
-        and ``("first", "mean")`` for sequences. A callable gets the tensor and gives
-        one of shape (n_samples, n_features); a cache knows it by its code, what the code reads, and its state, or by
-        its attribute ``fingerprint``, a string, if it has one. Two-dimensional outputs are kept as they are.
+        How features are computed from the output of an exit's module. For feature maps (4 dimensions): ``"avg"``,
+        ``"max"``, ``"grid2"`` (averages on a 2 x 2 grid) or ``"grid4"``. For volumes (5): ``"avg"``, ``"max"`` or
+        ``"grid2"``. For sequences (3): ``"first"``, ``"last"``, ``"mean"`` or ``"max"`` of the tokens that the
+        attention mask counts, see the notes. For all of these: ``"cov"``, the second moments of the channels, or
+        ``"cov32"``, those of 32 random projections of the channels. Several are joined in the order given. ``"auto"``
+        is ``("avg", "max", "grid2")`` for maps and volumes, and ``("first", "mean")`` for sequences. A callable gets
+        the tensor and returns one of shape (n_samples, n_features). Caches identify it by its attribute
+        ``fingerprint``, a string, or else by its code and state. Two-dimensional outputs are not pooled.
     channels : {"auto", "first", "last"} or dict of str to str, default="auto"
-        Axis of the channels in the exits' outputs: the one after the samples, or the last. ``"auto"`` tells it from
-        the layers that the network calls. A dict has exits as keys; others are told.
+        Axis of the channels in the exits' outputs: the one after the samples, or the last. ``"auto"`` infers it from
+        the layers that the network calls. A dict has exits as keys; the axis of other exits is inferred.
     head : "output", None, list of n_exits str or None, or dict of str to str, default="output"
-        What gives the logits. ``"output"``: the network's own output, a tensor or something with ``logits``, is the
-        last exit's. Where it has logits of several exits, in nested lists, tuples, dicts or dataclasses, or stacked to
-        (n_samples, n_exits, n_classes) or (n_exits, n_samples, n_classes), or those of a binary network, one for each
-        exit, joined to (n_samples, n_exits) or (n_exits, n_samples), each belongs to the last exit that it follows
-        from, or to a later one if it needs much of what the network does in between. None: no exit has logits.
-        A list names the module that is the head of each exit, None for an exit without one; ``"output"`` is allowed in
-        it. A dict has exits as keys, and says the same by name:
-        ``{"layer1": "head1", "layer2": "output"}``. The single logit z of a binary network becomes ``[0, z]``.
+        Where logits come from. ``"output"``: the network's own output, a tensor or an object with ``logits``, has those
+        of the last exit. It may also have logits of several exits: in nested lists, tuples, dicts or dataclasses;
+        stacked to (n_samples, n_exits, n_classes) or (n_exits, n_samples, n_classes); or, in a binary network with one
+        logit per exit, joined to (n_samples, n_exits) or (n_exits, n_samples). Logits belong to the last exit from
+        which they are computed, or to a later exit if they need much of the computation in between. None: no exit has
+        logits. A list has the name of the module that is the head of each exit, ``"output"``, or None for no head. A
+        dict has the same by the names of exits: ``{"layer1": "head1", "layer2": "output"}``. The single logit z of a
+        binary network becomes ``[0, z]``.
     dtype : {"float32", "float16"}, default="float32"
         Type in which logits and features are stored.
     cost_unit : {"FLOPs", "MACs", "ms"}, default="FLOPs"
@@ -100,28 +100,28 @@ class ExitExtractor:
     ------
     ValueError
         If `exits` or `head` name a module that the network does not have, `pool` is unknown, or
-        `exits` and `example_input` are None and the model of no known family.
+        `exits` and `example_input` are None and the model belongs to no known family.
 
     See Also
     --------
     skexit.backbone.exit_points : Exit points of well-known backbones.
-    skexit.backbone.exit_costs : What it costs to reach each exit.
+    skexit.backbone.exit_costs : Measures the cost of each exit.
 
     Notes
     -----
-    A feature map of C channels is kept as C numbers by ``"avg"`` and by ``"max"``, 4 C by
-    ``"grid2"``, 16 C by ``"grid4"``, and 6 C by default. Each takes four bytes in the cache, two as
-    float16; a linear head for n_classes costs 2 n_classes FLOPs for each of them. Of a volume ``"grid2"`` keeps 8 C.
+    A feature map of C channels becomes C features by ``"avg"`` and by ``"max"``, 4 C by ``"grid2"`` (8 C for a volume),
+    16 C by ``"grid4"``, and 6 C by default. Each feature takes four bytes in the cache, or two as float16; a linear
+    head for n_classes costs 2 n_classes FLOPs per feature.
 
-    ``"cov"`` averages the products of any two channels a and b over places or tokens. It keeps their signed square
-    roots ``m / sqrt(|m| + 1e-4)`` for a ≤ b, C (C + 1) / 2 numbers. Of more than 64 channels, or the number in the
-    name, it takes that many sums with fixed random signs first, divided by the square root of C. With R channels after
-    that and P places, the R² P multiply-adds, and C R P for the sums, are in the ``head_costs`` of the layout, for
-    exits without logits of their own.
+    ``"cov"`` averages the products of any two channels a and b over places or tokens. Features are the signed square
+    roots ``m / sqrt(|m| + 1e-4)`` of these means m for a ≤ b: C (C + 1) / 2 numbers. More than 64 channels, or more
+    than the number in the name, are first replaced by that many sums of channels with fixed random signs, divided by
+    the square root of C. With R channels after that and P places, the R² P multiply-adds, and C R P for the sums, are
+    in the ``head_costs`` of the layout, for exits without logits of their own.
 
-    Where a network makes fewer tokens than its attention mask has positions, as audio networks do, each token stands
-    for an equal share of the positions, and counts where one of them does. A Hugging Face network that has the method
-    ``_get_feat_extract_output_lengths`` says itself how many tokens a sample has after it.
+    If a network makes fewer tokens than its attention mask has positions, as audio networks do, each token stands for
+    an equal share of the positions, and counts if one of them does. If a Hugging Face network has the method
+    ``_get_feat_extract_output_lengths``, this method determines the number of tokens of each sample.
 
     Examples
     --------
@@ -165,10 +165,10 @@ class ExitExtractor:
         self.head = head
         self.dtype = dtype
         self.cost_unit = cost_unit
-        #: The input that costs are of; None until one was read.
+        #: The input whose costs are measured; None until one is read.
         self._example = None if example_input is None else _first_row(example_input)
-        self._states_example = example_input is not None
-        #: What was found with the example, by the fingerprint of the model.
+        self._has_example_input = example_input is not None
+        #: Results for the example, by the fingerprint of the model.
         self._own: dict[str, OwnLogits | None] = {}
         self._costs: dict[str, ExitCosts] = {}
 
@@ -185,32 +185,32 @@ class ExitExtractor:
     ) -> FeatureCache:
         """Run the network over a loader and write a cache.
 
-        When the folder holds a cache that did not come to its end, extraction goes on where it stopped.
+        If the folder has an unfinished cache, the extraction continues where it stopped.
 
         Parameters
         ----------
         loader : iterable
-            Gives batches in the same order each time: x, (x, y), several inputs and then y, as (ids, mask, y), or a
-            dict or dataclass whose ``labels`` or ``label`` is y. x is a tensor, a tuple of tensors that are passed by
-            position, or a dict of tensors that are passed by keyword; the ``attention_mask`` among these also masks
-            tokens when they are pooled. y has one number or string a row.
+            Yields batches in the same order each time: x; (x, y); several inputs followed by y, such as (ids, mask, y);
+            or a dict or dataclass whose ``labels`` or ``label`` is y. x is a tensor, a tuple of tensors that are passed
+            by position, or a dict of tensors that are passed by keyword; an ``attention_mask`` among these also masks
+            tokens in pooling. y has one number or string per row.
         path : str or path-like
             Folder of the cache: new, empty, or of an earlier extraction.
         classes : array-like of shape (n_classes,), default=None
-            Class labels in the order of the logits, kept in the layout. Where they are names and
-            the loader gives integers, these are indices of classes.
+            Class labels in the order of the logits, stored in the layout. If they are names and
+            the labels of the loader are integers, these are indices of classes.
         shard_rows : int, default=None
-            Rows after which a part of the cache is complete and survives a crash. By default as
-            many as make about 64 MiB.
+            Number of rows after which a part of the cache is on disk and survives a crash. By default
+            as many as take about 64 MiB.
         worker : "torchrun" or tuple of two int, default=None
-            Which of several processes this is that extract into the same folder, each some of the rows:
+            If several processes extract into the same folder, each some of the rows: this process as
             ``(rank, n_workers)``, or ``"torchrun"`` for the ``RANK`` and ``WORLD_SIZE`` that torchrun sets. Each
-            returns when the whole cache is there. By default there is no other.
+            process returns when the whole cache is complete. By default there is one process.
         check_data : bool, default=True
-            Whether all rows that the folder has already are compared with the loader, by their labels and by
-            checksums of their inputs. The loader is read for this, the network does not run. False takes them on
-            trust: a complete cache of as many rows as the loader gives is returned at once, and inputs may have been
-            changed at random since.
+            Whether all cached rows are compared with those of the loader, by their labels and by checksums of
+            their inputs. This reads the loader but does not run the network. With False, a complete cache with
+            as many rows as the loader is returned at once, and inputs may differ from those of the cached rows,
+            such as after random changes.
         progress : bool, default=True
             Show a progress bar, if the output is a terminal.
 
@@ -222,10 +222,10 @@ class ExitExtractor:
         Raises
         ------
         ValueError
-            If the loader is empty, shuffles, or gives other labels or inputs than the cache has; the folder holds the
-            cache of another model, with other settings or of other data; or the network does not call each exit exactly
-            once, or gives infinities or NaN. With several workers also if the loader's rows cannot be read by index,
-            costs are times, or one process has begun to extract into the folder.
+            If the loader is empty, shuffles, or has other labels or inputs than the cache; the folder has the cache of
+            another model, other settings or other data; or the network does not call each exit exactly once, or its
+            outputs are infinite or NaN. With several workers also if rows of the loader cannot be read by index, the
+            costs are in ``"ms"``, or a single process has started an extraction into the folder.
         RuntimeError
             If another process is extracting into the folder.
         """
@@ -249,12 +249,12 @@ class ExitExtractor:
         n_rows = count_rows(loader)
         if found is not None and found.complete and found.n_rows == n_rows and not check_data:
             return found
-        if found is not None and self._states_example and self.cost_unit != "ms":
+        if found is not None and self._has_example_input and self.cost_unit != "ms":
             check_costs(found, self._layout(origin["model"], found.layout.n_logits, found.layout.n_features, classes))
         with evaluating(self.model):
             own = self._find_own_logits(origin["model"])
             outputs = self._run_all(skip_cached_rows(chain([first], batches), found, check_data), own)
-            # Running one batch before the folder is made: what cannot be extracted leaves no cache behind.
+            # One batch runs before the folder is made, so that an error leaves no cache behind.
             first_output = list(islice(outputs, 1))
             if found is not None and found.complete and not first_output:
                 return found
@@ -280,7 +280,7 @@ class ExitExtractor:
         if self.cost_unit == "ms":
             raise ValueError(
                 "cost_unit='ms' is measured anew by each worker, while others use the same machine. Extract with "
-                "cost_unit='FLOPs', and give the layout the times that skexit.runtime.measure_latency finds."
+                "cost_unit='FLOPs', and put the times that skexit.runtime.measure_latency measures into the layout."
             )
         return self.extract(loader, path, **options)
 
@@ -298,7 +298,7 @@ class ExitExtractor:
     def _run(
         self, batch: Batch, channels: Mapping[str, str], axes: Mapping[str, int], own: OwnLogits | None
     ) -> _Output:
-        """Pass one batch through the network, pooling what each exit gives as soon as it gives it."""
+        """Run the network on one batch, and pool the output of each exit as soon as it is computed."""
         device = device_of(self.model)
         inputs = map_tensors(lambda tensor: tensor.to(device, non_blocking=True), batch.inputs)
         place = attention_mask_in(self.model, inputs)
@@ -345,17 +345,17 @@ class ExitExtractor:
 
     def _hook_logits(self, name: str, logits: list[tuple[str, torch.Tensor]]) -> torch.utils.hooks.RemovableHandle:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
-            # The network may go on to work on them in place.
+            # The network may change them in place afterwards.
             logits.append((name, _as_logits(output, f"the head {name!r}").clone()))
 
         return hook_calls(self.model, name, keep)
 
     def _network_logits(self, output: Any, own: OwnLogits | None) -> list[torch.Tensor | None]:
-        """Logits of each exit in the network's own output, None where a module or nothing is the head."""
+        """Logits of each exit in the network's own output; None for exits with another head or none."""
         found = [None] * len(self.exits) if own is None else own.read(output)
         logits: list[torch.Tensor | None] = []
         for k, (head, of_exit) in enumerate(zip(self._heads, found, strict=True)):
-            # One name stands for all exits that the output has logits of.
+            # head="output" stands for all exits whose logits are in the output.
             if of_exit is not None and NETWORK_OUTPUT in (self.head, head):
                 logits.append(_as_logits(of_exit, f"the network's output for exit {self.exits[k]!r}"))
             else:
@@ -367,35 +367,35 @@ class ExitExtractor:
         if len(array) != batch.n_rows:
             raise ValueError(
                 f"exit {self.exits[k]!r} gave {part} of shape {array.shape} for {batch.n_rows} inputs; the first "
-                "dimension of a module's output, or of sequences the second, must be the samples."
+                "dimension of a module's output, or the second in sequences, must be the samples."
             )
         if not np.isfinite(array).all():
             if part == "logits" and not (np.isnan(array) | np.isposinf(array)).any():
                 raise ValueError(
-                    f"exit {self.exits[k]!r} gave logits of -inf in batch {batch.number} of the loader. Let the "
-                    "network mask classes by a large negative number such as -1e4, which half precision has, too."
+                    f"exit {self.exits[k]!r} gave logits of -inf in batch {batch.number} of the loader. Mask classes "
+                    "by a large negative number such as -1e4, which half precision can represent, too."
                 )
             raise ValueError(
                 f"exit {self.exits[k]!r} gave {part} that are infinite or NaN in batch {batch.number} of the loader. "
-                "Look at that batch for missing values or a wrong scale."
+                "Check this batch for missing values or a wrong scale."
             )
         return array
 
     def _read_example(self, loader: Iterable[Any]) -> None:
-        """Take the first row of all for the example, rather than that of a part."""
+        """Use the first row of all as the example, rather than the first row of a part."""
         if self._example is None:
             first = next(read_batches(loader, None), None)
             self._example = None if first is None else _first_row(first.inputs)
 
     def _find_own_logits(self, fingerprint: str) -> OwnLogits | None:
-        """Where the network's output has logits of exits; found once."""
+        """The places of exits' logits in the network's output; found once."""
         if fingerprint not in self._own:
             assert self._example is not None
             self._own[fingerprint] = own_logits_or_none(self.model, self._heads, self.exits, self._example)
         return self._own[fingerprint]
 
     def _measure(self, fingerprint: str) -> ExitCosts:
-        """Costs of the example, measured once: caches of one extractor have the same."""
+        """Costs of the example, measured once, so that all caches of one extractor have equal costs."""
         if fingerprint not in self._costs:
             assert self._example is not None
             own = self._find_own_logits(fingerprint)
@@ -405,7 +405,7 @@ class ExitExtractor:
 
     def _new_layout(self, fingerprint: str, output: _Output, classes: ArrayLike | None) -> ExitLayout:
         warn_of_probabilities(
-            output.logits, "Name the module before the softmax as head=, or leave the softmax out of the network."
+            output.logits, "Pass the module before the softmax as head=, or leave the softmax out of the network."
         )
         n_logits = [0 if block is None else block.shape[1] for block in output.logits]
         return self._layout(fingerprint, n_logits, [block.shape[1] for block in output.features], classes)
@@ -419,11 +419,11 @@ class ExitExtractor:
         )
         assert self._example is not None
         pooling = pool_multiply_adds(self.model, self.exits, self._example, self.pool, self.channels)
-        # Heads alone need what is pooled, and an exit with logits of its own has none.
+        # Only heads need pooled features, and an exit with logits of its own has no head.
         return add_heads(layout, np.cumsum(np.where(layout.n_logits, 0, pooling)))
 
     def _origin(self, first: Batch, classes: ArrayLike | None) -> dict[str, str]:
-        """What decides the content of a cache; two extractions that differ in it cannot share one."""
+        """Settings and data that determine the content of a cache; extractions that differ in one need other caches."""
         return {
             "model": model_fingerprint(self.model),
             "exits": json.dumps(list(self.exits)),
@@ -439,7 +439,7 @@ class ExitExtractor:
 
 @dataclass(frozen=True)
 class _Output:
-    """What the network gave for one batch, by exit."""
+    """Logits and features of one batch, by exit."""
 
     logits: list[NDArray[np.float32] | None]
     features: list[NDArray[np.float32]]

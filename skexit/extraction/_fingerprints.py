@@ -1,4 +1,4 @@
-"""Fingerprints of networks and inputs, which tell one extraction from another."""
+"""Fingerprints of networks and inputs, by which extractions are compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Extraction by several processes: each fills a cache of its own with some of the rows, and one joins them."""
+"""Extraction by several processes: each writes some of the rows to a cache, and one process joins the caches."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from skexit.cache._writer import PART
 _FOLDER = re.compile(PART + r"(\d{5})-of-(\d{5})")
 _SECONDS_BETWEEN_LOOKS = 0.2
 
-#: Writes what a loader gives into a folder.
+#: Writes the batches of a loader to a cache in a folder.
 Extract = Callable[[DataLoader[Any], Path], Any]
 
-#: What `ExitExtractor.extract` takes as `worker`.
+#: The `worker` parameter of `ExitExtractor.extract`.
 Worker = str | tuple[int, int] | None
 
 
 def rank_and_size(worker: Worker) -> tuple[int, int]:
-    """Number of this process and how many there are; a ValueError says if there is no such worker.
+    """Rank of this process and number of processes. Raises a ValueError if there is no such worker.
 
-    None is the only one; ``"torchrun"`` is ``RANK`` and ``WORLD_SIZE`` of the environment, or the only one without
-    these.
+    None is the only process; ``"torchrun"`` reads the environment variables ``RANK`` and ``WORLD_SIZE``, by default 0
+    and 1.
     """
     if worker is None:
         return 0, 1
@@ -44,28 +44,28 @@ def rank_and_size(worker: Worker) -> tuple[int, int]:
 
 
 def found_parts(path: Path) -> int:
-    """Into how many parts the rows were divided when the extraction into a folder began, 0 if into none."""
+    """Number of parts into which an earlier extraction into a folder has divided the rows, 0 if there are none."""
     names = [_FOLDER.fullmatch(entry.name) for entry in path.glob(f"{PART}*")]
     sizes = {int(match[2]) for match in names if match}
     if len(sizes) > 1:
         raise ValueError(
-            f"the folder {str(path)!r} holds parts of extractions by {sorted(sizes)} workers; delete those of one."
+            f"the folder {str(path)!r} has parts of extractions by {sorted(sizes)} workers; keep those of one only."
         )
     return sizes.pop() if sizes else 0
 
 
 def count_parts(path: Path, n_parts: int) -> int:
-    """Into how many parts the rows are divided: as when the extraction into a folder began, or else `n_parts`.
+    """Number of parts into which the rows are divided: that of an earlier extraction into the folder, or `n_parts`.
 
-    A ValueError says if the folder has rows that are not in parts: with these, the parts could not be joined.
+    Raises a ValueError if the folder has rows that are not in parts: parts cannot be joined with these.
     """
     found = found_parts(path)
     if not found and (path / MANIFEST).exists():
         cache = FeatureCache(path, allow_partial=True)
-        if cache.n_rows and not cache.complete:  # else the first worker has just joined the parts
+        if cache.n_rows and not cache.complete:  # if complete, the first worker has just joined the parts
             raise ValueError(
                 f"the folder {str(path)!r} has {cache.n_rows} rows already, which are not in parts for several "
-                "workers. Go on with one process, or give another folder."
+                "workers. Continue with one process, or pass another folder."
             )
     return found or n_parts
 
@@ -75,10 +75,10 @@ def part_folder(path: Path, part: int, n_parts: int) -> Path:
 
 
 def extract_part(extract: Extract, loader: Iterable[Any], path: Path, part: int, n_parts: int) -> None:
-    """Run the network over one of the parts, of about as many batches each, and write it to a cache inside the folder.
+    """Run the network over one of the parts, all of about equally many batches, and write a cache inside the folder.
 
-    `extract` takes a loader and a folder, and writes a complete cache of what the loader gives into the folder.
-    `loader` gives all rows; a ValueError says if it has no fixed order of rows that can be read from the middle.
+    `extract` gets a loader and a folder, and writes a complete cache of the loader's rows to the folder. `loader` has
+    all rows. Raises a ValueError if its rows have no fixed order, or cannot be read by index.
     """
     extract(loader_of_part(loader, part, n_parts), part_folder(path, part, n_parts))
 
@@ -89,13 +89,13 @@ def loader_of_part(loader: Iterable[Any], part: int, n_parts: int) -> DataLoader
     if not (isinstance(loader, DataLoader) and isinstance(loader.sampler, SequentialSampler)) or n_rows is None:
         raise ValueError(
             "loader: several workers need a DataLoader of a data set that is read by index, with shuffle=False and a "
-            "batch_size; of all rows, as each worker takes its own."
+            "batch_size. It must have all rows, because each worker selects its own."
         )
-    assert loader.batch_size is not None  # or its rows could not be counted
+    assert loader.batch_size is not None  # else n_rows is None
     n_batches = -(-n_rows // loader.batch_size)
     if n_batches < n_parts:
         raise ValueError(f"loader has {n_batches} batches for {n_parts} workers; give each at least one.")
-    # Parts begin where batches do: a network may answer otherwise, in the last digit, in other batches.
+    # Parts begin where batches do, because the last digits of an output may depend on the batch.
     start, stop = (min(part * n_batches // n_parts * loader.batch_size, n_rows) for part in (part, part + 1))
     return DataLoader(
         Subset(loader.dataset, range(start, stop)),
@@ -112,9 +112,9 @@ def loader_of_part(loader: Iterable[Any], part: int, n_parts: int) -> DataLoader
 
 
 def extract_as_worker(extract: Extract, loader: Iterable[Any], path: Path, rank: int, n_workers: int) -> FeatureCache:
-    """Extract the parts that fall to this worker, wait for the others, and open the whole cache.
+    """Extract the parts of this worker, wait for the other workers, and open the whole cache.
 
-    The first worker joins the parts. An extraction that was begun by another number of workers keeps its parts.
+    The first worker joins the parts. An extraction that was started by another number of workers keeps its parts.
     """
     n_parts = count_parts(path, n_workers)
     if is_complete(path):
@@ -130,9 +130,9 @@ def extract_as_worker(extract: Extract, loader: Iterable[Any], path: Path, rank:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether there is a cache whose extraction came to its end.
+    """Whether a folder has the cache of a finished extraction.
 
-    Before that, its manifest alone is read: workers that wait ask often, of folders with many shards.
+    Of an unfinished cache it reads only the manifest, because workers that wait ask often, and shards may be many.
     """
     try:
         return read_manifest(LocalFolder(path)).complete and FeatureCache(path, allow_partial=True).complete
@@ -141,13 +141,13 @@ def is_complete(path: Path) -> bool:
 
 
 def _wait(path: Path) -> None:
-    """Until other workers have completed a cache; who started them ends all when one fails."""
+    """Wait until other workers have completed a cache. If one fails, the program that started them must end all."""
     while not is_complete(path):
         time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
 def join_parts(path: Path) -> FeatureCache:
-    """Join the complete parts in a folder to the cache of all rows."""
+    """Join the complete parts in a folder into the cache of all rows."""
     n_parts = found_parts(path)
     folders = [part_folder(path, part, n_parts) for part in range(n_parts)]
     cache = merge_caches(folders, path)

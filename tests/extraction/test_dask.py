@@ -71,7 +71,7 @@ def test_a_worker_is_killed(client, tmp_path, expected):
 def test_errors_of_workers_reach_the_caller(client, tmp_path):
     with pytest.raises(ValueError, match="loader has 21 batches for 200 workers"):
         extract_on_dask(client, make_extractor(), make_loader(), tmp_path, n_parts=200)
-    with pytest.raises(ValueError, match="which is none of classes"):
+    with pytest.raises(ValueError, match="which is not in classes"):
         extract_on_dask(client, make_extractor(), make_loader(), tmp_path / "cache", classes=[5, 6, 7])
 
 

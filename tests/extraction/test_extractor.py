@@ -391,13 +391,13 @@ def test_other_labels_are_refused(model, images, labels, tmp_path):
         extractor.extract(stopped_after(3, loader), tmp_path, shard_rows=5)
     other = labels.clone()
     other[7] += 1
-    with pytest.raises(ValueError, match="labels of batch 1 are not those that the cache"):
+    with pytest.raises(ValueError, match="labels of batch 1 differ from those of the same rows in the cache"):
         extractor.extract(DataLoader(TensorDataset(images, other), batch_size=5), tmp_path)
-    with pytest.raises(ValueError, match="labels of batch 0 are not those"):
+    with pytest.raises(ValueError, match="labels of batch 0 differ from those"):
         extractor.extract(DataLoader(images, batch_size=5), tmp_path)
     assert FeatureCache(tmp_path, allow_partial=True).n_rows == 15
     extractor.extract(loader, tmp_path)
-    with pytest.raises(ValueError, match="labels of batch 0 are not those"):
+    with pytest.raises(ValueError, match="labels of batch 0 differ from those"):
         extractor.extract(DataLoader(images, batch_size=5), tmp_path)
 
 
@@ -468,8 +468,8 @@ def test_loaders_of_other_kinds(model, images, labels, tmp_path):
             r"got \{'x': a tensor of shape \(2, 1, 9, 9\), 'name': a list of",
         ),
         ([(torch.zeros(2, 1, 9, 9), torch.zeros(2, 2))], r"labels have shape \(2, 2\)"),
-        (TensorDataset(torch.zeros(2, 1, 9, 9), torch.arange(2)), r"batch 0 has the one label 0, .*DataLoader\("),
-        ([(torch.zeros(1, 9, 9), "cat")], "batch 0 has the one label 'cat', as a single sample"),
+        (TensorDataset(torch.zeros(2, 1, 9, 9), torch.arange(2)), r"batch 0 has only one label, 0, .*DataLoader\("),
+        ([(torch.zeros(1, 9, 9), "cat")], "batch 0 has only one label, 'cat', so it is a sample"),
     ],
 )
 def test_batches_are_checked(model, tmp_path, batches, message):
@@ -489,7 +489,7 @@ def test_batches_are_checked(model, tmp_path, batches, message):
             [(torch.zeros(2, 1, 9, 9), torch.arange(2), torch.arange(2))],
             r"batch 0 .*: a tuple of \(a tensor of .*, a ten",
         ),
-        ((torch.zeros(2, 1, 9, 9), torch.arange(2)), r"batch 1 .*: a tensor of shape \(2,\). A loader gives"),
+        ((torch.zeros(2, 1, 9, 9), torch.arange(2)), r"batch 1 .*: a tensor of shape \(2,\). A loader yields"),
     ],
 )
 def test_what_the_network_raises_names_the_batch(model, tmp_path, loader, note):
@@ -602,7 +602,7 @@ def test_indices_of_named_classes_become_names(model, loader, tmp_path):
 
 
 def test_labels_that_are_no_classes_are_refused_before_the_network_runs(model, loader, tmp_path):
-    with pytest.raises(ValueError, match=r"batch 0 has the label \d+, which is none of classes=\[4, 5, 6\]"):
+    with pytest.raises(ValueError, match=r"batch 0 has the label \d+, which is not in classes=\[4, 5, 6\]"):
         ExitExtractor(model, EXITS).extract(loader, tmp_path / "cache", classes=[4, 5, 6])
     assert not (tmp_path / "cache").exists()
 

@@ -83,10 +83,10 @@ def stopped(loader, n_batches):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x, y: y.__setitem__(12, (y[12] + 1) % 3), "the labels of batch 2 are not those"),
-        (lambda x, y: x[12, 1].add_(1e-3), "the inputs of batch 2 are not those"),
-        (lambda x, y: x[12].copy_(x[12].flip(1)), "the inputs of batch 2 are not those"),
-        (lambda x, y: (x[6:9].copy_(x[6:9].flip(0)), y[6:9].copy_(y[6:9].flip(0))), "of batch 1 are not those"),
+        (lambda x, y: y.__setitem__(12, (y[12] + 1) % 3), "the labels of batch 2 differ from those"),
+        (lambda x, y: x[12, 1].add_(1e-3), "the inputs of batch 2 differ from those"),
+        (lambda x, y: x[12].copy_(x[12].flip(1)), "the inputs of batch 2 differ from those"),
+        (lambda x, y: (x[6:9].copy_(x[6:9].flip(0)), y[6:9].copy_(y[6:9].flip(0))), "of batch 1 differ from those"),
     ],
     ids=["label", "value", "flipped", "order"],
 )

@@ -176,7 +176,7 @@ def test_parts_that_cannot_be_joined_are_kept(tmp_path):
 def test_parts_of_extractions_by_different_numbers_of_workers(tmp_path):
     for n_parts in (2, 3):
         (tmp_path / f"part-00000-of-0000{n_parts}").mkdir()
-    with pytest.raises(ValueError, match=r"holds parts of extractions by \[2, 3\] workers; delete those of one"):
+    with pytest.raises(ValueError, match=r"has parts of extractions by \[2, 3\] workers; keep those of one only"):
         make_extractor().extract(make_loader(), tmp_path, worker=(0, 2))
 
 

@@ -103,7 +103,7 @@ def test_batches_by_position(network, data, by_name, tmp_path):
 def test_all_inputs_by_position_count_as_data(network, data, tmp_path):
     ids, mask, y = data
     fitted(network, (ids, mask, y), tmp_path / "cache")
-    with pytest.raises(ValueError, match=r"the inputs of batch 0 are not those|differs in first input"):
+    with pytest.raises(ValueError, match=r"the inputs of batch 0 differ from those|differs in first input"):
         fitted(network, (ids, mask.flip(1), y), tmp_path / "cache")
 
 
