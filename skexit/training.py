@@ -48,7 +48,7 @@ def joint_cross_entropy(
 ) -> torch.Tensor:
     """Weighted sum of the cross-entropies of all exits.
 
-    With `distillation`, exits before the last one also learn from the logits of the last one, which learns from the
+    With `distillation`, earlier exits also learn from the logits of the last exit. The last exit learns from the
     targets alone.
 
     Parameters
@@ -59,13 +59,13 @@ def joint_cross_entropy(
         Indices of the classes.
     weights : array-like of shape (n_exits,), default=None
         Weight of the loss of each exit. By default ``k / (K * (K + 1))`` for the k-th of K exits, k
-        from 1: later exits weigh more. These sum to one half, as in the paper. Ones give the plain sum.
+        from 1: larger weights for later exits. These sum to one half, as in the paper. Weights of 1 give the plain sum.
     distillation : float, default=0.0
-        Share of an exit's loss, from 0 to 1, that compares it with the last exit in place of the targets:
+        Share of an exit's loss, from 0 to 1, that compares it with the last exit instead of the targets:
         ``(1 - distillation) CE(y, softmax(z)) + distillation T² CE(softmax(t / T), softmax(z / T))``, with the
         logits z of the exit and t of the last exit. No gradient flows through t.
     temperature : float, default=4.0
-        T in the loss of `distillation`; a higher value gives more weight to the classes that are not the answer.
+        T in the loss of `distillation`; a higher value gives more weight to the classes that are not predicted.
 
     Returns
     -------
@@ -75,13 +75,13 @@ def joint_cross_entropy(
     Raises
     ------
     ValueError
-        If there are no logits, or the weights are not one per exit, finite, not negative and not all zero,
-        or `distillation` is not from 0 to 1, or `temperature` is not positive.
+        If there are no logits; the weights are not one per exit, finite, not negative and not all zero;
+        `distillation` is not from 0 to 1; or `temperature` is not positive and finite.
 
     References
     ----------
-    Section 3.1 of "EENet: Learning to Early Exit for Adaptive Inference", where the loss stands in the
-    text without a number.
+    Section 3.1 of "EENet: Learning to Early Exit for Adaptive Inference"; the loss is in the text and has no
+    equation number.
 
     Distillation: Phuong, Lampert. "Distillation-based training for multi-exit architectures." ICCV 2019.
 
@@ -121,50 +121,50 @@ def _check_distillation(distillation: float, temperature: float) -> None:
 def _check_weights(weights: ArrayLike, n_exits: int) -> np.ndarray[Any, np.dtype[np.float64]]:
     values = np.asarray(weights, dtype=np.float64)
     if values.shape != (n_exits,):
-        raise ValueError(f"weights has shape {values.shape}; it must have one for each of {n_exits} exits.")
+        raise ValueError(f"weights has shape {values.shape}; pass one weight for each of {n_exits} exits.")
     if not (np.isfinite(values).all() and (values >= 0).all() and values.any()):
         raise ValueError(f"weights={values.tolist()} must be finite, not negative and not all zero.")
     return values
 
 
 class MultiExitNetwork(nn.Module):
-    """A network with a linear head at each of its exits, to be trained as a whole.
+    """A network with a linear head at each of its exits, for joint training.
 
-    Heads read what the exits' modules give, pooled as in extraction; the last exit answers with the
-    network's own output. Nothing in the network is changed, so that it may be trained before, be
-    frozen by ``network.requires_grad_(False)``, or learn with its heads.
+    Heads read the outputs of the exits' modules, pooled as in extraction; the logits of the last exit are
+    the network's own output. The network is not changed: it may be trained already, be frozen by
+    ``network.requires_grad_(False)``, or learn together with its heads.
 
     Parameters
     ----------
     network : torch.nn.Module
-        A classifier, on the device on which it is to be trained. It is not copied.
+        A classifier, on the device on which it should be trained. It is not copied.
     exits : sequence of str or of modules, or None
-        Names of the modules after which it can stop, or these modules, in forward order, as in extraction; None for
-        :func:`skexit.backbone.exit_points`. The last one stands for the network's own output.
+        Names of the modules after which the network can stop, or these modules, in forward order, as in extraction;
+        None for :func:`skexit.backbone.exit_points`. The last one stands for the network's own output.
     example_input : tensor, tuple of tensors or dict of tensors
-        One input or more, from which the widths of the heads are found. A tuple is passed by position,
-        a dict by keyword; its ``"attention_mask"`` also masks tokens when they are pooled.
+        One input or more, from which the widths of the heads are inferred. A tuple is passed by position,
+        a dict by keyword; its ``"attention_mask"`` also masks tokens in pooling.
     pool : str, sequence of str or callable, default="auto"
-        What the heads see of an exit's output, as in :class:`skexit.extraction.ExitExtractor`.
+        How the inputs of heads are computed from the exits' outputs, as in :class:`skexit.extraction.ExitExtractor`.
     channels : {"auto", "first", "last"} or dict of str to str, default="auto"
-        Axis of the channels in the exits' outputs, as there; a dict has names of the network's modules as keys.
+        Axis of the channels in the exits' outputs, as in ExitExtractor; a dict has names of modules as keys.
 
     Attributes
     ----------
     network : torch.nn.Module
     heads : torch.nn.ModuleList
-        One an exit but the last. A head may be replaced by any module that takes pooled features of
-        shape (n_samples, n_features) and gives logits.
+        One per exit, except the last. A head may be replaced by any module that takes pooled features of
+        shape (n_samples, n_features) and returns logits.
     exits : list of str
         Names of the exits in this module, for ExitExtractor and EarlyExitModel.
     head : list of str
-        Names of what gives the logits of each exit, for their `head` parameter.
+        Name of the head of each exit, or ``"output"``, for the `head` parameter of these classes.
     pool : str, sequence of str or callable
 
     Raises
     ------
     ValueError
-        If the network has no such module, calls one not exactly once or in another order, or gives no logits.
+        If the network lacks one of the modules, does not call each exactly once in this order, or returns no logits.
 
     See Also
     --------
@@ -190,7 +190,7 @@ class MultiExitNetwork(nn.Module):
     ...     joint_cross_entropy(model(x), y).backward()
     ...     _ = optimizer.step()
 
-    From here on it is a network like any other, whose exits have logits:
+    The trained model is then used like any other network whose exits have logits:
 
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     cache = ExitExtractor(model, model.exits, head=model.head).extract([(x, y)], folder)
@@ -232,7 +232,7 @@ class MultiExitNetwork(nn.Module):
         Parameters
         ----------
         *args, **kwargs : tensor
-            As the network takes them.
+            Inputs of the network.
 
         Returns
         -------
@@ -240,10 +240,10 @@ class MultiExitNetwork(nn.Module):
             In forward order.
         """
         logits: list[torch.Tensor] = []
-        output = self._run(args, kwargs, lambda k, features: logits.append(self._answer(k, features)))
+        output = self._run(args, kwargs, lambda k, features: logits.append(self._apply_head(k, features)))
         return [*logits, output]
 
-    def _answer(self, k: int, features: torch.Tensor) -> torch.Tensor:
+    def _apply_head(self, k: int, features: torch.Tensor) -> torch.Tensor:
         head = cast(nn.Linear, self.heads[k])
         return cast(torch.Tensor, head(features.to(head.weight.dtype)))
 
@@ -263,7 +263,7 @@ class MultiExitNetwork(nn.Module):
 
         with ExitStack() as hooks:
             for k, name in enumerate(self._names):
-                # The heads answer at once: a map that a later module changes in place is gone.
+                # Heads run at once, because a later module may change the feature map in place.
                 hook = partial(lambda _, args, output, k, name: see(k, name, output), k=k, name=name)
                 hooks.enter_context(hook_calls(self.network, name, hook))
             output = self.network(*args, **kwargs)

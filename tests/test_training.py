@@ -61,8 +61,8 @@ def test_the_loss_is_the_papers_in_slow_lines(weights):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ([1.0], "weights has shape (1,); it must have one for each of 2 exits."),
-        ([[1.0, 2.0]], "weights has shape (1, 2); it must have one for each of 2 exits."),
+        ([1.0], "weights has shape (1,); pass one weight for each of 2 exits."),
+        ([[1.0, 2.0]], "weights has shape (1, 2); pass one weight for each of 2 exits."),
         ([1.0, -1.0], "weights=[1.0, -1.0] must be finite, not negative and not all zero."),
         ([np.inf, 1.0], "weights=[inf, 1.0] must be finite, not negative and not all zero."),
         ([0.0, 0.0], "weights=[0.0, 0.0] must be finite, not negative and not all zero."),
