@@ -14,7 +14,7 @@ __all__ = [
 
 
 class ExpensiveHeadsWarning(UserWarning):
-    """The heads of a policy cost more than 5 % of the network, which a sample that goes to the last exit pays on top.
+    """The heads of a policy cost more than 5 % of the network, in addition to the network itself.
 
     Parameters
     ----------
@@ -25,8 +25,8 @@ class ExpensiveHeadsWarning(UserWarning):
     --------
     >>> from skexit.exceptions import ExpensiveHeadsWarning
     >>> print(ExpensiveHeadsWarning(0.123))
-    the heads of all exits cost 12.3 % of the network, on top of it. Cheaper ones leave more of a budget to the network:
-    fewer features an exit (pool="avg"), fewer or no hidden units (hidden_layer_sizes), or fewer exits.
+    the heads of all exits add 12.3 % to the cost of the network. To leave more of a budget to the network, use fewer
+    features per exit (pool="avg"), fewer or no hidden units (hidden_layer_sizes), or fewer exits.
     """
 
     def __init__(self, share: float) -> None:
@@ -35,8 +35,8 @@ class ExpensiveHeadsWarning(UserWarning):
 
     def __str__(self) -> str:
         return (
-            f"the heads of all exits cost {100 * self.share:.3g} % of the network, on top of it. Cheaper ones leave "
-            'more of a budget to the network: fewer features an exit (pool="avg"), fewer or no hidden units '
+            f"the heads of all exits add {100 * self.share:.3g} % to the cost of the network. To leave more of a "
+            'budget to the network, use fewer features per exit (pool="avg"), fewer or no hidden units '
             "(hidden_layer_sizes), or fewer exits."
         )
 
@@ -49,7 +49,7 @@ class InconsistentVersionWarning(UserWarning):
     estimator_name : str
         Class of the estimator.
     saved_version : str
-        Version of skexit that saved it, ``"unknown"`` where it was not recorded.
+        Version of skexit that saved it, ``"unknown"`` if it was not recorded.
     current_version : str
         Version of skexit that loads it.
 
@@ -57,8 +57,8 @@ class InconsistentVersionWarning(UserWarning):
     --------
     >>> from skexit.exceptions import InconsistentVersionWarning
     >>> print(InconsistentVersionWarning("ThresholdPolicy", "0.9.0", "0.1.0"))
-    ThresholdPolicy was saved by skexit 0.9.0 and is loaded by skexit 0.1.0. It may fail or decide otherwise than it
-    did. Load it with the version that saved it, or fit it again with this one.
+    ThresholdPolicy was saved by skexit 0.9.0 and is loaded by skexit 0.1.0. It may fail or make different decisions.
+    Load it with the version that saved it, or fit it again with this one.
     """
 
     def __init__(self, estimator_name: str, saved_version: str, current_version: str) -> None:
@@ -70,40 +70,40 @@ class InconsistentVersionWarning(UserWarning):
     def __str__(self) -> str:
         return (
             f"{self.estimator_name} was saved by skexit {self.saved_version} and is loaded by skexit "
-            f"{self.current_version}. It may fail or decide otherwise than it did. Load it with the version that "
+            f"{self.current_version}. It may fail or make different decisions. Load it with the version that "
             "saved it, or fit it again with this one."
         )
 
 
 class LayoutLostWarning(UserWarning):
-    """What the columns of X mean was lost on the way, and had to be guessed.
+    """The layout of X was lost, and the meaning of its columns had to be guessed.
 
     A scaler, ``numpy.asarray``, ``numpy.vstack`` or a file drops the layout of an :class:`~skexit.ExitArray`.
-    An estimator that is given the rest warns if it has to do with one exit, with costs by default, or with
+    An estimator that gets X without a layout warns if it assumes one exit or default costs, or if it uses
     columns that look like logits as features. Pass ``layout=X.layout``, apply transformers by
-    :class:`~skexit.ExitTransformer`, or leave standardising to :class:`~skexit.ExitHeads`.
+    :class:`~skexit.ExitTransformer`, or let :class:`~skexit.ExitHeads` standardise the features.
 
     Examples
     --------
     >>> import warnings
     >>> from skexit.exceptions import LayoutLostWarning
-    >>> warnings.simplefilter("error", LayoutLostWarning)  # rather than go on with a guess
+    >>> warnings.simplefilter("error", LayoutLostWarning)  # an error instead of a guess
     """
 
 
 class RoutersUnusedWarning(UserWarning):
-    """:class:`~skexit.EMExitAssigner` has trained routers that add nothing to the confidence, and decides without them.
+    """:class:`~skexit.EMExitAssigner` decides without its routers, because they add nothing to the confidence.
 
     Examples
     --------
     >>> import warnings
     >>> from skexit.exceptions import RoutersUnusedWarning
-    >>> warnings.simplefilter("ignore", RoutersUnusedWarning)  # where this is no news
+    >>> warnings.simplefilter("ignore", RoutersUnusedWarning)  # if you expect it
     """
 
 
 class UncountedWorkWarning(UserWarning):
-    """The costs of a network leave out the work of operators whose FLOPs are not known.
+    """The costs of a network do not count operators whose FLOPs are not known.
 
     Parameters
     ----------
@@ -114,9 +114,9 @@ class UncountedWorkWarning(UserWarning):
     --------
     >>> from skexit.exceptions import UncountedWorkWarning
     >>> print(UncountedWorkWarning([("mylib::attend", "layers.0")]))
-    costs leave out the work of 'mylib::attend' in the module 'layers.0', whose FLOPs are not known. Give them by
-    torch.utils.flop_counter.register_flop_formula(torch.ops.mylib.attend) on a function of the shapes of its arguments,
-    or measure costs in 'ms' (cost_unit= of an extractor, unit= of exit_costs).
+    costs do not count 'mylib::attend' in the module 'layers.0', whose FLOPs are not known. Decorate a function of the
+    shapes of its arguments with torch.utils.flop_counter.register_flop_formula(torch.ops.mylib.attend), or measure
+    costs in 'ms' (cost_unit= of an extractor, unit= of exit_costs).
     """
 
     def __init__(self, operators: Sequence[tuple[str, str]]) -> None:
@@ -129,10 +129,10 @@ class UncountedWorkWarning(UserWarning):
             modules.setdefault(operator, []).append(module)
         work = "; ".join(f"{operator!r} in the module {_some(names)}" for operator, names in modules.items())
         return (
-            f"costs leave out the work of {work}, whose FLOPs are not known. Give them by "
-            f"torch.utils.flop_counter.register_flop_formula(torch.ops.{next(iter(modules)).replace('::', '.')}) on a "
-            "function of the shapes of its arguments, or measure costs in 'ms' (cost_unit= of an extractor, unit= of "
-            "exit_costs)."
+            f"costs do not count {work}, whose FLOPs are not known. Decorate a function of the shapes of its arguments "
+            "with torch.utils.flop_counter.register_flop_formula(torch.ops."
+            f"{next(iter(modules)).replace('::', '.')}), or measure costs in 'ms' (cost_unit= of an extractor, unit= "
+            "of exit_costs)."
         )
 
 

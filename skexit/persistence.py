@@ -1,7 +1,7 @@
 """Names under which fitted estimators are saved.
 
-joblib, skops and JSON files hold names of types. Public types are saved as ``skexit.NAME``, the others as
-``skexit.persistence.NAME``, wherever their modules are, so that a module can move and files still load.
+joblib, skops and JSON files store the names of types. Public types are saved as ``skexit.NAME``, others as
+``skexit.persistence.NAME``, whatever their modules are: files can still be loaded after a type has moved.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ _ESTIMATORS = [
     "ThresholdPolicy",
 ]
 
-#: Types that skexit's fitted estimators are made of.
+#: Types of skexit in fitted estimators.
 SAVED_TYPES = [f"skexit.{name}" for name in _ESTIMATORS] + [f"skexit.persistence.{name}" for name in _MODULES]
 
-#: What a search by skexit's scorers holds besides. skops asks for the function of a partial on its own.
+#: Other types and functions in a search with skexit's scorers. skops checks the function of a partial separately.
 _IN_SEARCHES = [
     "functools.partial",
     "skexit.model_selection._accuracy_and_cost",
@@ -57,7 +57,7 @@ _IN_SEARCHES = [
 ]
 
 #: Types of fitted estimators and searches, for ``skops.io.load(file, trusted=skexit.TRUSTED_TYPES)``.
-#: None runs anything from the file when it is loaded.
+#: None of them runs code from the file when it is loaded.
 TRUSTED_TYPES = SAVED_TYPES + _IN_SEARCHES
 
 

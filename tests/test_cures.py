@@ -717,7 +717,7 @@ WARNINGS = {
     ),
     "expensive heads": (
         lambda: ThresholdPolicy(budget=1.0, layout=DEAR).fit(np.asarray(FEATURES), y),
-        "fewer features an exit",
+        "fewer features per exit",
         lambda: ThresholdPolicy(budget=1.0, layout=DEAR.replace(costs=[1e4, 1e5])).fit(np.asarray(FEATURES), y),
     ),
     "votes that tie": (

@@ -154,7 +154,7 @@ def between_layers(function):
 )
 def test_what_is_not_counted_is_named(function, operator):
     model, x = between_layers(function), torch.ones(2, 8)
-    with pytest.warns(UncountedWorkWarning, match=rf"leave out the work of '{operator}' in the module '1'") as caught:
+    with pytest.warns(UncountedWorkWarning, match=rf"costs do not count '{operator}' in the module '1'") as caught:
         exit_costs(model, ["0", "2", "3"], x)
     assert [(warning.filename, warning.message.operators) for warning in caught] == [(__file__, [(operator, "1")])]
     with pytest.warns(UncountedWorkWarning, match=operator):
