@@ -1,6 +1,6 @@
-"""Whole models as exits: the cheap ones first, the expensive ones for the samples that stay.
+"""Whole models as exits: cheap models run first, and expensive models run for the samples that continue.
 
-What decides who stays is in :mod:`skexit.policies`; a network that is cut into stages is in :mod:`skexit.runtime`.
+Policies in :mod:`skexit.policies` decide which samples continue. :mod:`skexit.runtime` cuts networks into stages.
 """
 
 from skexit.cascade._cascade import ModelCascade

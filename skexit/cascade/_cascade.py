@@ -28,58 +28,58 @@ from skexit.utils._warnings import warn
 
 @set_module("skexit")
 class ModelCascade(LayoutTransformer):
-    """Exits that are models: a cheap one answers first, and the next ones get the samples that stay.
+    """Exits that are whole models: a cheap model runs first, and the next ones run for the samples that continue.
 
-    The first step of a pipeline that ends in a policy. The models are fitted already, on other rows than the policy
-    will be, and are not fitted again. ``fit_transform`` runs every model on every row: its result is the X on which
-    policies are fitted and searched. ``transform`` runs a model on a row when its logits are first read, so that
-    ``predict`` of the pipeline, or of a policy on what ``transform`` gives, runs each model only for the samples that
-    get there.
+    The cascade is the first step of a pipeline that ends in a policy. The models are fitted already, on other rows
+    than those of the policy, and are not fitted again. ``fit_transform`` runs every model on every row; its result is
+    the X on which policies are fitted and searched. ``transform`` runs a model on a row when its logits are first
+    read. Thus ``predict`` of the pipeline, or of a policy on the result of ``transform``, runs each model only for
+    the samples that reach it.
 
     Parameters
     ----------
     models : list of models, or of (str, model)
-        From cheap to expensive, with names for tables and messages. A model is a fitted classifier with
-        ``predict_proba`` or ``decision_function``, or a torch module that gives logits. All have the same classes.
+        Models from cheap to expensive, with names for tables and messages. A model is a fitted classifier with
+        ``predict_proba`` or ``decision_function``, or a torch module that returns logits. All have the same classes.
     costs : array-like of shape (n_models,), default=None
-        Cost of each model alone for one row, in `cost_unit`. By default milliseconds are measured in ``fit``.
+        Cost of each model alone for one row, in `cost_unit`. By default ``fit`` measures milliseconds.
     cost_unit : str, default=None
-        Unit of `costs`, such as ``"FLOPs"``; ``"ms"`` where they are measured.
+        Unit of `costs`, such as ``"FLOPs"``; ``"ms"`` if they are measured.
     classes : array-like of shape (n_classes,), default=None
         Class labels in the order of the logits of torch modules. By default the sorted classes of the classifiers;
-        where all models are torch modules, they are found in the y that the policy is fitted with.
+        if all models are torch modules, the classes in the y on which the policy is fitted.
     batch_size : int, default=256
-        So many rows at most are given to a model at a time, and serve to measure costs.
+        Largest number of rows on which a model runs at a time. Costs are measured on as many rows.
 
     Attributes
     ----------
     model_costs_ : ndarray of shape (n_models,)
         Cost of each model alone for one row, measured or given.
     layout_out_ : ExitLayout
-        Layout of the X that ``transform`` gives. Its costs are the sums over the models up to each, and its
-        ``network_cost`` that of the last model alone, which would answer if there were no cascade.
+        Layout of the result of ``transform``. The cost of an exit is the sum of the costs of the models up to it;
+        ``network_cost`` is the cost of the last model alone, which would run for all samples without a cascade.
 
     See Also
     --------
     ExitPipeline : Holds the cascade and its policy.
-    stack_exits : X from logits or probabilities that are there already.
+    stack_exits : Makes X from logits or probabilities that are computed already.
 
     Notes
     -----
-    Costs are fractions of that of the last model, so that a sample that goes through all models costs more than 1. They
-    count every model up to the exit; a model where the policy lets nobody leave is not run by ``transform``,
-    and answers are then cheaper than ``mean_cost`` says.
+    Costs are fractions of the cost of the last model, so that a sample that all models process costs more than 1. The
+    cost of an exit counts every model up to it. However, ``transform`` does not run a model at whose exit the policy
+    stops no sample; predictions are then cheaper than ``mean_cost``.
 
-    The logits of a classifier are logarithms of its ``predict_proba``, of which what is below 1e-12 counts as 1e-12, or
-    its ``decision_function`` where it has no ``predict_proba``. Those of a torch module are its output, or the
-    ``logits`` in it, in evaluation mode.
+    The logits of a classifier are the logarithms of its ``predict_proba``, with values below 1e-12 raised to 1e-12, or
+    its ``decision_function`` if it has no ``predict_proba``. The logits of a torch module are its output, or the
+    ``logits`` in its output, in evaluation mode.
 
-    X may be an array, a DataFrame, a sparse matrix, a list of texts, a tensor, or anything else of which rows can be
-    taken. A torch module gets numbers as tensors, on its device and in its precision. The values of a dict are passed
-    to it by keyword, the tensors of a tuple by position.
+    X may be an array, a DataFrame, a sparse matrix, a list of texts, a tensor, or any other object whose rows can be
+    selected. A torch module gets numbers as tensors, on its device and in its precision. The values of a dict are
+    passed to it by keyword, the tensors of a tuple by position.
 
     Times are medians of up to ten runs on the first `batch_size` rows of X; smaller batches take longer per row. Every
-    ``fit``, in each fold of a search, measures them anew. To keep them, pass `costs`, or the fitted cascade in a
+    ``fit``, in each fold of a search, measures them again. To keep them, pass `costs`, or the fitted cascade in a
     :class:`sklearn.frozen.FrozenEstimator`. Clones share the models.
 
     Examples
@@ -107,7 +107,7 @@ class ModelCascade(LayoutTransformer):
         "batch_size": [Interval(Integral, 1, None, closed="left")],
     }
 
-    _makes_exits = True  # of inputs that have none
+    _makes_exits = True  # from inputs that have no exits
 
     def __init__(
         self,
@@ -126,25 +126,25 @@ class ModelCascade(LayoutTransformer):
 
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Any, y: ArrayLike | None = None) -> ModelCascade:
-        """Measure what the models cost, unless `costs` are given; the models stay as they are.
+        """Measure the costs of the models, unless `costs` are given; the models are not changed.
 
         Parameters
         ----------
         X : array-like, DataFrame, list, tensor, or dict or tuple of tensors, with n_samples rows
-            As the models take it. The first `batch_size` rows are used.
+            Inputs of the models. The first `batch_size` rows are used.
         y : ignored
             The models are fitted already.
 
         Returns
         -------
         self : ModelCascade
-            With the costs and the layout.
+            This cascade, with costs and layout.
 
         Raises
         ------
         ValueError
-            If X has no rows; a model is not fitted, tells no probabilities, or lacks a class that another has; or
-            `costs` are not one positive number for each model, or `cost_unit` is given without them.
+            If X has no rows; a model is not fitted, has neither ``predict_proba`` nor ``decision_function``, or lacks a
+            class that another has; or `costs` are not one positive number per model, or missing for a `cost_unit`.
 
         Warns
         -----
@@ -153,7 +153,7 @@ class ModelCascade(LayoutTransformer):
         """
         models, unit = self._models(), self._find_unit()
         classes = self._find_classes(models)
-        self._hold_columns(X, reset=True)
+        self._check_columns(X, reset=True)
         X = indexable(X)
         first = take_rows(X, np.arange(min(number_of_rows(X), self.batch_size)))
         answers = [model.logits(first) for model in models]
@@ -179,19 +179,19 @@ class ModelCascade(LayoutTransformer):
         return self
 
     def fit_transform(self, X: Any, y: ArrayLike | None = None) -> Any:
-        """Measure costs as ``fit`` does, and run every model on every row: the X to fit policies on.
+        """Measure costs as ``fit`` does, and run every model on every row; policies are fitted on the result.
 
         Parameters
         ----------
         X : array-like, DataFrame, list, tensor, or dict or tuple of tensors, with n_samples rows
-            As the models take it; rows that they were not trained on.
+            Inputs of the models, with rows on which they were not trained.
         y : ignored
             The models are fitted already.
 
         Returns
         -------
         ExitArray of shape (n_samples, n_columns)
-            In memory. A DataFrame after ``set_output(transform="pandas")``.
+            Logits in memory. A DataFrame after ``set_output(transform="pandas")``.
         """
         self.fit(X, y)
         source = _LogitsWhenRead(self, X)
@@ -199,24 +199,24 @@ class ModelCascade(LayoutTransformer):
         return self._output(ArraySource(np.hstack(logits)), X)
 
     def transform(self, X: Any) -> Any:
-        """Logits of the models, each run on a row when its logits are first read, and not again.
+        """Logits of the models; a model runs on a row once, when its logits are first read.
 
         Parameters
         ----------
         X : array-like, DataFrame, list, tensor, or dict or tuple of tensors, with n_samples rows
-            As the models take it. It is read later, and must not be changed before.
+            Inputs of the models. They are read later, and must not be changed until then.
 
         Returns
         -------
         ExitArray of shape (n_samples, n_columns)
-            A DataFrame after ``set_output(transform="pandas")``, for which every model runs.
+            Logits, computed when they are read. A DataFrame after ``set_output(transform="pandas")``: all models run.
         """
         check_is_fitted(self)
-        self._hold_columns(X, reset=False)
+        self._check_columns(X, reset=False)
         return self._output(_LogitsWhenRead(self, X), X)
 
-    def _hold_columns(self, X: Any, *, reset: bool) -> None:
-        """Note the columns of a table, or raise a ValueError unless it has those that were noted."""
+    def _check_columns(self, X: Any, *, reset: bool) -> None:
+        """Store the columns of a table if `reset`; otherwise raise a ValueError unless they are the stored ones."""
         if len(getattr(X, "shape", ())) == 2:
             validate_data(self, X, reset=reset, skip_check_array=True)
 
@@ -229,7 +229,7 @@ class ModelCascade(LayoutTransformer):
         ]
 
     def _find_classes(self, models: list[Model]) -> NDArray[Any] | None:
-        """The classes in the order of X; a ValueError where models differ in them."""
+        """The classes in the order of the logits. Raises a ValueError if models have different classes."""
         known = [(model.name, model.classes) for model in models if model.classes is not None]
         if self.classes is not None:
             known.insert(0, ("classes", np.asarray(self.classes)))
@@ -240,7 +240,7 @@ class ModelCascade(LayoutTransformer):
                     cure = "Give all classes" if name == "classes" else "Fit it on rows of every class"
                     raise ValueError(
                         f"{name} lacks the class {missing[0]!r}, which {other} has; all models of a cascade need the "
-                        f"same. {cure}, or leave the model out."
+                        f"same classes. {cure}, or leave the model out."
                     )
         if not known:
             return None
@@ -260,7 +260,7 @@ class ModelCascade(LayoutTransformer):
         return exit_table({"Model": [model.name for model in self._models()]} | cost_columns(self.layout_out_))
 
     def __sklearn_clone__(self) -> Self:
-        """Not fitted, with the same models, which stay fitted."""
+        """A cascade that is not fitted, with the same models, which stay fitted."""
         cloned = type(self)(**self.get_params(deep=False))
         if hasattr(self, "_sklearn_output_config"):
             cloned._sklearn_output_config = copy.deepcopy(self._sklearn_output_config)
@@ -268,14 +268,14 @@ class ModelCascade(LayoutTransformer):
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
-        tags.no_validation = tags.input_tags.sparse = tags.input_tags.string = True  # the models look at the inputs
+        tags.no_validation = tags.input_tags.sparse = tags.input_tags.string = True  # the models check the inputs
         return tags
 
 
 class _LogitsWhenRead:
-    """Logits of the models of a cascade; a model runs on a row when it is read first."""
+    """Logits of the models of a cascade; a model runs on a row when its logits are first read."""
 
-    #: Whoever reads only some rows saves the models' work on the others.
+    #: Models do not run on rows that are not read.
     saves_unread_rows = True
 
     def __init__(self, cascade: ModelCascade, inputs: Any) -> None:
@@ -285,7 +285,7 @@ class _LogitsWhenRead:
         self._classes = layout.classes
         shape = (layout.n_exits, self.n_rows)
         self._is_known = np.zeros(shape, dtype=bool)
-        # Pages that nobody writes take no memory.
+        # Pages that are never written take no memory.
         self._logits = np.empty((*shape, layout.n_logits[0]), dtype=self.dtype)
 
     def read(self, layout: ExitLayout, k: int, part: str, rows: Any) -> NDArray[Any]:
@@ -310,8 +310,8 @@ def _check_widths(models: list[Model], answers: list[NDArray[Any]], classes: NDA
     n_classes = answers[-1].shape[1] if classes is None else len(classes)
     for model, logits in zip(models, answers, strict=True):
         if logits.shape[1] != n_classes:
-            expected = "the last model has" if classes is None else "there are classes: " + str(classes.tolist())
-            raise ValueError(f"{model.name} gives {logits.shape[1]} logits, not {n_classes}, as many as {expected}.")
+            expected = "one per logit of the last model" if classes is None else f"one per class of {classes.tolist()}"
+            raise ValueError(f"{model.name} returns {logits.shape[1]} logits; it must return {n_classes}, {expected}.")
 
 
 def _check_costs(costs: ArrayLike, n_models: int) -> NDArray[np.float64]:
@@ -319,7 +319,7 @@ def _check_costs(costs: ArrayLike, n_models: int) -> NDArray[np.float64]:
     if checked.shape != (n_models,):
         raise ValueError(f"costs has the shape {checked.shape}; give the cost of each of {n_models} models alone.")
     if not (np.isfinite(checked) & (checked > 0)).all():
-        raise ValueError(f"costs={checked.tolist()} must be positive and finite: each is that of a model alone.")
+        raise ValueError(f"costs={checked.tolist()} must be positive and finite: each is the cost of one model alone.")
     return checked
 
 
@@ -332,6 +332,6 @@ def _warn_of_order(models: list[Model], costs: NDArray[np.float64]) -> None:
     for model, cost in zip(models[:-1], costs[:-1], strict=True):
         if cost >= costs[-1]:
             warn(
-                f"{model.name} costs {cost:.4g}, and the last model {costs[-1]:.4g}: to ask it first saves nothing. "
+                f"{model.name} costs {cost:.4g} and the last model {costs[-1]:.4g}, so running it first saves nothing. "
                 "Order the models from cheap to expensive, or leave it out."
             )

@@ -1,4 +1,4 @@
-"""What one model of a cascade takes and answers: a classifier of scikit-learn, or a torch module."""
+"""Inputs and logits of one model of a cascade: a classifier of scikit-learn, or a torch module."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from sklearn.exceptions import NotFittedError
 from skexit.data._blocks import as_numpy, checked_logits, log_of_probabilities
 from skexit.utils._sklearn import _num_samples, _safe_indexing
 
-#: Runs of each model of which the median is its time: the most, and the least if they take more than the seconds.
+#: Largest and smallest number of timed runs of a model, and the seconds after which the smallest number is enough.
 _MOST_RUNS, _LEAST_RUNS, _SECONDS = 10, 3, 5.0
 
 
 class Model:
     """A fitted classifier or a torch module, its number in the cascade, and its name for messages.
 
-    `classes` are those of the classifier, in the order of its answers; None for a torch module, which has none.
+    `classes` are those of the classifier, in the order of its logits; None for a torch module.
     """
 
     def __init__(self, estimator: Any, k: int, name: str | None = None) -> None:
@@ -32,14 +32,14 @@ class Model:
         self.classes = None if self.is_module else self._find_classes()
 
     def logits(self, inputs: Any) -> NDArray[Any]:
-        """Logits of all rows, in the order of its classes; two columns where a binary model gives one."""
+        """Logits of all rows, in the order of the model's classes; two columns if a binary model returns one."""
         logits = self._module_logits(inputs) if self.is_module else self._classifier_logits(inputs)
         width = "n_classes" if self.classes is None else len(self.classes)
         expected = (number_of_rows(inputs), logits.shape[-1] if self.classes is None else width)
         if logits.shape != expected:
             raise ValueError(
-                f"{self.name} answers with an array of shape {logits.shape} for {expected[0]} rows; it must be "
-                f"({expected[0]}, {width}), one column per class. Of an SVC that is decision_function_shape='ovr'."
+                f"{self.name} returns an array of shape {logits.shape} for {expected[0]} rows; it must be "
+                f"({expected[0]}, {width}), one column per class. An SVC needs decision_function_shape='ovr'."
             )
         return logits
 
@@ -66,15 +66,15 @@ class Model:
         classes = getattr(self.estimator, "classes_", None)
         if classes is None:
             raise NotFittedError(
-                f"{self.name} has no classes_: it is not fitted, or no classifier. Fit it first; the models of a "
+                f"{self.name} has no classes_: it is not fitted, or not a classifier. Fit it first; the models of a "
                 "cascade are fitted classifiers of scikit-learn, and torch modules."
             )
         if isinstance(classes, list | tuple) and any(np.ndim(labels) for labels in classes):
-            raise ValueError(f"{self.name} answers several questions at once; a cascade needs models of one target.")
+            raise ValueError(f"{self.name} predicts several targets; a cascade needs models of one target.")
         if not hasattr(self.estimator, "predict_proba") and not hasattr(self.estimator, "decision_function"):
             raise ValueError(
-                f"{self.name} has neither predict_proba nor decision_function, so that nothing tells how sure it is. "
-                "Wrap it in CalibratedClassifierCV, or let it vote with voting='soft'."
+                f"{self.name} has neither predict_proba nor decision_function, so its confidence is not known. Wrap it "
+                "in CalibratedClassifierCV, or pass voting='soft' to a VotingClassifier."
             )
         return np.asarray(classes)
 
@@ -92,28 +92,28 @@ def is_tensor(values: Any) -> bool:
 
 
 def indexable(inputs: Any) -> Any:
-    """The inputs, sparse matrices in a format of which rows can be taken."""
+    """The inputs, with sparse matrices in a format whose rows can be selected."""
     return inputs.tocsr() if issparse(inputs) else inputs
 
 
 def number_of_rows(inputs: Any) -> int:
-    """Rows of the inputs; a ValueError where there are none, or several inputs have different numbers."""
+    """Number of rows. Raises a ValueError if there are none, or several inputs have different numbers of rows."""
     lengths: set[int] = set()
     _map_parts(lambda part: lengths.add(_num_samples(part)), inputs)
     if len(lengths) > 1:
-        raise ValueError(f"the inputs have different numbers of rows: {sorted(lengths)}.")
+        raise ValueError(f"the inputs have different numbers of rows: {sorted(lengths)}. Pass the same rows of each.")
     if not lengths or 0 in lengths:
         raise ValueError("Found array with 0 sample(s) while a minimum of 1 is required by ModelCascade.")
     return lengths.pop()
 
 
 def take_rows(inputs: Any, rows: NDArray[np.intp]) -> Any:
-    """Some rows of the inputs, of the same kind."""
+    """Some rows of the inputs, in the type of the inputs."""
     return _map_parts(lambda part: part[rows] if is_tensor(part) else _safe_indexing(part, rows), inputs)
 
 
 def _map_parts(function: Callable[[Any], Any], inputs: Any) -> Any:
-    """A function of the inputs, or of each of several: of the values of a dict, or the tensors of a tuple."""
+    """Apply a function to the inputs, or to each of several: the values of a dict, or the tensors of a tuple."""
     if isinstance(inputs, Mapping):
         return {name: function(part) for name, part in inputs.items()}
     if isinstance(inputs, tuple) and all(is_tensor(part) for part in inputs):
@@ -122,7 +122,7 @@ def _map_parts(function: Callable[[Any], Any], inputs: Any) -> Any:
 
 
 def _for_module(values: Any, module: Any) -> Any:
-    """Numbers as a tensor on the module's device, floating ones in its precision; texts as they are."""
+    """Numbers as a tensor on the module's device, floats in its precision; texts unchanged."""
     import torch
 
     from skexit.backbone._modules import device_of
@@ -141,7 +141,7 @@ def _for_module(values: Any, module: Any) -> Any:
 
 
 def milliseconds_per_row(answers: Sequence[Callable[[], Any]], n_rows: int) -> NDArray[np.float64]:
-    """Median times of functions, in turns, so that what else the machine does meets all alike."""
+    """Median times of functions, which take turns so that other load on the machine affects all equally."""
     runs: list[list[float]] = []
     start = time.perf_counter()
     while len(runs) < _LEAST_RUNS or (len(runs) < _MOST_RUNS and time.perf_counter() - start < _SECONDS):

@@ -246,13 +246,13 @@ def test_a_model_that_lacks_a_class_is_refused():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (GaussianNB(), r"models\[0\] \(GaussianNB\) has no classes_: it is not fitted, or no classifier"),
-        (Ridge().fit([[0.0], [1.0]], [0, 1]), "no classifier"),
+        (GaussianNB(), r"models\[0\] \(GaussianNB\) has no classes_: it is not fitted, or not a classifier"),
+        (Ridge().fit([[0.0], [1.0]], [0, 1]), "not a classifier"),
         (
             VotingClassifier([("a", GaussianNB())]).fit([[0.0], [1.0]], [0, 1]),
             "neither predict_proba nor decision_function.*voting='soft'",
         ),
-        (KNeighborsClassifier(1).fit([[0.0], [1.0]], [[0, 1], [1, 0]]), "several questions at once"),
+        (KNeighborsClassifier(1).fit([[0.0], [1.0]], [[0, 1], [1, 0]]), "predicts several targets"),
     ],
 )
 def test_models_that_cannot_serve_are_refused(model, message):

@@ -91,10 +91,12 @@ def test_logits_must_be_as_many_as_classes(data, modules):
     X, y = data
     two = GaussianNB().fit(X, y > 0)
     with pytest.raises(
-        ValueError, match=r"'?large'? gives 3 logits, not 2, as many as there are classes: \[False, True"
+        ValueError, match=r"'?large'? returns 3 logits; it must return 2, one per class of \[False, True"
     ):
         ModelCascade([two, ("large", modules[1])], costs=[1, 2]).fit(X)
-    with pytest.raises(ValueError, match=r"models\[0\] \(Linear\) gives 2 logits, not 3, as many as the last model"):
+    with pytest.raises(
+        ValueError, match=r"models\[0\] \(Linear\) returns 2 logits; it must return 3, one per logit of the last model"
+    ):
         ModelCascade([nn.Linear(6, 2), modules[1]], costs=[1, 2]).fit(X)
 
 
