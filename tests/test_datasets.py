@@ -94,7 +94,7 @@ def test_search_over_a_pipeline(as_frame):
 
 def test_accuracy_of_the_network_is_that_of_the_description(outputs):
     accuracy = np.mean(outputs.data.logits(8).argmax(axis=1) == outputs.target)
-    assert float(re.search(r"network's own logits are right for (\.\d+)", outputs.DESCR)[1]) == accuracy
+    assert float(re.search(r"network's own logits have an accuracy of (\.\d+)", outputs.DESCR)[1]) == accuracy
 
 
 def test_reference_accuracies_are_those_of_the_description(outputs):

@@ -1,4 +1,4 @@
-"""Data that comes with the package: what a real network said at its exits."""
+"""Data that comes with the package: logits and features of a real network at its exits."""
 
 from skexit.datasets._cifar10_resnet56 import load_cifar10_resnet56
 

@@ -14,7 +14,7 @@ _DATA = resources.files("skexit.datasets") / "data"
 
 
 def load_cifar10_resnet56(*, return_X_y: bool = False, as_frame: bool = False) -> Any:
-    """Load what a ResNet-56 said of 5,000 test images of CIFAR-10 (classification).
+    """Load the outputs of a ResNet-56 for 5,000 test images of CIFAR-10 (classification).
 
     The network is frozen and has nine exits. The data are its pooled activations at each exit, and
     its logits at the last one; the images and the weights are not included.
@@ -23,7 +23,7 @@ def load_cifar10_resnet56(*, return_X_y: bool = False, as_frame: bool = False) -
     Samples         5,000
     Classes         10
     Exits           9
-    Features        16 / 32 / 64 an exit, in blocks of three
+    Features        16 / 32 / 64 per exit, three exits each
     Logits          10, at the last exit
     Costs           29 to 251 million FLOPs
     ==============  ==========================================
@@ -31,17 +31,17 @@ def load_cifar10_resnet56(*, return_X_y: bool = False, as_frame: bool = False) -
     Parameters
     ----------
     return_X_y : bool, default=False
-        Whether to return ``(data, target)`` in place of a Bunch.
+        Whether to return ``(data, target)`` instead of a Bunch.
     as_frame : bool, default=False
         Whether the data are a DataFrame with columns ``exit0__feature0`` and so on, and the target is a Series.
 
     Returns
     -------
     data : sklearn.utils.Bunch
-        A dictionary whose keys are attributes, too:
+        A dictionary whose keys are also attributes:
 
         data : ExitArray or DataFrame of shape (5000, 346)
-            In float32. A DataFrame keeps costs and classes in its ``attrs``.
+            Features and logits in float32. A DataFrame has costs and classes in its ``attrs``.
         target : ndarray or Series of shape (5000,) of int
             The class of each image.
         frame : DataFrame of shape (5000, 347) or None
@@ -51,7 +51,7 @@ def load_cifar10_resnet56(*, return_X_y: bool = False, as_frame: bool = False) -
         target_names : ndarray of shape (10,) of str
             Names of the classes.
         DESCR : str
-            How the data were made, and what may be done with them.
+            Origin, use and licence of the data.
     (data, target) : tuple
         With ``return_X_y=True``.
 
