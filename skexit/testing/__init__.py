@@ -1,7 +1,7 @@
-"""Checks that hold a policy of your own to the contract of every policy.
+"""Checks that a policy of your own keeps the contract of all policies.
 
-The checks and their data are here; the contract is :class:`skexit.policies.ExitPolicy`. pytest is imported only by
-`parametrize_policy_checks`.
+The contract is :class:`skexit.policies.ExitPolicy`; this package has the checks and their data. Only
+`parametrize_policy_checks` imports pytest.
 """
 
 from skexit.testing._run import check_policy, parametrize_policy_checks, policy_checks

@@ -1,4 +1,4 @@
-"""What holds for every policy, one function for each."""
+"""The rules of the contract of all policies, with one function that checks each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from skexit.data import ExitArray
 from skexit.persistence import TRUSTED_TYPES
 from skexit.runtime import policy_from_json, policy_to_json
 from skexit.testing._fits import N_ROWS, Fit, PolicyFits, count_warnings, fit_quietly, make_data
-from skexit.testing._inspect import exits_one_by_one, honest_scores, lengths_in, score_exits
+from skexit.testing._inspect import declared_scores, exits_one_by_one, lengths_in, score_exits
 
 _BUDGETS = (0.3, 0.55, 0.8, 1.0)
 _WRONG_BUDGETS = (0.0, -0.1, 0.1, 1.01, np.nan, True)
@@ -30,7 +30,7 @@ _ROUNDING = 1e-9
 
 
 def require(condition: Any, problem: str, cure: str) -> None:
-    """Raise an AssertionError unless a condition holds: a problem and its cure, given without their full stops."""
+    """Raise an AssertionError with a problem and its cure, given without full stops, unless a condition holds."""
     if not condition:
         raise AssertionError(f"{problem}. {cure}.")
 
@@ -41,7 +41,7 @@ def check_fitted_attributes(fits: PolicyFits) -> None:
         try:
             fit = fits.on(name)
         except ValueError as error:
-            # A policy may need features, where it says so.
+            # A policy may need features, if its error names them.
             if name == "logits" and "features" in str(error):
                 continue
             raise
@@ -52,17 +52,17 @@ def _require_fitted_attributes(fit: Fit) -> None:
     policy, n_exits = fit.policy, fit.data.X.layout.n_exits
     cure = "Set it in fit_policy, or leave it to fit_thresholds of BudgetedPolicy"
     thresholds: Any = getattr(policy, "thresholds_", None)
-    require(np.shape(thresholds) == (n_exits,), f"thresholds_ is {thresholds!r}, not a number an exit", cure)
+    require(np.shape(thresholds) == (n_exits,), f"thresholds_ is {thresholds!r}, not one number per exit", cure)
     require(
         thresholds[-1] == -np.inf,
         f"the last of thresholds_ is {thresholds[-1]}",
-        "Make it -inf: samples that are left stop at the last exit",
+        "Make it -inf: all remaining samples stop at the last exit",
     )
     shares: Any = getattr(policy, "exit_distribution_", None)
-    require(np.shape(shares) == (n_exits,), f"exit_distribution_ is {shares!r}, not a number an exit", cure)
+    require(np.shape(shares) == (n_exits,), f"exit_distribution_ is {shares!r}, not one number per exit", cure)
     require(
         np.min(shares) >= 0 and np.isclose(np.sum(shares), 1),
-        f"exit_distribution_ is {shares}, which is no distribution",
+        f"exit_distribution_ is {shares}, which is not a distribution",
         "It is the share of the fitting samples that stop at each exit: record_distribution sets it",
     )
     cure = "The fit of ExitPolicy sets it: write fit_policy, and leave fit as it is"
@@ -71,7 +71,7 @@ def _require_fitted_attributes(fit: Fit) -> None:
     layout = getattr(policy, "layout_", None)
     require(
         layout is not None and all(layout.has_logits(k) for k in range(n_exits)),
-        f"layout_ is {layout!r}, not that of exits that all have logits",
+        f"layout_ is {layout!r}, not a layout in which all exits have logits",
         cure,
     )
     costs: Any = getattr(policy, "costs_", None)
@@ -92,7 +92,7 @@ def check_not_fitted(fits: PolicyFits) -> None:
 
 
 def check_exits_follow_scores(fits: PolicyFits) -> None:
-    """A sample stops at the first exit whose score reaches the threshold, and has the answer of that exit."""
+    """A sample stops at the first exit whose score reaches the threshold, and gets the prediction of that exit."""
     for name in ("main", "features"):
         policy, X = fits.on(name).policy, fits.on(name).data.X
         exits, rows = policy.predict_exit(X), np.arange(len(X))
@@ -111,17 +111,17 @@ def check_exits_follow_scores(fits: PolicyFits) -> None:
         probabilities = policy.predict_proba(X)
         require(
             probabilities.shape == (len(X), len(policy.classes_)) and np.allclose(probabilities.sum(axis=1), 1),
-            "predict_proba gives no distribution over classes_",
+            "predict_proba gives no probability distribution over classes_",
             cure,
         )
 
 
 def check_causal(fits: PolicyFits) -> None:
-    """Later exits change neither scores nor exits nor answers of earlier ones."""
+    """Later exits change neither scores nor exits nor predictions of earlier ones."""
     fit = fits.on()
     policy, X = fit.policy, fit.data.X
     scores, exits, answers = policy.exit_scores(X), policy.predict_exit(X), policy.predict(X)
-    cure = "Look at exits up to k only: at their logits and features, and at what score_exit noted in memory"
+    cure = "Use exits up to k only: their logits and features, and the notes of score_exit in memory"
     for k in range(X.layout.n_exits - 1):
         changed, left = _with_other_exits_after(X, k), exits <= k
         problem = f"with other logits and features after exit {k}, "
@@ -138,28 +138,28 @@ def check_causal(fits: PolicyFits) -> None:
         )
         require(
             np.array_equal(policy.predict(changed)[left], answers[left]),
-            f"{problem}samples that have stopped have other answers",
+            f"{problem}samples that have stopped have other predictions",
             cure,
         )
 
 
 def check_batches(fits: PolicyFits) -> None:
-    """Samples have the same scores, exits and answers in any batch and any order."""
+    """Samples have the same scores, exits and predictions in any batch and any order."""
     fit = fits.on()
     policy, X = fit.policy, fit.data.X
     order = np.random.default_rng(0).permutation(len(X))
     scores, exits, answers = policy.exit_scores(X), policy.predict_exit(X), policy.predict(X)
-    cure = "Score each sample by itself: what depends on many samples is learned in fit_policy"
+    cure = "Score each sample by itself, and compute in fit_policy what depends on many samples"
     for rows in (order, order[:40], *order[:5, None]):
         batch = X[rows]
         problem = f"in a batch of {len(rows)} of the {len(X)} rows, in another order, samples have other"
         require(_close(policy.exit_scores(batch), scores[rows]), f"{problem} exit_scores", cure)
         require(np.array_equal(policy.predict_exit(batch), exits[rows]), f"{problem} exits", cure)
-        require(np.array_equal(policy.predict(batch), answers[rows]), f"{problem} answers", cure)
+        require(np.array_equal(policy.predict(batch), answers[rows]), f"{problem} predictions", cure)
 
 
 def check_budget(fits: PolicyFits) -> None:
-    """The mean cost on the fitting data is the budget to one sample, or is less and a warning says so."""
+    """The mean cost on the fitting data is within the budget, and within one sample's cost of it unless it warns."""
     for name in ("main", "binary", "weighted") if fits.takes_weights else ("main", "binary"):
         fit = fits.on(name)
         if getattr(fit.policy, "budget", None) is not None:
@@ -182,8 +182,8 @@ def _require_budget(policy: Any, fit: Fit, warned: bool) -> None:
     require(spent <= budget + _ROUNDING, problem, cure)
     require(
         warned or spent >= budget - policy.costs_[-1] * weight.max() / weight.sum() - _ROUNDING,
-        f"{problem}, more than one sample's cost below, and no warning says so",
-        f"{cure}; warn where some of the budget is left on purpose",
+        f"{problem}, more than one sample's cost below the budget, and there is no warning",
+        f"{cure}; warn if some of the budget is left on purpose",
     )
     require(
         np.isclose(policy.exit_distribution_ @ policy.costs_, spent),
@@ -201,19 +201,19 @@ def check_meet_budget(fits: PolicyFits) -> None:
         joblib.hash(vars(fit.policy)),
         np.sort(np.argsort(fit.policy.predict_exit(fit.data.X))[N_ROWS // 3 :]),
     )
-    hard = fit.data.X[rows]  # without those that leave first
+    hard = fit.data.X[rows]  # without the samples that stop first
     for policy in (fit.policy, fit.policy.without_fit_state()):
         adapted, n_warnings = count_warnings(partial(policy.meet_budget, hard))
         _require_budget(adapted, Fit(adapted, replace(fit.data, X=hard, y=fit.data.y[rows]), False), n_warnings > 0)
     require(
         joblib.hash(vars(fit.policy)) == before,
         "meet_budget changes the policy that it is called on",
-        "In choose_thresholds, set attributes anew rather than change arrays in place",
+        "In choose_thresholds, assign new arrays to attributes rather than change arrays in place",
     )
 
 
 def check_wrong_budgets(fits: PolicyFits) -> None:
-    """A budget that cannot be met is a ValueError, in ``fit`` and in ``with_budget``."""
+    """``fit`` and ``with_budget`` raise a ValueError if the budget cannot be met."""
     if "budget" not in fits.policy.get_params():
         return
     data = make_data("main")
@@ -224,13 +224,13 @@ def check_wrong_budgets(fits: PolicyFits) -> None:
         for name, call in calls.items():
             require(
                 _raises(ValueError, call, "budget"),
-                f"{name} accepts budget={budget}, where the first exit costs {data.X.layout.cost_fractions[0]}",
+                f"{name} accepts budget={budget}; the first exit costs {data.X.layout.cost_fractions[0]}",
                 "Raise a ValueError that names budget, as fit and with_budget of the base class do",
             )
 
 
 def _raises(kind: type[Exception], call: Callable[[], Any], word: str = "") -> bool:
-    """Whether a call raises an error that has a word in its message."""
+    """Whether a call raises an error whose message contains a word."""
     try:
         call()
     except kind as error:
@@ -248,43 +248,43 @@ def check_with_budget_copies(fits: PolicyFits) -> None:
     require(
         joblib.hash(vars(policy)) == before,
         "with_budget changes the policy that it is called on",
-        "In apply_budget and choose_thresholds, set attributes anew rather than change arrays in place",
+        "In apply_budget and choose_thresholds, assign new arrays to attributes rather than change arrays in place",
     )
 
 
 def check_without_fit_state(fits: PolicyFits) -> None:
-    """``without_fit_state`` holds nothing of single rows, and answers alike."""
+    """``without_fit_state`` holds no data of single rows, and gives the same predictions."""
     fit, large = fits.on(), fits.on("large")
     light = fit.policy.without_fit_state()
-    cure = "Keep what with_budget needs of the rows in fit_state_ only, which without_fit_state drops"
+    cure = "Keep the data of rows that with_budget needs in fit_state_ only, which without_fit_state drops"
     require(N_ROWS not in lengths_in(light), f"without_fit_state() holds an array or list of {N_ROWS} rows", cure)
     n_more = len(large.data.y) - len(fit.data.y)
     grown = len(pickle.dumps(large.policy.without_fit_state())) - len(pickle.dumps(light))
     require(grown < n_more, f"fitted on {n_more} more rows, without_fit_state() pickles to {grown} more bytes", cure)
-    _require_same_answers(light, fit, "without_fit_state()", "Let score_exit use nothing of fit_state_")
+    _require_same_answers(light, fit, "without_fit_state()", "Do not use fit_state_ in score_exit")
 
 
 def check_parameters(fits: PolicyFits) -> None:
-    """Fitting leaves the parameters as they were, and ``clone`` copies them."""
+    """Fitting does not change the parameters, and ``clone`` copies them."""
     unfitted, fitted = fits.unfitted(), fits.on().policy
     require(
         joblib.hash(fitted.get_params()) == joblib.hash(unfitted.get_params()),
         "fit changes parameters",
-        "Keep what is learned in attributes that end with an underscore; clone estimators that are parameters",
+        "Keep results of fit in attributes that end with an underscore; clone estimators that are parameters",
     )
 
 
 def check_fitting_again(fits: PolicyFits) -> None:
-    """An earlier fit, here on other data, leaves nothing behind."""
+    """An earlier fit, here on other data, does not change the result."""
     fit = fits.on()
     again = copy.deepcopy(fits.on("binary").policy)
     fit_quietly(again, fit.data)
-    cure = "In fit_policy, set each attribute anew, and take draws from check_random_state(self.random_state)"
+    cure = "In fit_policy, set each attribute again, and draw from check_random_state(self.random_state)"
     _require_same_fit(again, fit, "fitted before, on other data", cure)
 
 
 def check_scaled_weights(fits: PolicyFits) -> None:
-    """Weights multiplied by a constant change nothing, and equal weights are as none."""
+    """Multiplying all weights by a constant changes nothing, and equal weights have the effect of none."""
     cure = "Leave fit as it is: it makes the mean of the weights 1 before fit_policy sees them"
     if fits.takes_weights:
         _require_same_fit(fits.on("heavy").policy, fits.on("weighted"), "with all weights times 7e6", cure)
@@ -293,26 +293,26 @@ def check_scaled_weights(fits: PolicyFits) -> None:
 
 
 def check_zero_weights(fits: PolicyFits) -> None:
-    """Rows of zero weight are as absent."""
+    """Rows of zero weight have no effect."""
     cure = "The fit of ExitPolicy drops these rows: write fit_policy, and leave fit as it is"
     if fits.takes_weights:
         _require_same_fit(fits.on("dropped").policy, fits.on("weighted"), "without the rows of zero weight", cure)
 
 
 def check_memory(fits: PolicyFits) -> None:
-    """Each note in memory has a row for each sample."""
+    """Each note in memory has one row per sample."""
     fit = fits.on()
     for k, _, memory in score_exits(fit.policy, fit.data.X):
         for name, noted in memory.items():
             require(
                 np.ndim(noted) > 0 and len(noted) == len(fit.data.y),
                 f"after exit {k}, memory[{name!r}] has the shape {np.shape(noted)} for {len(fit.data.y)} samples",
-                "Note arrays with a row for each sample: rows are dropped as samples leave",
+                "Note arrays with one row per sample: rows are dropped when samples stop",
             )
 
 
 def check_what_scores_need(fits: PolicyFits) -> None:
-    """Scores depend on no exits that ``earlier_exits``, and no features that ``uses_features``, leave out."""
+    """Scores depend only on the exits and features that ``earlier_exits`` and ``uses_features`` declare."""
     fit = fits.on()
     expected = [scores for _, scores, _ in score_exits(fit.policy, fit.data.X)]
     for k, scores in enumerate(expected):
@@ -320,10 +320,10 @@ def check_what_scores_need(fits: PolicyFits) -> None:
         problem = f"with earlier_exits({k}) = {needed} and uses_features({k}) = {uses_features}, exit {k} "
         cure = "Let them name every earlier exit whose notes score_exit reads, and every exit whose features it reads"
         try:
-            honest = honest_scores(fit.policy, fit.data.X, k)
+            found = declared_scores(fit.policy, fit.data.X, k)
         except Exception as error:
             raise AssertionError(f"{problem}cannot be scored without the others: {error!r}. {cure}.") from error
-        require(_close(honest, scores), f"{problem}has other scores without the others", cure)
+        require(_close(found, scores), f"{problem}has other scores without the others", cure)
 
 
 def check_one_exit_at_a_time(fits: PolicyFits) -> None:
@@ -333,13 +333,13 @@ def check_one_exit_at_a_time(fits: PolicyFits) -> None:
         for batch in (X, X[:1]):
             require(
                 np.array_equal(exits_one_by_one(policy, batch, np.asarray), policy.predict_exit(batch)),
-                f"by decide, as in a live network, {len(batch)} samples stop elsewhere than by predict_exit",
+                f"by decide, as in a live network, {len(batch)} samples stop at other exits than by predict_exit",
                 "Write score_exit only, and leave decide and predict_exit as they are",
             )
 
 
 def check_torch_tensors(fits: PolicyFits) -> None:
-    """Torch tensors have the scores and exits of NumPy arrays."""
+    """Torch tensors get the scores and exits of NumPy arrays."""
     if importlib.util.find_spec("torch") is None:
         raise SkipTest("torch is not installed, so that its tensors are not scored: pip install 'skexit[torch]'")
     import torch
@@ -347,7 +347,7 @@ def check_torch_tensors(fits: PolicyFits) -> None:
     fit = fits.on()
     policy, X = fit.policy, fit.data.X
     cure = (
-        "Write score_exit with functions of array_api_compat.array_namespace(logits), and put fitted arrays on "
+        "Write score_exit with functions of array_api_compat.array_namespace(logits), and convert fitted arrays to "
         "the device and dtype of logits"
     )
     numpy_scores = [scores for _, scores, _ in score_exits(policy, X)]
@@ -357,13 +357,13 @@ def check_torch_tensors(fits: PolicyFits) -> None:
     except Exception as error:
         raise AssertionError(f"score_exit fails on torch tensors: {error!r}. {cure}.") from error
     for k, (scores, expected) in enumerate(zip(torch_scores, numpy_scores, strict=True)):
-        require(isinstance(scores, torch.Tensor), f"exit {k} scores tensors with a {type(scores).__name__}", cure)
+        require(isinstance(scores, torch.Tensor), f"exit {k} gives a {type(scores).__name__} for tensors", cure)
         require(_close(scores.numpy(), expected), f"exit {k} has other scores on torch tensors", cure)
     require(np.array_equal(exits, policy.predict_exit(X)), "samples stop at other exits on torch tensors", cure)
 
 
 def check_saving(fits: PolicyFits) -> None:
-    """A policy that was saved and loaded answers alike."""
+    """A policy that was saved and loaded gives the same predictions."""
     fit = fits.on()
     cure = "Keep what score_exit needs in attributes, as arrays, numbers and estimators"
     for name, policy in (("the policy", fit.policy), ("without_fit_state()", fit.policy.without_fit_state())):
@@ -377,11 +377,11 @@ def check_saving(fits: PolicyFits) -> None:
     try:
         text = policy_to_json(fit.policy)
     except ValueError:
-        return  # holds an estimator that is not skexit's
+        return  # the policy holds an estimator of another package
     _require_same_answers(policy_from_json(text), fit, "the policy after JSON", cure)
 
 
-#: In the order in which they run.
+#: All checks, in the order in which they run.
 CHECKS: tuple[Callable[[PolicyFits], None], ...] = (
     check_fitted_attributes,
     check_not_fitted,

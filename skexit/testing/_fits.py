@@ -1,4 +1,4 @@
-"""Small data, and the fits of a policy to it, which the checks share."""
+"""Small data sets, and fits of a policy to them, which the checks share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sklearn.utils.validation import has_fit_parameter
 from skexit.data import ExitArray, stack_exits
 from skexit.policies import ExitPolicy
 
-#: A number that is no width of anything else, so that an array with so many rows is one of the fitted rows.
+#: No other axis has this length, so that an array of this length is one with the fitted rows.
 N_ROWS = 151
 _LAYOUTS: dict[str, dict[str, Any]] = {
     "main": {},
@@ -30,7 +30,7 @@ _LAYOUTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class CheckData:
-    """What is passed to ``fit``."""
+    """Arguments of ``fit``."""
 
     X: ExitArray
     y: NDArray[Any]
@@ -42,10 +42,10 @@ def make_data(name: str) -> CheckData:
     """Data for the checks; the same object in every call.
 
     ``"main"`` has four exits with logits and features, and words as classes that are not sorted; ``"large"`` has twice
-    its rows. ``"logits"``, ``"features"`` and ``"binary"`` are other layouts; in the third, the last exit costs
-    more than the network. ``"weighted"`` is ``"main"`` with
-    weights, of which some are zero; ``"heavy"`` and ``"normalised"`` have multiples of these weights, and ``"dropped"``
-    lacks the rows of zero weight. ``"equal"`` is ``"main"`` with a weight of 0.1 for each row.
+    its rows. ``"logits"``, ``"features"`` and ``"binary"`` have other layouts; in ``"binary"``, the last exit costs
+    more than the network. ``"weighted"`` is ``"main"`` with weights, some of which are zero; ``"heavy"`` and
+    ``"normalised"`` have multiples of these weights, and ``"dropped"`` lacks the rows of zero weight. ``"equal"`` is
+    ``"main"`` with a weight of 0.1 for each row.
     """
     if name in _LAYOUTS:
         return _make_exits(**_LAYOUTS[name])
@@ -70,7 +70,7 @@ def _make_exits(
     cost_unit: str | None = None,
     network_cost: float | None = None,
 ) -> CheckData:
-    """Exits that are the more often right the later they are, and samples of which some are harder than others."""
+    """Exits whose accuracy increases from exit to exit, and samples of different difficulty."""
     rng = np.random.default_rng(0)
     truth = np.eye(len(classes))[rng.integers(len(classes), size=n_samples)]
     difficulty = rng.exponential(size=(n_samples, 1))
@@ -92,7 +92,7 @@ def _make_exits(
 
 @dataclass(frozen=True)
 class Fit:
-    """A policy that was fitted to data; `warned` says whether this gave a ``UserWarning``. Checks leave it as it is."""
+    """A policy that was fitted to data, and whether this raised a ``UserWarning``. Checks must not change it."""
 
     policy: Any
     data: CheckData
@@ -102,7 +102,7 @@ class Fit:
 class PolicyFits:
     """Fits copies of a policy to the data of the checks, each at most once.
 
-    Copies have 0 for each ``random_state`` that is no integer.
+    In the copies, 0 replaces each ``random_state`` that is not an integer.
     """
 
     def __init__(self, policy: ExitPolicy) -> None:
@@ -115,7 +115,7 @@ class PolicyFits:
         return bool(has_fit_parameter(self.policy, "sample_weight"))
 
     def on(self, name: str = "main") -> Fit:
-        """The fit on the data that `make_data` gives for a name."""
+        """The fit on the data of `make_data` with a name."""
         if name not in self._fits:
             data, policy = make_data(name), self.unfitted()
             self._fits[name] = Fit(policy, data, fit_quietly(policy, data))
@@ -133,13 +133,13 @@ class PolicyFits:
 
 
 def fit_quietly(policy: Any, data: CheckData) -> bool:
-    """Fit a policy, and tell whether that gave a ``UserWarning``."""
+    """Fit a policy, and return whether this raised a ``UserWarning``."""
     weights = {} if data.sample_weight is None else {"sample_weight": data.sample_weight}
     return count_warnings(lambda: policy.fit(data.X, data.y, **weights))[1] > 0
 
 
 def count_warnings(call: Callable[[], Any]) -> tuple[Any, int]:
-    """What a function returns, and the number of ``UserWarning``s that it would show."""
+    """The result of a call, and the number of ``UserWarning``s that it raises."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         result = call()

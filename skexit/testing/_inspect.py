@@ -1,4 +1,4 @@
-"""What checks see of a fitted policy: its scores, exit by exit, and what it holds."""
+"""Read a fitted policy for the checks: its scores, exit by exit, and the lengths of its arrays."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ AsArray = Callable[[Any], Any]
 
 
 def score_exits(policy: Any, X: ExitArray, as_array: AsArray = np.asarray) -> Iterator[tuple[int, Any, Memory]]:
-    """Number and scores of every exit, with all features and notes of earlier exits, and the memory after it.
+    """Number of each exit, its scores from all features and notes of earlier exits, and the memory after it.
 
-    `X` has logits at every exit; `as_array` makes arrays of another kind of its arrays.
+    `X` has logits at every exit; `as_array` converts its arrays to those of another library.
     """
     reader, memory = RowReader(policy._check_new(X), slice(0, len(X))), Memory()
     for k in range(X.layout.n_exits):
@@ -27,8 +27,8 @@ def score_exits(policy: Any, X: ExitArray, as_array: AsArray = np.asarray) -> It
         yield k, policy.score_exit(k, logits, features, memory), memory
 
 
-def honest_scores(policy: Any, X: ExitArray, k: int) -> Any:
-    """Scores of exit `k` from those exits and features only that the policy says it depends on.
+def declared_scores(policy: Any, X: ExitArray, k: int) -> Any:
+    """Scores of exit `k` from those exits and features only that the policy declares to need.
 
     `X` has logits at every exit.
     """
@@ -55,7 +55,7 @@ def exits_one_by_one(policy: Any, X: ExitArray, as_array: AsArray) -> NDArray[np
 
 
 class _Lengths(pickle.Pickler):
-    """Notes how long the arrays and containers are that it pickles."""
+    """Collects the lengths of the arrays and containers that it pickles."""
 
     def __init__(self) -> None:
         super().__init__(io.BytesIO())
@@ -69,7 +69,7 @@ class _Lengths(pickle.Pickler):
 
 
 def lengths_in(value: Any) -> set[int]:
-    """Lengths of everything that an object holds: axes of arrays, lists, tuples, dicts and sets."""
+    """Lengths of the axes of arrays, and of the lists, tuples, dicts and sets, in an object."""
     pickler = _Lengths()
     pickler.dump(value)
     return pickler.found

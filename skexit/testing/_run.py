@@ -1,4 +1,4 @@
-"""How checks are run: all at once, or one by one under pytest."""
+"""Run the checks: all at once, or one by one under pytest."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from skexit.testing._fits import PolicyFits
 def policy_checks(policy: ExitPolicy) -> Iterator[tuple[ExitPolicy, Callable[[ExitPolicy], None]]]:
     """Every check of a policy.
 
-    They share what they fit.
+    The checks share their fits.
 
     Parameters
     ----------
     policy : ExitPolicy
-        Not fitted. Copies of it are fitted to small data, with 0 for each ``random_state`` that is no integer.
+        Not fitted. Copies are fitted to small data, with 0 for each ``random_state`` that is not an integer.
 
     Yields
     ------
     policy : ExitPolicy
         The policy that was passed.
     check : callable
-        Takes the policy, and raises an AssertionError that says what to do where the check fails, or
-        ``unittest.SkipTest`` where something is missing that it needs. Its ``__name__`` tells checks apart.
+        Takes the policy. Raises an AssertionError with a cure if the policy fails the check, or ``unittest.SkipTest``
+        if a package is missing. Its ``__name__`` is the name of the check.
 
     Raises
     ------
     TypeError
-        If it is no instance of ExitPolicy.
+        If `policy` is not an instance of ExitPolicy.
 
     Examples
     --------
@@ -54,24 +54,24 @@ def policy_checks(policy: ExitPolicy) -> Iterator[tuple[ExitPolicy, Callable[[Ex
 
 
 def check_policy(policy: ExitPolicy) -> None:
-    """Check that a policy keeps the contract that holds for every policy.
+    """Check that a policy keeps the contract of all policies.
 
-    scikit-learn's ``check_estimator`` checks what holds for every estimator.
+    The contract of all estimators is checked by scikit-learn's ``check_estimator``.
 
     Parameters
     ----------
     policy : ExitPolicy
-        Not fitted. Copies of it are fitted to small data, with 0 for each ``random_state`` that is no integer.
+        Not fitted. Copies are fitted to small data, with 0 for each ``random_state`` that is not an integer.
 
     Raises
     ------
     AssertionError
-        At the first check that fails; it names the policy and the check, and says what to do.
+        If a check fails, at the first one. The error names the policy, the check and a cure.
 
     Warns
     -----
     SkipTestWarning
-        Where torch is missing, on whose tensors one check scores.
+        If torch is not installed: one check needs it.
 
     Examples
     --------
@@ -101,7 +101,7 @@ def parametrize_policy_checks(policies: Iterable[ExitPolicy]) -> Any:
 
     See Also
     --------
-    sklearn.utils.estimator_checks.parametrize_with_checks : What holds for every estimator.
+    sklearn.utils.estimator_checks.parametrize_with_checks : Checks of all estimators.
 
     Examples
     --------
@@ -124,7 +124,7 @@ def parametrize_policy_checks(policies: Iterable[ExitPolicy]) -> Any:
 
 
 def _bind(check: Callable[[PolicyFits], None], fits: PolicyFits) -> Callable[[ExitPolicy], None]:
-    """The check as a function of the policy, which has the fits already."""
+    """The check as a function of the policy, with the shared fits."""
 
     @functools.wraps(check)
     def run(policy: ExitPolicy) -> None:

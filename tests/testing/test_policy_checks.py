@@ -238,7 +238,7 @@ class CannotBeSaved(Confidence):
 
 BROKEN = [
     (LastThresholdIsFinite, "check_fitted_attributes", "the last of thresholds_ is 0"),
-    (ShareIsACount, "check_fitted_attributes", "which is no distribution"),
+    (ShareIsACount, "check_fitted_attributes", "which is not a distribution"),
     (NoShares, "check_fitted_attributes", "exit_distribution_ is None"),
     (ClassesAreNumbers, "check_fitted_attributes", "not those of y"),
     (WrongCosts, "check_fitted_attributes", "not layout_.cost_fractions"),
@@ -246,16 +246,16 @@ BROKEN = [
     (ThresholdMustBeExceeded, "check_exits_follow_scores", "predict_exit is not the first exit"),
     (AnswersWithTheLastExit, "check_exits_follow_scores", "predict gives other classes"),
     (LooksAhead, "check_causal", "exit_scores up to exit 0 change"),
-    (AnswersWithTheLastExit, "check_causal", "samples that have stopped have other answers"),
+    (AnswersWithTheLastExit, "check_causal", "samples that have stopped have other predictions"),
     (RelativeToTheBatch, "check_batches", "have other exit_scores"),
     (NotesAMean, "check_memory", "memory['classes'] has the shape (3,) for 151 samples"),
     (HidesEarlierExits, "check_what_scores_need", "has other scores without the others"),
     (HidesFeatures, "check_what_scores_need", "uses_features(0) = False, exit 0 has other scores"),
     (NeedsFeaturesThatItHides, "check_what_scores_need", "not subscriptable"),
-    (StopsOneExitLater, "check_one_exit_at_a_time", "151 samples stop elsewhere than by predict_exit"),
-    (NumPyOnly, "check_torch_tensors", "scores tensors with a ndarray"),
+    (StopsOneExitLater, "check_one_exit_at_a_time", "151 samples stop at other exits than by predict_exit"),
+    (NumPyOnly, "check_torch_tensors", "gives a ndarray for tensors"),
     (AlwaysTheLastExit, "check_budget", "at budget=0.5, the mean cost on the fitting data is 1.0000"),
-    (AlwaysTheFirstExit, "check_budget", "more than one sample's cost below, and no warning says so"),
+    (AlwaysTheFirstExit, "check_budget", "more than one sample's cost below the budget, and there is no warning"),
     (OldShares, "check_budget", "but by exit_distribution_ it is 0.5"),
     (AnyBudget, "check_wrong_budgets", "fit accepts budget=0.0"),
     (ChangesItself, "check_with_budget_copies", "with_budget changes the policy"),
@@ -300,7 +300,8 @@ def test_a_failure_says_what_to_do():
         check_policy(RelativeToTheBatch(budget=0.6))
     assert str(caught.value) == (
         "RelativeToTheBatch(budget=0.6) does not pass check_batches: in a batch of 40 of the 151 rows, in another order, "
-        "samples have other exit_scores. Score each sample by itself: what depends on many samples is learned in fit_policy."
+        "samples have other exit_scores. Score each sample by itself, and compute in fit_policy what depends on many "
+        "samples."
     )
 
 
