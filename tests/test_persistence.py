@@ -498,14 +498,14 @@ def test_the_table_of_a_policy(policy, data):
     assert rows[0] == header
     assert rows[1] == ["0", "25%", heads[0], thresholds[0], temperatures[0], shares[0]]
     assert rows[2] == ["1", "50%", heads[1], thresholds[1], temperatures[1], shares[1]]
-    assert rows[3] == ["2", "100%", heads[2], "all leave", temperatures[2], shares[2]]
+    assert rows[3] == ["2", "100%", heads[2], "all stop", temperatures[2], shares[2]]
     fractions = X.with_layout(X.layout.replace(costs=[0.25, 0.5, 1], cost_unit="fraction"))
     uncalibrated = skexit.StaticExit(1).fit(fractions, y)
     assert exit_rows(uncalibrated._repr_html_()) == [
         ["Exit", "Cost, %", "Threshold", "Share of the fitted samples"],
-        ["0", "25%", "none leaves", "0.0%"],
-        ["1", "50%", "all leave", "100.0%"],
-        ["2", "100%", "all leave", "0.0%"],
+        ["0", "25%", "none stops", "0.0%"],
+        ["1", "50%", "all stop", "100.0%"],
+        ["2", "100%", "all stop", "0.0%"],
     ]
 
 

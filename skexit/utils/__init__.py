@@ -1,1 +1,1 @@
-"""What every room needs and no user does: scikit-learn's private names, the array API, optional packages, HTML."""
+"""Private helpers of all packages of skexit: private names of scikit-learn, the array API, optional packages, HTML."""

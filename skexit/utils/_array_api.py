@@ -1,6 +1,6 @@
-"""Namespaces of the array API, found at once where arrays are NumPy's.
+"""Namespaces of the array API, with a fast path for NumPy arrays and torch tensors.
 
-A live network asks for them many times for a handful of rows, and the general answer takes longer than the computation.
+A live network looks them up often for few rows, and the general look-up takes longer than the computation.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 
 def array_namespace(*arrays: Any) -> Any:
-    """The namespace of the arrays, which must have the same."""
+    """The namespace of the arrays, which must be the same for all of them."""
     return _namespace_of(cast(Any, type(arrays[0]))) or array_api_compat.array_namespace(*arrays)
 
 
@@ -29,21 +29,21 @@ def _namespace_of(kind: Any) -> Any:
 
 
 def side_by_side(first: Any, second: Any) -> Any:
-    """Columns of both arrays, either of which may be absent."""
+    """Columns of both arrays, either of which may be None."""
     if first is None or second is None:
         return second if first is None else first
     return array_namespace(first).concat([first, second], axis=1)
 
 
 def at_least(values: Any, bound: float) -> Any:
-    """Values, and the bound where they are smaller; NaN stays."""
+    """The values, with smaller ones replaced by the bound; NaN stays."""
     if type(values) is np.ndarray:
         return np.maximum(values, bound, dtype=values.dtype)
     return array_namespace(values).clip(values, bound, None)
 
 
 def in_double(values: Any) -> Any:
-    """Values in double precision, where their device has it, as the policies compute; without a gradient."""
+    """Values in double precision, in which policies compute, if their device has it; without a gradient."""
     xp = _namespace_of(cast(Any, type(values)))
     if xp in (None, array_api_compat.numpy):
         return np.asarray(values, dtype=np.float64)

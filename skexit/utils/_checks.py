@@ -1,4 +1,4 @@
-"""Checks of what metrics and estimators are given."""
+"""Checks of parameters of metrics and estimators."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from skexit.utils._sklearn import _check_sample_weight
 
 
 def at_least(value: float) -> str:
-    """The value with four digits, rounded up: an error that tells to give this much or more tells no less than it is.
+    """The value with four digits, rounded up, for errors that ask for at least this value.
 
     >>> at_least(1 / 3), at_least(0.1)
     ('0.3334', '0.1')
@@ -23,12 +23,12 @@ def at_least(value: float) -> str:
 
 
 def at_most(value: float) -> str:
-    """The value with four digits, rounded down."""
+    """The value with four digits, rounded down, for errors that ask for at most this value."""
     return _four_digits(value, ROUND_FLOOR)
 
 
 def _four_digits(value: float, rounding: str) -> str:
-    # Twelve digits first: 0.1 is a little more than that in binary.
+    # Twelve digits first, because 0.1 in binary is slightly more than 0.1.
     return f"{Context(prec=4, rounding=rounding).create_decimal(f'{value:.12g}'):.4g}"
 
 
@@ -38,9 +38,9 @@ def check_labels(y_true: ArrayLike) -> NDArray[Any]:
 
 
 def check_sample_weight(sample_weight: Any, X: Any) -> NDArray[np.float64]:
-    """Weights of the rows of X, by default 1; none may be negative, and not all zero."""
+    """Weights of the rows of X, by default 1. Raises a ValueError if one is negative, or all are zero."""
     weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-    if not weight.any():  # scikit-learn says so itself from 1.9 on
+    if not weight.any():  # scikit-learn 1.9 and later raise this error themselves
         raise ValueError(
             "sample_weight is zero for every row; give at least one row a positive weight, or leave sample_weight out."
         )
@@ -55,18 +55,18 @@ def check_budget_is_fraction(budget: Any) -> float:
 
 
 def right_answers(y_true: ArrayLike, y_pred: ArrayLike) -> NDArray[np.bool_]:
-    """Which answers, of shape (n_samples, n_columns), are right."""
+    """Whether each prediction is correct; predictions have the shape (n_samples, n_columns)."""
     labels = check_labels(y_true)
     answers = check_array(y_pred, dtype=None, input_name="y_pred")
     check_consistent_length(labels, answers)
-    # A string never equals a number, so that every answer would be wrong.
+    # A string never equals a number, so that every prediction would be wrong.
     if {labels.dtype.kind in "US", answers.dtype.kind in "US"} == {True, False} and "O" not in (
         labels.dtype.kind,
         answers.dtype.kind,
     ):
         raise ValueError(
-            f"y_true has dtype {labels.dtype} and y_pred {answers.dtype}; pass class labels of the same kind, as "
-            "by y_true.astype(y_pred.dtype)."
+            f"y_true has dtype {labels.dtype} and y_pred {answers.dtype}; pass class labels of the same kind, such "
+            "as y_true.astype(y_pred.dtype)."
         )
     return np.asarray(answers == labels[:, None], dtype=bool)
 
@@ -75,7 +75,7 @@ def check_exits(exits: ArrayLike, n_exits: int) -> NDArray[np.int64]:
     """Exits as an array of shape (n_samples,), checked to be whole numbers from 0 to ``n_exits - 1``."""
     checked = column_or_1d(exits)
     if checked.dtype.kind not in "iu":
-        raise ValueError(f"exits has dtype {checked.dtype}; pass whole numbers, those of predict_exit.")
+        raise ValueError(f"exits has dtype {checked.dtype}; pass whole numbers, as predict_exit returns.")
     outside = checked[(checked < 0) | (checked >= n_exits)]
     if len(outside):
         raise ValueError(

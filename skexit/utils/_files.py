@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file beside this one, to write to; it takes this one's place at the end, and is removed where writing fails.
+    """Yield the path of a file to write, which replaces `path` at the end, or is deleted if an error is raised.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

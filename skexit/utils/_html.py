@@ -14,7 +14,7 @@ _BAR = (
 
 
 class WithTable:
-    """What ``BaseEstimator._get_params_html`` shows of an estimator, with an HTML table below it."""
+    """The parameters that ``BaseEstimator._get_params_html`` shows, with an HTML table below them."""
 
     def __init__(self, parameters: Any, table: str) -> None:
         self.parameters = parameters
@@ -49,11 +49,11 @@ def exit_table(columns: Mapping[str, Sequence[str]], shares: Sequence[float] | N
 
 
 def threshold_text(threshold: float) -> str:
-    """A threshold as a reader understands it.
+    """A threshold as text for a table.
 
     >>> [threshold_text(threshold) for threshold in (0.91234, np.inf, -np.inf)]
-    ['0.9123', 'none leaves', 'all leave']
+    ['0.9123', 'none stops', 'all stop']
     """
     if np.isinf(threshold):
-        return "none leaves" if threshold > 0 else "all leave"
+        return "none stops" if threshold > 0 else "all stop"
     return f"{threshold:.4g}"

@@ -1,4 +1,4 @@
-"""Where labels stand among classes."""
+"""Indices of labels among classes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from numpy.typing import NDArray
 
 
 def index_of_labels(labels: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.intp]:
-    """Index of each label among the classes, which are in any order, none twice. Each label is one of them."""
+    """Index of each label among the classes, which are distinct, in any order, and contain every label."""
     order = np.argsort(classes)
     return order[np.searchsorted(classes, labels, sorter=order)]

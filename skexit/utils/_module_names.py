@@ -1,4 +1,4 @@
-"""Names of modules under which types are known."""
+"""Names of modules under which types are saved."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ Kind = TypeVar("Kind", bound=type)
 
 
 def set_module(module: str) -> Callable[[Kind], Kind]:
-    """Decorate a class that is saved under the name of another module, so that its own can move.
+    """Decorate a class that is saved under the name of another module, so that the class can be moved.
 
-    That is ``"skexit"`` for public types, and ``"skexit.persistence"`` for the others, which are listed there.
+    The name is ``"skexit"`` for public types, and ``"skexit.persistence"`` for the types that are listed there.
     """
 
     def rename(kind: Kind) -> Kind:

@@ -10,7 +10,7 @@ from typing import Any
 
 @contextmanager
 def optional_import(purpose: str, extra: str) -> Iterator[None]:
-    """Import packages that an extra installs; where one is missing, the error names the extra.
+    """Import packages that an extra installs; if one is missing, the error names the extra.
 
     `purpose` is the start of the sentence whose next word is the missing package:
 
@@ -28,13 +28,13 @@ def optional_import(purpose: str, extra: str) -> Iterator[None]:
 
 
 def check_torch(purpose: str, extra: str = "torch") -> None:
-    """Raise an ImportError where torch is not installed; see :func:`optional_import`."""
+    """Raise an ImportError if torch is not installed; see :func:`optional_import`."""
     with optional_import(purpose, extra):
         importlib.import_module("torch")
 
 
 def import_pyplot() -> Any:
-    """matplotlib.pyplot; an ImportError says how to install it."""
+    """Import matplotlib.pyplot. Raises an ImportError with the extra to install if it is missing."""
     with optional_import("plots need", "plot"):
         import matplotlib.pyplot as plt
     return plt

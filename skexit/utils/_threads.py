@@ -1,7 +1,7 @@
 """One thread for computations that are too small for several.
 
-The number of threads belongs to the process. If each of two threads that fit at the same time put back what it found,
-the last to leave would put back the limit that the first has set. So the first keeps what it found for all.
+The number of threads is a setting of the process. If two threads that fit at the same time each restored the number
+that it found, the last would restore the limit that the first has set. So only the number that the first found is used.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 
 class _Limit:
-    """How many are inside a limit, and what the first of them found."""
+    """Number of callers inside a limit, and the setting that the first of them found."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -29,7 +29,7 @@ _depth = threading.local()
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Linear algebra of NumPy and SciPy in one thread, until the last has left."""
+    """Run linear algebra of NumPy and SciPy in one thread, until the last caller has left."""
     with _BLAS.lock:
         if _BLAS.n_inside == 0:
             _BLAS.found = threadpool_limits(1, user_api="blas")
@@ -45,9 +45,9 @@ def one_blas_thread() -> Iterator[None]:
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Small steps gain nothing from threads, and the result then does not depend on their number.
+    """Run torch in one thread: small steps gain nothing from more, and results do not depend on their number.
 
-    Each thread puts the number back when it leaves, as OpenMP keeps one for every thread.
+    Each thread restores the number when it leaves, because OpenMP has one number for every thread.
     """
     import torch
 

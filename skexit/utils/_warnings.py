@@ -1,4 +1,4 @@
-"""Warnings that point at the user's line, and can be left out without a filter, which would hold for all threads."""
+"""Warnings that point at the user's line, and can be silenced in one thread; a filter would act on all threads."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-#: Code of these is not the user's: skexit, and what calls skexit on the user's behalf. contextlib stands between the
-#: two where a context manager decorates a function.
+#: Packages whose code is not the user's: skexit, and packages that call skexit for the user. contextlib is among the
+#: callers if a context manager decorates a function.
 _LIBRARIES = {"skexit", "sklearn", "joblib", "skops", "torch", "imblearn", "mapie", "contextlib", "copy", "pickle"}
 
 
@@ -18,7 +18,7 @@ _silenced: ContextVar[bool] = ContextVar("silenced", default=False)
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Leave out the warnings of skexit, in this thread only."""
+    """Silence the warnings of skexit in this thread only."""
     token = _silenced.set(True)
     try:
         yield

@@ -317,7 +317,7 @@ class TestExitReport:
         cases = {
             (2, (0, 2)): r"^exits has the exit 2, but there are 2 exits: pass numbers from 0 to 1\.$",
             (2, (0, -1)): r"^exits has the exit -1, but there are 2 exits",
-            (2, (0.0, 1.0)): "^exits has dtype float64; pass whole numbers, those of predict_exit",
+            (2, (0.0, 1.0)): "^exits has dtype float64; pass whole numbers, as predict_exit returns",
             (2, (0, 1, 1)): "inconsistent numbers of samples",
             (3, (1, 2, 3)): r"^costs has shape \(3,\); pass one cost for each of the 2 exits of y_pred\.$",
             (3, (2, 1)): r"^costs=\[2\.0, 1\.0\] must be positive and increase from exit to exit",
