@@ -90,13 +90,13 @@ class TestExtraction:
         ExitExtractor(network, ["1"])
 
     def test_order(self, network, data, tmp_path):
-        with pytest.raises(ValueError, match=r"reaches them as \['1', '3'\]. Give them so"):
+        with pytest.raises(ValueError, match=r"calls \['1', '3'\]. Pass this order"):
             ExitExtractor(network, ["3", "1"]).extract([data], tmp_path / "c")
         ExitExtractor(network, ["1", "3"]).extract([data], tmp_path / "c")
 
     def test_an_exit_that_costs_nothing(self, network, data, tmp_path):
         free = nn.Sequential(nn.Identity(), *network)
-        with pytest.raises(ValueError, match="start with a later module, or count 'ms'"):
+        with pytest.raises(ValueError, match="start with a later module, or use 'ms'"):
             ExitExtractor(free, ["0", "2"]).extract([data], tmp_path / "c")
         ExitExtractor(free, ["1", "2", "4"], cost_unit="ms").extract([data], tmp_path / "c")
         ExitExtractor(free, ["0", "2"], cost_unit="ms").extract([data], tmp_path / "ms")

@@ -1,11 +1,11 @@
-"""The user's torch network: its modules, inputs, exits and costs, and how to record and cut it.
+"""The user's torch network: its modules, inputs, exits and costs, and the recording that cuts it into stages.
 
-Extraction, the live network and training share it; it knows neither caches nor policies.
+Extraction, the live network and training share this package, which depends on neither caches nor policies.
 """
 
 from skexit.utils._optional import optional_import
 
-with optional_import("skexit.backbone looks into networks of", "torch"):
+with optional_import("skexit.backbone reads networks of", "torch"):
     from skexit.backbone._costs import ExitCosts, exit_costs
     from skexit.backbone._exit_points import describe_exits, exit_points
 

@@ -1,4 +1,4 @@
-"""Which axis of an exit's output has the channels: the one after the samples, or the last."""
+"""Finds the axis of the channels in an exit's output: the one after the samples, or the last."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from skexit.backbone._outputs import first_tensor
 from skexit.backbone._pooling import DEFAULT_POOLS, Pool
 from skexit.backbone._rows import with_rows
 
-#: The `channels` parameter: one for all exits, or some by name.
+#: The `channels` parameter: one value for all exits, or values by the names of exits.
 Channels: TypeAlias = str | Mapping[str, str]
 
 _FIRST, _LAST = _LAYOUTS = ("first", "last")
 
-#: Layers of torch whose channels are the axis after the samples, also in classes that derive from them ...
+#: Layers of torch with channels in the axis after the samples, also in derived classes.
 _CHANNELS_FIRST = (
     nn.modules.conv._ConvNd,
     nn.modules.batchnorm._NormBase,
@@ -35,7 +35,7 @@ _CHANNELS_FIRST = (
     nn.modules.pooling._AdaptiveMaxPoolNd,
     nn.Upsample,
 )
-#: ... and the last axis. Classes that derive from these and compute otherwise may permute axes, as LayerNorm2d does.
+#: Layers with channels in the last axis. A derived class may permute axes in its ``forward``, as LayerNorm2d does.
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.MultiheadAttention, nn.RNNBase)
 
 
@@ -46,7 +46,7 @@ def check_channels(channels: Channels, exits: Sequence[str]) -> None:
         if value not in (*_LAYOUTS, "auto"):
             raise ValueError(f"channels={channels!r}: {value!r} must be 'first', 'last' or 'auto'.")
         if name is not None and name not in exits:
-            raise ValueError(f"channels has the key {name!r}, which is no exit; exits={list(exits)}.")
+            raise ValueError(f"channels has the key {name!r}, which is not an exit; exits={list(exits)}.")
 
 
 def find_channels(
@@ -54,9 +54,9 @@ def find_channels(
 ) -> dict[str, str]:
     """``"first"`` or ``"last"`` for each exit of a network in evaluation mode.
 
-    What `channels` does not say is told from the layers that the network calls, in a pass over shapes: those that give
-    or take the very tensor of an exit, then the sizes of what is computed before, at last which sizes change with
-    those of the input. A ValueError says where that does not suffice.
+    For exits without a value in `channels`, it is inferred from the layers that the network calls in a pass over
+    shapes: first from layers that return or read the tensor of the exit itself, then from the sizes of earlier outputs,
+    last from the sizes that change with those of the input. Raises a ValueError if this is not enough.
     """
     declared = dict.fromkeys(exits, channels) if isinstance(channels, str) else dict(channels)
     found = {name: declared.get(name, "auto") for name in exits}
@@ -64,28 +64,28 @@ def find_channels(
     if callable(pool) or not unknown:
         return found
     calls = _watch(model, unknown, example_input)
-    told = {name: calls.tell(name, set(model.get_submodule(split_call(name)[0]).modules())) for name in calls.ends}
-    if None in told.values():
-        told = _from_larger_input(model, calls, example_input, told)
-    for name, layout in told.items():
+    inferred = {name: calls.infer(name, set(model.get_submodule(split_call(name)[0]).modules())) for name in calls.ends}
+    if None in inferred.values():
+        inferred = _from_larger_input(model, calls, example_input, inferred)
+    for name, layout in inferred.items():
         if layout is None:
             raise ValueError(
-                f"exit {name!r} gave shape {calls.ends[name][1]}, and no layer around it says whether its "
-                "channels are the axis after the samples or the last one. Say so with channels='first' or "
-                f"channels='last'; a dict, as {{{name!r}: 'last'}}, says it for some exits."
+                f"exit {name!r} gave shape {calls.ends[name][1]}, and no layer around it shows whether its "
+                "channels are the axis after the samples or the last one. Pass channels='first' or "
+                f"channels='last', or a dict for some exits, such as {{{name!r}: 'last'}}."
             )
-    return found | {name: layout for name, layout in told.items() if layout is not None}
+    return found | {name: layout for name, layout in inferred.items() if layout is not None}
 
 
 def output_shapes(model: nn.Module, exits: Sequence[str], example_input: Inputs) -> dict[str, tuple[int, ...]]:
-    """Shape of each exit's output of one row, where it is a sequence, map or volume."""
+    """Shape of each exit's output for one row, if it is a sequence, map or volume."""
     return {name: shape for name, (_, shape, _) in _watch(model, exits, example_input).ends.items()}
 
 
 def axes_of_rows(model: nn.Module, exits: Sequence[str], example_input: Inputs) -> dict[str, int]:
-    """The axis of each exit's output along which it has the samples: the first, 0, or as in recurrent layers 1.
+    """The axis of the samples in each exit's output: 0, or 1 as in recurrent layers.
 
-    It is the axis that differs between passes over shapes with one row and with two.
+    It is the axis whose size differs between passes over shapes with one row and with two rows.
     """
     one, two = (_watch(model, exits, example_input, n_rows).ends for n_rows in (1, 2))
     return {name: int(_has_rows_second(one, two, name)) for name in exits}
@@ -100,21 +100,21 @@ def _has_rows_second(one: dict[str, Any], two: dict[str, Any], name: str) -> boo
 
 @dataclass(frozen=True)
 class _Call:
-    """A call of a layer that may say where channels are."""
+    """A call of a layer that may show where channels are."""
 
     module: nn.Module
     input: Any
     output: Any
-    """References to tensors, which are one object for one tensor, and keep none alive."""
+    """Weak references to tensors; those to the same tensor are one object."""
     shape: tuple[int, ...]
     """Shape of the output."""
     layout: str | None
-    """Where its channels are; None where that depends on the layer's own code."""
+    """Where its channels are; None if that depends on the layer's own code."""
     widths: set[int]
     """Sizes of the layer's parameters that may be numbers of channels."""
 
     def agreement(self, shape: Sequence[int], layout: str) -> int:
-        """How much of a shape, read in a layout, is as in what the layer gives: channels, other axes, or both."""
+        """How many of two sizes of a shape, read in a layout, are those of the layer's output: channels, other axes."""
         n_channels, n_places = _sizes(shape, layout)
         if self.layout is None:
             return int(n_channels in self.widths)
@@ -123,7 +123,7 @@ class _Call:
 
 
 def _sizes(shape: Sequence[int], layout: str) -> tuple[int, int]:
-    """Number of channels, and of places that have them."""
+    """Number of channels, and number of places."""
     _, *sizes = shape
     n_channels = sizes.pop(0 if layout == _FIRST else -1)
     return n_channels, math.prod(sizes)
@@ -163,21 +163,21 @@ class _Calls:
 
         return keep
 
-    def tell(self, name: str, modules: set[nn.Module]) -> str | None:
-        """Where the channels of an exit with these modules are, None where the calls do not say."""
+    def infer(self, name: str, modules: set[nn.Module]) -> str | None:
+        """Where the channels of an exit with these modules are; None if the calls do not show it."""
         output, shape, end = self.ends[name]
         touching = [call for call in self.calls if call.output is output or call.input is output]
         layouts = {call.layout for call in touching if call.layout and len(call.shape) == len(shape)}
         if len(layouts) == 1:
             return layouts.pop()
         inside = [call for call in self.calls[:end] if call.module in modules]
-        return _tell_by_sizes(inside or self.calls[:end], shape, unanimous=bool(inside))
+        return _infer_from_sizes(inside or self.calls[:end], shape, unanimous=bool(inside))
 
 
-def _tell_by_sizes(calls: list[_Call], shape: Sequence[int], *, unanimous: bool) -> str | None:
-    """Read a shape as the last of the calls do that agree best with it.
+def _infer_from_sizes(calls: list[_Call], shape: Sequence[int], *, unanimous: bool) -> str | None:
+    """The layout in which a shape agrees best with the calls; of the calls that agree best, the last one decides.
 
-    Where both ways of reading it agree as well, the layout of this call decides, or of all such calls.
+    If both layouts agree equally with it, its own layout decides; if `unanimous`, all of these calls must have one.
     """
     agreements = [{layout: call.agreement(shape, layout) for layout in _LAYOUTS} for call in calls]
     best = max((max(agreement.values()) for agreement in agreements), default=0)
@@ -216,26 +216,26 @@ def _tensor_in(output: Any) -> torch.Tensor | None:
 
 @torch.no_grad()
 def _watch(model: nn.Module, exits: Sequence[str], inputs: Inputs, n_rows: int = 1) -> _Calls:
-    """Watch the network run on one row, or more, on shapes only if it can."""
-    # Copies: the network may work in place.
+    """Record calls while the network runs on some rows, on shapes only if it can."""
+    # Copies, because the network may change its inputs in place.
     row = map_tensors(lambda tensor: with_rows(tensor, n_rows), inputs)
     with left_as_found(model):
         return run_counting_flops(model, row, lambda forward, flops: _Calls(model, exits, forward))
 
 
 def _from_larger_input(
-    model: nn.Module, calls: _Calls, inputs: Inputs, told: dict[str, str | None]
+    model: nn.Module, calls: _Calls, inputs: Inputs, inferred: dict[str, str | None]
 ) -> dict[str, str | None]:
-    """What was not told, from the axes that grow with the input; a network may take inputs of one size only."""
+    """Infer missing layouts from the axes that grow with the input; a network may take inputs of one size only."""
     try:
         larger = _watch(model, list(calls.ends), map_tensors(_enlarge, inputs))
     except Exception:
-        return told
-    return {name: layout or _fixed_axis(calls, larger, name) for name, layout in told.items()}
+        return inferred
+    return {name: layout or _fixed_axis(calls, larger, name) for name, layout in inferred.items()}
 
 
 def _enlarge(tensor: torch.Tensor) -> torch.Tensor:
-    """Twice the size along the axes after the channels, or along the only axis beside the samples."""
+    """Double the size of the axes after the channels, or of the only axis besides the samples."""
     n_dimensions = tensor.ndim
     return tensor.repeat(*(2 if axis >= min(2, n_dimensions - 1) > 0 else 1 for axis in range(n_dimensions)))
 

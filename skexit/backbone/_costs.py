@@ -1,4 +1,4 @@
-"""What it costs to reach each exit of a network: operations or milliseconds."""
+"""The cost of each exit of a network, in operations or milliseconds."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _N_WARM_UP_RUNS = 3
 
 @dataclass(frozen=True, eq=False)
 class ExitCosts:
-    """Cost of an answer at each exit.
+    """Cost of a prediction at each exit.
 
     Parameters
     ----------
@@ -44,9 +44,9 @@ class ExitCosts:
     unit : {"FLOPs", "MACs", "ms"}
         Unit of the costs.
     network : float
-        Cost of one sample in the network as it runs without exits.
+        Cost of one sample in the network without exits.
     spread : ndarray of shape (n_exits,) or None
-        Interquartile range of the repeated runs for ``"ms"``, None for the others, which are exact.
+        Interquartile range of the repeated runs for ``"ms"``, None for other units, which are exact.
     """
 
     costs: NDArray[np.float64]
@@ -64,10 +64,10 @@ def exit_costs(
     head: Head = "output",
     n_repeats: int = 20,
 ) -> ExitCosts:
-    """Measure what it costs a network to answer at each of its exits.
+    """Measure the cost of a prediction at each exit of a network.
 
-    The network runs in evaluation mode and is left as it was found. The cost of exit k is that of the network up to the
-    end of the exit's module, and of the heads of the exits up to k. Where the network computes a head does not matter.
+    The network runs in evaluation mode and is not changed. The cost of exit k is that of the network up to the end of
+    the exit's module, plus that of the heads of the exits up to k, wherever the network computes these heads.
 
     Parameters
     ----------
@@ -79,14 +79,14 @@ def exit_costs(
         One batch of inputs; a tuple is passed by position, a dict by keyword. Costs are divided by
         the number of its rows.
     unit : {"FLOPs", "MACs", "ms"}, default="FLOPs"
-        FLOPs count a multiply-add as two operations, MACs as one. What is counted are the multiply-adds of
+        FLOPs count a multiply-add as two operations, MACs as one. Both count the multiply-adds of
         convolutions, matrix products (linear layers, recurrent cells, experts with the tokens routed to them) and
         attention. Milliseconds are the median of repeated runs on the device of the network, at the batch size of
         `example_input`.
     head : "output", None, list of n_exits str or None, or dict of str to str, default="output"
-        What gives the logits. ``"output"``: the network's own output is the last exit's, whose
-        cost is that of the whole network. None: no exit has logits. A list names the module that
-        is the head of each exit, a dict does so by the names of exits.
+        Where logits come from. ``"output"``: the network's own output has the logits of the last exit,
+        whose cost is that of the whole network. None: no exit has logits. A list has the name of the
+        module that is the head of each exit; a dict has it by the names of exits.
     n_repeats : int, default=20
         Number of timed runs for ``"ms"``.
 
@@ -105,13 +105,13 @@ def exit_costs(
     -----
     UncountedWorkWarning
         If the network calls operators whose FLOPs are not known, such as your own, a Fourier transform or an inverse.
-        ``torch.utils.flop_counter.register_flop_formula`` makes them known.
+        ``torch.utils.flop_counter.register_flop_formula`` registers the FLOPs of an operator.
 
     Notes
     -----
     Operations are counted on the meta device: only integers, such as masks and positions, are computed, and no weight
     is copied. Hooks of your own run there, too. A network that cannot run on the meta device, because its control flow
-    looks at other values, runs on its own device instead.
+    depends on other values, runs on its own device instead.
 
     Examples
     --------
@@ -142,7 +142,7 @@ def measure_costs(
     own: OwnLogits | None,
     n_repeats: int = 20,
 ) -> ExitCosts:
-    """What `exit_costs` gives, where it is known which logits the network's output has for the exits."""
+    """The result of `exit_costs`, if the logits of exits in the network's output are known already."""
     n_rows = len(tensors_of(example_input)[0])
     run = _Run(model, list(exits), resolve_heads(model, head, exits))
     with left_as_found(model), torch.no_grad():
@@ -154,7 +154,7 @@ def measure_costs(
             flops_per_operation = {"FLOPs": 1, "MACs": 2}[unit]
             flops = run_counting_flops(model, example_input, run, warns=True)
             if own is not None and head == NETWORK_OUTPUT and (any(own.places[:-1]) or not own.reaches_end):
-                n_own = len(exits) - own.reaches_end  # the network's last logits cost all that it does
+                n_own = len(exits) - own.reaches_end  # its last logits cost as much as the network
                 flops[:n_own] = n_rows * own.flops[:n_own]
             costs, spread = flops / (flops_per_operation * n_rows), None
     _check_increasing(costs[:-1], list(exits), unit)
@@ -162,7 +162,7 @@ def measure_costs(
 
 
 class _Run:
-    """Run a network once and read a clock where its exits and heads are.
+    """Run a network once and read a clock at its exits and heads.
 
     All readings come from one run, so that later exits never cost less than earlier ones.
     """
@@ -195,8 +195,8 @@ class _Run:
         ]
         reached = np.array(ends, dtype=np.float64)
         starts, durations = self._head_times(dict(head_starts), dict(head_ends))
-        # What the heads took until an exit was reached is no part of the way to it: a head counts
-        # at its own exit, wherever the network computes it.
+        # The cost of heads that ran before an exit is subtracted: a head counts at its own exit,
+        # wherever the network computes it.
         in_heads = np.clip(reached[:, None] - starts, 0, durations).sum(axis=1)
         return np.append(reached - start - in_heads + np.cumsum(durations), end - start)
 
@@ -216,7 +216,7 @@ class _Run:
 
 
 def _timed_runs(run: _Run, inputs: Inputs, n_repeats: int) -> NDArray[np.float64]:
-    """Milliseconds for the whole batch in each run: cumulative ones of the exits, then those of the network."""
+    """Milliseconds for the whole batch in each run: cumulative for the exits, then for the whole network."""
     forward = forward_on_own_device(run.model, inputs)
     clock = millisecond_clock(device_of(run.model))
     for _ in range(_N_WARM_UP_RUNS):
@@ -235,14 +235,14 @@ def millisecond_clock(device: torch.device) -> Callable[[], float]:
 
 def check_forward_order(called: list[str], exits: list[str]) -> None:
     if called != exits:
-        raise ValueError(f"exits={exits} are not in forward order; the network reaches them as {called}. Give them so.")
+        raise ValueError(f"exits={exits} are not in forward order; the network calls {called}. Pass this order.")
 
 
 def _check_increasing(costs: NDArray[np.float64], exits: list[str], unit: str) -> None:
     if costs[0] <= 0:
-        raise ValueError(f"exits: {exits[0]!r} is reached after 0 {unit}; start with a later module, or count 'ms'.")
+        raise ValueError(f"exits: {exits[0]!r} is reached after 0 {unit}; start with a later module, or use 'ms'.")
     for k in np.flatnonzero(np.diff(costs) <= 0):
         raise ValueError(
-            f"exits: {exits[k]!r} costs {costs[k]:g} {unit} and {exits[k + 1]!r}, after it, {costs[k + 1]:g}. "
+            f"exits: {exits[k]!r} costs {costs[k]:g} {unit} and the next exit, {exits[k + 1]!r}, {costs[k + 1]:g}. "
             "Costs must increase from exit to exit: drop one of the two."
         )

@@ -1,4 +1,4 @@
-"""Count the operations of a network, without computing them where it can run on shapes only."""
+"""Count the operations of a network, without computing them if it can run on shapes only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 def run_counting_flops(
     model: nn.Module, inputs: Inputs, run: Callable[[Forward, Clock], Result], *, warns: bool = False
 ) -> Result:
-    """What `run` makes of a forward pass and of a clock that reads its FLOPs; warns of what was not counted if told."""
+    """The result of `run` for a forward pass and a clock of its FLOPs; if `warns`, warn of uncounted operators."""
     with _COUNTING, _without_fused_kernels():
         try:
             shapes = ShapeMode()
@@ -35,7 +35,7 @@ def run_counting_flops(
             with left_as_found(model), shapes, FlopCounter() as counter:
                 result = run(forward, counter.read)
         except Exception:
-            # The network may have needed values. Whatever else is wrong shows again on its own device.
+            # The network may have needed values. Any other error is raised again on its own device.
             forward = forward_on_own_device(model, inputs)
             with FlopCounter() as counter:
                 result = run(forward, counter.read)
@@ -45,13 +45,13 @@ def run_counting_flops(
     return result
 
 
-#: These settings are the process's: of two threads that count, the second would put back what the first has set.
+#: A lock, because the settings below belong to the process: a second thread would restore those of the first.
 _COUNTING = threading.Lock()
 
 
 @contextmanager
 def _without_fused_kernels() -> Iterator[None]:
-    """Attention, transformer layers and recurrent layers by operations that have a formula."""
+    """Compute attention, transformer layers and recurrent layers by operations whose FLOPs have a formula."""
     found = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -69,7 +69,7 @@ def forward_on_own_device(model: nn.Module, inputs: Inputs) -> Forward:
 
 
 def _forward_on_shapes(model: nn.Module, inputs: Inputs, shapes: ShapeMode) -> Forward:
-    """A forward pass that knows shapes, and the values of integers."""
+    """A forward pass on shapes, and on the values of integers."""
     tensors = chain(model.named_parameters(), model.named_buffers())
     state = {name: shapes.enter_tensor(tensor) for name, tensor in tensors}
     args, kwargs = as_arguments(model, map_tensors(shapes.enter_tensor, inputs))
@@ -78,7 +78,7 @@ def _forward_on_shapes(model: nn.Module, inputs: Inputs, shapes: ShapeMode) -> F
 
 @contextmanager
 def left_as_found(model: nn.Module) -> Iterator[None]:
-    """Restore the random state and all that modules have: parameters, buffers, modes, counters, caches."""
+    """Restore the random state and all attributes of modules: parameters, buffers, modes, counters, caches."""
     device = device_of(model)
     with attributes_as_found(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
@@ -86,9 +86,9 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def attributes_as_found(model: nn.Module) -> Iterator[None]:
-    """Restore all that modules have, and what their lists, sets and dicts hold."""
-    # Parameters too: torch leaves those of a module that has two names exchanged after functional_call. And hooks: some
-    # networks install theirs when they are first called, and note on the module that they have.
+    """Restore all attributes of modules, and the contents of their lists, sets and dicts."""
+    # Parameters, because functional_call does not restore those of a module with two names. Hooks, because some
+    # networks install theirs in their first call, and store in an attribute that they are installed.
     attributes = [vars(module) for module in model.modules()]
     containers = [value for own in attributes for value in own.values() if isinstance(value, dict | list | set)]
     found = [(container, container.copy()) for container in (*attributes, *containers)]

@@ -1,4 +1,4 @@
-"""Where a network can stop: known families, and any network that runs."""
+"""Finds places where a network can stop, in known families and in any network that runs."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ def exit_points(
 ) -> list[str]:
     """Names of the modules after which a network can stop, in forward order.
 
-    For networks of known families they follow from the class. For any other network they are found in a forward pass:
-    calls of modules where a live network can be cut, past which nothing but their output goes on where there are such,
-    at about equal steps of cost as far as there are such places; :func:`describe_exits` lists them all.
-    The last one is the last before the network's output. Of a module that is called several times, as the one layer of
-    ALBERT, ``"layer#0"`` is the first call, ``"layer#1"`` the second; wherever exits and heads are named, so can these.
+    For networks of known families, they depend on the class. For any other network, they are found in a forward pass:
+    calls of modules where a live network can be cut, at about equal steps of cost if possible. Calls after which later
+    modules need only their output are preferred. The last exit is the last such place before the network's output.
+    :func:`describe_exits` lists all places. If a module is called several times, such as the only layer of ALBERT,
+    ``"layer#0"`` is its first call and ``"layer#1"`` its second; all parameters for exits and heads take such names.
 
     Parameters
     ----------
     model : torch.nn.Module
-        Any network. Known are ResNet, ResNeXt, Wide ResNet, DenseNet, MobileNetV2 and V3, EfficientNet and
+        Any network. Known families are ResNet, ResNeXt, Wide ResNet, DenseNet, MobileNetV2 and V3, EfficientNet and
         VisionTransformer of torchvision, and BERT, RoBERTa, DistilBERT, ELECTRA, MPNet, DeBERTa and ViT of Hugging
         Face, with or without a classifier.
     each : {"stage", "block"}, default="stage"
-        Of known families, whether an exit stands after each stage or after each block. A stage ends where the
+        For known families, whether there is an exit after each stage or after each block. A stage ends where the
         resolution drops; in a transformer it is three layers, counted from the last. The layers inside a dense block
-        are no exits, because later ones need them all: a DenseNet has the same exits either way.
+        are not exits, because all later ones need them: a DenseNet has the same exits in both cases.
     example_input : tensor, tuple of tensors or dict of tensors, default=None
-        One batch of inputs; a tuple is passed by position, a dict by keyword. Needed for networks of no known family,
+        One batch of inputs; a tuple is passed by position, a dict by keyword. Required for networks of no known family,
         and with `n_exits`.
     n_exits : int, default=None
-        Number of exits; there are fewer where the network has fewer places for them. By default those of the family,
+        Number of exits, or fewer if the network has fewer places for them. By default the exits of the family,
         or 4.
 
     Returns
@@ -57,16 +57,16 @@ def exit_points(
     Raises
     ------
     ValueError
-        If an input is needed, or the network has no place for an exit.
+        If `example_input` is required but missing, or the network has no place for an exit.
 
     Warns
     -----
     UserWarning
-        If it has one place only, where more are asked for.
+        If the network has only one place for an exit, and more are requested.
 
     See Also
     --------
-    describe_exits : All places for exits, with what they cost.
+    describe_exits : Lists all places for exits, with their costs.
 
     Examples
     --------
@@ -98,12 +98,12 @@ def exit_points(
     if not places:
         raise ValueError(
             f"{type(model).__name__} has no module that gives a tensor of floats with one row per sample, so that it "
-            "has no place for an exit. Divide what it does into modules."
+            "has no place for an exit. Divide its computation into modules."
         )
     if len(places) == 1 and n_exits != 1:
         warn(
             f"{type(model).__name__} has one place for an exit, {places[0].name!r}, so that no sample can stop early. "
-            "Divide what it does into modules, as several nn.GRU in place of one with num_layers=3."
+            "Divide its computation into modules, such as several nn.GRU instead of one with num_layers=3."
         )
     return [place.name for place in places]
 
@@ -121,14 +121,14 @@ def describe_exits(model: nn.Module, example_input: Inputs) -> pd.DataFrame:
     Returns
     -------
     pandas.DataFrame
-        One row per call of a module that gives a tensor of floats with one row per sample: its ``name``, the ``shape``
-        of what it gives for a sample, the ``cost`` of the network up to there as a fraction of its FLOPs, how many
-        other tensors later modules need (``carried``), and whether a live network can be cut there (``live``): whether
-        these have one row per sample, too. Modules without parameters that are called several times are left out.
+        One row per call of a module that returns a tensor of floats with one row per sample: its ``name``, the
+        ``shape`` of its output for a sample, the ``cost`` of the network up to there as a fraction of its FLOPs, the
+        number of other tensors that later modules need (``carried``), and whether a live network can be cut there
+        (``live``): if these have one row per sample, too. Parameter-free modules with several calls are left out.
 
     See Also
     --------
-    exit_points : Chooses some of them.
+    exit_points : Chooses some of these places.
 
     Examples
     --------
@@ -151,7 +151,7 @@ def describe_exits(model: nn.Module, example_input: Inputs) -> pd.DataFrame:
 
 
 def _names_of_family(model: nn.Module, each: str) -> list[str]:
-    """Exits of a network of a known family, none for others."""
+    """Exits of a network of a known family; no exits for other networks."""
     for parent in type(model).__mro__:
         if parent.__name__ in _FAMILIES and parent.__module__.partition(".")[0] in ("torchvision", "transformers"):
             return _FAMILIES[parent.__name__](model, each)
@@ -177,7 +177,7 @@ def _efficientnet(model: nn.Module, each: str) -> list[str]:
     stages = _children_of(model, ["features"])
     if each == "stage":
         return _before_each_drop_of_resolution(model, stages)
-    # The first and the last child are single convolutions, whose parts are no blocks.
+    # The first and the last child are single convolutions without blocks.
     return stages[:1] + _children_of(model, stages[1:-1]) + stages[-1:]
 
 
@@ -191,7 +191,7 @@ def _hugging_face_encoder(model: nn.Module, each: str) -> list[str]:
 
 
 def _children_of(model: nn.Module, parents: list[str]) -> list[str]:
-    """Names of the children of the parents, none where the network has no such parent."""
+    """Names of the children of the parents, without those of parents that the network lacks."""
     modules = dict(model.named_modules())
     return [
         f"{parent}.{name}" for parent in parents if parent in modules for name, _ in modules[parent].named_children()

@@ -16,7 +16,7 @@ from skexit.backbone._own_logits import OwnLogits
 
 @contextmanager
 def without_cache(model: nn.Module) -> Iterator[None]:
-    """Have decoders of Hugging Face keep nothing for a next token inside."""
+    """Switch off the caches that decoders of Hugging Face keep for the next token."""
     configs = {id(config): config for module in model.modules() if (config := getattr(module, "config", None))}
     changed = [config for config in configs.values() if getattr(config, "use_cache", False) is True]
     for config in changed:
@@ -33,11 +33,11 @@ def is_sequence(tensor: torch.Tensor) -> bool:
 
 
 def export(network: nn.Module, tensors: list[torch.Tensor], open_axes: Sequence[int]) -> Any:
-    """The graph of a network; of axes 1, those of sequences alone are left open."""
+    """The graph of a network; the size of axis 1 is left open for sequences only."""
     axes = [[axis for axis in open_axes if axis == 0 or is_sequence(tensor)] for tensor in tensors]
     shapes = {"tensors": [dict.fromkeys(own, torch.export.Dim.DYNAMIC) for own in axes]}
     exported = torch.export.export(network, (tensors,), dynamic_shapes=shapes if open_axes else None, strict=False)
-    # What is changed through a view of it is changed for those who read it otherwise, too.
+    # A change through a view also changes the tensor for its other readers; decomposition makes this explicit.
     return exported.run_decompositions({}) if any(map(_changes_view, exported.graph.nodes)) else exported
 
 
@@ -56,7 +56,7 @@ def is_in_place(node: fx.Node) -> bool:
 
 
 class WithFlatInputs(nn.Module):
-    """A network that takes a list of tensors, and gives the logits that are its own output."""
+    """A network that takes a list of tensors, and returns the logits in its own output."""
 
     def __init__(self, model: nn.Module, example: Inputs, own: OwnLogits | None, uses_output: bool) -> None:
         super().__init__()

@@ -16,9 +16,9 @@ from skexit.backbone._outputs import are_plain, tensors_among
 
 Shape = Sequence[int]
 
-#: Operators of torch itself: those that are no products count nothing.
+#: Namespaces of torch's own operators: all but products count as zero.
 _OF_TORCH = {"aten", "prim", "prims", "profiler"}
-#: Beginnings of names of torch's products that have no formula.
+#: Prefixes of the names of torch's products that have no formula.
 _PRODUCTS = (
     "_cudnn_rnn", "_fft_", "_linalg_eigh", "_linalg_s", "_native_multi_head", "_scaled_grouped_mm", "_sparse",
     "_transformer_encoder_layer", "cholesky", "linalg_", "lu_solve", "miopen_rnn", "mkldnn_convolution",
@@ -27,7 +27,7 @@ _PRODUCTS = (
 
 
 class FlopCounter(TorchDispatchMode):
-    """Counts the FLOPs of the operations inside, and notes those whose FLOPs nobody knows."""
+    """Counts the FLOPs of operations, and collects operators whose FLOPs are not known."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class FlopCounter(TorchDispatchMode):
         self._formulas: dict[Any, Callable[..., int]] = {}
 
     def read(self) -> float:
-        """FLOPs until now."""
+        """FLOPs so far."""
         return self.flops
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -63,13 +63,13 @@ class FlopCounter(TorchDispatchMode):
 
 def _formula(function: Any) -> Callable[..., int] | None:
     own = _FORMULAS.get(function._schema.name)
-    found: Callable[..., int] | None = flop_registry.get(function._overloadpacket)  # users add to it
+    found: Callable[..., int] | None = flop_registry.get(function._overloadpacket)  # users may add formulas
     return found or (None if own is None else shape_wrapper(own))
 
 
 def _unknown_flops(function: Any) -> Callable[..., int]:
-    """Stands for the formula of an operator that has none, and may be a product or not."""
-    if function._schema.name == "aten::linalg_vector_norm":  # no product, unlike others of torch.linalg
+    """Replaces the formula of an operator that has none, and may be a product or not."""
+    if function._schema.name == "aten::linalg_vector_norm":  # not a product, unlike others of torch.linalg
         return _none
     if function.namespace in _OF_TORCH:
         return _unknown if function._schema.name.partition("::")[2].startswith(_PRODUCTS) else _none
@@ -95,7 +95,7 @@ def _n_stored(tensor: torch.Tensor) -> int:
 
 
 def _calling_module() -> nn.Module | None:
-    """The innermost module of which a method is running."""
+    """The innermost module that has a running method."""
     frame = sys._getframe()
     while frame := frame.f_back:  # type: ignore[assignment]
         module = frame.f_locals.get("self")
@@ -121,7 +121,7 @@ def _of_added_product(added: Shape, first: Shape, second: Shape, *args: Any, **k
 
 
 def _of_grouped_product(first: Shape, *args: Any, out_shape: Shape, **kwargs: Any) -> int:
-    """Each row, as a token that is routed to an expert, is multiplied by the matrix of its group alone."""
+    """Each row, such as a token that is routed to an expert, is multiplied only by the matrix of its group."""
     return 2 * (math.prod(first) * out_shape[-1] if len(first) == 2 else math.prod(out_shape) * first[-1])
 
 
@@ -147,7 +147,7 @@ def _of_attention(query: Shape, key: Shape, value: Shape, *args: Any, **kwargs: 
     return flops
 
 
-#: What torch has no formula for, by the name of the operator; they get shapes in place of tensors.
+#: Formulas that torch lacks, by the name of the operator; they get shapes instead of tensors.
 _FORMULAS: dict[str, Callable[..., int]] = {
     "aten::_addmm_activation": _of_added_product,
     "aten::_cdist_forward": _of_distances,

@@ -1,4 +1,4 @@
-"""What a live network takes, checked before anything runs."""
+"""Inputs of networks, and checks of them before a network runs."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-#: Names of labels in a batch by name.
+#: Names of the labels in a batch whose parts have names.
 LABEL_NAMES = ("labels", "label")
-#: Main inputs of the networks of Hugging Face, should these not name theirs.
+#: Main inputs of Hugging Face networks that have no `main_input_name`.
 _MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features")
-#: Parts of a batch that a message lists.
+#: Largest number of parts of a batch that a message lists.
 _MAX_SHOWN = 8
-#: What to do with inputs that differ from the example.
+#: Advice for inputs that differ from the example.
 _CUT_AGAIN = "Pass inputs like the example, or cut the network again by prepare(example_input)."
 
 
 def as_inputs(inputs: tuple[Any, ...], named_inputs: Mapping[str, Any], names: Sequence[str] = ()) -> Inputs:
-    """What was passed to ``forward``, as one input of a network.
+    """Arguments of ``forward`` as one input of a network.
 
-    `names` are those of the network's positional parameters, by which inputs by position and by name are joined. A
-    ValueError says if they do not suffice, or there is anything but tensors.
+    `names` are those of the network's positional parameters, by which inputs by position and by name are joined.
+    Raises a ValueError if the names do not suffice, or an argument is not a tensor.
     """
     if len(inputs) == 1 and isinstance(inputs[0], torch.Tensor) and not named_inputs and inputs[0].ndim:
         return inputs[0]
@@ -36,10 +36,10 @@ def as_inputs(inputs: tuple[Any, ...], named_inputs: Mapping[str, Any], names: S
 
 
 def in_form(given: Any, source: str) -> Inputs:
-    """A batch in one of the forms that a network is given: a tensor, a tuple of tensors, or a dict of them by name.
+    """A batch in one of the forms of a network's input: a tensor, a tuple of tensors, or a dict of tensors by name.
 
-    Mappings and dataclasses become dicts without labels and None, lists become tuples, and a single one is taken out of
-    its tuple. A ValueError, which names the source, says what was found instead.
+    Mappings and dataclasses become dicts without labels and None, lists become tuples, and a tuple of one becomes its
+    element. Raises a ValueError, which names the source and the form, if the batch has another form.
     """
     if isinstance(given, list | tuple) and len(given) == 1:
         return in_form(given[0], source)
@@ -54,8 +54,8 @@ def in_form(given: Any, source: str) -> Inputs:
         raise ValueError(
             f"{source} takes a tensor, a tuple of tensors or a dict of tensors, with one row per sample, but got "
             f"{describe_given(form)}. Convert arrays by torch.as_tensor, and leave out what the network does not take. "
-            "A network that takes other things, as graphs, is run with hooks of your own; stack_exits takes what they "
-            "keep."
+            "For other inputs, such as graphs, collect the outputs of exits by hooks of your own, and pass them to "
+            "stack_exits."
         )
     return form
 
@@ -70,12 +70,12 @@ def fields_of(given: Any) -> dict[str, Any] | None:
 
 
 def without_labels(named: Mapping[str, Any]) -> dict[str, Any]:
-    """What is passed to a network by name: it answers without labels."""
+    """Inputs by name without the labels, which a network does not need."""
     return {name: value for name, value in named.items() if name not in LABEL_NAMES}
 
 
 def describe_given(given: Any) -> str:
-    """What a batch is made of."""
+    """The parts of a batch, in words."""
     if isinstance(given, torch.Tensor):
         return f"a tensor of shape {tuple(given.shape)}"
     if isinstance(given, Mapping | list | tuple) and not given:
@@ -88,7 +88,7 @@ def describe_given(given: Any) -> str:
 
 
 def main_first(model: nn.Module, inputs: Inputs) -> Inputs:
-    """A dict with the main input of a network first, from which the values at its exits follow; others as they are."""
+    """The inputs; in a dict, the main input of the network, on which its exits depend, comes first."""
     if not isinstance(inputs, Mapping):
         return inputs
     names = [getattr(model, "main_input_name", None), *_MAIN_INPUTS, *positional_names(model)]
@@ -97,13 +97,13 @@ def main_first(model: nn.Module, inputs: Inputs) -> Inputs:
 
 
 def positional_names(model: nn.Module) -> list[str]:
-    """Names of what the network takes by position."""
+    """Names of the network's positional parameters."""
     parameters = inspect.signature(model.forward).parameters.values()
     return [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
 
 
 def attention_mask_in(model: nn.Module, inputs: Inputs) -> int | None:
-    """Which tensor of an input is the attention mask, by its name as a parameter; None if there is none."""
+    """Index of the attention mask among the tensors of an input, by its parameter's name; None if there is none."""
     if isinstance(inputs, torch.Tensor):
         return None
     names = list(inputs) if isinstance(inputs, Mapping) else positional_names(model)[: len(inputs)]
@@ -111,7 +111,7 @@ def attention_mask_in(model: nn.Module, inputs: Inputs) -> int | None:
 
 
 def named_tensors(inputs: Inputs) -> dict[str, torch.Tensor]:
-    """The tensors of an input, by a name for messages."""
+    """The tensors of an input, by names for messages."""
     if isinstance(inputs, Mapping):
         return dict(inputs)
     tensors = tensors_of(inputs)
@@ -119,7 +119,7 @@ def named_tensors(inputs: Inputs) -> dict[str, torch.Tensor]:
 
 
 def check_rows(inputs: Inputs, device: torch.device) -> None:
-    """Raise a ValueError unless all tensors are on the device and have equally many rows, at least one."""
+    """Raise a ValueError unless all tensors are on the device and have the same number of rows, at least one."""
     tensors = named_tensors(inputs)
     for name, tensor in tensors.items():
         if tensor.device != device:
@@ -132,7 +132,7 @@ def check_rows(inputs: Inputs, device: torch.device) -> None:
 
 
 def is_like(inputs: Inputs, example: Inputs) -> bool:
-    """Whether the input is one tensor that plainly differs from the example in rows alone; the checks say more."""
+    """Whether the input is one tensor that differs from the example only in rows; a fast test before the checks."""
     return (
         isinstance(inputs, torch.Tensor)
         and isinstance(example, torch.Tensor)
@@ -144,9 +144,9 @@ def is_like(inputs: Inputs, example: Inputs) -> bool:
 
 
 def like_example(inputs: Inputs, example: Inputs) -> Inputs:
-    """The inputs, those by name in the order of the example.
+    """The inputs, with those by name in the order of the example.
 
-    A ValueError says if they differ from it in more than rows and lengths of sequences.
+    Raises a ValueError if they differ from the example in more than rows and lengths of sequences.
     """
     given, expected = named_tensors(inputs), named_tensors(example)
     if set(given) != set(expected) or isinstance(inputs, Mapping) != isinstance(example, Mapping):
@@ -180,7 +180,7 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
 def as_arguments(model: nn.Module, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments that pass the input to a network.
 
-    What ``forward`` has no parameters for is passed as one argument, if it takes one: a batch.
+    An input that does not fit the parameters of ``forward`` is passed as one argument, a batch, if ``forward`` has one.
     """
     if isinstance(inputs, torch.Tensor):
         return (inputs,), {}

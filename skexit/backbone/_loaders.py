@@ -1,4 +1,4 @@
-"""What the items of a loader hold."""
+"""Read inputs and labels from the items of a loader."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def read_item(number: int, item: Any) -> tuple[Inputs, Any]:
     """The inputs and the labels (or None) in an item of a loader; the item's number is for messages.
 
     An item is ``x``, ``(x,)``, ``(x, y)``, several inputs and y, or a dict or dataclass. ``x`` is a tensor, or several
-    in a tuple or dict, with one row per sample; ``labels`` or ``label`` among names are y. A ValueError says if the
+    in a tuple or dict, with one row per sample; an entry ``labels`` or ``label`` is y. Raises a ValueError if the
     item has another form.
     """
     inputs, labels = item, None
@@ -34,7 +34,7 @@ def read_item(number: int, item: Any) -> tuple[Inputs, Any]:
 
 
 def count_rows(loader: Iterable[Any]) -> int | None:
-    """Number of rows that a loader gives, None where it does not say."""
+    """Number of rows of a loader, None if it is not known."""
     if not isinstance(loader, DataLoader) or loader.batch_size is None or not isinstance(loader.sampler, Sized):
         return None
     n_rows = len(loader.sampler)

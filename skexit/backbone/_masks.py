@@ -1,4 +1,4 @@
-"""Which tokens of an exit's output count, told from the attention mask of the network."""
+"""Finds the tokens of an exit's output that count, from the attention mask of the network."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch.nn.functional import pad
 
 @dataclass(frozen=True)
 class TokenCounts:
-    """How many tokens a network makes of a number of positions, by its own account.
+    """Numbers of tokens that a network makes from positions, by a method of the network.
 
-    `of_positions` has the numbers for 0 to `n_positions` positions; for the last it is `n_tokens`.
+    `of_positions` has the numbers of tokens for 0 to `n_positions` positions; the last one is `n_tokens`.
     """
 
     n_positions: int
@@ -22,16 +22,16 @@ class TokenCounts:
 
 
 def count_tokens(model: nn.Module, mask: torch.Tensor | None) -> TokenCounts | None:
-    """What ``_get_feat_extract_output_lengths``, a method of Hugging Face audio networks, says of a mask's positions.
+    """Numbers of tokens for the positions of a mask, by a method of Hugging Face audio networks.
 
-    None where the network has no such method, or there is no mask of shape (n_samples, n_positions).
+    None if no module has the method, or there is no mask of shape (n_samples, n_positions).
     """
     name = "_get_feat_extract_output_lengths"
     method = next((getattr(module, name) for module in model.modules() if hasattr(module, name)), None)
     if method is None or mask is None or mask.ndim != 2:
         return None
     counts = method(torch.arange(mask.shape[1] + 1, device=mask.device))
-    if not isinstance(counts, torch.Tensor):  # some networks give the lengths of two modules
+    if not isinstance(counts, torch.Tensor):  # in some networks it returns the lengths of two modules
         return None
     counts = counts.long()
     counts[1:].clamp_(min=1)  # a sample of any length has a token
@@ -39,18 +39,18 @@ def count_tokens(model: nn.Module, mask: torch.Tensor | None) -> TokenCounts | N
 
 
 def fit_mask(mask: torch.Tensor, tokens: torch.Tensor, counts: TokenCounts | None = None) -> torch.Tensor:
-    """The mask of shape (n_samples, n_tokens) for tokens that a network made of the positions of another mask.
+    """The mask of shape (n_samples, n_tokens) for tokens that a network made from the positions of another mask.
 
-    Where the network makes fewer tokens than there are positions, each token stands for an equal share of these, and
-    counts where one of them does. `counts` says instead how many tokens a sample has, from the first one on.
+    If there are fewer tokens than positions, each token stands for an equal share of the positions, and counts if one
+    of them does. With `counts`, the first tokens of each sample count instead, and `counts` has their number.
 
-    A ValueError says if there are more tokens than positions, or the mask has not one row per sample.
+    Raises a ValueError if there are more tokens than positions, or the mask does not have one row per sample.
     """
     n_samples, n_tokens = tokens.shape[:2]
     if mask.ndim != 2 or mask.shape[0] != n_samples or mask.shape[1] < n_tokens:
         raise ValueError(
             f"attention_mask has shape {tuple(mask.shape)} but an exit gave {n_tokens} tokens for each of {n_samples} "
-            "samples; it says nothing of some tokens. Pass a callable as pool=, which gets no mask."
+            "samples, so it does not cover all tokens. Pass a callable as pool=, which gets no mask."
         )
     counted = mask.bool()
     n_positions = mask.shape[1]

@@ -1,4 +1,4 @@
-"""Two recordings of a network, for different numbers of rows, become one for any number."""
+"""Merge two recordings of a network, for different numbers of rows, into one for any number."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 
 
 def merge(recording: Any, other: Any) -> None:
-    """Leave the number of rows open in a recording, by one for more rows; a ValueError says if that cannot be."""
+    """Leave the number of rows open in a recording, by comparison with another. Raises a ValueError if that fails."""
     constants, others = recording.constants, other.constants
     if list(constants) != list(others) or not all(map(torch.equal, constants.values(), others.values())):
         raise _DIFFERENT
@@ -22,10 +22,10 @@ def merge(recording: Any, other: Any) -> None:
 
 
 class Merging:
-    """Changes a graph for some rows to one for any number, by the same graph for another number of rows.
+    """Changes a graph for a number of rows to one for any number, by comparison with one for another number.
 
-    A size that differs between the two is a multiple of the rows, and perhaps a constant more. A ValueError says if
-    they differ in anything else: then what the network does depends on how many rows there are.
+    A size that differs between the two is a multiple of the number of rows, plus a constant. Raises a ValueError if
+    the graphs differ in anything else: then the operations of the network depend on the number of rows.
     """
 
     def __init__(self, graph: fx.Graph, other: fx.Graph, n_rows: int, other_n_rows: int) -> None:
@@ -68,7 +68,7 @@ class Merging:
         return here
 
     def _factors(self, here: int, there: int) -> tuple[int, int]:
-        """Factor and summand that make both sizes of both numbers of rows."""
+        """The factor and the summand that give both sizes from their numbers of rows."""
         factor, rest = divmod(there - here, self._other_n_rows - self._n_rows)
         if rest:
             raise _DIFFERENT
@@ -108,4 +108,4 @@ def _pairs(node: fx.Node, other: fx.Node) -> Iterable[tuple[Any, Any]]:
     return (node.args, other.args), (dict(node.kwargs), dict(other.kwargs))
 
 
-_DIFFERENT = ValueError("what it does depends on the number of rows, as a loop over them does")
+_DIFFERENT = ValueError("its operations depend on the number of rows, as in a loop over rows")

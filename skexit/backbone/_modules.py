@@ -1,4 +1,4 @@
-"""What extraction and costs both need to know about a network: its modules, its inputs, its state."""
+"""Modules, exits, heads and modes of a network."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def check_network(model: Any) -> None:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside what torch.compile, DataParallel or DistributedDataParallel made of it.
+    """The network inside the wrappers of torch.compile, DataParallel and DistributedDataParallel.
 
-    A TypeError says if it is no network.
+    Raises a TypeError if it is not a network.
     """
     check_network(model)
     while True:
@@ -45,9 +45,9 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def find_modules(model: nn.Module, names: Sequence[str], parameter: str) -> list[nn.Module]:
-    """Find submodules by name; a ValueError says if there are no names, one is repeated, or the network lacks it.
+    """Find submodules by name. Raises a ValueError if there are no names, one is repeated, or the network lacks one.
 
-    Of a module that is called several times, ``"layer#3"`` names the fourth call.
+    ``"layer#3"`` names the fourth call of a module that is called several times.
     """
     if isinstance(names, str) or not names:
         raise ValueError(f"{parameter}={names!r} must be a list of at least one module name.")
@@ -61,7 +61,7 @@ def find_modules(model: nn.Module, names: Sequence[str], parameter: str) -> list
             near = difflib.get_close_matches(str(name), modules, n=3, cutoff=0.0)
             raise ValueError(
                 f"{parameter} names {name!r}, which the network does not have. The nearest names are {near}; "
-                "model.named_modules() gives them all."
+                "model.named_modules() lists all names."
             )
     return [modules[split_call(name)[0]] for name in names]
 
@@ -71,15 +71,15 @@ def names_of_exits(model: nn.Module, exits: Any) -> list[str]:
     if isinstance(exits, str | nn.Module) or not isinstance(exits, Iterable):
         given = repr(exits) if isinstance(exits, str) else f"a {type(exits).__name__}"
         raise ValueError(
-            f"exits is {given}; it must be a list of at least one module name, such as ['layer1', 'layer2']; None "
-            "finds them."
+            f"exits is {given}; it must be a list of at least one module name, such as ['layer1', 'layer2'], or None "
+            "to find exits."
         )
     first = {module: name for name, module in model.named_modules() if name}
     names = []
     for exit in exits:
         if isinstance(exit, nn.Module) and exit not in first:
             raise ValueError(
-                f"exits has a {type(exit).__name__} that is no module within the network. Give names; "
+                f"exits has a {type(exit).__name__} that is not a module of the network. Pass names; "
                 "model.named_modules() lists them."
             )
         names.append(first[exit] if isinstance(exit, nn.Module) else exit)
@@ -88,13 +88,13 @@ def names_of_exits(model: nn.Module, exits: Any) -> list[str]:
 
 
 def split_call(name: str) -> tuple[str, int | None]:
-    """The name of a module, and which of its calls is meant, counted from 0; None where it is called once."""
+    """The name of a module, and the number of one of its calls, counted from 0; None if the name has no number."""
     module, _, number = str(name).partition("#")
     return (module, int(number)) if number.isdecimal() else (name, None)
 
 
 def with_first_name(model: nn.Module, name: str) -> str:
-    """The name of a module, or of one of its calls, by the first of the names that the module has in the network."""
+    """The name of a module, or of one of its calls, with the first name that the module has in the network."""
     (module,), (_, number) = find_modules(model, [name], "exits"), split_call(name)
     first = next(other for other, found in model.named_modules() if found is module)
     return first if number is None else f"{first}#{number}"
@@ -103,40 +103,40 @@ def with_first_name(model: nn.Module, name: str) -> str:
 def hook_calls(
     model: nn.Module, name: str, hook: Callable[..., None], *, before: bool = False
 ) -> torch.utils.hooks.RemovableHandle:
-    """Have a hook see each call of a module, or the one call from now on that the name means."""
+    """Run a hook at each call of a module, or at the one call, counted from now on, that the name has."""
     name, number = split_call(name)
     n_calls = 0
 
-    def see(*call: Any) -> None:
+    def count_call(*call: Any) -> None:
         nonlocal n_calls
         if number in (None, n_calls):
             hook(*call)
         n_calls += 1
 
     module = model.get_submodule(name)
-    return module.register_forward_pre_hook(see) if before else module.register_forward_hook(see)
+    return module.register_forward_pre_hook(count_call) if before else module.register_forward_hook(count_call)
 
 
 def resolve_heads(model: nn.Module, head: Head, exits: Sequence[str]) -> list[str | None]:
     """One head for each exit: a module name, ``"output"``, or None.
 
-    A ValueError says if `head` has not one entry for each exit, or names an unknown exit or module.
+    Raises a ValueError if `head` does not have one entry per exit, or names an unknown exit or module.
     """
     n_exits = len(exits)
     if isinstance(head, Mapping):
         for name in head:
             if name not in exits:
                 raise ValueError(
-                    f"head has the key {name!r}, which is no exit. A dict has the names of exits as keys, those of "
-                    f"their heads as values; exits={list(exits)}."
+                    f"head has the key {name!r}, which is not an exit. A dict has the names of exits as keys and "
+                    f"those of their heads as values; exits={list(exits)}."
                 )
         head = [head.get(name) for name in exits]
     if head is None or head == NETWORK_OUTPUT:
         return [None] * (n_exits - 1) + [head]
     if isinstance(head, str) or len(head) != n_exits:
         raise ValueError(
-            f"head={head!r} must be 'output', None, or a list with a module name or None for each of {n_exits} exits; "
-            "a dict gives them by exit."
+            f"head={head!r} must be 'output', None, a list with a module name or None for each of {n_exits} exits, or "
+            "a dict of these by exit."
         )
     if names := own_heads(head).values():
         find_modules(model, list(names), "head")
@@ -159,7 +159,7 @@ def check_called_once(called: Sequence[str], names: Sequence[str], parameter: st
             )
         if counts[name] == 0:
             raise ValueError(
-                f"{parameter} names {name!r}, which the forward pass calls 0 times; name modules that it calls, as "
+                f"{parameter} names {name!r}, which the forward pass calls 0 times; name modules that it calls as "
                 "module(x) rather than module.forward(x). Calls of a module are counted from 0."
             )
 
@@ -172,7 +172,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, each submodule's own mode again afterwards."""
+    """Switch to evaluation mode, and restore each submodule's own mode afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Run a network on shapes: tensors of the meta device, and the values of those that follow from integers alone."""
+"""Run a network on shapes: tensors of the meta device, with values for those that depend on integers alone."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _MAX_KNOWN = 2**22
 
 
 class ShapeMode(TorchDispatchMode):
-    """Operations on the meta device, each computed once for the same shapes.
+    """Operations on the meta device, each run once for the same shapes.
 
-    What is made of known values alone, such as integers, is computed, so that a network can look at its masks and
-    positions. What is not known cannot be looked at: torch raises an error.
+    Results that depend on known values alone, such as integers, are computed, so that a network can read its masks and
+    positions. If it reads a value that is not known, torch raises an error.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        #: Tensors of the meta device whose values are known, by id; kept alive, as ids are used again.
+        #: Tensors of the meta device with their known values, by id; kept alive, because ids are used again.
         self._known: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        #: Storages that were known until something unknown was written into them.
+        #: Storages that were known until an unknown value was written into them.
         self._lost: set[int] = set()
         self._results: dict[Any, Any] = {}
 
     def enter_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor of the meta device in place of another; integers and single numbers are known."""
+        """A tensor of the meta device for another one; the values of integers and single numbers are known."""
         if tensor.layout != torch.strided or not are_plain([type(tensor)]):
-            raise TypeError("what such a tensor stores is not known from its shape.")
+            raise TypeError("the content of such a tensor does not follow from its shape.")
         shape = torch.empty_like(tensor, device=_META, requires_grad=False)
         is_known = not (tensor.is_floating_point() or tensor.is_complex()) or tensor.numel() == 1
         if is_known and not tensor.is_meta:
@@ -80,23 +80,23 @@ class ShapeMode(TorchDispatchMode):
         try:
             key = function, _key(args), _key(tuple(kwargs.items()))
             found = self._results.get(key)
-        except (TypeError, RuntimeError, NotImplementedError):  # what has no hash, or is no plain tensor
+        except (TypeError, RuntimeError, NotImplementedError):  # no hash, or not a plain tensor
             return function(*args, **kwargs)
         if found is not None:
             return _map(_empty_like, found)
         result = function(*args, **kwargs)
         if _is_functional(function) and all(tensor.is_meta for tensor in tensors_among([result])):
-            self._results[key] = _map(_empty_like, result)  # the network may follow the life of its own
+            self._results[key] = _map(_empty_like, result)  # a copy: storing the result itself would keep it alive
         return result
 
 
 def _is_functional(function: Any) -> bool:
-    """Whether an operator gives new tensors alone, and changes none."""
+    """Whether an operator returns only new tensors, and changes none."""
     return all(one.alias_info is None for one in (*function._schema.arguments, *function._schema.returns))
 
 
 def _n_elements(args: Any) -> int:
-    """Elements of what a factory makes, which begins with the size; 0 for others."""
+    """Number of elements that a factory makes, whose first argument is a size; 0 for other operators."""
     size = args[0] if args else ()
     return torch.Size(size).numel() if isinstance(size, list | tuple) and all(isinstance(n, int) for n in size) else 0
 
@@ -121,7 +121,7 @@ def _map(function: Callable[[torch.Tensor], Any], value: Any) -> Any:
 
 
 def _key(value: Any) -> Any:
-    """What a shape follows from in arguments of an operator."""
+    """The parts of an operator's arguments on which the shape of its result depends."""
     if isinstance(value, torch.Tensor):
         return value.shape, value.stride(), value.dtype, value.device
     if isinstance(value, list | tuple):

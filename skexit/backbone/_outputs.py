@@ -1,4 +1,4 @@
-"""What a network or a head gives: its logits."""
+"""Logits and other tensors in the output of a network or a head."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _PLAIN = {torch.Tensor, nn.Parameter, nn.Buffer}
 
 
 def logits_in(output: Any) -> Any:
-    """The ``logits`` of a network's output, or the output itself where it names none; None where a dict has none."""
+    """The ``logits`` of a network's output, or the output itself if it has none; None for a dict without logits."""
     return output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
 
 
 def two_logits(logits: Any) -> Any:
-    """Logits [0, z] in place of the one, z, of a binary network; a vector is taken for a column. Others as they are."""
+    """Logits [0, z] instead of the single logit z of a binary network, also in a vector; other outputs unchanged."""
     if not isinstance(logits, torch.Tensor):
         return logits
     if logits.ndim == 1:
@@ -27,9 +27,9 @@ def two_logits(logits: Any) -> Any:
 
 
 def as_logits(output: Any, source: str, advice: str) -> torch.Tensor:
-    """The logits in what a network or a head gave, two where it gave one.
+    """The logits in the output of a network or a head; two if it has one.
 
-    Raises a ValueError, which names the source and ends with the advice, if they are no matrix.
+    Raises a ValueError, which names the source and ends with the advice, if they are not a matrix.
     """
     logits = two_logits(logits_in(output))
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
@@ -41,7 +41,7 @@ def as_logits(output: Any, source: str, advice: str) -> torch.Tensor:
 
 
 def first_tensor(output: Any) -> torch.Tensor:
-    """The output itself, or the first tensor in it; a ValueError if there is none."""
+    """The output itself, or the first tensor in it. Raises a ValueError if there is none."""
     if isinstance(output, torch.Tensor):
         return output
     values = output.values() if isinstance(output, Mapping) else output
@@ -77,5 +77,5 @@ def tensors_among(arguments: Sequence[Any]) -> list[torch.Tensor]:
 
 
 def are_plain(types: Iterable[type]) -> bool:
-    """Whether tensors of these types are torch's own, and none that call operators on tensors inside."""
+    """Whether these are torch's own types of tensors, not subclasses that call operators on inner tensors."""
     return _PLAIN.issuperset(types)

@@ -1,4 +1,4 @@
-"""Which logits in a network's output belong to which exit, and what they cost."""
+"""Finds the logits of each exit in a network's output, and their costs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from skexit.backbone._modules import NETWORK_OUTPUT, with_first_name
 from skexit.backbone._outputs import logits_in, tensors_in, two_logits
 from skexit.backbone._tracing import ModuleCall, Trace, Values, trace
 
-#: A tensor in the network's output, by its place, and the axis and number along it where it holds logits of several
-#: exits.
+#: Index of a tensor in the network's output and, if it has logits of several exits, the axis and the index along it.
 Place = tuple[int, tuple[int, int] | None]
 
 
-#: Of what a network does between two exits, the share that logits of the first may do, too.
+#: Largest share of the FLOPs between two exits that the logits of the first exit may need.
 _MAX_TWICE = 0.25
 
 
@@ -30,14 +29,14 @@ _MAX_TWICE = 0.25
 class OwnLogits:
     """Logits of exits in a network's output.
 
-    `places` has for each exit where its logits are, None where the output has none for it. `flops` are the cumulative
+    `places` has the place of the logits of each exit, None if the output has none for it. `flops` are the cumulative
     FLOPs of the exits with these logits, for one sample.
     """
 
     places: list[Place | None]
     flops: NDArray[np.float64]
     reaches_end: bool
-    """Whether the last exit's logits are those of the network's end."""
+    """Whether the last exit has the network's last logits."""
 
     def read(self, output: Any) -> list[torch.Tensor | None]:
         """The logits of each exit in an output."""
@@ -53,13 +52,13 @@ def _at(tensors: Sequence[torch.Tensor], place: Place) -> Any:
 def own_logits_or_none(
     model: nn.Module, heads: Sequence[str | None], exits: Sequence[str], example_input: Inputs
 ) -> OwnLogits | None:
-    """What `find_own_logits` gives; None where no head is the network's output, or it cannot be run to find it."""
+    """The result of `find_own_logits`; None if no head is the network's output, or the network cannot be run."""
     if NETWORK_OUTPUT not in heads:
         return None
     try:
         own = find_own_logits(model, exits, example_input)
     except Exception:
-        # Whatever is wrong shows again where the network runs.
+        # The error is raised again when the network runs.
         return None
     return own if own.places[-1] is not None else None
 
@@ -67,9 +66,9 @@ def own_logits_or_none(
 def find_own_logits(model: nn.Module, exits: Sequence[str], example_input: Inputs) -> OwnLogits:
     """Find the logits of exits, which are in forward order, in the output of a network.
 
-    Logits belong to the last exit that they follow from. Where they need much that the network does between it and a
-    later exit, they belong to the later one, so that it is not done twice. The network's last logits are those of the
-    last exit that they follow from, unless it has logits of its own.
+    Logits belong to the last exit from which they are computed. If they need much of the computation between it and a
+    later exit, they belong to the later one, so that nothing is computed twice. The network's last logits belong to the
+    last exit from which they are computed, unless that exit has other logits.
     """
     traced = trace(model, example_input)
     first_names = [with_first_name(model, name) for name in exits]
@@ -84,12 +83,12 @@ def find_own_logits(model: nn.Module, exits: Sequence[str], example_input: Input
 
 @dataclass(frozen=True)
 class _Claim:
-    """Logits that may be those of an exit; of several, the claim of the highest rank counts."""
+    """Logits that may belong to an exit; of several claims, the one with the highest rank counts."""
 
     exit: int
     place: Place
     operations: set[int]
-    """All that they follow from."""
+    """All operations from which they are computed."""
     is_of_end: bool
     rank: tuple[int, int]
 
@@ -119,7 +118,7 @@ def _claims(traced: Trace, calls: Sequence[ModuleCall | None]) -> Iterator[_Clai
 
 
 def _exit_for(traced: Trace, calls: Sequence[ModuleCall | None], exit: int, shared: set[int]) -> int | None:
-    """This exit, or the first one later before which what is shared with the network is done; None if there is none."""
+    """This exit, or the first later one that ends after all operations shared with the network; None if none does."""
     ends = {k: call.end for k, call in enumerate(calls) if call is not None and k >= exit}
     later = next((k for k, end in ends.items() if end > max(shared, default=-1)), None)
     flops = traced.values.flops
@@ -129,7 +128,7 @@ def _exit_for(traced: Trace, calls: Sequence[ModuleCall | None], exit: int, shar
 
 
 def logits_among(traced: Trace) -> list[tuple[int, Place]]:
-    """Values in the output that may be logits of an exit, and where they are."""
+    """Values in the output that may be logits of an exit, and their places."""
     tensors = [tensor if tensor.is_floating_point() else tensor.new_empty(()) for tensor in tensors_in(traced.output)]
     named = logits_in(traced.output)
     joined = {n: parts for n, tensor in enumerate(tensors) if (parts := _joined(traced, n, tensor))}
@@ -166,20 +165,20 @@ def _joined(traced: Trace, number: int, tensor: torch.Tensor) -> list[tuple[int,
             for axis in [values.joins[operation] % n_axes] if is_whole else [1, 0]:
                 if tensor.shape[axis] == len(parents) and tensor.shape[0 if axis else 1] == traced.n_rows:
                     parts: list[tuple[int, Place]] = [(parent, (number, (axis, k))) for k, parent in enumerate(parents)]
-                    return parts if n_axes == 3 or _come_one_by_one(values, parents) else []
+                    return parts if n_axes == 3 or _are_of_exits(values, parents) else []
             return []
         is_rearranged = len(parents) == 1 and values.n_elements[value] == values.n_elements[parents[0]]
         value, is_whole = (parents[0] if is_rearranged and not values.flops[operation] else None), False
     return []
 
 
-def _come_one_by_one(values: Values, logits: Sequence[int]) -> bool:
-    """Whether single logits are those of exits, each of which follows from more than those before: not of classes."""
+def _are_of_exits(values: Values, logits: Sequence[int]) -> bool:
+    """Whether single logits are of exits, not of classes: logits of later exits depend on more operations."""
     return len({len(values.operations_before(value)) for value in logits}) > 1
 
 
 def _cumulative_flops(traced: Trace, calls: Sequence[ModuleCall | None], needed: list[set[int]]) -> NDArray[np.float64]:
-    """FLOPs of one sample of what runs up to each exit, and of the logits of the exits up to it."""
+    """FLOPs for one sample of all operations up to each exit, and of the logits of the exits up to it."""
     costs, own = [], set[int]()
     for call, operations in zip(calls, needed, strict=True):
         own |= operations

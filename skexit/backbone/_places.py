@@ -1,4 +1,4 @@
-"""Where a network can have exits: the ends of calls of modules, and what later modules need beside what these give."""
+"""Places for exits in a network: the ends of module calls, and the other tensors that later modules need there."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ class ExitPlace:
 
     name: str
     end: int
-    """Number of operations before."""
+    """Number of operations before it."""
     shape: tuple[int, ...]
-    """Shape of what the module gives, without the rows."""
+    """Shape of the module's output, without the rows."""
     cost: float
     """Cumulative cost as a fraction of the network's FLOPs."""
     n_carried: int
-    """Tensors beside its own that later modules need."""
+    """Number of tensors, besides the module's output, that later modules need."""
     is_cut: bool
-    """Whether all of these have one row per sample."""
+    """Whether all of these have one row per sample, so that a live network can be cut here."""
 
 
 def trace_modules(model: nn.Module, example_input: Inputs) -> list[ExitPlace]:
     """Places for exits in a network in evaluation mode, in forward order.
 
-    They are the calls of modules that give a tensor of numbers with one row per sample, before the network's own
+    They are the calls of modules that return a tensor of floats with one row per sample, before the network's own
     output. Modules without parameters that are called several times are left out.
     """
     return places_in(trace(model, example_input, warns=True))
@@ -54,7 +54,7 @@ def places_in(traced: Trace) -> list[ExitPlace]:
     for call in traced.calls:
         first, axis_of_rows = call.values[0], traced.values.axis_of_rows
         is_output = first in answers or (call.flops == traced.flops and n_outputs in call.shape)
-        is_known = "#" not in call.name or call.has_weights  # not each use of the one ReLU or dropout of a network
+        is_known = "#" not in call.name or call.has_weights  # not each call of a shared ReLU or dropout
         if is_known and not is_output and call.is_floating and (axis := axis_of_rows[first]) is not None:
             n_carried = needed.counts[call.end] - needed.is_needed_after(call.end, first)
             is_cut = needed.counts[call.end] == needed.counts_with_rows[call.end]
@@ -65,10 +65,10 @@ def places_in(traced: Trace) -> list[ExitPlace]:
 
 
 class _Needed:
-    """Until when each value of a forward pass is needed for the answers that are yet to come.
+    """For each value of a forward pass, the last operation that needs it, for answers that are not computed yet.
 
-    Answers are values in the network's output. One that comes before the last can be given as soon as all that it
-    shares with the last is there, wherever the network computes it.
+    Answers are values in the network's output, such as logits. An answer before the last can be computed as soon as all
+    values that it shares with the last are there, wherever the network computes it.
     """
 
     def __init__(self, values: Values, answers: set[int]) -> None:
@@ -76,7 +76,7 @@ class _Needed:
         self._until = [-1] * len(values.made)
         before = {answer: values.operations_before(answer) for answer in sorted(answers)}
         last = max(before, key=lambda answer: len(before[answer]), default=None)
-        # Operations that give no tensor are there for their effects, such as decisions.
+        # Operations without a tensor as result have effects, such as decisions.
         effects = set(range(values.n_operations)) - set(values.made)
         way = effects | (before[last] if last is not None else set())
         self._read(way, values.n_operations)
@@ -90,11 +90,11 @@ class _Needed:
         """How many of them have one row per sample."""
 
     def is_needed_after(self, end: int, value: int) -> bool:
-        """Whether a value is made by the operations up to some number, and read by later ones."""
+        """Whether a value is made by the first `end` operations, and read by later ones."""
         return self._values.made[value] < end <= self._until[value]
 
     def _read(self, operations: set[int], latest: int) -> None:
-        """Let operations need what they read, at the latest then."""
+        """Mark the values that operations read as needed until the operation, or until `latest` if that is earlier."""
         for operation in operations:
             for value in self._values.parents[operation]:
                 self._until[value] = max(self._until[value], min(operation, latest))

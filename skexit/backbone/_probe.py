@@ -17,7 +17,7 @@ from skexit.backbone._own_logits import OwnLogits
 from skexit.backbone._rows import rows_first, select_rows
 from skexit.backbone._stages import Stage
 
-#: Samples of the random input. One is left out after each exit, until one is left.
+#: Number of samples in the random input. After each exit, one is dropped, as long as there are several.
 _N_SAMPLES = 4
 #: Largest difference that rounding may make, relative to the largest value.
 _TOLERANCE = 1e-3
@@ -26,10 +26,10 @@ _TOLERANCE = 1e-3
 def check_against_plain_network(
     model: nn.Module, exits: Sequence[str], stages: Sequence[Stage], own: OwnLogits | None, example_input: Inputs
 ) -> None:
-    """Raise a ValueError unless stages that lose samples on the way give what the network gives.
+    """Raise a ValueError unless the stages, with samples dropped between them, give the outputs of the network.
 
-    The inputs are random ones that look like the example. `own` says where the network's output has logits of exits;
-    by None, its logits are the last exit's.
+    The inputs are random, and have the form of the example. `own` has the places of exits' logits in the network's
+    output; if it is None, the logits in the output are those of the last exit.
     """
     inputs = random_inputs(example_input)
     expected, output = _run_plain(model, exits, inputs)
@@ -55,9 +55,9 @@ def check_against_plain_network(
 
 def _not_cut(part: str) -> ValueError:
     return ValueError(
-        f"the network is not cut by its exits: run by itself on random inputs, {part} gives other values than the "
-        "plain network. Something goes around an exit, or the samples of a batch depend on one another. Name exits "
-        "that everything passes through."
+        f"the network is not cut by its exits: on random inputs, {part} gives other values than the plain network. A "
+        "tensor goes around an exit, or the samples of a batch depend on one another. Name exits through which all "
+        "tensors pass."
     )
 
 
@@ -69,7 +69,7 @@ def _agree(value: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 def random_inputs(example_input: Inputs) -> Inputs:
-    """Normal numbers, or integers that the example has, of its shapes."""
+    """Random numbers in the shapes of the example; for integers, rows of the example."""
     device = tensors_of(example_input)[0].device
     generator = torch.Generator(device).manual_seed(0)
 
@@ -78,14 +78,14 @@ def random_inputs(example_input: Inputs) -> Inputs:
         if tensor.is_floating_point():
             noise = torch.randn(tensor[rows].shape, generator=generator, device=device)
             return noise.to(tensor.dtype)
-        # Each row stays one of the example's: masks, above all, have a form.
+        # Whole rows of the example, because inputs such as masks have a form.
         return tensor[rows]
 
     return map_tensors(draw, example_input)
 
 
 def _logits_of_exits(own: OwnLogits | None, n_exits: int, output: Any) -> Sequence[torch.Tensor | None]:
-    """Logits that a network's output has for its exits."""
+    """Logits of the exits in a network's output."""
     if own is not None:
         return own.read(output)
     logits = two_logits(logits_in(output))
@@ -96,10 +96,10 @@ def _run_plain(model: nn.Module, exits: Sequence[str], inputs: Inputs) -> tuple[
     outputs: list[torch.Tensor] = []
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
-        outputs.append(first_tensor(output).clone())  # the network may go on to work on it in place
+        outputs.append(first_tensor(output).clone())  # the network may change it in place afterwards
 
     with ExitStack() as hooks:
         for name in exits:
             hooks.enter_context(hook_calls(model, name, keep))
-        output = call(model, map_tensors(torch.clone, inputs))  # it may work on them in place
+        output = call(model, map_tensors(torch.clone, inputs))  # it may change them in place
     return outputs, output

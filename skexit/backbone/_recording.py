@@ -31,11 +31,10 @@ from skexit.backbone._rows import with_rows
 from skexit.backbone._shapes import FILLED, filled
 
 _OPERATORS = torch.library.Library("skexit", "DEF")
-# To the recorder a module is one operation, whose number says which call it is.
+# For the recorder, the call of a module is one operation, with the number of the call.
 _OPERATORS.define("call_module(int call, Tensor[] tensors, SymInt[] sizes) -> Tensor[]")
 
-#: Rows of the inputs while a network is recorded, a size of one would be taken for a constant; and where that is done
-#: for two numbers of rows.
+#: Numbers of rows of the inputs in a recording, and in a second one if needed. A size of 1 would become a constant.
 _N_ROWS, _OTHER_N_ROWS = 3, 5
 
 
@@ -43,8 +42,8 @@ _N_ROWS, _OTHER_N_ROWS = 3, 5
 class Recording:
     """A network as a graph whose ``call_module`` and ``get_attr`` nodes have names of the network.
 
-    It has one node per input tensor, for each exit the nodes of the tensors that its module gives, and the node of the
-    logits that the network itself has for it, or None. Constants are what the network makes of no input and no
+    It has one node per input tensor; for each exit the nodes of the tensors in its module's output; and for each exit
+    the node of the network's own logits for it, or None. Constants are tensors that depend on no input and no
     parameter, by name.
     """
 
@@ -54,7 +53,7 @@ class Recording:
     logits: list[fx.Node | None]
     constants: dict[str, torch.Tensor]
     given_objects: set[str]
-    """Modules that are given what is no tensor and no plain value, as a cache that they change."""
+    """Modules with an argument that is neither a tensor nor a plain value, such as a cache that they change."""
 
 
 def record(
@@ -65,15 +64,15 @@ def record(
     inputs: Inputs,
     opened: Collection[str] = (),
 ) -> Recording:
-    """Run a network in evaluation mode on shapes only, and record which module is called on what.
+    """Run a network in evaluation mode on shapes only, and record the calls of modules with their arguments.
 
-    Modules that contain no exit are recorded as one call each; of those that do, and of those in `opened`, every
-    operation outside of modules without children. The exits are in forward order, the heads as `resolve_heads` gives
-    them, and `own` says where the network's output has logits of exits. The number of rows is left open; so is the
-    length of sequences of integers.
+    Modules that contain no exit are recorded as one call each. In modules that contain one, and in those in `opened`,
+    every operation outside of modules without children is recorded. The exits are in forward order, the heads are those
+    of `resolve_heads`, and `own` has the places of exits' logits in the network's output. The number of rows is left
+    open, and so is the length of sequences of integers.
 
-    A ValueError says if the network does not call an exit or head exactly once, calls exits in another order, or
-    decides by the values of its inputs what to do.
+    Raises a ValueError if the network does not call an exit or head exactly once, calls exits in another order, or
+    has operations that depend on the values of its inputs.
     """
     network = WithFlatInputs(model, inputs, own, "output" in heads)
 
@@ -90,7 +89,7 @@ def record(
     )
     attempts += [[(_N_ROWS, (0,))], [(_N_ROWS, ()), (_OTHER_N_ROWS, ())]]
     reasons: list[Exception] = []
-    # Hooks are left out, unless the network needs what its own collect.
+    # Hooks are left out, unless the network needs values that its own hooks collect.
     for with_hooks, attempt in product([False, True][: 1 + _has_hooks(model)], attempts):
         try:
             runs = [run(*settings, with_hooks) for settings in attempt]
@@ -113,7 +112,7 @@ def record(
 
 @torch.no_grad()
 def _outputs_of_modules(model: nn.Module, inputs: Inputs) -> dict[str, list[Any]]:
-    """What each call of each module gives, by module."""
+    """The output of each call of each module, by module."""
     outputs: dict[str, list[Any]] = {name: [] for name, _ in model.named_modules()}
     with left_as_found(model), ExitStack() as stack:
         for name, module in model.named_modules():
@@ -125,7 +124,7 @@ def _outputs_of_modules(model: nn.Module, inputs: Inputs) -> dict[str, list[Any]
 
 #: Marks of arguments that become nodes of the graph.
 _TENSOR, _SIZE = object(), object()
-#: Types of other arguments, of which code can be made.
+#: Types of other arguments, which can be written as code.
 _PLAIN = (int, float, complex, str, slice, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
@@ -139,14 +138,14 @@ class _Call:
     structure: Any
     outputs: list[torch.Tensor]
     paths: list[Any]
-    """Where in the module's output each tensor is."""
+    """Path of each tensor in the module's output."""
     marks: list[str]
-    """Exits and heads that are this call."""
+    """Names of the exits and heads at this call."""
     is_marker: bool
 
 
 class _Recorder:
-    """Has modules leave a note instead of computing."""
+    """Replaces modules, so that their calls are recorded instead of computed."""
 
     def __init__(
         self,
@@ -158,7 +157,7 @@ class _Recorder:
     ) -> None:
         self._known_outputs = outputs
         modules = dict(model.named_modules())
-        #: Exits and heads by the module that they are.
+        #: The module and the call of each exit and head.
         self._marks = {mark: split_call(with_first_name(model, mark)) for mark in [*exits, *own_heads(heads).values()]}
         marked = {name for name, _ in self._marks.values()}
         self.calls: list[_Call] = []
@@ -186,7 +185,7 @@ class _Recorder:
             yield
 
     def _closed_modules(self) -> list[str]:
-        """Children of open modules that are called as a whole; mere containers of modules never are."""
+        """Children of open modules that are recorded as one call; containers of modules are never called."""
         closed, waiting = [], [(name, self._modules[name]) for name in sorted(self._open)]
         seen = {id(module) for _, module in waiting}
         while waiting:
@@ -213,7 +212,7 @@ class _Recorder:
                 return self._note(name, (pytree.tree_leaves(output),), {}, output, is_marker=True)
             leaves, structure = pytree.tree_flatten((args, kwargs))
             if not any(isinstance(leaf, torch.Tensor) for leaf in leaves):
-                return original(*args, **kwargs)  # the same for all samples
+                return original(*args, **kwargs)  # equal for all samples
             # Containers are copied: some modules change the lists that they are given.
             copied, named = pytree.tree_unflatten(leaves, structure)
             with disable_proxy_modes_tracing(), attributes_as_found(module):
@@ -224,7 +223,7 @@ class _Recorder:
         stack.callback(_restore, module, own)
 
     def _output_of(self, name: str, original: Any, args: Any, kwargs: Any) -> Any:
-        """What a module gives on shapes; where these follow from values, the shapes that it gave to the inputs."""
+        """Output of a module on shapes; if its shapes depend on values, those that it had for the inputs."""
         shapes = cast(Any, detect_fake_mode()).shape_env
         known = free_unbacked_symbols(tensors_in((args, kwargs)))
         try:
@@ -232,7 +231,7 @@ class _Recorder:
                 output = original(*args, **kwargs)
             if free_unbacked_symbols(tensors_in(output)) <= known:
                 return output
-            raise ValueError(f"the shape of what {name!r} gives depends on values")
+            raise ValueError(f"the shape of the output of {name!r} depends on values")
         except Exception:
             number = sum(call.name == name for call in self.calls)
             if number >= len(self._known_outputs.get(name, [])):
@@ -265,10 +264,10 @@ class _Recorder:
 
 
 class _Unseen(list[Any]):
-    """A list that torch.export does not look into: it would warn of weights that recurrent layers keep twice."""
+    """A list that torch.export does not search: it would warn of weights that recurrent layers have twice."""
 
 
-#: The recorders at work, the innermost last.
+#: The active recorders, the innermost last.
 _RECORDERS: list[_Recorder] = []
 
 
@@ -287,9 +286,9 @@ def _has_hooks(model: nn.Module) -> bool:
 
 
 def _replace_hooks(stack: ExitStack, module: nn.Module, with_hooks: bool) -> None:
-    """Until the stack is closed leave out hooks, which may look at values that shapes do not have, or let them watch.
+    """Until the stack is closed, ignore the results of hooks, or leave hooks out, because they may read values.
 
-    What they change they change again when the recording calls the module.
+    The hooks run as usual when the recorded graph calls the module.
     """
     for name in _HOOKS:
         if hooks := module.__dict__[name]:
@@ -318,7 +317,7 @@ def _explain_wrong_calls(recorder: _Recorder, exits: Sequence[str], heads: Seque
 
 
 def _parents(model: nn.Module, modules: dict[str, nn.Module], names: Collection[str]) -> set[str]:
-    """Modules that hold those of the names, also by other names that these have."""
+    """Modules that contain the named modules, also under other names of these."""
     searched = {id(modules[name]) for name in names}
     aliases = [name for name, module in model.named_modules(remove_duplicate=False) if id(module) in searched]
     holders = {name[:end] for name in aliases for end, character in enumerate(name) if character == "."}
@@ -327,7 +326,7 @@ def _parents(model: nn.Module, modules: dict[str, nn.Module], names: Collection[
 
 
 class _Reader:
-    """Turns what was exported into a graph that calls the network's own modules."""
+    """Turns an exported program into a graph that calls the network's own modules."""
 
     def __init__(self, exported: Any, recorder: _Recorder) -> None:
         self._exported = exported
@@ -410,7 +409,7 @@ class _Reader:
         copied = self._graph.node_copy(node, self._map)
         copied.meta = dict(node.meta)
         if node.target is torch.ops.aten.squeeze.default:
-            # The rows stay, be there one of them.
+            # The axis of the rows must stay, even if there is one row.
             squeezed = cast(fx.Node, node.args[0])
             ones = [axis for axis, size in enumerate(squeezed.meta["val"].shape) if isinstance(size, int) and size == 1]
             copied.target, copied.args = torch.ops.aten.squeeze.dims, (copied.args[0], ones)
@@ -420,7 +419,7 @@ class _Reader:
         return self._values[value] if isinstance(value, fx.Node) else value
 
     def _follow_changes_in_place(self) -> None:
-        """Let what reads a tensor after it was changed in place read the change's result."""
+        """Let nodes that read a tensor after a change in place read the result of the change."""
         order = {node: index for index, node in enumerate(self._graph.nodes)}
         for node in list(self._graph.nodes):
             if is_in_place(node) and node.args and isinstance(node.args[0], fx.Node):

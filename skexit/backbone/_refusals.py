@@ -1,4 +1,4 @@
-"""Why a network cannot be cut where it was asked for, and where it can be, in words."""
+"""Errors for networks that cannot be cut at an exit, with the nearest places where they can be cut."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from skexit.backbone._tracing import trace
 
 
 def refusal(model: nn.Module, inputs: Inputs, error: Exception) -> ValueError:
-    """What keeps a network from being recorded: the line of its code that raised, its module, and the error."""
+    """The error for a network that cannot be recorded, with the line of its code that raised, and its module."""
     place = next(filter(None, (_line_of_module(model, cause.__traceback__) for cause in _causes(error))), None)
     first_line = str(error).strip().partition("\n")[0]
     if place is None:
         where, elsewhere = "", ""
     else:
         module, line = place
-        where = f"{module!r} does at {line} " if module else f"it does at {line} "
+        where = f"in {module!r} at {line} " if module else f"at {line} "
         elsewhere = nearest_places(model, inputs, module) if module else ""
     return ValueError(
-        f"{type(model).__name__} cannot be divided at its exits: what {where or 'it does '}depends on the values or "
-        f"the number of its inputs, or takes what is no tensor: {first_line.rstrip(' .')}. Put this into a module of "
-        f"its own, between the exits.{elsewhere}"
+        f"{type(model).__name__} cannot be divided at its exits: an operation {where}depends on the values or the "
+        f"number of its inputs, or takes something other than tensors: {first_line.rstrip(' .')}. Move it into a "
+        f"module of its own, between the exits.{elsewhere}"
     )
 
 
 def nearest_places(model: nn.Module, inputs: Inputs, name: str) -> str:
-    """The last place before a module where a network can be cut, and the first after it, as a sentence."""
+    """A sentence with the last place before a module, and the first after it, where a network can be cut."""
     try:
         traced = trace(model, inputs)
     except Exception:
@@ -53,7 +53,7 @@ def _is_inside(name: str, parent: str) -> bool:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error, and those that it follows from."""
+    """An error, and the errors that caused it."""
     current: BaseException | None = error
     while current is not None:
         yield current
@@ -61,7 +61,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _line_of_module(model: nn.Module, traceback: TracebackType | None) -> tuple[str, str] | None:
-    """The innermost module of the network in a traceback, and the line of code where it was; None if there is none."""
+    """The innermost module of the network in a traceback, and the line of its code; None if there is none."""
     names = {id(module): name for name, module in model.named_modules()}
     found = None
     while traceback is not None:
@@ -74,5 +74,5 @@ def _line_of_module(model: nn.Module, traceback: TracebackType | None) -> tuple[
     return found
 
 
-#: Folders of the code that calls modules.
+#: Folders of the code that calls a network's modules.
 _NOT_ITS_CODE = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))

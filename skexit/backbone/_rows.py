@@ -1,4 +1,4 @@
-"""Rows of the tensors that go from stage to stage."""
+"""Select, write and move the rows of tensors that pass from stage to stage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def axis_of_rows(shape: Sequence[Any], is_rows: Callable[[Any], bool]) -> int | None:
-    """The axis of the samples, the first or the second, as in recurrent layers; None where neither is."""
+    """The axis of the samples: the first, or the second as in recurrent layers; None if it is neither."""
     return next((axis for axis, size in enumerate(shape[:2]) if is_rows(size)), None)
 
 
@@ -19,17 +19,17 @@ def rows_first(tensor: torch.Tensor, axis: int) -> torch.Tensor:
 
 
 def rows_second(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor with its samples along the second axis, in memory as a network has it."""
+    """The tensor with its samples along the second axis, contiguous in memory as in the network."""
     return tensor.transpose(0, 1).contiguous()
 
 
 def with_rows(tensor: torch.Tensor, n_rows: int) -> torch.Tensor:
-    """A copy of the first rows of a tensor, repeated where they are too few, in memory as the tensor is."""
+    """A copy of the first rows of a tensor, repeated if they are too few, in the tensor's memory format."""
     return _select(tensor, torch.arange(n_rows, device=tensor.device) % len(tensor))
 
 
 def select_rows(tensors: list[torch.Tensor], rows: torch.Tensor) -> list[torch.Tensor]:
-    """Some rows of each tensor, in memory as the tensor is."""
+    """Some rows of each tensor, in the tensor's memory format."""
     return [_select(tensor, rows) for tensor in tensors]
 
 
@@ -40,13 +40,13 @@ def _select(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 
 def empty_rows(tensor: torch.Tensor, n_rows: int) -> torch.Tensor:
-    """Room for rows like those of a tensor, in memory as the tensor is."""
+    """An empty tensor for rows like those of a tensor, in its memory format."""
     layout = torch.channels_last if is_channels_last(tensor) else torch.contiguous_format
     return torch.empty((n_rows, *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device, memory_format=layout)
 
 
 def write_rows(target: torch.Tensor, source: torch.Tensor, rows: torch.Tensor | slice) -> None:
-    """Copy some rows of a tensor into another one, which has room for just these."""
+    """Copy some rows of a tensor into another one, which has exactly as many rows."""
     if isinstance(rows, slice):
         target.copy_(source[rows])
     elif is_channels_last(target):
@@ -56,5 +56,5 @@ def write_rows(target: torch.Tensor, source: torch.Tensor, rows: torch.Tensor | 
 
 
 def is_channels_last(tensor: torch.Tensor) -> bool:
-    """Whether feature maps lie in memory with their channels last."""
+    """Whether feature maps are stored in memory with their channels last."""
     return tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""Choose exits at about equal steps of cost among the places that a network has for them."""
+"""Choose exits at about equal steps of cost among the places for exits in a network."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 from skexit.backbone._places import ExitPlace
 
-#: Places that cost the same but for this fraction of the network are one.
+#: Places whose costs differ by less than this fraction of the network count as one.
 _SAME_COST = 1e-6
 
 
 def choose_places(places: list[ExitPlace], n_exits: int) -> list[ExitPlace]:
-    """So many places, in forward order, the last of which is the last before the network's output; fewer if there are.
+    """Up to `n_exits` places in forward order, the last of which is the last before the network's output.
 
-    Places that nothing goes around come first, those of modules that lie less deep in the network next.
+    Places that no other tensor goes around are preferred, and among these the places of less nested modules.
     """
     found: list[ExitPlace] = []
     for is_clean in (True, False):
@@ -38,23 +38,23 @@ def _depth(place: ExitPlace) -> int:
 
 
 def _distinct(places: list[ExitPlace]) -> list[ExitPlace]:
-    """One place for each cost: the last with the shape of the first, and of nested modules the outermost."""
+    """One place for each cost: the last one with the shape of the first, and the outermost of nested modules."""
     chosen = []
     for cost, group in groupby(places, key=lambda place: round(place.cost / _SAME_COST)):
         if cost:
-            alike = list(next(groupby(group, key=lambda place: place.shape))[1])
-            chosen.append(min((place for place in alike if place.end == alike[-1].end), key=_depth))
+            same_shape = list(next(groupby(group, key=lambda place: place.shape))[1])
+            chosen.append(min((place for place in same_shape if place.end == same_shape[-1].end), key=_depth))
     return chosen
 
 
 def _at_equal_steps(places: list[ExitPlace], n_exits: int) -> list[ExitPlace]:
-    """The places next to equal shares of the last one's cost, which is among them."""
+    """The places nearest to equal steps of cost up to the last place, which is one of them."""
     if len(places) <= n_exits:
         return places
     costs = np.array([place.cost for place in places]) / places[-1].cost
     targets = np.arange(1, n_exits + 1) / n_exits
     distance = (costs[None, :] - targets[:, None]) ** 2
-    # The least sum of distances for the first targets, if the last of them takes each of the places.
+    # The smallest sum of squared distances for the first targets, by the place of the last of these targets.
     total, before = distance[0], np.empty((n_exits, len(places)), dtype=np.intp)
     for k in range(1, n_exits):
         earlier = np.concatenate([[np.inf], total[:-1]])
@@ -67,13 +67,13 @@ def _at_equal_steps(places: list[ExitPlace], n_exits: int) -> list[ExitPlace]:
 
 
 def _running_argmin(values: NDArray[np.float64]) -> NDArray[np.intp]:
-    """Where the smallest of the values so far is."""
+    """Index of the smallest value so far."""
     is_lower = values < np.concatenate([[np.inf], np.minimum.accumulate(values)[:-1]])
     return np.maximum.accumulate(np.where(is_lower, np.arange(len(values)), 0))
 
 
 def _error(places: list[ExitPlace], n_exits: int) -> float:
-    """Largest distance of a cost from the equal step that it stands for, as a fraction of the last one's."""
+    """Largest distance of a cost from its equal step, as a fraction of the last cost."""
     if len(places) < n_exits:
         return 2.0 - len(places) / n_exits
     steps = np.arange(1, n_exits + 1) / n_exits

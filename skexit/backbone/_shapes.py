@@ -1,4 +1,4 @@
-"""Operations that read of a tensor its shape, type and device only."""
+"""Operations that read only the shape, type and device of a tensor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 _aten = torch.ops.aten
-#: These, and those that make the same of a shape.
+#: These operations, and those that make the same result from a shape.
 FILLED = {
     _aten.new_zeros: _aten.zeros.default,
     _aten.new_ones: _aten.ones.default,
@@ -23,7 +23,7 @@ FILLED = {
 
 
 def filled(graph: fx.Graph, node: fx.Node, copied: Callable[[Any], Any]) -> fx.Node:
-    """What one of these gives, in another graph, made of a shape; `copied` gives the copy of a node there."""
+    """Add one of these operations to another graph, as one on a shape; `copied` returns the copy of a node there."""
     value, tensor = node.meta["val"], copied(node.args[0])
     is_like = node.target.overloadpacket.__name__.endswith("_like")  # type: ignore[union-attr]
     sizes = [_size(graph, tensor, axis, size) for axis, size in enumerate(value.shape)] if is_like else node.args[1]
@@ -36,7 +36,7 @@ def filled(graph: fx.Graph, node: fx.Node, copied: Callable[[Any], Any]) -> fx.N
 
 
 def _size(graph: fx.Graph, tensor: fx.Node, axis: int, size: Any) -> Any:
-    """An axis' size: a number, or a node that reads it."""
+    """The size of an axis: a number, or a node that reads it."""
     if isinstance(size, int):
         return size
     node = graph.call_function(_aten.sym_size.int, (tensor, axis))

@@ -23,9 +23,9 @@ from skexit.backbone._rows import axis_of_rows, rows_first, rows_second
 class Stage:
     """The part of a network that leads from one exit to the next.
 
-    `network` takes what the exit before gave, or the first input, and the other inputs. It gives the tensors that the
-    exit's module gives and later stages read. `logits` takes these and the other inputs, and gives the logits that the
-    network itself has for this exit. Both are GraphModules, or compiled ones.
+    `network` takes the tensors of the exit before, or the first input, and the other inputs. It returns the tensor of
+    the exit's module, and the tensors that later stages read. `logits` takes these and the other inputs, and returns
+    the network's own logits for this exit. Both are GraphModules, or compiled ones.
     """
 
     network: nn.Module
@@ -33,7 +33,7 @@ class Stage:
 
 
 class RecordedNetwork:
-    """A network in evaluation mode that can be cut at all of its exits, which are in forward order, or at some.
+    """A network in evaluation mode that can be cut at all or some of its exits, which are in forward order.
 
     The stages call the modules of the network itself, which keep their parameters and their hooks.
     """
@@ -42,21 +42,21 @@ class RecordedNetwork:
         find_modules(model, exits, "exits")
         self._model, self._exits, self._example_input = model, exits, example_input
         heads, opened = resolve_heads(model, head, exits), set[str]()
-        #: Where the network's output has logits of exits; None where no head is the output.
+        #: Places of exits' logits in the network's output; None if no head is the output.
         self.own_logits = own_logits_or_none(model, heads, exits, example_input)
         while True:
             self._recording = record(model, exits, heads, self.own_logits, example_input, opened)
             self._carried = _CarriedTensors(self._recording)
-            # What such a module gives may be the same for all samples, and follow from their shapes: inside, one sees.
+            # The output of such a module may depend on shapes alone; its operations show whether it does.
             closed = (self._carried.modules_without_rows() | self._recording.given_objects) - opened
             if not closed:
                 break
             opened |= closed
 
     def cut(self, ends: Iterable[int]) -> dict[int, Stage]:
-        """The stages that end at some of the exits, by exit; what lies between two of them is one stage.
+        """The stages that end at some of the exits, by exit; the part between two of these is one stage.
 
-        The exits are in rising order. A ValueError says if the network is not cut by them.
+        The exits are in increasing order. Raises a ValueError if the network is not cut by them.
         """
         stages, roots = {}, self._recording.inputs[:1]
         for k in ends:
@@ -75,13 +75,13 @@ class RecordedNetwork:
             if self._carried.axis_of_rows(node) is None:
                 raise ValueError(
                     f"the network is not cut by exit {self._exits[k]!r}: later modules need {_describe(node)}, which "
-                    "has not one row per sample, so that samples cannot leave there one by one. Name another exit."
+                    "does not have one row per sample, so samples cannot stop there one by one. Name another exit."
                     f"{nearest_places(self._model, self._example_input, self._exits[k])}"
                 )
 
 
 class _CarriedTensors:
-    """What goes on past each exit of a recording: values of the samples, computed before it and read after it."""
+    """Tensors that are carried past each exit of a recording: values of samples, made before it and read after it."""
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
@@ -94,7 +94,7 @@ class _CarriedTensors:
                 self._of_samples.add(node)
 
     def past(self, k: int) -> list[fx.Node]:
-        """The tensor of exit `k` that is pooled, and all that later exits and logits of this or a later one need."""
+        """The pooled tensor of exit `k`, and all values that later exits, and logits of this or later exits, need."""
         first, end = self._recording.exits[k][0], max(self._place[node] for node in self._recording.exits[k])
         waiting = [node for outputs in self._recording.exits[k + 1 :] for node in outputs]
         waiting += [node for node in self._recording.logits[k:] if node is not None]
@@ -111,14 +111,14 @@ class _CarriedTensors:
         return [first, *sorted(carried - {first}, key=self._place.__getitem__)]
 
     def axis_of_rows(self, node: fx.Node) -> int | None:
-        """The axis of a value along which it has the samples; None where it has them not."""
+        """The axis of the samples in a value; None if it has no such axis."""
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor):
             return None
         return axis_of_rows(value.shape, lambda size: _is_same_size(size, self._n_rows))
 
     def modules_without_rows(self) -> set[str]:
-        """Names of modules, recorded as one call each, that give something that goes on but has no rows of samples."""
+        """Names of modules, recorded as one call each, with a tensor that is carried but has no rows of samples."""
         nodes = {node for k in range(len(self._recording.exits)) for node in self.past(k)}
         nodes = {node for node in nodes if self.axis_of_rows(node) is None}
         return {str(call.target) for call in map(_calling, nodes) if call is not None}
@@ -134,7 +134,7 @@ def _is_same_size(size: Any, other: Any) -> bool:
 
 
 def _calling(node: fx.Node) -> fx.Node | None:
-    """The call of a module that gives a value, None where it is no part of what a module gives."""
+    """The call of a module whose output contains a value; None if it is in no module's output."""
     while node.target in (operator.getitem, getattr) and isinstance(node.args[0], fx.Node):
         node = node.args[0]
     return node if node.op == "call_module" else None
@@ -144,13 +144,13 @@ def _describe(node: fx.Node) -> str:
     """A value, in words."""
     call, value = _calling(node), node.meta.get("val")
     shape = f" of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else ""
-    return f"a tensor{shape} that {node.target if call is None else call.target} gives"
+    return f"a tensor{shape} from {node.target if call is None else call.target}"
 
 
 class _Part:
-    """A graph of what leads from some values of a recording, and the inputs beside the first, to others.
+    """A graph that computes values of a recording from other values, and from all inputs except the first.
 
-    It takes and gives all of them with the samples along the first axis.
+    All its inputs and outputs have the samples along the first axis.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class _Part:
         return self._graph.call_function(rows_first, (copy, 1)) if self._axis_of_rows(node) == 1 else copy
 
     def compute_logits(self, target: fx.Node) -> fx.GraphModule:
-        """A graph of the logits, two where there is one."""
+        """A graph of the logits; two if there is one."""
         logits = self.compute(target)
         value = target.meta["val"]
         if value.ndim == 1 or value.shape[1:] == (1,):
@@ -206,7 +206,7 @@ class _Part:
             if node is self._recording.inputs[0]:
                 raise ValueError(
                     "the network is not cut by its exits: later modules depend on a size of its first input that "
-                    "nothing after an exit has. Name other exits."
+                    "no tensor after an exit has. Name other exits."
                 )
             needed.add(node)
             if self._size_of_root(node) is None:
@@ -220,7 +220,7 @@ class _Part:
         return self._graph.node_copy(node, lambda argument: self._copies[argument])
 
     def _size_of_root(self, node: fx.Node) -> tuple[fx.Node, int] | None:
-        """A dimension of something at hand that is as large as the node says, if it is a size."""
+        """A root and its dimension with the size of the node; None if the node is not a size, or no root has it."""
         if not _is_size(node):
             return None
         for root in self._roots:

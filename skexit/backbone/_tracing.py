@@ -1,4 +1,4 @@
-"""Which modules a network calls, what they cost, and what follows from what."""
+"""Trace the modules that a network calls, their costs, and the dependencies between values."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from skexit.backbone._outputs import are_plain, tensors_among, tensors_in
 from skexit.backbone._rows import axis_of_rows, with_rows
 from skexit.backbone._shapes import FILLED
 
-#: Rows of the inputs in a trace. Few tensors have so many rows that are not samples.
+#: Number of rows of the inputs in a trace. Few tensors have another axis of this size.
 _N_ROWS = 5
 _JOINS = {torch.ops.aten.stack.default, torch.ops.aten.cat.default}
 
 
 def trace(model: nn.Module, example_input: Inputs, *, warns: bool = False) -> Trace:
-    """Run a network in evaluation mode, on shapes only if it can, and note what depends on what.
+    """Run a network in evaluation mode, on shapes only if it can, and record which values depend on which.
 
     If `warns`, a warning names operators whose FLOPs are not known.
     """
@@ -35,13 +35,13 @@ def trace(model: nn.Module, example_input: Inputs, *, warns: bool = False) -> Tr
         try:
             return run_counting_flops(model, inputs, lambda forward, flops: Trace(model, forward, flops), warns=warns)
         except Exception as error:
-            error.add_note(f"skexit ran the network on {_N_ROWS} rows, made of those of the example.")
+            error.add_note(f"skexit ran the network on {_N_ROWS} rows, made from those of the example.")
             raise
 
 
 @dataclass(frozen=True)
 class ModuleCall:
-    """A call of a module that gives values which depend on the input."""
+    """A call of a module whose output has values that depend on the input."""
 
     name: str
     end: int
@@ -63,7 +63,7 @@ class Trace:
     def __init__(self, model: nn.Module, forward: Callable[[], Any], flops: Callable[[], float]) -> None:
         self.values = Values(flops)
         self.calls: list[ModuleCall] = []
-        """Of a module that is called several times by the names of its calls."""
+        """Calls of a module that is called several times have names with a number."""
         n_calls = Counter[str]()
         with ExitStack() as stack:
             stack.enter_context(model.register_forward_pre_hook(self.values.start, with_kwargs=True))
@@ -94,7 +94,7 @@ class Trace:
 
 
 class Values(TorchDispatchMode):
-    """The values of a forward pass that depend on its first input: and what each is made of."""
+    """The values of a forward pass that depend on its first input, and the operations between them."""
 
     def __init__(self, flops: Callable[[], float]) -> None:
         super().__init__()
@@ -108,13 +108,13 @@ class Values(TorchDispatchMode):
         self.flops: list[float] = []
         """FLOPs of each operation."""
         self.joins: dict[int, int] = {}
-        """Operations that join values to one, and the axis along which they do."""
+        """The axis of each operation that joins values into one."""
         self._counter = flops
         self._of_tensor = WeakTensorKeyDictionary()
         self._of_storage: dict[int, int] = {}
 
     def start(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """Take the first input of the network; a hook."""
+        """A hook that registers the first input of the network."""
         first = tensors_in((args, kwargs))[0]
         self._of_tensor[first] = self._add(first)
 
@@ -142,12 +142,12 @@ class Values(TorchDispatchMode):
         return result
 
     def of(self, tensor: torch.Tensor) -> int | None:
-        """The value that a tensor has now, None where it does not depend on the input."""
+        """The value that a tensor has now, None if it does not depend on the input."""
         own, written = self._of_tensor.get(tensor), self._of_storage.get(tensor.untyped_storage()._cdata)
         return max((value for value in (own, written) if value is not None), default=None) if own is not None else None
 
     def operations_before(self, value: int) -> set[int]:
-        """The operations that a value follows from."""
+        """The operations from which a value is computed."""
         operations: set[int] = set()
         waiting = [value]
         while waiting:
@@ -158,7 +158,7 @@ class Values(TorchDispatchMode):
         return operations
 
     def _add(self, tensor: torch.Tensor) -> int:
-        """A new value, of the shape of a tensor."""
+        """Add a value of the shape of a tensor, and return its number."""
         self.made.append(self.n_operations - 1)
         self.n_elements.append(tensor.numel())
         self.axis_of_rows.append(axis_of_rows(tensor.shape, lambda size: size == _N_ROWS))

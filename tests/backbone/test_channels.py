@@ -245,7 +245,7 @@ def test_values_of_channels_are_checked(tmp_path):
             make(network, ["0", "1"], channels="middle")
         with pytest.raises(ValueError, match=r"'next' must be 'first'"):
             make(network, ["0", "1"], channels={"0": "next"})
-        with pytest.raises(ValueError, match=r"channels has the key '2', which is no exit; exits=\['0', '1'\]"):
+        with pytest.raises(ValueError, match=r"channels has the key '2', which is not an exit; exits=\['0', '1'\]"):
             make(network, ["0", "1"], channels={"2": "last"})
 
 

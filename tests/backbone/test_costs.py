@@ -272,8 +272,8 @@ class CallsTwice(nn.Module):
 @pytest.mark.parametrize(
     ("model", "exits", "settings", "message"),
     [
-        (linear_chain(), ["2", "0"], {}, r"not in forward order; the network reaches them as \['0', '2'\]"),
-        (linear_chain(), ["0", "1", "2"], {}, "'0' costs 16 MACs and '1', after it, 16.*drop one"),
+        (linear_chain(), ["2", "0"], {}, r"not in forward order; the network calls \['0', '2'\]"),
+        (linear_chain(), ["0", "1", "2"], {}, "'0' costs 16 MACs and the next exit, '1', 16.*drop one"),
         (nn.Sequential(nn.ReLU(), nn.Linear(4, 4)), ["0", "1"], {}, "'0' is reached after 0 MACs"),
         (linear_chain(), ["0", "4"], {}, "'4', which the network does not have. The nearest names are"),
         (linear_chain(), ["0", "0"], {}, "more than once"),

@@ -243,7 +243,7 @@ def test_a_network_with_one_place_cannot_stop_early(recwarn):
     x = torch.zeros(2, 5, 3)
     assert exit_points(Recurrent(), example_input=x, n_exits=1) == ["layers"]
     assert not recwarn.list
-    with pytest.warns(UserWarning, match=r"Recurrent has one place for an exit, 'layers', so .* in place of one with"):
+    with pytest.warns(UserWarning, match=r"Recurrent has one place for an exit, 'layers', so .* instead of one with"):
         assert exit_points(Recurrent(), example_input=x) == ["layers"]
 
 
@@ -252,7 +252,7 @@ def test_a_network_without_modules_has_no_place():
         def forward(self, x):
             return x * 2
 
-    with pytest.raises(ValueError, match=r"Plain has no module .* Divide what it does into modules"):
+    with pytest.raises(ValueError, match=r"Plain has no module .* Divide its computation into modules"):
         exit_points(Plain(), example_input=torch.zeros(1, 2))
 
 

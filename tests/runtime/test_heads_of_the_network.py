@@ -85,8 +85,8 @@ def test_heads_by_name(inputs, tmp_path):
 @pytest.mark.parametrize(
     ("head", "message"),
     [
-        ({"third": "h1"}, r"head has the key 'third', which is no exit\..*exits=\['first', 'second'\]"),
-        ({"h1": "first"}, "head has the key 'h1', which is no exit"),
+        ({"third": "h1"}, r"head has the key 'third', which is not an exit\..*exits=\['first', 'second'\]"),
+        ({"h1": "first"}, "head has the key 'h1', which is not an exit"),
         ({"first": "h3"}, "head names 'h3', which the network does not have"),
     ],
 )

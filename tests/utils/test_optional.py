@@ -29,7 +29,7 @@ X = ExitHeads(cv=2).fit_transform(features, y)
 #: Statements whose error must be the one beside them.
 _ERRORS = {
     "import skexit.extraction": "skexit.extraction runs networks with torch{torch}",
-    "from skexit.backbone import exit_costs": "skexit.backbone looks into networks of torch{torch}",
+    "from skexit.backbone import exit_costs": "skexit.backbone reads networks of torch{torch}",
     "import skexit.training": "skexit.training trains networks with torch{torch}",
     "from skexit.runtime import EarlyExitModel": "skexit.runtime.EarlyExitModel needs torch{torch}",
     "from skexit.runtime import measure_latency": "skexit.runtime.measure_latency needs torch{torch}",
@@ -37,7 +37,7 @@ _ERRORS = {
     "from skexit.runtime import PreparedNetwork": "skexit.runtime.PreparedNetwork needs torch{torch}",
     "from skexit.runtime import LoaderOutput": "skexit.runtime.LoaderOutput needs torch{torch}",
     "from skexit.runtime import export_onnx": "skexit.runtime.export_onnx needs torch{onnx-export}",
-    "from skexit.runtime import measure_onnx_latency": "skexit.backbone looks into networks of torch{torch}",
+    "from skexit.runtime import measure_onnx_latency": "skexit.backbone reads networks of torch{torch}",
     "EENetPolicy().fit(X, y)": "EENetPolicy trains its networks with torch{torch}",
     "EMExitAssigner().fit(X, y)": "EMExitAssigner trains its routers with torch{torch}",
     "JEIGatedEnsemble().fit(features, y)": "JEIGatedEnsemble trains classifiers and gates jointly with torch{torch}",
