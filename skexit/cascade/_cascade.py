@@ -67,8 +67,8 @@ class ModelCascade(LayoutTransformer):
     Notes
     -----
     Costs are fractions of the cost of the last model, so that a sample that all models process costs more than 1. The
-    cost of an exit counts every model up to it. However, ``transform`` does not run a model at whose exit the policy
-    stops no sample; predictions are then cheaper than ``mean_cost``.
+    cost of an exit counts every model up to it. After ``transform``, however, a model is not run if no sample can stop
+    at its exit; predictions are then cheaper than ``mean_cost``.
 
     The logits of a classifier are the logarithms of its ``predict_proba``, with values below 1e-12 raised to 1e-12, or
     its ``decision_function`` if it has no ``predict_proba``. The logits of a torch module are its output, or the

@@ -94,7 +94,7 @@ class _Repeats:
         self._checksums: list[NDArray[np.uint32]] = []
 
     def look_at(self, batch: Batch) -> None:
-        """Compare the first batches, each of which comes from another worker."""
+        """Compare the first batches, which come from different workers."""
         if self._n_workers < 2:
             return
         if batch.number < self._n_workers and any(map(partial(np.array_equal, batch.checksums), self._checksums)):

@@ -77,8 +77,9 @@ class ExitExtractor:
         attention mask counts, see the notes. For all of these: ``"cov"``, the second moments of the channels, or
         ``"cov32"``, those of 32 random projections of the channels. Several are joined in the order given. ``"auto"``
         is ``("avg", "max", "grid2")`` for maps and volumes, and ``("first", "mean")`` for sequences. A callable gets
-        the tensor and returns one of shape (n_samples, n_features). Caches identify it by its attribute
-        ``fingerprint``, a string, or else by its code and state. Two-dimensional outputs are not pooled.
+        the tensor and returns one of shape (n_samples, n_features). A cache identifies it by its attribute
+        ``fingerprint``, a string, or else by its code, the values that the code reads, and its state. Two-dimensional
+        outputs are not pooled.
     channels : {"auto", "first", "last"} or dict of str to str, default="auto"
         Axis of the channels in the exits' outputs: the one after the samples, or the last. ``"auto"`` infers it from
         the layers that the network calls. A dict has exits as keys; the axis of other exits is inferred.
@@ -88,9 +89,8 @@ class ExitExtractor:
         stacked to (n_samples, n_exits, n_classes) or (n_exits, n_samples, n_classes); or, in a binary network with one
         logit per exit, joined to (n_samples, n_exits) or (n_exits, n_samples). Logits belong to the last exit from
         which they are computed, or to a later exit if they need much of the computation in between. None: no exit has
-        logits. A list has the name of the module that is the head of each exit, ``"output"``, or None for no head. A
-        dict has the same by the names of exits: ``{"layer1": "head1", "layer2": "output"}``. The single logit z of a
-        binary network becomes ``[0, z]``.
+        logits. A list has the name of each exit's head, ``"output"``, or None for no head. A dict has the same by the
+        names of exits: ``{"layer1": "head1", "layer2": "output"}``. A single logit z of a binary network is ``[0, z]``.
     dtype : {"float32", "float16"}, default="float32"
         Type in which logits and features are stored.
     cost_unit : {"FLOPs", "MACs", "ms"}, default="FLOPs"
@@ -279,7 +279,7 @@ class ExitExtractor:
         """Extract some of the rows, while other workers extract the others."""
         if self.cost_unit == "ms":
             raise ValueError(
-                "cost_unit='ms' is measured anew by each worker, while others use the same machine. Extract with "
+                "cost_unit='ms' would be measured by each worker while others use the same machine. Extract with "
                 "cost_unit='FLOPs', and put the times that skexit.runtime.measure_latency measures into the layout."
             )
         return self.extract(loader, path, **options)

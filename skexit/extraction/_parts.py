@@ -132,7 +132,7 @@ def extract_as_worker(extract: Extract, loader: Iterable[Any], path: Path, rank:
 def is_complete(path: Path) -> bool:
     """Whether a folder has the cache of a finished extraction.
 
-    Of an unfinished cache it reads only the manifest, because workers that wait ask often, and shards may be many.
+    It reads only the manifest of an unfinished cache, because waiting workers call it often and shards may be many.
     """
     try:
         return read_manifest(LocalFolder(path)).complete and FeatureCache(path, allow_partial=True).complete

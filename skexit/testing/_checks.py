@@ -120,7 +120,7 @@ def check_causal(fits: PolicyFits) -> None:
     """Later exits change neither scores nor exits nor predictions of earlier ones."""
     fit = fits.on()
     policy, X = fit.policy, fit.data.X
-    scores, exits, answers = policy.exit_scores(X), policy.predict_exit(X), policy.predict(X)
+    scores, exits, predictions = policy.exit_scores(X), policy.predict_exit(X), policy.predict(X)
     cure = "Use exits up to k only: their logits and features, and the notes of score_exit in memory"
     for k in range(X.layout.n_exits - 1):
         changed, left = _with_other_exits_after(X, k), exits <= k
@@ -137,7 +137,7 @@ def check_causal(fits: PolicyFits) -> None:
             cure,
         )
         require(
-            np.array_equal(policy.predict(changed)[left], answers[left]),
+            np.array_equal(policy.predict(changed)[left], predictions[left]),
             f"{problem}samples that have stopped have other predictions",
             cure,
         )
@@ -148,14 +148,14 @@ def check_batches(fits: PolicyFits) -> None:
     fit = fits.on()
     policy, X = fit.policy, fit.data.X
     order = np.random.default_rng(0).permutation(len(X))
-    scores, exits, answers = policy.exit_scores(X), policy.predict_exit(X), policy.predict(X)
+    scores, exits, predictions = policy.exit_scores(X), policy.predict_exit(X), policy.predict(X)
     cure = "Score each sample by itself, and compute in fit_policy what depends on many samples"
     for rows in (order, order[:40], *order[:5, None]):
         batch = X[rows]
         problem = f"in a batch of {len(rows)} of the {len(X)} rows, in another order, samples have other"
         require(_close(policy.exit_scores(batch), scores[rows]), f"{problem} exit_scores", cure)
         require(np.array_equal(policy.predict_exit(batch), exits[rows]), f"{problem} exits", cure)
-        require(np.array_equal(policy.predict(batch), answers[rows]), f"{problem} predictions", cure)
+        require(np.array_equal(policy.predict(batch), predictions[rows]), f"{problem} predictions", cure)
 
 
 def check_budget(fits: PolicyFits) -> None:
@@ -261,7 +261,7 @@ def check_without_fit_state(fits: PolicyFits) -> None:
     n_more = len(large.data.y) - len(fit.data.y)
     grown = len(pickle.dumps(large.policy.without_fit_state())) - len(pickle.dumps(light))
     require(grown < n_more, f"fitted on {n_more} more rows, without_fit_state() pickles to {grown} more bytes", cure)
-    _require_same_answers(light, fit, "without_fit_state()", "Do not use fit_state_ in score_exit")
+    _require_same_predictions(light, fit, "without_fit_state()", "Do not use fit_state_ in score_exit")
 
 
 def check_parameters(fits: PolicyFits) -> None:
@@ -367,18 +367,18 @@ def check_saving(fits: PolicyFits) -> None:
     fit = fits.on()
     cure = "Keep what score_exit needs in attributes, as arrays, numbers and estimators"
     for name, policy in (("the policy", fit.policy), ("without_fit_state()", fit.policy.without_fit_state())):
-        _require_same_answers(pickle.loads(pickle.dumps(policy)), fit, f"{name} after pickle", cure)
+        _require_same_predictions(pickle.loads(pickle.dumps(policy)), fit, f"{name} after pickle", cure)
     if f"{type(fit.policy).__module__}.{type(fit.policy).__qualname__}" not in TRUSTED_TYPES:
         return
     if importlib.util.find_spec("skops") is not None:
         skops_io = importlib.import_module("skops.io")
         loaded = skops_io.loads(skops_io.dumps(fit.policy), trusted=TRUSTED_TYPES)
-        _require_same_answers(loaded, fit, "the policy after skops", cure)
+        _require_same_predictions(loaded, fit, "the policy after skops", cure)
     try:
         text = policy_to_json(fit.policy)
     except ValueError:
         return  # the policy holds an estimator of another package
-    _require_same_answers(policy_from_json(text), fit, "the policy after JSON", cure)
+    _require_same_predictions(policy_from_json(text), fit, "the policy after JSON", cure)
 
 
 #: All checks, in the order in which they run.
@@ -420,10 +420,10 @@ def _close(values: Any, expected: NDArray[np.float64]) -> bool:
 
 def _require_same_fit(policy: Any, fit: Fit, how: str, cure: str) -> None:
     require(_close(policy.thresholds_, fit.policy.thresholds_), f"{how}, the policy has other thresholds_", cure)
-    _require_same_answers(policy, fit, f"{how}, the policy", cure)
+    _require_same_predictions(policy, fit, f"{how}, the policy", cure)
 
 
-def _require_same_answers(policy: Any, fit: Fit, what: str, cure: str) -> None:
+def _require_same_predictions(policy: Any, fit: Fit, what: str, cure: str) -> None:
     X = fit.data.X
     require(_close(policy.exit_scores(X), fit.policy.exit_scores(X)), f"{what} has other exit_scores", cure)
     require(np.array_equal(policy.predict_exit(X), fit.policy.predict_exit(X)), f"{what} stops at other exits", cure)

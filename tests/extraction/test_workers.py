@@ -240,7 +240,7 @@ def test_every_worker_needs_a_row(tmp_path):
 
 
 def test_times_are_not_measured_by_workers(tmp_path):
-    with pytest.raises(ValueError, match=r"cost_unit='ms' is measured anew by each worker.*cost_unit='FLOPs'"):
+    with pytest.raises(ValueError, match=r"cost_unit='ms' would be measured by each worker.*cost_unit='FLOPs'"):
         make_extractor(cost_unit="ms").extract(make_loader(), tmp_path, worker=(0, 2))
 
 
