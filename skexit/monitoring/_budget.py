@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from skexit.data._validation import check_budget
-from skexit.monitoring._controller import Controller
+from skexit.monitoring._controller import LARGEST_GAIN, Controller
 from skexit.policies._access import steps_of
 
 
@@ -31,8 +31,9 @@ class BudgetController(Controller):
         \frac{2 \Delta}{\gamma n}.
 
     This is adaptive conformal inference [1]_ with costs in place of errors. Larger batches, or batches of several
-    processes at the same time, lower the step to 1 / (2 D) from then on, for D samples that are counted from the
-    decision of one of them until it is counted itself. The bound then has the lower step, which is in ``bound``.
+    processes at the same time, lower the step to 1 / (2 D), for D samples that are counted from the decision of one of
+    them until it is counted itself. Where they come no more, D falls by one for every 20 samples. The bound has the
+    lowest step that there was, which is in ``bound``.
 
     Parameters
     ----------
@@ -111,7 +112,8 @@ class BudgetController(Controller):
         """What the distance of ``mean_cost`` to the budget is at most; infinite before the first sample."""
         state, costs = self._state.read(), self._table.budgets
         width = float(costs[-1] - costs[0])
-        return 2 * width / (self._step(state) * state.n_samples) if state.n_samples else float("inf")
+        smallest_step = min(self.step, LARGEST_GAIN / state.largest_delay)
+        return 2 * width / (smallest_step * state.n_samples) if state.n_samples else float("inf")
 
     def predict_exit(self, X: Any) -> NDArray[np.int64]:
         """Exit at which each sample stops. Rows are taken in order, and thresholds move after each of them.
@@ -136,13 +138,16 @@ class BudgetController(Controller):
                 self._count(state, costs[k], 1)
         return exits
 
-    def update(self, exits: ArrayLike) -> None:
+    def update(self, exits: ArrayLike, *, decided_at: int | None = None) -> None:
         """Learn from samples that stopped by ``thresholds``, as those of a live network.
 
         Parameters
         ----------
         exits : array-like of shape (n_samples,) of int
             Where they stopped, counted from 0. Tensors of torch are arrays, too.
+        decided_at : int, default=None
+            ``n_samples`` when their thresholds were read. Pass it where several batches run at the same time; by
+            default, the thresholds were the last that were read.
 
         Raises
         ------
@@ -162,7 +167,7 @@ class BudgetController(Controller):
                 f"{stopped.max()}; pass the number of an exit, 0 to {len(self._costs) - 1}, for each sample."
             )
         with self._state.opened() as state:
-            self._count(state, float(self._costs[stopped].sum()), len(stopped))
+            self._count(state, float(self._costs[stopped].sum()), len(stopped), decided_at)
 
     def _ends(self) -> tuple[float, float]:
         low, high = super()._ends()

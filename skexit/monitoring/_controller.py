@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 
 #: The largest move of the nominal budget by the samples in flight, as a share of the error of their mean: larger ones
 #: would overshoot.
-_LARGEST_GAIN = 0.5
+LARGEST_GAIN = 0.5
 
 
 class Controller:
@@ -78,9 +78,12 @@ class Controller:
         moved = {"nominal_budget": self._nominal(state), "step": self._step(state)}
         return {**vars(state), **moved, "table": self._table.to_dict()}
 
-    def _count(self, state: ControllerState, total: float, n_samples: int) -> None:
-        """Count samples that were decided by `thresholds` as they were last read, or as the last count left them."""
-        state.count(total, n_samples, min(self._decided_at, state.n_samples))
+    def _count(self, state: ControllerState, total: float, n_samples: int, decided_at: int | None = None) -> None:
+        """Count samples that were decided by thresholds when so many were counted.
+
+        None: by `thresholds` as they were last read, or as the last count left them.
+        """
+        state.count(total, n_samples, min(self._decided_at if decided_at is None else decided_at, state.n_samples))
         self._decided_at = state.n_samples
         nominal = self._nominal(state)
         beyond = nominal - min(max(nominal, self._ends()[0]), self._ends()[1])
@@ -90,8 +93,8 @@ class Controller:
         return self._start + self._sign * self._step(state) * state.excess
 
     def _step(self, state: ControllerState) -> float:
-        """How far one unit of excess moves the nominal budget. It never grows."""
-        return min(self.step, _LARGEST_GAIN / state.delay)
+        """How far one unit of excess moves the nominal budget."""
+        return min(self.step, LARGEST_GAIN / state.delay)
 
     def _ends(self) -> tuple[float, float]:
         """Beyond these, moving the nominal budget changes nothing that could meet the target."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -99,6 +101,14 @@ class ExitMonitor:
         self._recent = np.full(len(self._names), np.nan)
         self._history: list[tuple[float, ...]] = []
         self._stride, self._next = 1, 1
+        self._lock = RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            return copy.deepcopy({name: value for name, value in self.__dict__.items() if name != "_lock"})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=RLock())
 
     @property
     def changed(self) -> bool:
@@ -108,7 +118,8 @@ class ExitMonitor:
     @property
     def e_value(self) -> float:
         """Evidence now: the mean of the e-values of all quantities; one where there is none."""
-        return float(self._evidence.e_values().mean())
+        with self._lock:
+            return float(self._evidence.e_values().mean())
 
     def update(
         self, exits: ArrayLike | None = None, *, confidence: ArrayLike | None = None, correct: ArrayLike | None = None
@@ -143,8 +154,10 @@ class ExitMonitor:
         if "correct" in given and not self._watched[-1]:
             raise ValueError("correct was passed, but the reference rows had no labels: make the monitor with y.")
         self._check(given)
-        for values in self._values(len(next(iter(given.values()))), *(given.get(name) for name in _GIVEN)):
-            self._take(values)
+        rows = self._values(len(next(iter(given.values()))), *(given.get(name) for name in _GIVEN))
+        with self._lock:
+            for values in rows:
+                self._take(values)
 
     def to_frame(self) -> pd.DataFrame:
         """The quantities that are compared, one row each.
@@ -156,15 +169,15 @@ class ExitMonitor:
             ``recent`` one, in which older samples fade; ``e_rise`` and ``e_fall``, the evidence for a change.
         """
         e_values = np.full((2, len(self._names)), np.nan)
-        e_values[:, self._watched] = self._evidence.e_values()
-        with np.errstate(invalid="ignore"):
-            means = self._sums / self._counts
+        with self._lock, np.errstate(invalid="ignore"):
+            e_values[:, self._watched] = self._evidence.e_values()
+            means, recent = self._sums / self._counts, self._recent.copy()
         columns = {
             "expected": self._expected,
             "low": self._intervals[:, 0],
             "high": self._intervals[:, 1],
             "mean": means,
-            "recent": self._recent,
+            "recent": recent,
         }
         frame = pd.DataFrame(columns, index=self._names)
         frame.loc["mean cost"] = self._as_costs(frame.loc["mean cost"].to_numpy())
@@ -175,14 +188,16 @@ class ExitMonitor:
     def history(self) -> pd.DataFrame:
         """Recent means and evidence over time, at most 512 rows, at equal distances."""
         columns = ["n_samples", "mean cost", "confidence", "accuracy", "e_value"]
-        return pd.DataFrame(self._history, columns=columns)
+        with self._lock:
+            return pd.DataFrame(self._history, columns=columns)
 
     @property
     def advice(self) -> str:
         """What changed, and what to do."""
         if not self.changed:
             return "Nothing has left what was expected."
-        rises, falls = self._evidence.e_values() >= 1 / self.level
+        with self._lock:
+            rises, falls = self._evidence.e_values() >= 1 / self.level
         names = np.array(self._names)[self._watched]
         text = f"Changed after {self.changed_at} samples, first {self.first_changed}. "
         if "accuracy" in names[falls]:

@@ -6,28 +6,34 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from threading import Lock
 
 from filelock import FileLock
 
 from skexit.utils._files import replacing
+
+#: How much a delay fades with each sample that is counted: one of a single large batch is forgotten after 20 times as
+#: many samples.
+_FADING = 1 / 20
 
 
 @dataclass
 class ControllerState:
     """What was counted towards a target.
 
-    `left_out` is added to the excess, where more of it would change nothing. `delay` is the largest number of samples
-    that were counted from when one of them was decided until it was counted itself: the size of a batch, or more where
-    processes decide at the same time.
+    `left_out` is added to the excess, where more of it would change nothing. `delay` is the number of samples that are
+    counted from when one of them is decided until it is counted itself: the size of a batch, or more where processes
+    decide at the same time. It is the largest of late, and `largest_delay` that of all.
     """
 
     target: float
     n_samples: int = 0
     total: float = 0.0
     left_out: float = 0.0
-    delay: int = 1
+    delay: float = 1.0
+    largest_delay: int = 1
 
     @property
     def excess(self) -> float:
@@ -38,22 +44,34 @@ class ControllerState:
         """Count samples whose values sum to `total`, decided when `decided_at` were counted."""
         self.n_samples += n_samples
         self.total += total
-        self.delay = max(self.delay, self.n_samples - decided_at)
+        delay = self.n_samples - decided_at
+        self.delay = max(delay, self.delay - _FADING * n_samples, 1.0)
+        self.largest_delay = max(self.largest_delay, delay)
 
 
 class OwnState:
-    """The state of one process."""
+    """The state of one process, whose threads may share it."""
 
     def __init__(self, state: ControllerState) -> None:
         self._state = state
+        self._lock = Lock()
 
     @contextmanager
     def opened(self) -> Iterator[ControllerState]:
-        """The state, to read and to change."""
-        yield self._state
+        """The state, to read and to change, while no other thread does."""
+        with self._lock:
+            yield self._state
 
     def read(self) -> ControllerState:
-        return self._state
+        """A copy of the state."""
+        with self._lock:
+            return replace(self._state)
+
+    def __getstate__(self) -> ControllerState:
+        return self.read()
+
+    def __setstate__(self, state: ControllerState) -> None:
+        OwnState.__init__(self, state)
 
 
 class SharedState:

@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import joblib
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from instances import POLICIES
 from rows import make_rows
+from threads import frequent_switches
 
 from skexit import OptimalStoppingPolicy, RiskControlledPolicy, StaticExit, ThresholdPolicy, stack_exits
 from skexit.monitoring import BudgetController, RiskController
@@ -125,13 +127,43 @@ def test_batches_and_rows_learn_the_same_sum():
     assert one.n_samples == other.n_samples == 4
 
 
-def test_large_batches_lower_the_step_for_good():
+def test_large_batches_lower_the_step_until_they_come_no_more():
     controller = BudgetController(POLICY, step=0.1)
     controller.update(np.zeros(100, dtype=int))
     bound = controller.bound
     assert bound == pytest.approx(2 * 0.8 / (0.5 / 100 * 100))
+    assert controller.to_dict()["step"] == pytest.approx(0.5 / 100)
     controller.update([0])
     assert controller.bound < bound
+    for _ in range(20 * 100):
+        controller.update([0])
+    assert controller.to_dict()["step"] == 0.1
+    # What the large batch did is not undone.
+    assert controller.bound == pytest.approx(2 * 0.8 / (0.5 / 100 * controller.n_samples))
+
+
+def test_batches_that_run_at_the_same_time_say_when_they_were_decided():
+    controller = BudgetController(POLICY, step=0.1)
+    first = controller.n_samples
+    controller.update(np.zeros(30, dtype=int), decided_at=first)
+    controller.update(np.zeros(10, dtype=int), decided_at=first)
+    assert controller.to_dict()["step"] == pytest.approx(0.5 / 40)
+    controller.update([0], decided_at=10**6)  # of a state that was lost
+    assert controller.n_samples == 41
+
+
+def test_threads_share_a_controller():
+    controller = BudgetController(POLICY, step=0.001)
+
+    def update(_):
+        for _ in range(300):
+            controller.update([0, 3], decided_at=controller.n_samples)
+            assert controller.thresholds.shape == (4,)
+
+    with frequent_switches(), ThreadPoolExecutor(4) as pool:
+        list(pool.map(update, range(4)))
+    assert controller.n_samples == 2400
+    assert controller.mean_cost == pytest.approx(0.6)
 
 
 def test_harm_is_not_bought():

@@ -1,9 +1,14 @@
 """Monitors notice changes, and nothing else."""
 
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
+import pandas as pd
 import pytest
 from rows import make_rows
 from scipy.stats import binomtest
+from threads import frequent_switches
 
 from skexit import ThresholdPolicy
 from skexit.monitoring import ExitMonitor, prometheus_collector
@@ -144,3 +149,21 @@ def test_prometheus(policy):
     text = client.generate_latest(registry).decode()
     assert "skexit_samples_total 3.0" in text
     assert 'skexit_drift_e_value{direction="rise",quantity="exit 0"}' in text
+
+
+def test_threads_share_a_monitor(policy):
+    X, _ = make_rows(400, 2)
+    exits, confidence = policy.predict_exit(X), policy.predict_proba(X).max(axis=1)
+    alone, shared = ExitMonitor(policy, *make_rows(500, 1)), ExitMonitor(policy, *make_rows(500, 1))
+
+    def update(_):
+        for k in range(0, len(X), 10):
+            shared.update(exits[k : k + 10], confidence=confidence[k : k + 10])
+            assert 0 < pickle.loads(pickle.dumps(shared)).n_samples <= 4 * len(X)
+
+    with frequent_switches(), ThreadPoolExecutor(4) as pool:
+        list(pool.map(update, range(4)))
+    for _ in range(4):
+        alone.update(exits, confidence=confidence)
+    assert shared.n_samples == alone.n_samples == 4 * len(X)
+    pd.testing.assert_series_equal(shared.to_frame()["mean"], alone.to_frame()["mean"])
