@@ -9,16 +9,17 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from skexit.backbone._inputs import as_inputs, check_rows, like_example, map_tensors
+from skexit.backbone._inputs import Inputs, as_inputs, check_rows, like_example, map_tensors
 from skexit.data._walk import Memories, Memory
 from skexit.runtime._batch import Batch
 from skexit.runtime._evaluation import EvaluationModule
 from skexit.runtime._output import ExitOutput
 from skexit.runtime._prepared import PreparedNetwork, first_batch
 from skexit.runtime._rows import in_double
+from skexit.runtime._thresholds import check_thresholds
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,24 @@ class _Part(EvaluationModule):
         self._device = network.device
         self.eval()
 
+    @property
+    def device(self) -> torch.device:
+        """Device of this part."""
+        return self._device
+
+    @property
+    def thresholds(self) -> NDArray[np.float64]:
+        """Thresholds of the exits of the whole network, of shape (n_exits,), as those of :class:`EarlyExitModel`.
+
+        A part in the same process as the live network shares them with it.
+        """
+        return self._runner.decisions.thresholds
+
+    @thresholds.setter
+    def thresholds(self, thresholds: ArrayLike) -> None:
+        decisions = self._runner.decisions
+        decisions.set_thresholds(check_thresholds(thresholds, len(decisions.policy.thresholds_)))
+
     def _apply(self, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         super()._apply(function, recurse)
         self._device = function(torch.empty(0, device=self._device)).device
@@ -216,6 +235,11 @@ class FirstPart(_Part):
         super().__init__(network, range(min(at_exit + 1, network.all_exits.decisions.n_exits)))
         self.at_exit = at_exit
         self._example = network.example
+
+    @property
+    def example(self) -> Inputs:
+        """An input of one row, on the device of this part."""
+        return self._example
 
     @torch.inference_mode()
     def forward(self, *inputs: Any, **named_inputs: Any) -> PartialOutput:
