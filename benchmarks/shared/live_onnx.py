@@ -12,6 +12,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import nn
 
 from skexit.backbone._inputs import map_tensors, tensors_of
@@ -19,6 +20,7 @@ from skexit.runtime import EarlyExitModel, OnnxEarlyExit, export_onnx
 from skexit.runtime._onnx_compose import compose
 from skexit.runtime._onnx_export import _input_names, _Parts
 from skexit.runtime._onnx_parts import OUTPUT
+from skexit.runtime._onnx_simplify import drop_copies
 
 #: Answers inputs of torch.
 Network = Callable[[Any], Any]
@@ -42,10 +44,14 @@ class OnnxRuntime:
     def plain(self, network: nn.Module, example: Any) -> Network:
         named, path = isinstance(example, dict), self._new_path()
         dynamic = {name: {0: "rows"} for name in example} if named else ({0: "rows"},)
-        torch.onnx.export(
-            network, () if named else (example,), path, kwargs=dict(example) if named else None, dynamo=True,
-            verbose=False, dynamic_shapes=dynamic,
+        program = torch.onnx.export(
+            network, () if named else (example,), kwargs=dict(example) if named else None, dynamo=True, verbose=False,
+            dynamic_shapes=dynamic,
         )  # fmt: skip
+        # As in a live network.
+        drop_copies(program.model.graph)
+        RemoveUnusedNodesPass()(program.model)
+        program.save(path)
         session = self._session(path)
         names = [value.name for value in session.get_inputs()]
 
@@ -137,6 +143,7 @@ def _with_known_exits(live: EarlyExitModel) -> ir.Model:
         exits,
         [*_input_names(network.example), "known_exits"],
         live._decisions._thresholds,
+        False,
         live.policy.temperatures_,
         np.arange(len(live.classes)),
     )

@@ -14,6 +14,7 @@ from torch.export import Dim
 from skexit.runtime._compiled import PlainStage, placeholders
 from skexit.runtime._decision_graph import DecisionGraph, Notes
 from skexit.runtime._onnx_functions import TRANSLATIONS
+from skexit.runtime._onnx_simplify import drop_copies
 from skexit.runtime._runner import StageRunner
 
 #: Values by their names in a part: ``tensor0``, ``side0``, ``features``, ``logits``, ``stays``, ``note/0.votes``.
@@ -125,6 +126,7 @@ class PartsSideBySide(nn.Module):
                 verbose=False,
             )
         assert program is not None
+        drop_copies(program.model.graph)
         return program
 
 

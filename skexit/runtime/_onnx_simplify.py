@@ -1,4 +1,8 @@
-"""Fewer nodes in a graph of ONNX: at an exit there is little to compute, so that each one counts."""
+"""Fewer nodes in a graph of ONNX.
+
+At an exit there is little to compute, so that each node counts. Between two layers, a node that does nothing keeps
+onnxruntime from computing them as one.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +13,44 @@ import onnx_ir as ir
 
 #: Functions of numbers that broadcast.
 _ELEMENTWISE = {"Add", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "Mul", "Sub", "Where"}
+#: An end beyond that of any axis.
+_NO_END = 2**63 - 1
 #: Those that give columns for columns and scalars.
 _OF_NUMBERS = {"Abs", "Add", "Div", "Exp", "Log", "Max", "Mul", "Neg", "Reciprocal", "Sqrt", "Sub"}
+
+
+def drop_copies(graph: ir.Graph) -> None:
+    """Pass values on where a node gives what it takes; the nodes stay in the graph."""
+    for node in graph:
+        value = node.inputs[0] if node.inputs else None
+        if value is not None and _gives_its_input(node, value) and not node.outputs[0].is_graph_output():
+            node.outputs[0].replace_all_uses_with(value)
+
+
+def _gives_its_input(node: ir.Node, value: ir.Value) -> bool:
+    if node.op_type == "Cast":
+        return value.dtype is not None and value.dtype == node.attributes.get_int("to")
+    if node.op_type == "Pad":
+        return not any(_integers(node.inputs[1]) or [1])
+    if node.op_type == "Slice":
+        return _is_whole(node, value)
+    if node.op_type == "Transpose" and "perm" in node.attributes:
+        axes = list(node.attributes["perm"].as_ints())
+        return axes == sorted(axes)
+    return node.op_type == "Identity"
+
+
+def _is_whole(node: ir.Node, value: ir.Value) -> bool:
+    """Whether a Slice takes all of a value."""
+    known = {i: _integers(given) for i, given in enumerate(node.inputs) if i > 0 and given is not None}
+    starts, ends, axes, steps = (known.get(i) for i in range(1, 5))
+    if starts is None or ends is None or None in known.values():
+        return False
+    axes = list(range(len(ends))) if axes is None else axes
+    sizes = [None if value.shape is None else value.shape[axis] for axis in axes]
+    last = [size if isinstance(size, int) else _NO_END for size in sizes]
+    reaches_end = all(end >= size for end, size in zip(ends, last, strict=True))
+    return reaches_end and not any(starts) and all(step == 1 for step in steps or [])
 
 
 def simplify(graph: ir.Graph) -> None:
