@@ -10,6 +10,7 @@ __all__ = [
     "LayoutLostWarning",
     "RoutersUnusedWarning",
     "UncountedWorkWarning",
+    "UnprofitableExitsWarning",
 ]
 
 
@@ -133,6 +134,40 @@ class UncountedWorkWarning(UserWarning):
             "with torch.utils.flop_counter.register_flop_formula(torch.ops."
             f"{next(iter(modules)).replace('::', '.')}), or measure costs in 'ms' (cost_unit= of an extractor, unit= "
             "of exit_costs)."
+        )
+
+
+class UnprofitableExitsWarning(UserWarning):
+    """A live network has exits whose decisions take longer than they save.
+
+    Parameters
+    ----------
+    exits : sequence of str
+        Names of the exits.
+    batch_sizes : sequence of int
+        The batch sizes that were measured; the exits do not pay at any of them.
+
+    Examples
+    --------
+    >>> from skexit.exceptions import UnprofitableExitsWarning
+    >>> print(UnprofitableExitsWarning(["layer1", "layer2"], [1, 8]))
+    the decisions at the exits 'layer1', 'layer2' take longer than they save, in batches of 1 and 8. Switch these exits
+    off: pass pruned(policy, latency, batch_size=1) of skexit.runtime instead of the policy, for the batch size that you
+    run.
+    """
+
+    def __init__(self, exits: Sequence[str], batch_sizes: Sequence[int]) -> None:
+        super().__init__(exits, batch_sizes)
+        self.exits = exits
+        self.batch_sizes = batch_sizes
+
+    def __str__(self) -> str:
+        sizes = [str(size) for size in self.batch_sizes]
+        listed = " and ".join([", ".join(sizes[:-1]), sizes[-1]]) if len(sizes) > 1 else sizes[0]
+        return (
+            f"the decisions at the exits {', '.join(map(repr, self.exits))} take longer than they save, in batches of "
+            f"{listed}. Switch these exits off: pass pruned(policy, latency, batch_size={sizes[0]}) of skexit.runtime "
+            "instead of the policy, for the batch size that you run."
         )
 
 

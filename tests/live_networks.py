@@ -72,6 +72,8 @@ def make_live(
 class NothingPays:
     """A latency for which samples that leave are taken along to the last exit."""
 
+    batch_sizes = ()
+
     def compaction_pays(self, k, until, n_samples, n_staying):
         return False
 

@@ -23,6 +23,7 @@ from skexit.runtime._deployment import FirstPart, SecondPart, check_at_exit
 from skexit.runtime._evaluation import EvaluationModule
 from skexit.runtime._output import ExitOutput
 from skexit.runtime._prepared import PreparedNetwork, map_stages, prepare_network, start
+from skexit.runtime._pruning import warn_of_exits_that_do_not_pay
 from skexit.runtime._thresholds import check_thresholds
 from skexit.runtime._throughput import LoaderOutput, predict_loader
 
@@ -61,7 +62,8 @@ class EarlyExitModel(EvaluationModule):
         else when the first input comes.
     latency : ExitLatency, default=None
         What :func:`measure_latency` measured. Samples that leave are then taken out of the batch only
-        where that is quicker than to take them along to the next exit; else always.
+        where that is quicker than to take them along to the next exit; else always. An
+        :class:`~skexit.exceptions.UnprofitableExitsWarning` names the exits whose decisions take longer than they save.
 
     Attributes
     ----------
@@ -142,6 +144,8 @@ class EarlyExitModel(EvaluationModule):
                 f"the policy was fitted with {self.policy.layout_.n_exits} exits, but exits={self.exits} names "
                 f"{len(self.exits)}. Pass the exits of the extraction."
             )
+        if latency is not None:
+            warn_of_exits_that_do_not_pay(self._decisions.steps, latency, self.exits)
         self.classes = self.policy.classes_
         self.model = model.eval()
         self._network: PreparedNetwork | None = None

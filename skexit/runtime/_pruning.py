@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
+from skexit.exceptions import UnprofitableExitsWarning
 from skexit.policies._access import steps_of, with_last_step
 from skexit.policies._budgeted import BudgetedPolicy
 from skexit.policies._steps import NetworkDecision
@@ -20,9 +22,13 @@ def pruned(policy: Any, latency: ExitLatency, batch_size: int = 1, *, heads: Any
     """A policy that does not use exits whose decisions take longer than they save.
 
     One exit after the other is switched off, each time the one without which the expected time is the least, as long as
-    that lowers it: with the other thresholds as they are, the samples that would leave there go on. At last, the
-    thresholds of the exits that are left are set anew for the same budget. The expected time is that of each stage, and
-    of each decision, for as many samples of a batch as reach it, of the rows that the policy was fitted on.
+    that lowers it: with the other thresholds as they are, the samples that would leave there go on. Then the thresholds
+    of the exits that are left are set anew for the same budget. Both are repeated until every exit pays. The expected
+    time is that of each stage, and of each decision, for as many samples of a batch as reach it, of the rows that the
+    policy was fitted on.
+
+    If the costs of the policy are milliseconds, ``latency.layout``, then those of the copy, ``costs_``, leave out the
+    decisions that it does not make, and what these took is spent on later exits: the copy meets the budget.
 
     Parameters
     ----------
@@ -89,25 +95,65 @@ def pruned(policy: Any, latency: ExitLatency, batch_size: int = 1, *, heads: Any
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
     before = [*([] if heads is None else [heads]), *steps_of(policy)[:-1]]
-    unused = np.flatnonzero(np.isposinf(own.thresholds_)).tolist()
-    without = _exits_that_do_not_pay(before, own, latency, batch_size, unused)
-    return policy if without == unused else with_last_step(policy, own._without_exits(without))
+    found = own
+    while (without := _exits_that_do_not_pay(before, found, latency, batch_size)) != _unused(found):
+        found = _without(before, found, without, latency, batch_size)
+    return policy if found is own else with_last_step(policy, found)
+
+
+def warn_of_exits_that_do_not_pay(steps: Sequence[Any], latency: ExitLatency, names: Sequence[str]) -> None:
+    """Warn of exits whose decisions take longer than they save, whatever the batch size that was measured.
+
+    `steps` are what gives logits, and the policy. `names` are those of the exits.
+    """
+    *before, policy = steps
+    if not isinstance(policy, BudgetedPolicy) or policy.fit_state_ is None:
+        return
+    sizes = [int(size) for size in latency.batch_sizes]
+    do_not_pay = [{*_exits_that_do_not_pay(before, policy, latency, size)} - {*_unused(policy)} for size in sizes]
+    exits = sorted(set.intersection(*do_not_pay)) if do_not_pay else []
+    if exits:
+        warnings.warn(UnprofitableExitsWarning([names[k] for k in exits], sizes), stacklevel=3)
+
+
+def _unused(policy: BudgetedPolicy) -> list[int]:
+    return np.flatnonzero(np.isposinf(policy.thresholds_)).tolist()
+
+
+def _without(
+    before: Sequence[Any], policy: BudgetedPolicy, exits: Sequence[int], latency: ExitLatency, batch_size: int
+) -> BudgetedPolicy:
+    """A copy without these exits, for the same budget."""
+    other = copy.copy(policy)
+    if policy.layout_.cost_unit == "ms":
+        other.thresholds_ = _with_inf(policy.thresholds_, exits)
+        is_observed = NetworkDecision([*before, other]).is_observed
+        n_exits = len(is_observed)
+        saved = np.zeros(len(other.thresholds_))
+        saved[:n_exits] = np.where(is_observed, 0, latency._at(latency.exit_ms, batch_size)[:n_exits])
+        other.costs_ = policy.layout_.cost_fractions - saved.cumsum() / batch_size / policy.layout_.network_cost
+    return other._without_exits(exits)
+
+
+def _with_inf(thresholds: NDArray[np.float64], exits: Sequence[int]) -> NDArray[np.float64]:
+    changed = thresholds.copy()
+    changed[list(exits)] = np.inf
+    return changed
 
 
 def _exits_that_do_not_pay(
-    before: Sequence[Any], policy: BudgetedPolicy, latency: ExitLatency, batch_size: int, unused: list[int]
+    before: Sequence[Any], policy: BudgetedPolicy, latency: ExitLatency, batch_size: int
 ) -> list[int]:
     """These exits, after those that are not used."""
     scores, weight = policy._fitted_scores()
 
     def time_without(exits: Sequence[int]) -> float:
         other = copy.copy(policy)
-        other.thresholds_ = policy.thresholds_.copy()
-        other.thresholds_[list(exits)] = np.inf
+        other.thresholds_ = _with_inf(policy.thresholds_, exits)
         other.record_distribution(scores, weight)
         return expected_ms([*before, other], latency, batch_size)
 
-    without = list(unused)
+    without = _unused(policy)
     least = time_without(without)
     while True:
         used = [k for k in range(len(policy.thresholds_) - 1) if k not in without and _pays_for(policy, {*without, k})]

@@ -1,10 +1,12 @@
 """Exits that take longer than they save are switched off, and no others."""
 
+import warnings
 from itertools import combinations
 
 import numpy as np
 import pytest
 from instances import make_exits
+from torch import nn
 
 from skexit import (
     EENetPolicy,
@@ -18,7 +20,9 @@ from skexit import (
     ThresholdPolicy,
     make_exit_pipeline,
 )
-from skexit.runtime import ExitLatency, pruned
+from skexit.exceptions import UnprofitableExitsWarning
+from skexit.runtime import EarlyExitModel, ExitLatency, pruned
+from skexit.runtime._pruning import expected_ms
 
 N_EXITS = 4
 POLICIES = [
@@ -141,3 +145,63 @@ def test_errors(fitted, policy, arguments, message):
 def test_a_policy_without_budget(data):
     with pytest.raises(ValueError, match="no budget for which thresholds can be set anew"):
         pruned(StaticExit(1).fit(*data), make_latency([0] * N_EXITS))
+
+
+@pytest.mark.parametrize(
+    "policy", [ThresholdPolicy(budget=0.7), ThresholdPolicy("margin", schedule="shared", budget=0.7)]
+)
+def test_a_budget_in_milliseconds_is_spent_on_the_exits_that_are_left(data, policy):
+    X, y = data
+    latency = make_latency([1.0, 4.0, 0.5, 0.0])
+    in_ms = X.with_layout(latency.layout(X.layout, 1))
+    fitted = policy.fit(in_ms, y)
+    found = pruned(fitted, latency)
+    assert np.isposinf(found.thresholds_[1])
+    assert expected_ms([found], latency, 1) == pytest.approx(0.7 * latency.network_ms[0], rel=0.01)
+    assert found.mean_cost(in_ms) == pytest.approx(0.7, rel=0.01)
+    # With the costs of all decisions, a part of the budget would be left.
+    underspent = fitted._without_exits([1])
+    assert expected_ms([underspent], latency, 1) < 0.95 * expected_ms([found], latency, 1)
+    np.testing.assert_allclose(found.fit(in_ms, y).costs_, fitted.layout_.cost_fractions)
+
+
+class FourLayers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(N_EXITS))
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def make_live(policy, latency):
+    return EarlyExitModel(FourLayers(), [f"layers.{k}" for k in range(N_EXITS)], policy, latency=latency)
+
+
+@pytest.mark.filterwarnings("ignore:the mean cost on the fitting data")
+@pytest.mark.parametrize("number", range(len(POLICIES)), ids=lambda number: type(POLICIES[number]).__name__)
+def test_a_warning_names_exits_that_do_not_pay_and_its_cure_ends_it(fitted, number):
+    policy, latency = fitted[number], make_latency([0.1, 0.1, 100, 0], sizes=(1, 8))
+    used = np.isfinite(policy.thresholds_[2])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UnprofitableExitsWarning)
+        make_live(policy, latency)
+    found = [str(warning.message) for warning in caught if warning.category is UnprofitableExitsWarning]
+    assert len(found) == used
+    assert not used or "'layers.2' take longer than they save, in batches of 1 and 8. Switch" in found[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnprofitableExitsWarning)
+        make_live(pruned(policy, latency, batch_size=1), latency)
+        make_live(policy, make_latency([0] * N_EXITS))
+        make_live(policy.without_fit_state(), latency)
+
+
+@pytest.mark.filterwarnings("ignore:the mean cost on the fitting data")
+def test_an_exit_that_pays_in_some_batches_is_not_warned_of(fitted):
+    latency = make_latency([0] * N_EXITS, sizes=(1, 8))
+    latency.exit_ms[1, 2] = 100
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UnprofitableExitsWarning)
+        make_live(fitted[0], latency)
