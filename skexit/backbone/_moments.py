@@ -27,7 +27,7 @@ def second_moments(places: torch.Tensor, name: str, counted: torch.Tensor | None
 
     `places` has shape (n_samples, n_places, n_channels); `counted` is true where a place counts.
     """
-    n_channels = places.shape[2]
+    n_channels = int(places.shape[2])  # TorchScript records sizes as tensors
     n_kept = _n_kept(name, n_channels)
     if counted is not None:
         places = places.masked_fill(~counted.unsqueeze(2), 0)

@@ -80,6 +80,11 @@ def prepared_pool(
     return partial(_join_pooled_maps, names, channels)
 
 
+def is_of_fixed_shape(pool: Pool, n_dimensions: int) -> bool:
+    """Whether `pool` is our own, for tensors whose shape is the same at each call, but for the number of rows."""
+    return not callable(pool) and n_dimensions != 3
+
+
 def pool_name(pool: Pool) -> str:
     """Name of a `pool` parameter: ``"avg+max"``, or the qualified name of a callable."""
     if isinstance(pool, str):

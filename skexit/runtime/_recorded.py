@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from skexit.data._walk import Memories
 from skexit.runtime._decisions import Decisions
+from skexit.runtime._rows import in_double
 
 #: Methods by which Python looks at the values of a tensor; what it does next would not be recorded.
 _READS = {
@@ -25,39 +27,54 @@ _READS = {
 _N_RECORDED, _N_COMPARED = 2, (1, 3)
 
 
-def decide(decisions: Decisions, k: int, logits: Any, features: Any, notes: Memories) -> tuple[Any, Any]:
+#: Gives features for what a stage gave, and the attention mask or None.
+Pooling = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
+def decide(
+    decisions: Decisions, k: int, logits: Any, features: Any, notes: Memories, pool: Pooling | None = None
+) -> tuple[Any, Any]:
     """Logits with which exit `k` answers, and who leaves; None where all leave or none. Changes the notes in place.
 
     The decision is recorded when it is first made. One that reads the values of tensors, as an estimator that works on
-    NumPy arrays does, runs as it is.
+    NumPy arrays does, runs as it is. With `pool`, `features` is what the stage gave, and to pool it is part of the
+    recording; pass the same `pool` for an exit each time.
     """
     if k not in decisions.recorded:
-        decisions.recorded[k] = _record(decisions, k, logits, features, notes)
+        decisions.recorded[k] = _record(decisions, k, logits, features, notes, pool)
     recorded = decisions.recorded[k]
-    if recorded is None:
-        return _decide(decisions, k, logits, features, notes)
-    return cast(Recorded, recorded)(logits, features, notes)
+    if recorded is not None:
+        return cast(Recorded, recorded)(logits, features, notes)
+    return _decide(decisions, k, logits, _as_features(decisions, pool, features), notes)
+
+
+def read_features(pool: Pooling, tensor: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Features of what a stage gave, in double precision, in memory of their own: later stages may work in place."""
+    features = in_double(pool(tensor, mask))
+    return features.clone() if features is tensor else features
 
 
 class FlatDecision:
     """What happens at exit `k` as a function of tensors alone, and what these are.
 
     It takes logits and features as far as there are any, and notes; it gives logits, who leaves where some may, and
-    notes. `taken` and `given` are the names of the notes before and after the exit, by step.
+    notes.
     """
 
     def __init__(self, decisions: Decisions, k: int, logits: Any, features: Any, notes: Memories) -> None:
         self._decisions, self._k = decisions, k
         self._has = [part is not None for part in (logits, features)]
         self._splits = k < decisions.n_exits - 1 and decisions.is_used[k]
-        self._taken, self._given = _names(notes), [[""]]
+        # Notes before and after the exit, each by the number of its step and its name.
+        self._taken, self._given = _names(notes), [(0, "")]
 
-    def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def __call__(self, *inputs: torch.Tensor, pool: Pooling | None = None) -> tuple[torch.Tensor, ...]:
         values = iter(inputs)
         logits, features = (next(values) if has_part else None for has_part in self._has)
+        features = _as_features(self._decisions, pool, features)
         notes = self._decisions.start()
-        for memory, names in zip(notes, self._taken, strict=True):
-            memory.update((name, next(values)) for name in names)
+        for (step, name), value in zip(self._taken, values, strict=True):
+            notes[step][name] = value
         answer, leaves = _decide(self._decisions, self._k, logits, features, notes)
         self._given = _names(notes)
         return (answer, *([leaves] if self._splits else []), *_noted(notes, self._given))
@@ -69,35 +86,39 @@ class FlatDecision:
     @property
     def n_notes(self) -> int:
         """How many notes it takes."""
-        return sum(map(len, self._taken))
+        return len(self._taken)
 
     @property
     def n_outputs(self) -> int:
         """How many tensors it gives."""
-        return 1 + self._splits + sum(map(len, self._given))
+        return 1 + self._splits + len(self._given)
 
     def unpack(self, outputs: Sequence[torch.Tensor], notes: Memories) -> tuple[Any, Any]:
         """Logits and who leaves, from what it gave; the notes are changed in place."""
-        answer, *rest = outputs
-        values = iter(rest)
-        leaves = next(values) if self._splits else None
-        for memory, names in zip(notes, self._given, strict=True):
-            for name in names:
-                memory[name] = next(values)
-        return answer, leaves
+        n_own = 1 + self._splits
+        for (step, name), value in zip(self._given, outputs[n_own:], strict=True):
+            notes[step][name] = value
+        return outputs[0], outputs[1] if self._splits else None
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A decision as TorchScript, with inputs of a few rows with which it was recorded."""
+    """A decision as TorchScript, and as Python, with inputs of a few rows for the latter.
+
+    Where pooling was recorded, the one in TorchScript takes what the stage gave, and the one in Python features.
+    """
 
     function: Any
     flat: FlatDecision
     example: tuple[torch.Tensor, ...]
 
     def __call__(self, logits: Any, features: Any, notes: Memories) -> tuple[Any, Any]:
-        with _as_recorded():
+        # Not by a context manager: around so little, each takes its time.
+        optimizes = _switch_optimizations(False)
+        try:
             outputs = self.function(*_present(logits, features), *self.flat.noted(notes))
+        finally:
+            _switch_optimizations(optimizes)
         return self.flat.unpack(outputs, notes)
 
     def graph(self) -> fx.GraphModule:
@@ -111,9 +132,20 @@ def _decide(decisions: Decisions, k: int, logits: Any, features: Any, notes: Mem
     return answer, decisions.leaves(k, answer, features, notes)
 
 
-def _record(decisions: Decisions, k: int, logits: Any, features: Any, notes: Memories) -> Recorded | None:
+def _as_features(decisions: Decisions, pool: Pooling | None, features: Any) -> Any:
+    """The features of an exit, which are pooled now where there is a `pool`."""
+    return features if pool is None or features is None else decisions._as_cached(read_features(pool, features))
+
+
+def _record(
+    decisions: Decisions, k: int, logits: Any, features: Any, notes: Memories, pool: Pooling | None
+) -> Recorded | None:
     """The decision of exit `k`, or None where it cannot be recorded."""
     flat = FlatDecision(decisions, k, logits, features, notes)
+
+    def whole(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return flat(*given, pool=pool)
+
     # Outside of inference mode, whose tensors cannot be recorded.
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -121,15 +153,17 @@ def _record(decisions: Decisions, k: int, logits: Any, features: Any, notes: Mem
         example, *others = (_some_rows(inputs, n_rows) for n_rows in (_N_RECORDED, *_N_COMPARED))
         try:
             with _RefuseToRead():
-                expected = [flat(*other) for other in others]
-            function = torch.jit.trace(flat.__call__, example, check_trace=False)
+                expected = [whole(*other) for other in others]
+            with _InFewerSteps():
+                function = torch.jit.trace(whole, example, check_trace=False)
             _simplify(function.graph)
             with _as_recorded():
                 found = [function(*other) for other in others]
         except Exception:  # whatever torch cannot record
             return None
+        pooled = _some_rows(_present(logits, _as_features(decisions, pool, features)), _N_RECORDED)
     same = all(_is_same(*pair) for pair in zip(sum(found, ()), sum(expected, ()), strict=True))
-    return Recorded(function, flat, example) if same else None
+    return Recorded(function, flat, (*pooled, *example[len(pooled) :])) if same else None
 
 
 def _simplify(graph: Any) -> None:
@@ -140,21 +174,32 @@ def _simplify(graph: Any) -> None:
     torch._C._jit_pass_dce(graph)
 
 
-def _as_recorded() -> Any:
-    """Without optimisations, which would take the first runs, and round in another way."""
-    return torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
+@contextmanager
+def _as_recorded() -> Iterator[None]:
+    optimizes = _switch_optimizations(False)
+    try:
+        yield
+    finally:
+        _switch_optimizations(optimizes)
+
+
+def _switch_optimizations(are_on: bool) -> bool:
+    """Say whether TorchScript optimises; gives how it was. That would take the first runs, and round in another way."""
+    were_on: bool = torch._C._get_graph_executor_optimize()
+    torch._C._set_graph_executor_optimize(are_on)
+    return were_on
 
 
 def _present(*parts: Any) -> list[torch.Tensor]:
     return [part for part in parts if part is not None]
 
 
-def _noted(notes: Memories, names: list[list[str]]) -> list[torch.Tensor]:
-    return [memory[name] for memory, own in zip(notes, names, strict=True) for name in own]
+def _noted(notes: Memories, names: list[tuple[int, str]]) -> list[torch.Tensor]:
+    return [notes[step][name] for step, name in names]
 
 
-def _names(notes: Memories) -> list[list[str]]:
-    return [list(memory) for memory in notes]
+def _names(notes: Memories) -> list[tuple[int, str]]:
+    return [(step, name) for step, memory in enumerate(notes) for name in memory]
 
 
 def _some_rows(inputs: list[torch.Tensor], n_rows: int) -> tuple[torch.Tensor, ...]:
@@ -173,3 +218,13 @@ class _RefuseToRead(TorchFunctionMode):
         if function in _READS:
             raise TypeError(f"{function} reads the values of a tensor")
         return function(*args, **(kwargs or {}))
+
+
+class _InFewerSteps(TorchFunctionMode):
+    """Computes a logarithm of a sum of exponentials in half the time: log_softmax is one step, logsumexp is eight."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is not torch.logsumexp or args[1:] != (-1,) or kwargs:
+            return function(*args, **(kwargs or {}))
+        values = args[0].clamp(min=torch.finfo(args[0].dtype).min)  # what is masked may be -inf
+        return values[..., -1] - torch.log_softmax(values, -1)[..., -1]

@@ -18,7 +18,7 @@ def double_on(device: torch.device) -> torch.dtype:
 def count_rows(leaves: torch.Tensor, gone: torch.Tensor | None) -> tuple[int, int]:
     """How many samples leave, and how many stay, without those that are gone. Waits once for the device."""
     if gone is None:
-        n_leaving = int(leaves.count_nonzero())
+        n_leaving = int(leaves if len(leaves) == 1 else leaves.count_nonzero())
         return n_leaving, len(leaves) - n_leaving
     n_leaving, n_staying = torch.stack([(leaves & ~gone).count_nonzero(), (~leaves & ~gone).count_nonzero()]).tolist()
     return n_leaving, n_staying

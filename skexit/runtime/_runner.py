@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from skexit.backbone._masks import TokenCounts
-from skexit.backbone._pooling import Pool, pool_output, prepared_pool
+from skexit.backbone._pooling import Pool, is_of_fixed_shape, pool_output, prepared_pool
 from skexit.backbone._stages import Stage
 from skexit.data._walk import Memories
 from skexit.runtime._batch import Answers, Batch
 from skexit.runtime._decisions import Decisions
 from skexit.runtime._exit_latency import ExitLatency
-from skexit.runtime._recorded import decide
+from skexit.runtime._recorded import decide, read_features
 from skexit.runtime._rows import count_rows, fill_up, in_double, size_to_run, split_rows
 
 #: Rows of a batch: all, some, or none.
@@ -44,6 +44,8 @@ class StageRunner:
     is_in_place: dict[int, bool] = field(default_factory=dict)
     """Stages that change what they are given, by exit; known once prepared."""
     _pools: dict[int, Any] = field(default_factory=dict)
+    _pools_when_deciding: set[int] = field(default_factory=set)
+    """Exits where to pool is part of the recorded decision."""
 
     def start(self, first: torch.Tensor, side: list[torch.Tensor], rows: Any) -> Batch:
         """Samples before the first stage."""
@@ -121,6 +123,8 @@ class StageRunner:
 
     def decide(self, k: int, batch: Batch) -> tuple[Any, Any]:
         """Logits with which exit `k` answers, and who leaves; None where no decision is made."""
+        if k in self._pools_when_deciding:
+            return decide(self.decisions, k, None, batch.tensors[0], batch.notes, self._pools[k])
         return self._decide(k, *self._read(k, batch), batch.notes)
 
     def _decide(self, k: int, logits: Any, features: Any, notes: Memories) -> tuple[Any, Any]:
@@ -147,7 +151,14 @@ class StageRunner:
                 self._pools[k] = prepared_pool(self.pool, tensor.ndim, channels, self.counts)
             logits, features = self._read(k, batch)
             self._check_exit(k, logits, features)
-            self._decide(k, logits, features, batch.notes)
+            if self._can_pool_when_deciding(k, batch.tensors[0]):
+                self._pools_when_deciding.add(k)
+            self.decide(k, batch)
+
+    def _can_pool_when_deciding(self, k: int, tensor: torch.Tensor) -> bool:
+        """Whether pooling can be recorded. A head must come after it, as it may work in place on the same tensor."""
+        is_fixed = self.pool_at(k) is not None and is_of_fixed_shape(self.pool, tensor.ndim)
+        return is_fixed and self.own_head(k) is None and not self.decisions.of_features
 
     def _check_exit(self, k: int, logits: Any, features: Any) -> None:
         layout = self.decisions.layout
@@ -189,11 +200,9 @@ def read_exit(
 ) -> tuple[Any, Any]:
     """Logits that the network itself has for an exit, and features, from what the stage gave and the side inputs."""
     logits = features = None
-    # Features first, and in memory of their own: the head and later stages may work in place on what the exit gave.
+    # Features first: the head may work in place on what the exit gave.
     if pool is not None:
-        features = in_double(pool(tensors[0], None if mask is None else side[mask]))
-        if features is tensors[0]:
-            features = features.clone()
+        features = read_features(pool, tensors[0], None if mask is None else side[mask])
     if head is not None:
         logits = in_double(head(*tensors, *side))
     return logits, features

@@ -55,6 +55,18 @@ def test_gives_what_the_policy_gives(name):
                 assert [list(memory) for memory in notes] == [list(memory) for memory in expected_notes]
 
 
+def test_samples_whose_classes_are_masked_leave_as_the_policy_says():
+    live, _ = make_live(ThresholdPolicy(budget=0.6))
+    decisions = decisions_of(live)
+    logits = torch.randn(12, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    logits[::3, 1:] = -torch.inf
+    logits[1::3, 0] = -torch.inf
+    _, found = decide(decisions, 0, logits, None, decisions.start())
+    _, expected = _decide(decisions, 0, logits, None, decisions.start())
+    assert found.equal(expected)
+    assert found[::3].all()
+
+
 class ReadsValues(ThresholdPolicy):
     """Scores by the largest logit, or by the smallest where that of the first row is positive."""
 
@@ -108,3 +120,88 @@ def test_notes_are_not_changed_by_stages_that_work_in_place(tmp_path):
     output = live(x)
     np.testing.assert_array_equal(output.exits, pipeline.predict_exit(cache.X))
     np.testing.assert_allclose(output.probabilities, pipeline.predict_proba(cache.X), atol=1e-4)
+
+
+class ComparesFeatures(ThresholdPolicy):
+    """Scores by how far features are from those of the exit before, which are noted as they are."""
+
+    def uses_features(self, k):
+        return True
+
+    def earlier_exits(self, k):
+        return range(k)
+
+    def score_exit(self, k, logits, features, memory):
+        before = memory.get("features", features)
+        memory["features"] = features
+        return (features - before).sum(1)
+
+
+def make_maps(pool, policy, folder, dtype="float32"):
+    """A live network that works in place, whose features are pooled maps, the rows, and what the policy says."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True)]
+    layers += [nn.Conv2d(4, 4, 3, padding=1), nn.ReLU(inplace=True)]
+    network = nn.Sequential(*layers, nn.Conv2d(4, 4, 3, padding=1)).eval()
+    x, exits = torch.randn(200, 3, 8, 8), ["0", "2", "4"]
+    y = (x.mean((1, 2, 3)) > 0).long()
+    extractor = ExitExtractor(network, exits, head=None, pool=pool, dtype=dtype)
+    cache = extractor.extract([(x, y)], folder, progress=False)
+    pipeline = make_exit_pipeline(ExitHeads(max_epochs=2, distillation=0, random_state=0), policy)
+    pipeline.fit(cache.X, cache.y)
+    live = EarlyExitModel(network, exits, pipeline, pool=pool, head=None, example_input=x[:1])
+    return live, x, pipeline, cache.X
+
+
+def assert_same_answers(live, x, pipeline, X):
+    for rows in (slice(1), slice(2, 9), slice(None)):
+        output = live(x[rows])
+        np.testing.assert_array_equal(output.exits, pipeline.predict_exit(X[rows]))
+        np.testing.assert_allclose(output.probabilities, pipeline.predict_proba(X[rows]), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", [ThresholdPolicy(budget=0.7), ComparesFeatures(budget=0.7)])
+@pytest.mark.parametrize("pool", ["auto", "avg", ["max", "cov"], "grid4"])
+def test_pooling_is_recorded_with_the_decision(pool, policy, tmp_path):
+    live, *rows = make_maps(pool, policy, tmp_path / "cache")
+    runner = live._cut_before().used_exits
+    assert runner._pools_when_deciding == set(np.flatnonzero(runner.decisions.is_observed))
+    for k in runner._pools:
+        runner._pools[k] = None  # cannot be called
+    assert_same_answers(live, *rows)
+
+
+@pytest.mark.slow
+def test_recorded_features_are_rounded_as_in_a_cache_of_half_precision(tmp_path):
+    live, x, *_ = make_maps("avg", ThresholdPolicy(budget=0.7), tmp_path / "cache", dtype="float16")
+    runner = live._cut_before().used_exits
+    decisions, pool = runner.decisions, runner.pool_at(0)
+    with torch.inference_mode():
+        (maps,) = runner.stages[0].network(x)
+        features = maps.mean((2, 3)).half().double()
+        found, _ = decide(decisions, 0, None, maps, decisions.start(), pool)
+        expected, _ = _decide(decisions, 0, None, features, decisions.start())
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_a_pool_of_ones_own_is_called(tmp_path):
+    sizes = []
+
+    def pool(maps):
+        sizes.append(len(maps))
+        return maps.mean((2, 3))
+
+    live, x, *rows = make_maps(pool, ThresholdPolicy(budget=0.7), tmp_path / "cache")
+    assert_same_answers(live, x, *rows)
+    sizes.clear()
+    exits = live(x).exits
+    assert sizes == [int((exits >= k).sum()) for k in range(3)]
+
+
+@pytest.mark.slow
+def test_pooling_runs_where_the_decision_cannot_be_recorded(tmp_path):
+    live, *rows = make_maps("avg", OptimalStoppingPolicy(0.7, estimator=Ridge()), tmp_path / "cache")
+    assert decisions_of(live).recorded[0] is None
+    assert_same_answers(live, *rows)
