@@ -7,7 +7,14 @@ from skexit.cache import CacheWriter
 from skexit.cache._json_files import parse_json
 
 LAYOUT = ExitLayout(
-    [0, 2], [3, 1], costs=[10, 30], cost_unit="MACs", classes=["no", "yes"], network_cost=30, head_costs=[1, 2]
+    [0, 2],
+    [3, 1],
+    costs=[10, 30],
+    cost_unit="MACs",
+    classes=["no", "yes"],
+    network_cost=30,
+    head_costs=[1, 2],
+    feature_maps=[(1, 2, 1, 1), None],
 )
 ORIGIN = {"model": "a", "data": "b"}
 N_ROWS = 10

@@ -40,6 +40,12 @@ def second_moments(places: torch.Tensor, name: str, counted: torch.Tensor | None
     return moments / (moments.abs() + _SMOOTHING).sqrt()
 
 
+def n_moments(name: str, n_channels: int) -> int:
+    """How many numbers `second_moments` gives."""
+    n_kept = _n_kept(name, n_channels)
+    return n_kept * (n_kept + 1) // 2
+
+
 def moments_multiply_adds(name: str, n_places: int, n_channels: int) -> int:
     """Multiply-adds of `second_moments` of a sample."""
     n_kept = _n_kept(name, n_channels)

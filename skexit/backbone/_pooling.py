@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
@@ -10,7 +11,7 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d, adaptive_max_pool2d, avg_pool2d, avg_pool3d
 
 from skexit.backbone._masks import TokenCounts, fit_mask
-from skexit.backbone._moments import is_moments, second_moments
+from skexit.backbone._moments import is_moments, n_moments, second_moments
 from skexit.backbone._outputs import first_tensor
 
 #: The `pool` parameter: a name, several names that are joined, or a function.
@@ -34,10 +35,10 @@ def pool_output(
     are. `channels` says where the channels are instead, ``"first"`` (after the samples) or ``"last"``. The result does
     not keep the output alive.
 
-    Of feature maps, `pool` can be ``"avg"``, ``"max"``, ``"grid2"`` (averages on a 2 x 2 grid) or ``"grid4"``; of
-    volumes ``"avg"``, ``"max"`` or ``"grid2"`` (2 x 2 x 2); of sequences ``"first"``, ``"mean"``, ``"max"`` or
-    ``"last"``; of all ``"cov"``, the second moments of channels, and ``"cov32"``, those of 32 projections. Several are
-    joined in the order given. ``"auto"`` is ``("avg", "max", "grid2")`` for maps and volumes, and ``("first", "mean")``
+    Of feature maps, `pool` can be ``"avg"``, ``"max"``, or ``"grid2"``, ``"grid8"`` and the like: averages on a 2 x 2
+    or an 8 x 8 grid; of volumes the same (2 x 2 x 2); of sequences ``"first"``, ``"mean"``, ``"max"`` or ``"last"``; of
+    all ``"cov"``, the second moments of channels, and ``"cov32"``, those of 32 projections. Several are joined in the
+    order given. ``"auto"`` is ``("avg", "max", "grid2")`` for maps and volumes, and ``("first", "mean")``
     for sequences. A callable takes the tensor and gives the features. `mask` is nonzero where a token counts;
     `fit_mask` fits it, with `counts`, to the tokens.
 
@@ -100,10 +101,44 @@ def check_pool(pool: Pool) -> None:
     names = () if callable(pool) or pool == "auto" else _as_names(pool)
     known = [*_MAP_POOLS, *(name for name in _SEQUENCE_POOLS if name not in _MAP_POOLS)]
     for name in names:
-        if name not in known and not is_moments(name):
+        if name not in known and not _is_numbered(name):
             raise ValueError(f"pool={pool!r}: {name!r} is not one of {known}. Give such names, 'auto' or a callable.")
     if not (names or callable(pool) or pool == "auto"):
         raise ValueError(f"pool={pool!r} is empty; give one of {known}, 'auto' or a callable.")
+
+
+def grid_size(name: Any) -> int:
+    """How many cells a pool such as ``"grid8"`` has along each side; 0 where it is no grid."""
+    match = _GRID.fullmatch(name) if isinstance(name, str) else None
+    return int(match[1]) if match else 0
+
+
+def pooled_map(pool: Pool, shape: Sequence[int], channels: str | None = None) -> tuple[int, int, int, int] | None:
+    """Where the pooled features of an output hold a map: the first one, and the map's channels, height and width.
+
+    `shape` is that of the output, with the samples. Of several grids, the finest is the map; None where there is none.
+    """
+    if callable(pool) or len(shape) != 4:
+        return None
+    names, n_channels = _names_for(pool, 4), int(shape[-1 if channels == "last" else 1])
+    sizes = [grid_size(name) for name in names]
+    finest = max(sizes)
+    if finest == 0:
+        return None
+    before = names[: sizes.index(finest)]
+    return sum(_width(name, n_channels) for name in before), n_channels, finest, finest
+
+
+def _width(name: str, n_channels: int) -> int:
+    """How many features a pool makes of a map."""
+    if is_moments(name):
+        return n_moments(name, n_channels)
+    return n_channels * max(grid_size(name), 1) ** 2
+
+
+def _is_numbered(name: Any) -> bool:
+    """Whether a pool is a grid, or second moments, of any number."""
+    return is_moments(name) or grid_size(name) > 0
 
 
 def moments_of(pool: Pool) -> list[str]:
@@ -128,7 +163,7 @@ def _pooled_parts(
     names = _names_for(pool, tensor.ndim)
     kind, allowed = _KINDS[tensor.ndim]
     for name in names:
-        if name not in allowed and not is_moments(name):
+        if name not in allowed and not is_moments(name) and not (tensor.ndim > 3 and grid_size(name)):
             raise ValueError(
                 f"pool={pool!r}: {name!r} does not fit {kind} of shape {tuple(tensor.shape)}; choose from {allowed}."
             )
@@ -200,8 +235,9 @@ def _pooled_sequences(
 
 
 def _pooled_maps(maps: torch.Tensor, names: Sequence[str]) -> list[torch.Tensor]:
-    averages = _average_grids(maps, {_GRID_SIZES[name] for name in names if name in _GRID_SIZES})
-    return [averages[_GRID_SIZES[name]] if name in _GRID_SIZES else _pooled_map(maps, name) for name in names]
+    sizes = [1 if name == "avg" else grid_size(name) for name in names]
+    averages = _average_grids(maps, {*sizes} - {0})
+    return [averages[size] if size else _pooled_map(maps, name) for name, size in zip(names, sizes, strict=True)]
 
 
 def _pooled_map(maps: torch.Tensor, name: str) -> torch.Tensor:
@@ -281,8 +317,8 @@ def _token_max(tokens: torch.Tensor, counted: torch.Tensor | None) -> torch.Tens
     return tokens.amax(dim=1)
 
 
-_GRID_SIZES = {"avg": 1, "grid2": 2, "grid4": 4}
-_MAP_POOLS = ("avg", "max", "grid2", "grid4", "cov")
+_GRID = re.compile(r"grid([1-9]\d{0,2})")
+_MAP_POOLS = ("avg", "max", "grid2", "grid4", "grid8", "cov")
 _SEQUENCE_POOLS: dict[str, Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]] = {
     "first": _first_token,
     "mean": _token_mean,

@@ -39,6 +39,7 @@ def _info(cache: str) -> Any:
         "bytes": opened.n_bytes,
         "n_logits": layout.n_logits,
         "n_features": layout.n_features,
+        "feature_maps": layout.feature_maps,
         "costs": layout.costs,
         "cost_fractions": layout.cost_fractions,
         "cost_unit": layout.cost_unit,

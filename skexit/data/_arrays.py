@@ -301,6 +301,8 @@ def relabel(X: ExitArray, layout: ExitLayout | int) -> ExitArray:
             f"layout={layout} divides the columns otherwise than X, which knows its exits: {X.layout}. Leave "
             "layout=None, to go by X."
         )
+    if not any(layout.feature_maps):
+        layout = layout.replace(feature_maps=X.layout.feature_maps)
     known = X.layout.classes
     if layout.classes is None or known is None:
         return X.with_layout(layout if known is None else layout.replace(classes=known))

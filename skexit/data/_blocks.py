@@ -102,7 +102,7 @@ def _as_block(block: Any, name: str, k: int) -> NDArray[Any] | None:
     if block is None:
         return None
     array = as_numpy(block)
-    if array.ndim != 2:
+    if array.ndim != 2 and not (name == "features" and array.ndim == 4):
         cure = "reshape(-1, 1)" if array.ndim == 1 else "reshape(len(array), -1), or a mean over positions"
         raise ValueError(f"{name}[{k}] has shape {array.shape}; pass one row per sample, for example by {cure}.")
     if array.dtype.kind in "fiub":

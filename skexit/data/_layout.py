@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from skexit.data._layout_checks import (
+    FeatureMap,
     check_classes,
     check_costs,
+    check_feature_maps,
     check_head_costs,
     check_network_cost,
     check_unit,
@@ -64,6 +66,9 @@ class ExitLayout:
         default the last exit's cost without its `head_costs`.
     head_costs : array-like of shape (n_exits,), default=None
         The part of `costs` for added heads, such as those of :class:`~skexit.ExitHeads`; by default zeros.
+    feature_maps : sequence of (int, int, int, int) or None, one per exit, default=None
+        Which features of each exit are a map: the number of the first, and the map's channels, height and width, as
+        ``(2, 16, 8, 8)`` for features 2 to 1,025, in the order of a C-contiguous array. None if an exit has no map.
 
     Attributes
     ----------
@@ -83,8 +88,8 @@ class ExitLayout:
     Raises
     ------
     ValueError
-        If the widths do not describe at least one column for each exit, the costs do not increase, the classes do not
-        fit the logits, network_cost is not positive, or head_costs are negative or not below the costs.
+        If the widths do not describe at least one column for each exit, the costs do not increase, network_cost is not
+        positive, head_costs are negative or not below the costs, or classes do not fit logits, or maps features.
 
     Examples
     --------
@@ -113,6 +118,7 @@ class ExitLayout:
         classes: ArrayLike | None = None,
         network_cost: float | None = None,
         head_costs: ArrayLike | None = None,
+        feature_maps: Sequence[Sequence[int] | None] | None = None,
     ) -> None:
         self.n_logits = tuple(int(width) for width in n_logits)
         self.n_features = tuple(int(width) for width in ([0] * len(n_logits) if n_features is None else n_features))
@@ -122,6 +128,7 @@ class ExitLayout:
         self.network_cost = check_network_cost(network_cost, self.costs, self.head_costs)
         self.cost_unit = "fraction" if costs is None and cost_unit is None else check_unit(cost_unit)
         self.classes = check_classes(classes, max(self.n_logits))
+        self.feature_maps: tuple[FeatureMap | None, ...] = check_feature_maps(feature_maps, self.n_features)
         widths = np.column_stack([self.n_logits, self.n_features]).ravel()
         self._edges = np.concatenate([[0], np.cumsum(widths)])
 
@@ -158,7 +165,8 @@ class ExitLayout:
 
         Equal layouts have equal fingerprints, in every process, on every platform and with every version of
         NumPy. Layouts that differ in a width, a class or the order of classes, a cost (in any digit,
-        of an exit, its heads or the network) or the unit have different ones. It does not protect against forgery.
+        of an exit, its heads or the network), the unit or a map have different ones. It does not protect against
+        forgery.
         """
         classes = None if self.classes is None else [_plain_label(label) for label in self.classes.tolist()]
         description = json.dumps(self.to_dict() | {"classes": classes}, sort_keys=True, default=repr)
@@ -230,11 +238,13 @@ class ExitLayout:
         Returns
         -------
         ExitLayout
-            All other parameters are those of this layout. If `costs` are given, `network_cost` and `head_costs`
-            are the defaults, unless they are given too.
+            All other parameters are those of this layout. If `costs` are given, `network_cost` and `head_costs` are
+            the defaults, unless they are given too; the same holds for `n_features` and `feature_maps`.
         """
         if "costs" in changes:
             changes = {"network_cost": None, "head_costs": None} | changes
+        if "n_features" in changes:
+            changes = {"feature_maps": None} | changes
         parameters: dict[str, Any] = {
             "n_logits": self.n_logits,
             "n_features": self.n_features,
@@ -243,9 +253,9 @@ class ExitLayout:
             "classes": self.classes,
             "network_cost": self.network_cost,
             "head_costs": self.head_costs,
+            "feature_maps": self.feature_maps,
         }
-        layout = ExitLayout(**(parameters | changes))
-        return layout if self._guessed is None else layout._as_guess(self._guessed)
+        return ExitLayout(**(parameters | changes))._as_guess(self._guessed)
 
     def _as_guess(self, part: str | None) -> ExitLayout:
         """A copy that records which part is a default, not given by X."""
@@ -260,9 +270,9 @@ class ExitLayout:
         -------
         dict
             The parameters of :class:`ExitLayout`, as lists, numbers and strings; without those of heads
-            if there are none and the last exit is the end of the network.
+            if there are none and the last exit is the end of the network, and without maps if there are none.
         """
-        description = {
+        description: dict[str, Any] = {
             "n_logits": list(self.n_logits),
             "n_features": list(self.n_features),
             "costs": self.costs.tolist(),
@@ -271,6 +281,8 @@ class ExitLayout:
         }
         if self.head_costs.any() or self.network_cost != self.costs[-1]:
             description |= {"network_cost": self.network_cost, "head_costs": self.head_costs.tolist()}
+        if any(self.feature_maps):
+            description["feature_maps"] = [None if place is None else list(place) for place in self.feature_maps]
         return description
 
     @classmethod
@@ -370,9 +382,10 @@ class ExitLayout:
 
     def __repr__(self) -> str:
         costs = ", ".join(f"{cost:.4g}" for cost in self.costs)
+        maps = f", feature_maps={list(self.feature_maps)}" if any(self.feature_maps) else ""
         return (
             f"ExitLayout(n_logits={list(self.n_logits)}, n_features={list(self.n_features)}, "
-            f"costs=[{costs}], cost_unit={self.cost_unit!r}, network_cost={self.network_cost:.4g})"
+            f"costs=[{costs}], cost_unit={self.cost_unit!r}, network_cost={self.network_cost:.4g}{maps})"
         )
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+#: Where the features of an exit hold a map: the number of the first, and the map's channels, height and width.
+FeatureMap: TypeAlias = tuple[int, int, int, int]
 
 
 def check_widths(n_logits: tuple[int, ...], n_features: tuple[int, ...]) -> None:
@@ -108,3 +114,37 @@ def check_unit(cost_unit: str | None) -> str | None:
             f"cost_unit={cost_unit!r} must be written {written!r}, so that the costs of heads can be added."
         )
     return cost_unit
+
+
+def check_feature_maps(
+    feature_maps: Sequence[Sequence[int] | None] | None, n_features: tuple[int, ...]
+) -> tuple[FeatureMap | None, ...]:
+    if feature_maps is None:
+        return (None,) * len(n_features)
+    if len(feature_maps) != len(n_features):
+        raise ValueError(
+            f"feature_maps has {len(feature_maps)} entries for {len(n_features)} exits; give one for each exit, None "
+            "where it has no map."
+        )
+    return tuple(
+        _check_feature_map(place, k, width)
+        for k, (place, width) in enumerate(zip(feature_maps, n_features, strict=True))
+    )
+
+
+def _check_feature_map(place: Sequence[int] | None, k: int, n_features: int) -> FeatureMap | None:
+    if place is None:
+        return None
+    numbers = tuple(place)
+    if len(numbers) != 4 or not all(isinstance(number, Integral) for number in numbers):
+        raise ValueError(
+            f"feature_maps[{k}]={place!r} must be four integers: the number of the map's first feature, and its "
+            "channels, height and width."
+        )
+    first, *shape = (int(number) for number in numbers)
+    if first < 0 or min(shape) < 1 or first + math.prod(shape) > n_features:
+        raise ValueError(
+            f"feature_maps[{k}]={numbers} must be a part of the {n_features} features of exit {k}: a map of shape (C, "
+            "H, W) has C * H * W of them."
+        )
+    return first, shape[0], shape[1], shape[2]

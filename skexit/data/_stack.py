@@ -33,7 +33,8 @@ shape (n_samples, n_classes) or None, default=None
         of the probability 1e-30.
     features : list of n_exits arrays of shape (n_samples, n_features_k) or None, or array-like of \
 shape (n_samples, n_exits, n_features), default=None
-        Features of each exit; in a list, None where an exit has none.
+        Features of each exit; in a list, None where an exit has none, and arrays of shape (n_samples, n_channels,
+        height, width) where they are maps.
     probabilities : as `logits`, default=None
         Class probabilities of exits that have no `logits`. Their logarithms become the logits; what is
         below 1e-12, as the zeros of a forest, counts as 1e-12. A single column p becomes ``[1 - p, p]``.
@@ -82,7 +83,11 @@ shape (n_samples, n_exits, n_features), default=None
         "features": split_exits(features, "features"),
     }
     n_exits = _number_of_exits(blocks)
-    of_logits, of_probabilities, feature_blocks = (part or [None] * n_exits for part in blocks.values())
+    of_logits, of_probabilities, features_or_maps = (part or [None] * n_exits for part in blocks.values())
+    feature_maps = [
+        (0, *block.shape[1:]) if block is not None and block.ndim == 4 else None for block in features_or_maps
+    ]
+    feature_blocks = [None if block is None else block.reshape(len(block), -1) for block in features_or_maps]
     both_given = [k for k in range(n_exits) if of_logits[k] is not None and of_probabilities[k] is not None]
     if both_given:
         raise ValueError(
@@ -101,6 +106,7 @@ shape (n_samples, n_exits, n_features), default=None
         costs=costs,
         cost_unit=cost_unit,
         classes=classes,
+        feature_maps=feature_maps,
     )
     return ExitArray(ArraySource(np.ascontiguousarray(np.concatenate(columns, axis=1))), layout)
 

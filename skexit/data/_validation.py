@@ -178,7 +178,7 @@ def validate_new_exits(estimator: BaseEstimator, X: Any) -> ExitArray:
     X = _with_exits(X)
     own, fitted = _own_layout(estimator, X), estimator._layout_in
     # Before scikit-learn's check of the number of columns, whose message says less.
-    if own is not None and (own.n_logits, own.n_features) != (fitted.n_logits, fitted.n_features):
+    if own is not None and not _has_same_columns(own, fitted):
         raise ValueError(
             f"X has the layout {own}, but {type(estimator).__name__} was fitted with {fitted}. Pass "
             "logits and features of the same exits as in fit."
@@ -191,6 +191,13 @@ def validate_new_exits(estimator: BaseEstimator, X: Any) -> ExitArray:
         estimator, X, reset=False, dtype=[np.float64, np.float32], ensure_all_finite=not any(fitted.n_logits)
     )
     return ExitArray(ArraySource(array), fitted if own is None or own._guessed else own)
+
+
+def _has_same_columns(own: ExitLayout, fitted: ExitLayout) -> bool:
+    """Whether two layouts have the same logits, features and, where both tell them, maps."""
+    if any(own.feature_maps) and any(fitted.feature_maps) and own.feature_maps != fitted.feature_maps:
+        return False
+    return (own.n_logits, own.n_features) == (fitted.n_logits, fitted.n_features)
 
 
 def sort_classes(X: ExitArray) -> ExitArray:

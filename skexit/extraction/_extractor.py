@@ -39,13 +39,14 @@ from skexit.backbone._modules import (
 from skexit.backbone._outputs import as_logits, first_tensor
 from skexit.backbone._own_logits import OwnLogits, own_logits_or_none
 from skexit.backbone._pool_costs import pool_multiply_adds
-from skexit.backbone._pooling import Pool, check_pool, pool_name, pool_output
+from skexit.backbone._pooling import Pool, check_pool, pool_name, pool_output, pooled_map
 from skexit.backbone._rows import rows_first
 from skexit.cache import CacheWriter, FeatureCache
 from skexit.cache._folders import absolute, is_url
 from skexit.data import ExitLayout
 from skexit.data._blocks import warn_of_probabilities
 from skexit.data._layout import add_heads
+from skexit.data._layout_checks import FeatureMap
 from skexit.extraction._batches import Batch, check_fixed_order, naming_batch, read_batches, skip_cached_rows
 from skexit.extraction._callables import callable_fingerprint
 from skexit.extraction._earlier import check_costs, find_cache
@@ -72,8 +73,8 @@ class ExitExtractor:
         find exits, if `exits` is None and the model belongs to no known family.
     pool : str, sequence of str or callable, default="auto"
         How features are computed from the output of an exit's module. For feature maps (4 dimensions): ``"avg"``,
-        ``"max"``, ``"grid2"`` (averages on a 2 x 2 grid) or ``"grid4"``. For volumes (5): ``"avg"``, ``"max"`` or
-        ``"grid2"``. For sequences (3): ``"first"``, ``"last"``, ``"mean"`` or ``"max"`` of the tokens that the
+        ``"max"``, or averages on a grid: ``"grid2"`` for 2 x 2 cells, ``"grid8"`` for 8 x 8, and so on. For volumes
+        (5): the same. For sequences (3): ``"first"``, ``"last"``, ``"mean"`` or ``"max"`` of the tokens that the
         attention mask counts, see the notes. For all of these: ``"cov"``, the second moments of the channels, or
         ``"cov32"``, those of 32 random projections of the channels. Several are joined in the order given. ``"auto"``
         is ``("avg", "max", "grid2")`` for maps and volumes, and ``("first", "mean")`` for sequences. A callable gets
@@ -110,7 +111,7 @@ class ExitExtractor:
     Notes
     -----
     A feature map of C channels becomes C features by ``"avg"`` and by ``"max"``, 4 C by ``"grid2"`` (8 C for a volume),
-    16 C by ``"grid4"``, and 6 C by default. Each feature takes four bytes in the cache, or two as float16; a linear
+    64 C by ``"grid8"``, and 6 C by default. Each feature takes four bytes in the cache, or two as float16; a linear
     head for n_classes costs 2 n_classes FLOPs per feature.
 
     ``"cov"`` averages the products of any two channels a and b over places or tokens. Features are the signed square
@@ -250,7 +251,7 @@ class ExitExtractor:
         if found is not None and found.complete and found.n_rows == n_rows and not check_data:
             return found
         if found is not None and self._has_example_input and self.cost_unit != "ms":
-            check_costs(found, self._layout(origin["model"], found.layout.n_logits, found.layout.n_features, classes))
+            check_costs(found, self._with_costs(found.layout, origin["model"]))
         with evaluating(self.model):
             own = self._find_own_logits(origin["model"])
             outputs = self._run_all(skip_cached_rows(chain([first], batches), found, check_data), own)
@@ -305,11 +306,13 @@ class ExitExtractor:
         mask = None if place is None else tensors_of(inputs)[place]
         counts = count_tokens(self.model, mask)
         features: list[tuple[str, torch.Tensor]] = []
+        maps: dict[str, FeatureMap | None] = {}
         own_logits: list[tuple[str, torch.Tensor]] = []
         with ExitStack() as hooks:
             for name in self.exits:
                 pool = partial(pool_output, pool=self.pool, mask=mask, channels=channels[name], counts=counts)
-                hooks.enter_context(self._hook_features(name, axes[name], pool, features))
+                find_map = partial(pooled_map, self.pool, channels=channels[name])
+                hooks.enter_context(self._hook_features(name, axes[name], pool, find_map, features, maps))
             for name in own_heads(self._heads).values():
                 hooks.enter_context(self._hook_logits(name, own_logits))
             output = call(self.model, inputs)
@@ -324,6 +327,7 @@ class ExitExtractor:
             logits=[
                 None if block is None else self._to_numpy(block, "logits", k, batch) for k, block in enumerate(logits)
             ],
+            maps=[maps[name] for name in self.exits],
             y=batch.y,
             inputs=batch.checksums,
         )
@@ -333,11 +337,15 @@ class ExitExtractor:
         name: str,
         axis_of_rows: int,
         pool: Callable[[Any], torch.Tensor],
+        find_map: Callable[[Sequence[int]], FeatureMap | None],
         features: list[tuple[str, torch.Tensor]],
+        maps: dict[str, FeatureMap | None],
     ) -> torch.utils.hooks.RemovableHandle:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
             try:
-                features.append((name, pool(rows_first(first_tensor(output), axis_of_rows))))
+                tensor = rows_first(first_tensor(output), axis_of_rows)
+                features.append((name, pool(tensor)))
+                maps[name] = find_map(tensor.shape)
             except ValueError as error:
                 raise ValueError(f"exit {name!r}: {error}") from error
 
@@ -407,16 +415,17 @@ class ExitExtractor:
         warn_of_probabilities(
             output.logits, "Pass the module before the softmax as head=, or leave the softmax out of the network."
         )
-        n_logits = [0 if block is None else block.shape[1] for block in output.logits]
-        return self._layout(fingerprint, n_logits, [block.shape[1] for block in output.features], classes)
-
-    def _layout(
-        self, fingerprint: str, n_logits: Sequence[int], n_features: Sequence[int], classes: ArrayLike | None
-    ) -> ExitLayout:
-        costs = self._measure(fingerprint)
         layout = ExitLayout(
-            n_logits, n_features, costs=costs.costs, cost_unit=costs.unit, classes=classes, network_cost=costs.network
+            n_logits=[0 if block is None else block.shape[1] for block in output.logits],
+            n_features=[block.shape[1] for block in output.features],
+            classes=classes,
+            feature_maps=output.maps,
         )
+        return self._with_costs(layout, fingerprint)
+
+    def _with_costs(self, layout: ExitLayout, fingerprint: str) -> ExitLayout:
+        costs = self._measure(fingerprint)
+        layout = layout.replace(costs=costs.costs, cost_unit=costs.unit, network_cost=costs.network)
         assert self._example is not None
         pooling = pool_multiply_adds(self.model, self.exits, self._example, self.pool, self.channels)
         # Only heads need pooled features, and an exit with logits of its own has no head.
@@ -443,6 +452,7 @@ class _Output:
 
     logits: list[NDArray[np.float32] | None]
     features: list[NDArray[np.float32]]
+    maps: list[FeatureMap | None]
     y: NDArray[Any] | None
     inputs: NDArray[np.uint32]
 

@@ -10,7 +10,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from skexit.backbone._masks import count_tokens, fit_mask
-from skexit.backbone._pooling import check_pool, pool_name, pool_output, prepared_pool
+from skexit.backbone._pooling import check_pool, pool_name, pool_output, pooled_map, prepared_pool
 
 
 @pytest.fixture
@@ -47,6 +47,50 @@ def test_pools_of_feature_maps(shape):
     for names in ("avg", "max", "grid2", "grid4", ("max", "avg"), ("grid4", "grid2", "max", "avg"), ("avg", "grid2")):
         joined = np.hstack([expected[name] for name in ([names] if isinstance(names, str) else names)])
         np.testing.assert_allclose(pool_output(torch.from_numpy(maps), names), joined, atol=1e-12)
+
+
+@given(
+    sides=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    seed=st.integers(0, 9),
+)
+def test_grids_of_any_size(sides, sizes, seed):
+    maps = np.random.default_rng(seed).normal(size=(2, 3, *sides))
+    found = pool_output(torch.from_numpy(maps), [f"grid{size}" for size in sizes])
+    np.testing.assert_allclose(found, np.hstack([grid(maps, size) for size in sizes]), atol=1e-12)
+
+
+def test_grids_of_volumes():
+    volumes = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, 4, 8, 4)))
+    cells = volumes.reshape(2, 3, 4, 1, 4, 2, 4, 1).mean(dim=(3, 5, 7))
+    torch.testing.assert_close(pool_output(volumes, "grid4"), cells.flatten(1))
+
+
+@given(
+    n_channels=st.integers(1, 80),
+    names=st.lists(st.sampled_from(["avg", "max", "grid2", "grid3", "grid5", "cov", "cov4"]), min_size=1, max_size=4),
+    channels=st.sampled_from(["first", "last"]),
+)
+def test_where_the_map_is_among_the_features(n_channels, names, channels):
+    maps = torch.rand(2, n_channels, 6, 7)
+    output = maps.movedim(1, -1) if channels == "last" else maps
+    features = pool_output(output, names, channels=channels)
+    place = pooled_map(names, output.shape, channels)
+    sizes = [int(name[4:]) for name in names if name.startswith("grid")]
+    if not sizes:
+        assert place is None
+        return
+    first, *shape = place
+    assert shape == [n_channels, max(sizes), max(sizes)]
+    found = features[:, first : first + n_channels * max(sizes) ** 2]
+    torch.testing.assert_close(found, pool_output(maps, f"grid{max(sizes)}"))
+
+
+def test_what_has_no_map():
+    assert pooled_map("auto", (1, 5, 8, 8)) == (10, 5, 2, 2)
+    for shape in ((1, 7, 32), (1, 5, 8, 8, 8), (1, 10)):
+        assert pooled_map("auto", shape) is None
+    assert pooled_map(lambda maps: maps.flatten(1), (1, 5, 8, 8)) is None
 
 
 def test_pools_of_token_sequences(tokens):
@@ -194,14 +238,16 @@ def test_width_without_computing(pool, shape, width):
 
 
 def test_a_pool_that_does_not_fit_the_output_is_refused(maps, tokens):
-    with pytest.raises(ValueError, match=r"'first' does not fit feature maps.*'avg', 'max', 'grid2', 'grid4', 'cov'"):
+    with pytest.raises(
+        ValueError, match=r"'first' does not fit feature maps.*'avg', 'max', 'grid2', 'grid4', 'grid8', 'cov'"
+    ):
         pool_output(maps, ("avg", "first"))
     with pytest.raises(ValueError, match=r"'grid2' does not fit token sequences.*'first', 'mean', 'max'"):
         pool_output(tokens, "grid2")
     with pytest.raises(ValueError, match=r"shape \(2, 3, 4, 5, 6, 7\).*callable"):
         pool_output(torch.zeros(2, 3, 4, 5, 6, 7))
-    with pytest.raises(ValueError, match=r"'grid4' does not fit volumes.*'avg', 'max', 'grid2', 'cov'\]"):
-        pool_output(torch.zeros(2, 3, 4, 4, 4), "grid4")
+    with pytest.raises(ValueError, match=r"'first' does not fit volumes.*'avg', 'max', 'grid2', 'cov'\]"):
+        pool_output(torch.zeros(2, 3, 4, 4, 4), "first")
     with pytest.raises(ValueError, match=r"attention_mask has shape \(3, 5\)"):
         pool_output(tokens, "mean", torch.ones(3, 5))
 
@@ -210,9 +256,13 @@ def test_pools_are_checked_before_the_network_runs():
     for pool in ("auto", "avg", "last", ("max", "mean"), torch.flatten):
         check_pool(pool)
     with pytest.raises(
-        ValueError, match=r"'median' is not one of \['avg', 'max', 'grid2', 'grid4', 'cov', 'first', 'mean', 'last'\]"
+        ValueError,
+        match=r"'median' is not one of \['avg', 'max', 'grid2', 'grid4', 'grid8', 'cov', 'first', 'mean', 'last'\]",
     ):
         check_pool(("avg", "median"))
+    for name in ("grid", "grid0", "grid-2", "grid08", "grid1000", "grid2x2"):
+        with pytest.raises(ValueError, match=f"'{name}' is not one of"):
+            check_pool(name)
     with pytest.raises(ValueError, match="is empty"):
         check_pool(())
 

@@ -82,6 +82,8 @@ MANIFEST_KEYS = [
     ("layout", "costs", 0),
     ("layout", "network_cost"),
     ("layout", "head_costs"),
+    ("layout", "feature_maps"),
+    ("layout", "feature_maps", 0),
     ("layout", "cost_unit"),
     ("layout", "classes"),
     ("layout", "classes", 0),

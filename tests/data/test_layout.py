@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from skexit import ExitArray, ExitHeads, ExitLayout
+from skexit import ExitArray, ExitHeads, ExitLayout, stack_exits
 from skexit.data._layout import FRAME_ATTRIBUTE, add_heads, resolve_layout
 
 
@@ -24,6 +24,7 @@ def layouts(draw):
     names = st.lists(st.text(min_size=1, max_size=3), min_size=n_classes, max_size=n_classes, unique=True)
     costs = draw(st.none() | st.just(np.cumsum(steps)))
     whole = np.arange(1, n_exits + 1) / n_exits if costs is None else costs
+    maps = [draw(st.none() | st.just((width - 1, 1, 1, 1) if width % 2 else (0, 1, width, 1))) for width in n_features]
     return ExitLayout(
         n_logits=[n_classes * has for has in has_logits],
         n_features=n_features,
@@ -32,6 +33,7 @@ def layouts(draw):
         classes=draw(st.none() | labels | names),
         network_cost=draw(st.none() | st.floats(1e-3, 1e10)),
         head_costs=draw(st.none() | st.just(whole * draw(st.just(0) | st.floats(1e-9, 0.9)))),  # no subnormal numbers
+        feature_maps=[place if width else None for place, width in zip(maps, n_features, strict=True)],
     )
 
 
@@ -115,6 +117,7 @@ def test_heads_raise_costs_and_leave_the_network_alone(layout):
         {"classes": [1, 0]},
         {"network_cost": 3},
         {"head_costs": [0, 0.5]},
+        {"feature_maps": [None, (1, 2, 1, 1)]},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -122,6 +125,60 @@ def test_every_parameter_matters_for_equality(change):
     layout = ExitLayout([0, 2], [3, 3], costs=[1, 2], cost_unit="MACs", classes=[0, 1])
     assert layout.replace(**change) != layout
     assert layout.replace(**change) != layout
+
+
+class TestFeatureMaps:
+    LAYOUT = ExitLayout([0, 2], [20, 3], feature_maps=[(2, 2, 3, 3), None])
+
+    def test_are_none_where_nothing_is_said(self):
+        assert ExitLayout([0, 2], [20, 3]).feature_maps == (None, None)
+        assert "feature_maps" not in ExitLayout([0, 2], [20, 3]).to_dict()
+        assert "feature_maps" not in repr(ExitLayout([0, 2], [20, 3]))
+
+    def test_are_told(self):
+        assert self.LAYOUT.feature_maps == ((2, 2, 3, 3), None)
+        assert self.LAYOUT.to_dict()["feature_maps"] == [[2, 2, 3, 3], None]
+        assert "feature_maps=[(2, 2, 3, 3), None]" in repr(self.LAYOUT)
+
+    def test_new_features_have_none(self):
+        assert self.LAYOUT.replace(n_features=[20, 4]).feature_maps == (None, None)
+        assert self.LAYOUT.replace(costs=[1, 2]).feature_maps == self.LAYOUT.feature_maps
+
+    def test_stacked_maps(self):
+        maps = np.arange(24.0).reshape(2, 3, 2, 2)
+        X = stack_exits([None, 2 * np.eye(2)], [maps, np.ones((2, 5))])
+        assert X.layout.feature_maps == ((0, 3, 2, 2), None)
+        np.testing.assert_array_equal(X.features(0).reshape(2, 3, 2, 2), maps)
+        with pytest.raises(ValueError, match=r"logits\[0\] has shape \(2, 3, 2, 2\)"):
+            stack_exits([maps])
+
+    def test_travel_with_a_frame_and_a_layout_that_says_nothing_of_them(self):
+        X = stack_exits(features=[np.zeros((2, 3, 2, 2)), np.ones((2, 5))])
+        assert ExitArray.from_frame(X.to_frame()).layout == X.layout
+        heads = ExitHeads(layout=ExitLayout([0, 0], [12, 5], costs=[1, 2])).fit(X, [0, 1])
+        assert heads.layout_.feature_maps == X.layout.feature_maps
+
+    def test_other_maps_than_fitted_are_refused(self):
+        X = stack_exits(features=[np.zeros((2, 3, 2, 2)), np.ones((2, 5))])
+        heads = ExitHeads().fit(X, [0, 1])
+        with pytest.raises(ValueError, match=r"X has the layout .* was fitted with"):
+            heads.transform(X.with_layout(X.layout.replace(feature_maps=[(0, 2, 2, 3), None])))
+        heads.transform(X.with_layout(X.layout.replace(feature_maps=None)))
+
+    @pytest.mark.parametrize(
+        ("feature_maps", "message"),
+        [
+            ([(2, 2, 3, 3)], r"feature_maps has 1 entries for 2 exits; give one for each exit, None where"),
+            ([(2, 2, 3), None], r"feature_maps\[0\]=\(2, 2, 3\) must be four integers"),
+            ([(2, 2, 3, 1.5), None], r"feature_maps\[0\]=\(2, 2, 3, 1.5\) must be four integers"),
+            ([(3, 2, 3, 3), None], r"feature_maps\[0\]=\(3, 2, 3, 3\) must be a part of the 20 features of exit 0"),
+            ([(-1, 2, 3, 3), None], r"must be a part of the 20 features of exit 0: a map of shape \(C, H, W\)"),
+            ([None, (0, 1, 0, 3)], r"feature_maps\[1\]=\(0, 1, 0, 3\) must be a part of the 3 features of exit 1"),
+        ],
+    )
+    def test_wrong_ones(self, feature_maps, message):
+        with pytest.raises(ValueError, match=message):
+            ExitLayout([0, 2], [20, 3], feature_maps=feature_maps)
 
 
 def test_equal_layouts_have_equal_hashes():

@@ -113,6 +113,18 @@ def test_the_layout_has_the_costs_of_one_row(model, loader, images, tmp_path, un
     np.testing.assert_array_equal(cache.layout.costs, exit_costs(model, EXITS, images, unit).costs)
 
 
+def test_the_layout_tells_where_maps_are(model, loader, images, tmp_path):
+    cache = ExitExtractor(model, EXITS, pool=("avg", "grid3", "max")).extract(loader, tmp_path)
+    assert cache.layout.feature_maps == ((4, 4, 3, 3), (6, 6, 3, 3))
+    with torch.inference_mode():
+        maps = model.eval().stem(images)
+    first, *shape = cache.layout.feature_maps[0]
+    found = cache.X.features(0)[:, first : first + 36].reshape(-1, *shape)
+    np.testing.assert_allclose(found, maps.reshape(N_ROWS, 4, 3, 3, 3, 3).mean(dim=(3, 5)), rtol=1e-5, atol=1e-6)
+    assert FeatureCache(tmp_path).layout == cache.layout
+    assert ExitExtractor(model, EXITS, pool="avg").extract(loader, tmp_path / "avg").layout.feature_maps == (None, None)
+
+
 def test_classes_are_kept(model, loader, tmp_path):
     cache = ExitExtractor(model, EXITS).extract(loader, tmp_path, classes=["cat", "dog", "eel"])
     assert cache.layout.classes.tolist() == ["cat", "dog", "eel"]
