@@ -1,23 +1,29 @@
-"""Logits of rows from heads that were trained without them."""
+"""What heads that are trained on features have in common: fitting, and logits of rows that were left out of it."""
 
 from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from skexit._nn._dense import DenseNetwork
-from skexit.data import ExitArray
+from skexit.data import ExitArray, ExitLayout
 from skexit.data._arrays import enough_rows
-from skexit.data._labels import enough_labelled_rows
-from skexit.data._validation import cross_validation_splits
+from skexit.data._estimator import cost_columns
+from skexit.data._labels import enough_labelled_rows, only_labelled
+from skexit.data._layout import add_heads
+from skexit.data._lazy import MergedLogits, TransformedLogits
+from skexit.data._overlays import LogitsSource
+from skexit.data._validation import cross_validation_splits, validate_groups, validate_new_data, validate_training_data
+from skexit.heads._distillation import resolve_distillation
 from skexit.heads._transformer import LogitsTransformer
 from skexit.uncertainty import fit_temperature
 from skexit.uncertainty._temperature import match_confidence, temperature_within_bounds
+from skexit.utils._checks import check_sample_weight
+from skexit.utils._html import exit_table
+from skexit.utils._sklearn import _fit_context
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -27,23 +33,151 @@ _ROWS_OF_WHOLE_CHANGE = 600
 
 
 class CrossFittedHeads(LogitsTransformer):
-    """Heads that can be trained on some of the rows, and their logits divided."""
+    """Heads that learn from labels and from the network's own logits, where exits have no logits.
 
-    hidden_layer_sizes: Sequence[int]
+    A subclass writes `exit_logits`, `earlier_exits`, `_train`, `_describe_head` and, where dividing the outputs of a
+    head does not divide its logits, `_divide_logits`. Its parameters are those that are named here, and its own.
+    """
+
+    distillation: float | str
+    temperature_scaling: bool
     cv: Any
     random_state: int | np.random.RandomState | None
-    networks_: list[DenseNetwork | None]
+    networks_: list[Any]
     distillation_: float
-    _temperatures: Floats
     _softness: Floats
 
-    @abstractmethod
-    def _train(self, X: ExitArray, labels: Integers, weight: Floats) -> list[DenseNetwork | None]:
-        """The heads of these rows."""
+    @property
+    def _has_hidden_layers(self) -> bool:
+        """Whether heads have hidden layers."""
+        return True
 
     @abstractmethod
+    def _train(self, X: ExitArray, labels: Integers, weight: Floats) -> list[Any]:
+        """The heads of these rows, None where an exit has logits; each has `n_multiply_adds` and `divided_by`."""
+
+    @abstractmethod
+    def _describe_head(self, head: Any) -> str:
+        """What a head consists of, in words."""
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(
+        self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
+    ) -> Self:
+        """Train the heads on all rows.
+
+        Parameters
+        ----------
+        %(X_y_weight)s
+        groups : array-like of shape (n_samples,), default=None
+            Group of each sample; used with `temperature_scaling`, as by ``fit_transform``.
+
+        Returns
+        -------
+        self : object
+            The fitted transformer.
+
+        Raises
+        ------
+        ValueError
+            If X does not fit its layout, is not finite, or y has a class that X does not know,
+            no row has a label, there are fewer groups than folds, or `distillation` is a number and the last
+            exit has no logits.
+        """
+        used, labels, weight, numbers, _ = self._validate(X, y, sample_weight, groups)
+        self._fit(used, labels, weight)
+        if self.temperature_scaling:
+            folds, fold_of_row = self._cross_fit(used, labels, weight, numbers)
+            self._calibrate(folds, fold_of_row, used, labels, weight)
+        return self
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit_transform(
+        self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
+    ) -> Any:
+        """Train the heads, and add cross-fitted logits to X.
+
+        Parameters
+        ----------
+        %(X_y)s
+        sample_weight : array-like of shape (n_samples,), default=None
+            Rows of zero weight train nothing, and get the logits of ``transform``.
+        groups : array-like of shape (n_samples,), default=None
+            Group of each sample, such as the scene of which it is a picture. Rows of a group are in
+            the same fold: their logits come from heads that were trained without any of them.
+
+        Returns
+        -------
+        ExitArray of shape (n_samples, n_columns_out)
+            A DataFrame after ``set_output(transform="pandas")`` or ``"polars"``.
+        """
+        used, labels, weight, numbers, rows = self._validate(X, y, sample_weight, groups)
+        if used.layout.n_exits == 1:  # no decision will be learned from the logits
+            return self.fit(X, y, sample_weight, groups).transform(X)
+        self._fit(used, labels, weight)
+        folds, fold_of_row = self._cross_fit(used, labels, weight, numbers)
+        if self.temperature_scaling:
+            self._calibrate(folds, fold_of_row, used, labels, weight)
+        new = validate_new_data(self, X)
+        # Rows that train nothing are in no fold: they get the logits of the heads that are kept.
+        fold = np.full(len(new), len(folds))
+        fold[rows] = fold_of_row
+        heads = [*folds, self]
+        if not self._fit_in_memory(new):
+            sources = [TransformedLogits(new, of_fold) for of_fold in heads]
+            return self._output(MergedLogits(new, sources, fold, np.arange(len(new))), X)
+        logits = {k: np.empty((len(new), len(self.classes_))) for k in self.new_logits()}
+        for number, of_fold in enumerate(heads):
+            rows = np.flatnonzero(fold == number)
+            for k, values in of_fold._logits(new[rows]).items():
+                logits[k][rows] = values
+        return self._output(LogitsSource(new, logits), X)
+
+    def new_logits(self) -> list[int]:
+        return [k for k, network in enumerate(self.networks_) if network is not None]
+
+    def _validate(
+        self, X: Any, y: Any, sample_weight: Any, groups: Any
+    ) -> tuple[ExitArray, Integers, Floats, Integers | None, NDArray[np.intp]]:
+        """X, labels, weights and groups of the rows that heads learn from, and the numbers of these rows."""
+        used, self.classes_, labels, weight = validate_training_data(self, X, y, sample_weight)
+        check_two_classes(self.classes_)
+        numbers = validate_groups(groups, y, sample_weight)
+        rows = np.flatnonzero(check_sample_weight(sample_weight, np.empty(len(np.asarray(y)))) > 0)
+        self.distillation_ = resolve_distillation(self.distillation, used, labels)
+        if self.distillation_ == 0:
+            rows = rows[labels >= 0]
+            used, labels, weight, numbers = only_labelled(used, labels, weight, numbers)
+        return used, labels, weight, numbers, rows
+
+    def _fit(self, X: ExitArray, labels: Integers, weight: Floats) -> None:
+        self._keep(X, self.classes_, self._train(X, labels, weight))
+        self._undo_softening(X, labels, weight)
+
+    def _keep(self, X: ExitArray, classes: NDArray[Any], networks: list[Any]) -> None:
+        self.layout_, self.classes_ = X.layout, classes
+        self._set_networks(networks)
+        self.layout_out_ = self._layout_with_heads()
+
+    def _set_networks(self, networks: list[Any]) -> None:
+        """Use other heads from now on."""
+        self.networks_ = networks
+
     def _divide_logits(self, k: int, temperature: float) -> None:
         """Divide the logits of exit `k` from now on."""
+        self.networks_[k] = self.networks_[k].divided_by(temperature)
+
+    def _layout_with_heads(self) -> ExitLayout:
+        multiply_adds = np.cumsum([0 if head is None else head.n_multiply_adds for head in self.networks_])
+        return add_heads(self.layout_, multiply_adds).replace(
+            n_logits=[len(self.classes_)] * self.layout_.n_exits, classes=self.classes_
+        )
+
+    def _exit_table(self) -> str:
+        if not hasattr(self, "layout_out_"):
+            return ""
+        heads = ["none: the exit has logits" if head is None else self._describe_head(head) for head in self.networks_]
+        return exit_table(cost_columns(self.layout_out_) | {"Head": heads})
 
     def _cross_fit(
         self, X: ExitArray, labels: Integers, weight: Floats, groups: Integers | None
@@ -59,8 +193,7 @@ class CrossFittedHeads(LogitsTransformer):
 
     def _trained_on(self, rows: NDArray[np.intp], X: ExitArray, labels: Integers, weight: Floats) -> Self:
         heads = copy.copy(self)
-        heads.networks_ = self._train(X[rows], labels[rows], weight[rows])
-        heads._temperatures = np.ones_like(self._temperatures)
+        heads._set_networks(self._train(X[rows], labels[rows], weight[rows]))
         heads._undo_softening(X[rows], labels[rows], weight[rows])
         return heads
 
@@ -96,7 +229,7 @@ class CrossFittedHeads(LogitsTransformer):
         smaller = self._trained_on(part, X, labels, weight)
         rows = others[enough_rows(len(others), X.layout.n_exits * len(self.classes_))]
         exponent = np.log(len(X) / n_fold) / np.log(n_fold / len(part))
-        if len(self.hidden_layer_sizes):
+        if self._has_hidden_layers:
             exponent *= min(1.0, len(X) / _ROWS_OF_WHOLE_CHANGE)
         of_smaller = smaller._logits(X[rows])
         for k, logits in self._held_out_logits(folds, fold_of_row, X, rows).items():
@@ -124,3 +257,9 @@ class CrossFittedHeads(LogitsTransformer):
             temperature = fit_temperature(logits, labels[rows], weight[rows])
             for heads in (*folds, self):
                 heads._divide_logits(k, temperature)
+
+
+def check_two_classes(classes: NDArray[Any]) -> None:
+    """Raise a ValueError where there is nothing to classify."""
+    if len(classes) == 1:
+        raise ValueError(f"y has 1 class, {classes.tolist()[0]!r}; give rows of two classes or more to fit heads.")

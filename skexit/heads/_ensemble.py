@@ -14,8 +14,8 @@ from skexit.data._labels import enough_labelled_rows
 from skexit.data._layout import add_heads
 from skexit.data._lazy import MergedLogits, TransformedLogits, answer_from_exits
 from skexit.data._validation import read_logits, validate_groups, validate_new_data, validate_training_data
+from skexit.heads._cross_fitting import check_two_classes
 from skexit.heads._fit_heads import fit_heads
-from skexit.heads._training import check_two_classes
 from skexit.heads._transformer import LogitsTransformer
 from skexit.uncertainty import fit_mixture
 from skexit.uncertainty._scores import log_softmax

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 from numbers import Integral, Real
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,20 +14,14 @@ from sklearn.utils.metaestimators import available_if
 
 from skexit._nn._dense import DenseNetwork, check_hidden_layer_sizes
 from skexit.data import ExitArray, ExitLayout
-from skexit.data._estimator import cost_columns
 from skexit.data._labels import UNLABELLED_ROWS, only_labelled
-from skexit.data._layout import add_heads
-from skexit.data._lazy import MergedLogits, TransformedLogits
-from skexit.data._overlays import LogitsSource
-from skexit.data._validation import validate_groups, validate_new_data, validate_partial_data, validate_training_data
+from skexit.data._validation import validate_partial_data
 from skexit.heads._boosting import PREDICTION_REWEIGHTING
-from skexit.heads._cross_fitting import CrossFittedHeads
+from skexit.heads._cross_fitting import CrossFittedHeads, check_two_classes
 from skexit.heads._distillation import resolve_distillation
 from skexit.heads._partial_fit import PartialFit, train_further
-from skexit.heads._training import HeadTrainer, HeadTraining, check_two_classes, describe_head
+from skexit.heads._training import HeadTrainer, HeadTraining
 from skexit.utils._array_api import side_by_side
-from skexit.utils._checks import check_sample_weight
-from skexit.utils._html import exit_table
 from skexit.utils._module_names import set_module
 from skexit.utils._sklearn import Interval, StrOptions, _fit_context
 
@@ -196,37 +190,6 @@ class ExitHeads(CrossFittedHeads):
 
     fit_state_: PartialFit | None = None
 
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(
-        self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
-    ) -> ExitHeads:
-        """Train the heads on all rows.
-
-        Parameters
-        ----------
-        %(X_y_weight)s
-        groups : array-like of shape (n_samples,), default=None
-            Group of each sample; used with `temperature_scaling`, as by ``fit_transform``.
-
-        Returns
-        -------
-        self : ExitHeads
-            The fitted transformer.
-
-        Raises
-        ------
-        ValueError
-            If X does not fit its layout, is not finite, or y has a class that X does not know,
-            no row has a label, there are fewer groups than folds, or `distillation` is a number and the last
-            exit has no logits.
-        """
-        used, labels, weight, numbers, _ = self._validate(X, y, sample_weight, groups)
-        self._fit(used, labels, weight)
-        if self.temperature_scaling:
-            folds, fold_of_row = self._cross_fit(used, labels, weight, numbers)
-            self._calibrate(folds, fold_of_row, used, labels, weight)
-        return self
-
     def _check_learns_in_calls(self) -> bool:
         """Raise where the parameters need all rows at once; then there is no ``partial_fit``."""
         for name, allowed in (
@@ -298,48 +261,6 @@ class ExitHeads(CrossFittedHeads):
         self._undo_softening(used, labels, weight)
         return self
 
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit_transform(
-        self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
-    ) -> Any:
-        """Train the heads, and add cross-fitted logits to X.
-
-        Parameters
-        ----------
-        %(X_y)s
-        sample_weight : array-like of shape (n_samples,), default=None
-            Rows of zero weight train nothing, and get the logits of ``transform``.
-        groups : array-like of shape (n_samples,), default=None
-            Group of each sample, such as the scene of which it is a picture. Rows of a group are in
-            the same fold: their logits come from heads that were trained without any of them.
-
-        Returns
-        -------
-        ExitArray of shape (n_samples, n_columns_out)
-            A DataFrame after ``set_output(transform="pandas")`` or ``"polars"``.
-        """
-        used, labels, weight, numbers, rows = self._validate(X, y, sample_weight, groups)
-        if used.layout.n_exits == 1:  # no decision will be learned from the logits
-            return self.fit(X, y, sample_weight, groups).transform(X)
-        self._fit(used, labels, weight)
-        folds, fold_of_row = self._cross_fit(used, labels, weight, numbers)
-        if self.temperature_scaling:
-            self._calibrate(folds, fold_of_row, used, labels, weight)
-        new = validate_new_data(self, X)
-        # Rows that train nothing are in no fold: they get the logits of the heads that are kept.
-        fold = np.full(len(new), len(folds))
-        fold[rows] = fold_of_row
-        heads = [*folds, self]
-        if not self._fit_in_memory(new):
-            sources = [TransformedLogits(new, of_fold) for of_fold in heads]
-            return self._output(MergedLogits(new, sources, fold, np.arange(len(new))), X)
-        logits = {k: np.empty((len(new), len(self.classes_))) for k in self.new_logits()}
-        for number, of_fold in enumerate(heads):
-            rows = np.flatnonzero(fold == number)
-            for k, values in of_fold._logits(new[rows]).items():
-                logits[k][rows] = values
-        return self._output(LogitsSource(new, logits), X)
-
     def exit_logits(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
         network = self.networks_[k]
         if self.cascade and not len(self.hidden_layer_sizes) and self.uses_features(k):
@@ -372,29 +293,17 @@ class ExitHeads(CrossFittedHeads):
         heads.layout_out_ = heads._layout_with_heads()
         return heads
 
-    def _validate(
-        self, X: Any, y: Any, sample_weight: Any, groups: Any
-    ) -> tuple[ExitArray, NDArray[np.int64], NDArray[np.float64], NDArray[np.int64] | None, NDArray[np.intp]]:
-        """X, labels, weights and groups of the rows that heads learn from, and the numbers of these rows."""
-        used, self.classes_, labels, weight = validate_training_data(self, X, y, sample_weight)
-        check_two_classes(self.classes_)
-        numbers = validate_groups(groups, y, sample_weight)
-        rows = np.flatnonzero(check_sample_weight(sample_weight, np.empty(len(np.asarray(y)))) > 0)
-        self.distillation_ = resolve_distillation(self.distillation, used, labels)
-        if self.distillation_ == 0:
-            rows = rows[labels >= 0]
-            used, labels, weight, numbers = only_labelled(used, labels, weight, numbers)
-        return used, labels, weight, numbers, rows
+    @property
+    def _has_hidden_layers(self) -> bool:
+        return len(self.hidden_layer_sizes) > 0
 
     def _fit(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
         self.fit_state_ = None
-        self._keep(X, self.classes_, self._train(X, labels, weight))
-        self._undo_softening(X, labels, weight)
+        super()._fit(X, labels, weight)
 
-    def _keep(self, X: ExitArray, classes: NDArray[Any], networks: list[DenseNetwork | None]) -> None:
-        self.layout_, self.classes_, self.networks_ = X.layout, classes, networks
-        self._temperatures = np.ones(X.layout.n_exits)
-        self.layout_out_ = self._layout_with_heads()
+    def _set_networks(self, networks: list[DenseNetwork | None]) -> None:
+        super()._set_networks(networks)
+        self._temperatures = np.ones(len(networks))
 
     def _train(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> list[DenseNetwork | None]:
         random_state = check_random_state(self.random_state)
@@ -404,9 +313,6 @@ class ExitHeads(CrossFittedHeads):
         parameters = {field.name: getattr(self, field.name) for field in fields(HeadTraining)}
         sizes = check_hidden_layer_sizes(self.hidden_layer_sizes, "hidden_layer_sizes")
         return HeadTraining(**parameters | {"hidden_layer_sizes": sizes, "distillation": self.distillation_})
-
-    def new_logits(self) -> list[int]:
-        return [k for k, network in enumerate(self.networks_) if network is not None]
 
     def uses_features(self, k: int) -> bool:
         # Linear heads of a cascade see the features of earlier exits, also of those that have no head.
@@ -421,16 +327,8 @@ class ExitHeads(CrossFittedHeads):
         if self.training == "boosted":  # later heads add to the sum as it was
             self._temperatures[k] *= temperature
         else:
-            self.networks_[k] = cast(DenseNetwork, self.networks_[k]).divided_by(temperature)
+            super()._divide_logits(k, temperature)
 
-    def _layout_with_heads(self) -> ExitLayout:
-        multiply_adds = np.cumsum([0 if head is None else head.n_multiply_adds for head in self.networks_])
-        return add_heads(self.layout_, multiply_adds).replace(
-            n_logits=[len(self.classes_)] * self.layout_.n_exits, classes=self.classes_
-        )
-
-    def _exit_table(self) -> str:
-        if not hasattr(self, "layout_out_"):
-            return ""
-        heads = [describe_head(head) for head in self.networks_]
-        return exit_table(cost_columns(self.layout_out_) | {"Head": heads})
+    def _describe_head(self, head: DenseNetwork) -> str:
+        hidden = "".join(f", {weight.shape[1]} hidden units" for weight in head.weights[:-1])
+        return f"{head.weights[0].shape[0]} features{hidden}"

@@ -3,51 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from skexit._nn._dense import DenseNetwork
-from skexit._nn._mini_batches import ReadRows, Training, number_of_epochs, train
+from skexit._nn._mini_batches import ReadRows, train
 from skexit.data import ExitArray
 from skexit.data._lazy import fit_in_memory
-from skexit.data._validation import read_features, read_logits
+from skexit.data._validation import read_features
 from skexit.heads._boosting import PREDICTION_REWEIGHTING
 from skexit.heads._cascade import train_cascade
-from skexit.heads._distillation import Distillation, HeadLoss
+from skexit.heads._distillation import HeadLoss
 from skexit.heads._linear import solve_linear
-from skexit.utils._optional import check_torch
+from skexit.heads._settings import TrainingSettings
 
 #: Up to this many bytes of features and logits, a linear head is solved for in memory, which takes a few times as many.
 _IN_MEMORY_BYTES = 2**28
 
-#: ``l2="auto"``: the penalty, and what it is in all for many rows.
-_LARGEST_PENALTY, _PENALTY_OF_ALL_ROWS = 3e-3, 15.0
-#: ``dropout="auto"``: its highest value, and the rows up to which it is that.
-_MOST_DROPOUT, _ROWS_OF_MOST_DROPOUT = 0.4, 5000
-#: ``max_epochs="auto"``: bounds of the passes over the rows, and rows that are seen, each time counted.
-_FEWEST_EPOCHS, _MOST_EPOCHS, _ENOUGH_VISITS = 8, 30, 500_000
-
 
 @dataclass(frozen=True)
-class HeadTraining:
-    """The parameters of ExitHeads that say how heads are trained, as they are described there; `distillation` is
-    ``distillation_``."""
+class HeadTraining(TrainingSettings):
+    """The parameters of ExitHeads that say how heads are trained."""
 
     hidden_layer_sizes: tuple[int, ...]
     cascade: bool
     training: str
-    dropout: float | str
-    distillation: float
-    temperature: float
     solver: str
-    l2: float | str
-    learning_rate: float
-    max_epochs: int | str
-    batch_size: int
-    verbose: bool
 
     def check(self) -> None:
         """Raise a ValueError where parameters contradict each other."""
@@ -63,31 +47,6 @@ class HeadTraining:
                 "hidden_layer_sizes=()."
             )
 
-    def penalty(self, n_rows: int) -> float:
-        """Strength of the penalty for so many rows."""
-        if self.l2 == "auto":
-            return min(_LARGEST_PENALTY, _PENALTY_OF_ALL_ROWS / n_rows)
-        return cast(float, self.l2)
-
-    def dropout_share(self, n_rows: int) -> float:
-        """Share of the hidden units that are left out, for so many rows."""
-        if self.dropout == "auto":
-            return _MOST_DROPOUT * min(1.0, (_ROWS_OF_MOST_DROPOUT / n_rows) ** 0.5)
-        return cast(float, self.dropout)
-
-    def distil(self, X: ExitArray) -> Distillation | None:
-        """How heads learn from the network's own logits, if they do."""
-        if self.distillation == 0:
-            return None
-        last = X.layout.n_exits - 1
-        return Distillation(self.distillation, self.temperature, lambda rows: cast(Any, read_logits(X, last, rows)))
-
-    def by_mini_batches(self, n_rows: int) -> Training:
-        """How mini-batches train on so many rows; raises an ImportError where torch, which they need, is not there."""
-        check_torch("ExitHeads trains by mini-batches with")
-        n_epochs = number_of_epochs(self.max_epochs, n_rows, _FEWEST_EPOCHS, _MOST_EPOCHS, _ENOUGH_VISITS)
-        return Training(self.learning_rate, self.penalty(n_rows), n_epochs, self.batch_size)
-
 
 @dataclass
 class HeadTrainer:
@@ -100,10 +59,12 @@ class HeadTrainer:
     settings: HeadTraining
     random_state: np.random.RandomState
 
+    def __post_init__(self) -> None:
+        self._distillation = self.settings.distil(self.X)
+
     def train(self) -> list[DenseNetwork | None]:
         """The heads, and None where an exit keeps its own logits."""
         self.settings.check()
-        self._distillation = self.settings.distil(self.X)
         n_exits = self.X.layout.n_exits
         networks: list[DenseNetwork | None] = [None] * n_exits
         offset: ReadRows | None = None
@@ -112,7 +73,7 @@ class HeadTrainer:
             if self.settings.hidden_layer_sizes:
                 trained = self._train_with_hidden_layers(exits, offset)
             else:
-                trained = [self._train_linear(exits[0], offset)]
+                trained = [self.train_linear(exits[0], offset)]
             for k, network in zip(exits, trained, strict=True):
                 networks[k] = network
             if self.settings.training == "boosted":
@@ -139,7 +100,8 @@ class HeadTrainer:
         kept = np.concatenate([read(batch) for batch in self.X.batches()])
         return kept.__getitem__
 
-    def _train_linear(self, k: int, offset: ReadRows | None) -> DenseNetwork:
+    def train_linear(self, k: int, offset: ReadRows | None = None) -> DenseNetwork:
+        """The linear head at exit `k`, whose logits are added to those that `offset` gives."""
         if self._in_memory(k):
             return solve_linear(
                 self._inputs(k),
@@ -157,7 +119,7 @@ class HeadTrainer:
             self.weight,
             hidden_layer_sizes=(),
             n_outputs=self.n_classes,
-            training=self.settings.by_mini_batches(len(self.X)),
+            training=self.settings.by_mini_batches(len(self.X), "ExitHeads"),
             random_state=self.random_state,
             offset=offset,
             losses=lambda outputs, rows: loss(outputs[None], rows),
@@ -187,7 +149,7 @@ class HeadTrainer:
             hidden_layer_sizes=self.settings.hidden_layer_sizes,
             n_classes=self.n_classes,
             dropout=self.settings.dropout_share(len(self.X)),
-            training=self.settings.by_mini_batches(len(self.X)),
+            training=self.settings.by_mini_batches(len(self.X), "ExitHeads"),
             random_state=self.random_state,
             offset=offset,
             description=self._describe(f"heads of exits {exits}"),
@@ -195,17 +157,3 @@ class HeadTrainer:
 
     def _describe(self, what: str) -> str | None:
         return what if self.settings.verbose else None
-
-
-def check_two_classes(classes: NDArray[Any]) -> None:
-    """Raise a ValueError where there is nothing to classify."""
-    if len(classes) == 1:
-        raise ValueError(f"y has 1 class, {classes.tolist()[0]!r}; give rows of two classes or more to fit heads.")
-
-
-def describe_head(head: DenseNetwork | None) -> str:
-    """What a head sees, in words."""
-    if head is None:
-        return "none: the exit has logits"
-    hidden = "".join(f", {weight.shape[1]} hidden units" for weight in head.weights[:-1])
-    return f"{head.weights[0].shape[0]} features{hidden}"

@@ -23,7 +23,7 @@ from skexit.data._overlays import LogitsSource, OverlaidSource
 from skexit.data._validation import cross_validation_splits, read_logits
 from skexit.data._walk import no_features, own_logits, walk_batches
 from skexit.heads import ExitHeads
-from skexit.heads._training import check_two_classes
+from skexit.heads._cross_fitting import check_two_classes
 from skexit.policies._blending import break_ties, sigmoid
 from skexit.policies._budgeted import BudgetedPolicy
 from skexit.policies._draws import SampleDraws
