@@ -15,6 +15,7 @@ either complete or absent. Nothing is ever unpickled.
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -127,6 +128,11 @@ class FeatureCache:
     def n_rows(self) -> int:
         """Number of rows."""
         return int(self._edges[-1])
+
+    @property
+    def exit_names(self) -> list[str] | None:
+        """Names that the exits have in the network, None where `origin` does not tell them."""
+        return json.loads(self.origin["exits"]) if "exits" in self.origin else None
 
     @property
     def X(self) -> ExitArray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from skexit.data._blocks import as_numpy, logit_blocks, warn_of_probabilities
 from skexit.data._layout import ExitLayout, attributes_of_frame, resolve_layout
+from skexit.data._selection import SelectedExits, check_selected_exits, layout_of_exits
 from skexit.data._sources import ArraySource, ColumnSource
 
 if TYPE_CHECKING:
@@ -138,6 +139,11 @@ class ExitArray:
         """Type in which a cache has stored the values, which may have fewer digits than `dtype`."""
         return getattr(self.source, "stored_dtype", self.dtype)
 
+    @property
+    def exit_names(self) -> list[str] | None:
+        """Names that the exits have in the network, None where X does not come from a cache of an extraction."""
+        return getattr(self.source, "exit_names", None)
+
     def __len__(self) -> int:
         return self.source.n_rows if self._rows is None else len(self._rows)
 
@@ -191,6 +197,36 @@ class ExitArray:
             Shares its values with this one.
         """
         return ExitArray(self.source, layout, self._rows)
+
+    def select_exits(self, exits: Sequence[int]) -> ExitArray:
+        """The same rows with some of the exits, as if the network had no others.
+
+        Parameters
+        ----------
+        exits : array-like of shape (n_selected,) of int
+            The exits, counted from 0, in rising order.
+
+        Returns
+        -------
+        ExitArray
+            Read from the same source. Costs in its layout are without the heads of the exits that are left out.
+
+        Raises
+        ------
+        ValueError
+            If an exit does not exist, the exits do not rise, or there is none.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from skexit import stack_exits
+        >>> X = stack_exits(features=[np.zeros((4, 2)), np.ones((4, 3)), np.ones((4, 1))])
+        >>> X.select_exits([0, 2])
+        ExitArray(4 rows, 3 columns, 2 exits, float64)
+        """
+        selected = check_selected_exits(exits, self.layout.n_exits)
+        source = SelectedExits(self.source, self.layout, selected)
+        return ExitArray(source, layout_of_exits(self.layout, selected), self._rows)
 
     def batches(self, batch_size: int | None = None) -> Iterator[slice]:
         """Slices that cover the rows in order.

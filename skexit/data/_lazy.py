@@ -40,10 +40,7 @@ def fit_in_memory(n_rows: int, n_exits: int, n_classes: int) -> bool:
 
 def saves_unread_rows(X: ExitArray) -> bool:
     """Whether models run for the rows that are read, as those of a cascade, and keep what they answered."""
-    source: Any = X.source
-    while isinstance(source, OverlaidSource):
-        source = source.base.source
-    return getattr(source, "saves_unread_rows", False)
+    return getattr(X.source, "saves_unread_rows", False)
 
 
 class TransformedLogits(OverlaidSource):

@@ -19,6 +19,16 @@ class OverlaidSource:
         self.n_rows = len(base)
         self.dtype = dtype
 
+    @property
+    def exit_names(self) -> list[str] | None:
+        """Names of the exits of the base."""
+        return self.base.exit_names
+
+    @property
+    def saves_unread_rows(self) -> bool:
+        """Whether the base runs models for the rows that are read."""
+        return getattr(self.base.source, "saves_unread_rows", False)
+
     def read(self, layout: ExitLayout, k: int, part: str, rows: Any) -> NDArray[Any]:
         return self.base.features(k, rows) if part == "features" else self.read_logits(k, rows)
 

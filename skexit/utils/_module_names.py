@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
-Kind = TypeVar("Kind", bound=type)
+Saved = TypeVar("Saved", bound=Callable[..., Any])
 
 
-def set_module(module: str) -> Callable[[Kind], Kind]:
-    """Decorate a class that is saved under the name of another module, so that the class can be moved.
+def set_module(module: str) -> Callable[[Saved], Saved]:
+    """Decorate a class or function that is saved under the name of another module, so that it can be moved.
 
     The name is ``"skexit"`` for public types, and ``"skexit.persistence"`` for the types that are listed there.
     """
 
-    def rename(kind: Kind) -> Kind:
-        kind.__module__ = module
-        return kind
+    def rename(saved: Saved) -> Saved:
+        saved.__module__ = module
+        return saved
 
     return rename

@@ -1,0 +1,157 @@
+"""Scorers by accuracy and cost, for scikit-learn's searches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.metrics import accuracy_score
+
+from skexit.model_selection._best_within import _best_within
+from skexit.policies._access import policy_and_data
+from skexit.utils._module_names import set_module
+
+
+def accuracy_and_cost(lam: float = 0.0) -> Callable[[Any, Any, ArrayLike], dict[str, float]]:
+    """Scoring by accuracy, mean cost and utility at once.
+
+    Parameters
+    ----------
+    lam : float, default=0.0
+        Price of the whole network, in units of accuracy.
+
+    Returns
+    -------
+    callable
+        The `scoring` of :class:`~sklearn.model_selection.GridSearchCV`,
+        :class:`~sklearn.model_selection.RandomizedSearchCV` and
+        :func:`~sklearn.model_selection.cross_validate`. Called with a fitted estimator, X and y, it
+        gives the dict of ``"accuracy"``, ``"mean_cost"`` (a fraction of the network's cost) and
+        ``"utility"``, accuracy minus `lam` times mean cost. The estimator is a policy, a
+        :class:`~sklearn.pipeline.Pipeline` that ends in one, or a search over either. It can be
+        pickled.
+
+    Raises
+    ------
+    ValueError
+        If lam is negative or not finite; when called, if the estimator is no policy.
+
+    See Also
+    --------
+    best_within : Which setting to take, as `refit` of the search.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.model_selection import cross_validate
+    >>> from skexit import ThresholdPolicy
+    >>> from skexit.model_selection import accuracy_and_cost
+    >>> X, y = load_digits(return_X_y=True)
+    >>> results = cross_validate(ThresholdPolicy(budget=0.6, layout=2), X, y, scoring=accuracy_and_cost(lam=0.1))
+    >>> results["test_mean_cost"].mean().round(1), results["test_accuracy"].mean().round(1)
+    (np.float64(0.6), np.float64(0.8))
+    """
+    return partial(_accuracy_and_cost, lam=_check_price(lam))
+
+
+def utility_scorer(lam: float) -> Callable[[Any, Any, ArrayLike], float]:
+    """Scoring by accuracy minus `lam` times mean cost.
+
+    Parameters
+    ----------
+    lam : float
+        Price of the whole network, in units of accuracy.
+
+    Returns
+    -------
+    callable
+        The `scoring` of searches that take a single one, such as
+        :class:`~sklearn.model_selection.HalvingGridSearchCV`. For which estimators, see
+        :func:`accuracy_and_cost`. It can be pickled.
+
+    Raises
+    ------
+    ValueError
+        If lam is negative or not finite; when called, if the estimator is no policy.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skexit import StaticExit
+    >>> from skexit.model_selection import utility_scorer
+    >>> X, y = load_digits(return_X_y=True)
+    >>> policy = StaticExit(exit=0, layout=2).fit(X, y)
+    >>> bool(utility_scorer(lam=0.2)(policy, X, y) == policy.score(X, y) - 0.2 * 0.5)
+    True
+    """
+    return partial(_utility, lam=_check_price(lam))
+
+
+@set_module("skexit.model_selection")
+def neg_mean_cost_scorer(estimator: Any, X: Any, y: ArrayLike | None = None) -> float:
+    """Minus the mean cost of a sample: a scorer, for which higher is better.
+
+    Parameters
+    ----------
+    estimator : ExitPolicy, Pipeline or search
+        Fitted; a policy, a Pipeline that ends in one, or a search over either.
+    X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
+        Logits and features of the exits.
+    y : ignored
+        Not used.
+
+    Returns
+    -------
+    float
+        Mean cost as a fraction of the network's cost, negated.
+
+    Raises
+    ------
+    ValueError
+        If the estimator is no policy.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from skexit import StaticExit
+    >>> from skexit.model_selection import neg_mean_cost_scorer
+    >>> X, y = load_digits(return_X_y=True)
+    >>> neg_mean_cost_scorer(StaticExit(exit=0, layout=2).fit(X, y), X)
+    -0.5
+    """
+    policy, X = policy_and_data(estimator, X)
+    return -float(policy.mean_cost(X))
+
+
+@set_module("skexit.model_selection")
+def _accuracy_and_cost(estimator: Any, X: Any, y: ArrayLike, *, lam: float) -> dict[str, float]:
+    accuracy, mean_cost = measure(*policy_and_data(estimator, X), y)
+    return _Scores({"accuracy": accuracy, "mean_cost": mean_cost, "utility": accuracy - lam * mean_cost})
+
+
+class _Scores(dict[str, float]):
+    """Scores by name. A search whose `refit` is `best_within` looks there for that, in its ``score``."""
+
+    def __missing__(self, refit: Any) -> float:
+        if getattr(refit, "func", None) is _best_within:
+            return self[refit.keywords["score"]]
+        raise KeyError(refit)
+
+
+@set_module("skexit.model_selection")
+def _utility(estimator: Any, X: Any, y: ArrayLike, *, lam: float) -> float:
+    return _accuracy_and_cost(estimator, X, y, lam=lam)["utility"]
+
+
+def _check_price(lam: float) -> float:
+    if not isinstance(lam, Real) or not 0 <= lam < np.inf:
+        raise ValueError(f"lam={lam!r} must be a finite number, 0 or more: the price of the whole network.")
+    return float(lam)
+
+
+def measure(policy: Any, X: Any, y: ArrayLike) -> tuple[float, float]:
+    return float(accuracy_score(y, policy.predict(X))), float(policy.mean_cost(X))
