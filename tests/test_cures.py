@@ -236,10 +236,10 @@ ERRORS = {
         r"a list of arrays of shape \(n_samples, n_classes\)",
         lambda: stack_exits([L[:, 0]]),
     ),
-    "maps": (
-        lambda: stack_exits(features=[np.ones((5, 2, 3, 3))]),
+    "tokens": (
+        lambda: stack_exits(features=[np.ones((5, 2, 3))]),
         r"reshape\(len\(array\), -1\)",
-        lambda: stack_exits(features=[(array := np.ones((5, 2, 3, 3))).reshape(len(array), -1)]),
+        lambda: stack_exits(features=[(array := np.ones((5, 2, 3))).reshape(len(array), -1)]),
     ),
     "one feature": (
         lambda: stack_exits(features=[np.ones(5)]),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Real
@@ -20,6 +19,7 @@ from skexit.policies._decision import ExitDecision, leaves_at
 from skexit.policies._quotas import quota_thresholds
 from skexit.utils._checks import at_least
 from skexit.utils._module_names import set_module
+from skexit.utils._warnings import silenced
 
 #: Rows of a sample that shows how far `meet_budget` needs to read most rows, and how much more they may spend there.
 _N_SAMPLED = 20_000
@@ -190,8 +190,7 @@ class BudgetedPolicy(ExitPolicy):
         rows = np.linspace(0, len(X) - 1, _N_SAMPLED).astype(np.int64)
         scores = self._scores_until(X[rows], np.full(len(self.costs_), np.inf))
         policy = copy.copy(self).set_params(budget=min(_HIGHER_BUDGET * self.budget, 1.0))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warnings of the other rows and the other budget
+        with silenced():  # warnings of the other rows and the other budget
             return policy._with_thresholds_of(scores).thresholds_
 
     def _scores_until(self, X: ExitArray, thresholds: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -71,7 +71,7 @@ class CalibrationMixin:
         """
         exits = self._check_new(X)
         check_consistent_length(exits, y)
-        _, labels = encode_labels(y, self.layout_, "Leave such rows out, or fit the policy with all classes.")
+        _, labels = encode_labels(y, self.layout_, "Remove such rows, or fit the policy with all classes.")
         stops = self._stops(exits)
         temperatures = self._fit_temperatures(exits, labels, stops) if temperature else self.temperatures_.copy()
         scores = np.empty((len(exits), self.layout_.n_exits))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from skexit.policies._access import steps_of, with_last_step
 from skexit.policies._budgeted import BudgetedPolicy
 from skexit.policies._steps import NetworkDecision
 from skexit.runtime._exit_latency import ExitLatency
+from skexit.utils._warnings import warn
 
 
 def pruned(policy: Any, latency: ExitLatency, batch_size: int = 1, *, heads: Any = None) -> Any:
@@ -113,7 +113,7 @@ def warn_of_exits_that_do_not_pay(steps: Sequence[Any], latency: ExitLatency, na
     do_not_pay = [{*_exits_that_do_not_pay(before, policy, latency, size)} - {*_unused(policy)} for size in sizes]
     exits = sorted(set.intersection(*do_not_pay)) if do_not_pay else []
     if exits:
-        warnings.warn(UnprofitableExitsWarning([names[k] for k in exits], sizes), stacklevel=3)
+        warn(UnprofitableExitsWarning([names[k] for k in exits], sizes))
 
 
 def _unused(policy: BudgetedPolicy) -> list[int]:

@@ -526,9 +526,9 @@ class TestAuto:
     )
     def test_follows_the_number_of_rows(self, n_rows, l2, max_epochs):
         X, y = make_features(30)
-        training = ExitHeads().fit(X, y)._head_training().by_mini_batches(n_rows)
+        training = ExitHeads().fit(X, y)._head_training().by_mini_batches(n_rows, "ExitHeads")
         assert (training.l2, training.max_epochs) == (pytest.approx(l2), max_epochs)
-        given = ExitHeads(l2=0.5, max_epochs=2).fit(X, y)._head_training().by_mini_batches(n_rows)
+        given = ExitHeads(l2=0.5, max_epochs=2).fit(X, y)._head_training().by_mini_batches(n_rows, "ExitHeads")
         assert (given.l2, given.max_epochs) == (0.5, 2)
 
     @pytest.mark.parametrize(("n_rows", "share"), [(1, 0.4), (5_000, 0.4), (20_000, 0.2), (500_000, 0.04)])
