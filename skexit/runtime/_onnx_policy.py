@@ -41,8 +41,9 @@ def set_policy(path: str | Path, policy: Any, heads: Any = None) -> None:
     ImportError
         If onnx is not installed.
     ValueError
-        If the policy scores otherwise than the one that was exported, as JEIGatedEnsemble and EMExitAssigner with
-        routers do for another budget, or stops at exits that the file has not.
+        If the policy scores otherwise than the one that was exported, or stops at exits that the file has not. For
+        another budget, JEIGatedEnsemble may choose other gates, and EMExitAssigner may weigh its routers otherwise;
+        then export the live network again, with this policy.
 
     Examples
     --------
@@ -75,8 +76,9 @@ def set_policy(path: str | Path, policy: Any, heads: Any = None) -> None:
     found = probe(decisions)
     if np.shape(found) != np.shape(expected) or not np.allclose(found, expected, rtol=1e-6):
         raise ValueError(
-            f"{policy!r} scores samples otherwise than the policy in {path}, so that other thresholds alone do not "
-            "make the one from the other. Export the live network again, with this policy."
+            f"{policy!r} scores samples otherwise than the policy in {path}, where only thresholds and temperatures "
+            "can be set. Write the file again: export_onnx(EarlyExitModel(model, exits, policy, example_input=x), "
+            "path)."
         )
     _check_exits(decisions, exits, path)
     arrays = {THRESHOLDS: decisions.policy.thresholds_, TEMPERATURES: decisions.policy.temperatures_[:, None]}

@@ -2,6 +2,7 @@ import copy
 import importlib.util
 import json
 import logging
+import re
 import shutil
 import subprocess
 import sys
@@ -409,6 +410,35 @@ def test_another_budget(cnn, cnn_file, cnn_live, cnn_cache, images, tmp_path):
     onnx.save(onnx.ModelProto(), path)
     with pytest.raises(ValueError, match="was not written by skexit"):
         set_policy(path, policy)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:the mean cost on the fitting data", "ignore:routers add nothing")
+@pytest.mark.parametrize(
+    "policy",
+    [JEIGatedEnsemble(budget=0.5, random_state=0), EMExitAssigner(budget=0.5, confidence_weight=0.5, random_state=0)],
+)
+def test_another_budget_of_policies_that_learn(policy, tmp_path):
+    live, x = make_live(policy)
+    path = export_onnx(live, tmp_path / "network.onnx")
+    policy = live.policy.with_budget(0.95)
+    set_policy(path, policy)  # with the same gates, or routers
+    assert_same_answers(OnnxEarlyExit(path), EarlyExitModel(live.model, live.exits, policy, example_input=x), x)
+
+
+@pytest.mark.slow
+def test_other_gates_need_the_export_that_the_error_names(tmp_path):
+    live, x = make_live(JEIGatedEnsemble(budget=0.5, random_state=0))
+    path = export_onnx(live, tmp_path / "network.onnx")
+    model, exits, policy = live.model, live.exits, live.policy.with_budget(0.6)
+    policy.lam_, policy.gates_ = next(gates for gates in policy.fit_state_.path if gates[0] != live.policy.lam_)
+    policy.set_thresholds(policy.fitted_scores(), policy.fit_state_.weight)
+    cure = "export_onnx(EarlyExitModel(model, exits, policy, example_input=x), path)"
+    with pytest.raises(ValueError, match=rf"only thresholds and temp.* Write the file again: {re.escape(cure)}\.$"):
+        set_policy(path, policy)
+    eval(cure)
+    output = assert_same_answers(OnnxEarlyExit(path), EarlyExitModel(model, exits, policy, example_input=x), x)
+    assert (output.exits != live(x).exits.numpy()).any()
 
 
 @pytest.mark.slow
