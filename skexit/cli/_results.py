@@ -98,16 +98,17 @@ def _evaluate(
     """
     from skexit.data._network_logits import network_logits
     from skexit.metrics import bootstrap_interval, daily_savings, exit_report
-    from skexit.policies._access import policy_and_data
+    from skexit.policies._access import only_rows_with_labels, policy_and_data
 
     opened = open_labelled(cache, "an evaluation")
-    fitted, X = policy_and_data(load_fitting(policy, opened, cache), opened.X)
-    y = np.asarray(opened.y)
+    estimator = load_fitting(policy, opened, cache)
+    rows, y = only_rows_with_labels(estimator, opened.X, opened.y)
+    fitted, X = policy_and_data(estimator, rows)
     exits, answers, costs = fitted.predict_exit(X), fitted.predict_at_exits(X), fitted.costs_
     right = answers[np.arange(len(y)), exits] == y
     report = exit_report(y, answers, exits, costs, output="dict")
     by_exit = [row for name, row in report.items() if name != "total"]
-    logits = network_logits(opened.X)
+    logits = network_logits(rows)
     network_right = None if logits is None else fitted.classes_[logits.argmax(axis=1)] == y
     savings = daily_savings(
         costs,

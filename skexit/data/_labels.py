@@ -10,16 +10,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.utils import column_or_1d
+from sklearn.utils import _safe_indexing, check_consistent_length, column_or_1d
 
 from skexit.data._arrays import ExitArray, enough_rows
 from skexit.data._layout import ExitLayout
-from skexit.utils._labels import index_of_labels
-
-#: What y has for a row without a label, and the index of its class.
-UNLABELLED = -1
-#: What errors say of a y without labels.
-UNLABELLED_ROWS = "y is -1 in every row, which marks rows without a label."
+from skexit.utils._labels import UNLABELLED as UNLABELLED
+from skexit.utils._labels import UNLABELLED_ROWS as UNLABELLED_ROWS
+from skexit.utils._labels import has_label, index_of_labels, may_be_unlabelled
 
 
 def is_labelled(y: NDArray[Any], layout: ExitLayout) -> NDArray[np.bool_]:
@@ -29,9 +26,7 @@ def is_labelled(y: NDArray[Any], layout: ExitLayout) -> NDArray[np.bool_]:
     its classes, where nothing tells the classes, and where y has as many different numbers, -1 counted, as there are
     logits without names.
     """
-    if y.dtype.kind not in "iufO":
-        return np.ones(len(y), dtype=bool)
-    labelled = np.asarray(y != UNLABELLED, dtype=bool)
+    labelled = ~may_be_unlabelled(y)
     if labelled.all() or y.dtype.kind == "O":
         return labelled
     if layout.classes is not None:
@@ -39,6 +34,14 @@ def is_labelled(y: NDArray[Any], layout: ExitLayout) -> NDArray[np.bool_]:
     else:
         is_class = layout.n_classes is None or len(np.unique(y)) == layout.n_classes
     return labelled | is_class
+
+
+def labelled_rows(X: Any, y: Any, classes: NDArray[Any]) -> tuple[Any, NDArray[Any]]:
+    """The rows of X that have a label, and their labels; a ValueError says if there is none."""
+    y = column_or_1d(y)
+    check_consistent_length(X, y)
+    labelled = has_label(y, classes)
+    return (X, y) if labelled.all() else (_safe_indexing(X, np.flatnonzero(labelled)), y[labelled])
 
 
 def encode_labelled(

@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._overlays import OverlaidSource
 from skexit.data._validation import read_features, validate_exits, validate_new_exits
+from skexit.heads._semi_supervision import rows_and_labels_for
 from skexit.heads._transformer import LayoutTransformer
 from skexit.utils._module_names import set_module
 from skexit.utils._sklearn import HasMethods, Interval, _fit_context
@@ -94,7 +95,9 @@ class ExitTransformer(LayoutTransformer):
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
             Logits and features of the exits.
         y : array-like of shape (n_samples,), default=None
-            Labels, for transformers that need them.
+            Labels, for transformers that need them. Where rows have none, -1, a transformer that needs labels learns
+            from the others alone, and one that needs none from all rows without `y`. An estimator of
+            :mod:`sklearn.semi_supervised` gets all rows, with -1.
 
         Returns
         -------
@@ -104,9 +107,10 @@ class ExitTransformer(LayoutTransformer):
         Raises
         ------
         ValueError
-            If X does not fit its layout, or features are not finite.
+            If X does not fit its layout, features are not finite, or no row has a label and the transformer needs some.
         """
         exits, labels = validate_exits(self, X, y)
+        exits, labels = rows_and_labels_for(self.transformer, exits, labels)
         self._layout_in = self.layout_ = exits.layout
         self._dtype_in = exits.stored_dtype.name
         self.transformers_ = [

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_array, check_consistent_length
 
-from skexit.utils._checks import at_least, at_most, right_answers
+from skexit.utils._checks import answers_with_labels, at_least, at_most
 from skexit.utils._docstring import shared_docs
 
 #: Costs and accuracies are means of many numbers; they are compared up to this rounding error.
@@ -217,14 +217,14 @@ def accuracy_cost_curve(y_true: ArrayLike, y_pred: ArrayLike, sample_costs: Arra
     """
     if np.ndim(y_pred) == 1 and np.ndim(sample_costs) == 1:
         y_pred, sample_costs = np.asarray(y_pred)[:, None], np.asarray(sample_costs)[:, None]
-    right = right_answers(y_true, y_pred)
-    costs = _check_sample_costs(sample_costs)
-    if costs.shape != right.shape:
+    right, labelled = answers_with_labels(y_true, y_pred)
+    costs, shape = _check_sample_costs(sample_costs), np.shape(y_pred)
+    if costs.shape != shape:
         raise ValueError(
-            f"sample_costs has shape {costs.shape} and y_pred {right.shape}; pass one cost for each answer, such as "
+            f"sample_costs has shape {costs.shape} and y_pred {shape}; pass one cost for each answer, such as "
             "policy.costs_[policy.predict_exit(X)]."
         )
-    return AccuracyCostCurve(costs.mean(axis=0), right.mean(axis=0))
+    return AccuracyCostCurve(costs[labelled].mean(axis=0), right.mean(axis=0))
 
 
 def _check_sample_costs(sample_costs: ArrayLike) -> NDArray[np.float64]:

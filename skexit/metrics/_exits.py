@@ -10,8 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_consistent_length, column_or_1d
 
 from skexit.uncertainty._labels import index_of_true_labels
-from skexit.utils._checks import check_costs, check_exits, check_labels, right_answers
+from skexit.utils._checks import answers_with_labels, check_costs, check_exits, check_labels
 from skexit.utils._docstring import shared_docs
+from skexit.utils._labels import has_label
 
 _COLUMNS = ("share", "cost", "accuracy_leaving", "accuracy_all", "samples")
 _HEADINGS = ("share", "cost", "accuracy leaving", "accuracy all", "samples")
@@ -107,10 +108,10 @@ def _check_answers(
     y_true: ArrayLike, y_pred: ArrayLike, exits: ArrayLike, costs: ArrayLike
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.float64]]:
     """Which exits are right for which samples, where the samples stop, and the costs of the exits."""
-    right = right_answers(y_true, y_pred)
+    right, labelled = answers_with_labels(y_true, y_pred)
     stops = check_exits(exits, right.shape[1])
-    check_consistent_length(right, stops)
-    return right, stops, check_costs(costs, right.shape[1])
+    check_consistent_length(labelled, stops)
+    return right, stops[labelled], check_costs(costs, right.shape[1])
 
 
 def exit_distribution_by_class(
@@ -121,7 +122,7 @@ def exit_distribution_by_class(
     Parameters
     ----------
     y_true : array-like of shape (n_samples,)
-        Class labels.
+        Class labels. Rows without one, -1, are left out where `labels` are given and -1 is none of them.
     exits : array-like of shape (n_samples,) of int
         Exit at which each sample stops, as of ``policy.predict_exit(X)``.
     n_exits : int
@@ -152,6 +153,8 @@ def exit_distribution_by_class(
     true_labels, stops = check_labels(y_true), check_exits(exits, int(n_exits))
     check_consistent_length(true_labels, stops)
     classes = np.unique(true_labels) if labels is None else column_or_1d(labels)
+    labelled = has_label(true_labels, classes)
+    true_labels, stops = true_labels[labelled], stops[labelled]
     index = index_of_true_labels(true_labels, classes)
     shares = np.full((len(classes), int(n_exits)), np.nan)
     for row in range(len(classes)):

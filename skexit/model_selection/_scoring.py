@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.metrics import accuracy_score
 
 from skexit.model_selection._best_within import _best_within
 from skexit.policies._access import policy_and_data
@@ -32,8 +31,8 @@ def accuracy_and_cost(lam: float = 0.0) -> Callable[[Any, Any, ArrayLike], dict[
         :func:`~sklearn.model_selection.cross_validate`. Called with a fitted estimator, X and y, it
         gives the dict of ``"accuracy"``, ``"mean_cost"`` (a fraction of the network's cost) and
         ``"utility"``, accuracy minus `lam` times mean cost. The estimator is a policy, a
-        :class:`~sklearn.pipeline.Pipeline` that ends in one, or a search over either. It can be
-        pickled.
+        :class:`~sklearn.pipeline.Pipeline` that ends in one, or a search over either. Rows without a label, -1, have
+        a cost, and do not count in the accuracy. It can be pickled.
 
     Raises
     ------
@@ -154,4 +153,5 @@ def _check_price(lam: float) -> float:
 
 
 def measure(policy: Any, X: Any, y: ArrayLike) -> tuple[float, float]:
-    return float(accuracy_score(y, policy.predict(X))), float(policy.mean_cost(X))
+    """Accuracy on the rows that have a label, and mean cost of all."""
+    return policy.score(X, y), policy.mean_cost(X)

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from skexit.monitoring._eprocess import DriftEvidence
 from skexit.monitoring._reference import mean_interval
 from skexit.policies._access import policy_and_data
+from skexit.utils._labels import has_label
 from skexit.utils._warnings import warn
 
 Floats = NDArray[np.float64]
@@ -38,7 +39,8 @@ class ExitMonitor:
     X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
         Reference rows, on which policy and heads were not fitted: what is normal. More rows find smaller changes.
     y : array-like of shape (n_samples,), default=None
-        Labels of these rows. Without them, accuracy is not monitored.
+        Labels of these rows. Without them, accuracy is not monitored. Rows without one, -1, are left out of the
+        accuracy, unless -1 is a class.
     level : float, default=0.01
         Probability of a false alarm over the whole stream, in (0, 1).
 
@@ -85,13 +87,14 @@ class ExitMonitor:
         self._costs: Floats = own.costs_
         stops = own.predict_exit(exits)
         confidence = own.predict_proba(exits).max(axis=1)
-        correct = None if y is None else own.predict(exits) == np.asarray(y)
+        correct = None if y is None else _correct(own.predict(exits), np.asarray(y), own.classes_)
         values = self._values(len(stops), stops, confidence, correct)
         self._names = [f"exit {k}" for k in range(len(self._costs))] + ["mean cost", "confidence", "accuracy"]
         self._watched: NDArray[np.bool_] = np.any(~np.isnan(values), axis=0)
         intervals = np.full((len(self._names), 2), np.nan)
         for column in np.flatnonzero(self._watched):
-            intervals[column] = mean_interval(values[:, column], level / 2 / self._watched.sum())
+            known = values[~np.isnan(values[:, column]), column]
+            intervals[column] = mean_interval(known, level / 2 / self._watched.sum())
         self._evidence = DriftEvidence(*intervals[self._watched].T)
         self._intervals, self._expected = intervals, _means(values)
         self.n_samples = 0
@@ -272,6 +275,11 @@ class ExitMonitor:
 
 
 _GIVEN = ("exits", "confidence", "correct")
+
+
+def _correct(answers: NDArray[Any], y: NDArray[Any], classes: NDArray[Any]) -> Floats:
+    """1 for correct answers, 0 for wrong ones, NaN where there is no label."""
+    return np.where(has_label(y, classes), answers == y, np.nan)
 
 
 def _means(values: Floats) -> Floats:

@@ -13,7 +13,7 @@ from sklearn.utils import check_consistent_length, column_or_1d
 from skexit.metrics import AccuracyCostCurve, bootstrap_interval
 from skexit.plotting._figures import label_level, label_lines, line_styles, new_axes
 from skexit.policies import ExitPolicy, OracleResult
-from skexit.policies._access import policy_and_data
+from skexit.policies._access import only_rows_with_labels, policy_and_data
 from skexit.utils._docstring import shared_docs
 
 if TYPE_CHECKING:
@@ -121,9 +121,11 @@ class AccuracyCostDisplay:
         for name, policies in estimators.items():
             # A pipeline also has a length, the number of its steps, but is one policy.
             alone = isinstance(policies, BaseEstimator)
-            results = [_predictions_and_costs(policy, X) for policy in ([policies] if alone else policies)]
-            if not results:
+            of_method = [policies] if alone else list(policies)
+            if not of_method:
                 raise ValueError(f"estimators[{name!r}] is empty; give at least one fitted policy.")
+            X, y = only_rows_with_labels(of_method[0], X, y)
+            results = [_predictions_and_costs(policy, X) for policy in of_method]
             y_pred, costs, of_heads = zip(*results, strict=True)
             head_cost = max(head_cost, *of_heads)
             predictions[name] = np.column_stack(y_pred), np.column_stack(costs)

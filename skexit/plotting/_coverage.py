@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import column_or_1d
 
 from skexit.plotting._figures import line_styles
-from skexit.policies._access import policy_and_data
+from skexit.policies._access import policy_and_labelled_data
 from skexit.uncertainty import coverage_score, inefficiency_score
 from skexit.utils._docstring import shared_docs
 from skexit.utils._optional import import_pyplot
@@ -93,7 +93,7 @@ class CoverageDisplay:
         sklearn.exceptions.NotFittedError
             If the policy is not calibrated.
         """
-        policy, X = policy_and_data(estimator, X)
+        policy, X, y = policy_and_labelled_data(estimator, X, y)
         sets = {method: [policy.predict_set(X, alpha, method) for alpha in alphas] for method in methods}
         return cls.from_predictions(y, sets, alphas=alphas, labels=policy.classes_, **plot_parameters)
 

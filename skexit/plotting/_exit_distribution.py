@@ -11,7 +11,7 @@ from sklearn.utils import check_consistent_length, column_or_1d
 
 from skexit.metrics import exit_distribution_by_class
 from skexit.plotting._figures import exit_colors, new_axes
-from skexit.policies._access import policy_and_data
+from skexit.policies._access import policy_and_data, policy_and_labelled_data
 from skexit.utils._checks import check_exits
 from skexit.utils._docstring import shared_docs
 
@@ -91,7 +91,7 @@ class ExitDistributionDisplay:
         %(estimator_X_y)s
         %(plotted)s
         """
-        policy, X = policy_and_data(estimator, X)
+        policy, X, y = policy_and_labelled_data(estimator, X, y)
         return cls.from_predictions(policy.predict_exit(X), n_exits=len(policy.costs_), y_true=y, **plot_parameters)
 
     @classmethod

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_array, check_consistent_length, column_or_1d
 
 from skexit.plotting._figures import COLORS, axes_of_exits, label_exits
-from skexit.policies._access import policy_and_data
+from skexit.policies._access import policy_and_labelled_data
 from skexit.utils._checks import right_answers
 from skexit.utils._docstring import shared_docs
 from skexit.utils._optional import import_pyplot
@@ -94,7 +94,7 @@ class ExitScoreDisplay:
         %(estimator_X_y)s
         %(plotted)s
         """
-        policy, X = policy_and_data(estimator, X)
+        policy, X, y = policy_and_labelled_data(estimator, X, y)
         return cls.from_predictions(
             y, policy.predict_at_exits(X), policy.exit_scores(X), thresholds=policy.thresholds_, **plot_parameters
         )

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_array, check_consistent_length, column_or_1d
 
 from skexit.plotting._figures import COLORS, axes_of_exits, label_exits
-from skexit.policies._access import policy_and_data
+from skexit.policies._access import policy_and_labelled_data
 from skexit.uncertainty import expected_calibration_error
 from skexit.uncertainty._labels import column_of_labels
 from skexit.utils._checks import check_exits
@@ -82,7 +82,7 @@ class ReliabilityDisplay:
             Number of bins for each exit.
         %(plotted)s
         """
-        policy, X = policy_and_data(estimator, X)
+        policy, X, y = policy_and_labelled_data(estimator, X, y)
         return cls.from_predictions(
             y,
             policy.predict_proba(X),
@@ -126,8 +126,10 @@ class ReliabilityDisplay:
         true_labels, stops = column_or_1d(y_true), check_exits(exits, n_exits)
         probabilities = check_array(y_prob, dtype=np.float64, input_name="y_prob")
         check_consistent_length(true_labels, probabilities, stops)
-        columns = column_of_labels(true_labels, labels, probabilities, "y_prob")
+        labelled, columns = column_of_labels(true_labels, labels, probabilities, "y_prob")
+        probabilities, stops = probabilities[labelled], stops[labelled]
         classes = np.unique(true_labels) if labels is None else labels
+        true_labels = true_labels[labelled]
         correct = np.argmax(probabilities, axis=1) == columns
         shape = n_exits, n_bins
         confidences, accuracies, counts = np.empty(shape), np.empty(shape), np.empty(shape, dtype=np.int64)

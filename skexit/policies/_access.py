@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_is_fitted
 
-from skexit.data._labels import encode_labels
+from skexit.data._labels import encode_labels, labelled_rows
 from skexit.policies._base import ExitPolicy
+from skexit.utils._labels import has_label
 
 
 def steps_of(estimator: Any) -> list[Any]:
@@ -81,13 +83,31 @@ def policy_and_data(estimator: Any, X: Any) -> tuple[ExitPolicy, Any]:
     The estimator is a fitted policy, a pipeline that ends in one, or a search over either. Raises a ValueError if it
     has no policy.
     """
+    _policy_of(estimator)
+    return last_step_and_data(estimator, X)
+
+
+def _policy_of(estimator: Any) -> ExitPolicy:
     policy = steps_of(estimator)[-1]
     if not isinstance(policy, ExitPolicy):
         raise ValueError(
             f"{type(policy).__name__} is not an exit policy; pass a fitted policy, such as ThresholdPolicy, or a "
             "Pipeline that ends in one."
         )
-    return last_step_and_data(estimator, X)
+    return policy
+
+
+def policy_and_labelled_data(estimator: Any, X: Any, y: Any) -> tuple[ExitPolicy, Any, NDArray[Any]]:
+    """The policy of an estimator, and X as the policy sees it and y, of the rows that have a label."""
+    X, y = only_rows_with_labels(estimator, X, y)
+    return *policy_and_data(estimator, X), y
+
+
+def only_rows_with_labels(estimator: Any, X: Any, y: Any) -> tuple[Any, NDArray[Any]]:
+    """The rows of X that have a label, and their labels, by the classes of the policy of an estimator."""
+    policy = _policy_of(estimator)
+    check_is_fitted(policy)
+    return labelled_rows(X, y, policy.classes_)
 
 
 def check_fits(estimator: Any, X: Any, y: NDArray[Any] | None) -> None:
@@ -96,7 +116,7 @@ def check_fits(estimator: Any, X: Any, y: NDArray[Any] | None) -> None:
     policy.predict_exit(first_row)
     if y is not None:
         encode_labels(
-            y,
+            y[has_label(y, policy.classes_)],
             policy.layout_.replace(classes=policy.classes_),
             "Pass rows of the classes that the policy was fitted with, or a policy that was fitted with all classes.",
         )

@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassifierMixin
-from sklearn.utils import Tags
+from sklearn.metrics import accuracy_score
+from sklearn.utils import Tags, check_consistent_length, column_or_1d
 from sklearn.utils.validation import check_is_fitted
 
 from skexit.data import ExitArray, ExitLayout
@@ -34,6 +35,7 @@ from skexit.policies._quotas import exits_from_scores
 from skexit.policies._steps import ExitState, ExitStep, decide
 from skexit.uncertainty import softmax
 from skexit.utils._html import exit_table, threshold_text
+from skexit.utils._labels import has_label
 from skexit.utils._sklearn import HasMethods, Interval, _fit_context
 
 
@@ -218,6 +220,33 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
             # From the logits: division by a temperature could change the order of logits by a rounding error.
             predicted[rows] = np.argmax(logits, axis=1)
         return self.classes_[predicted]
+
+    def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        """Accuracy of ``predict`` on the rows that have a label.
+
+        Parameters
+        ----------
+        %(X)s
+        y : array-like of shape (n_samples,)
+            Class labels. Rows without one, -1, are left out, unless -1 is a class.
+        sample_weight : array-like of shape (n_samples,), default=None
+            Weight of each sample; all count alike by default.
+
+        Returns
+        -------
+        float
+            Between 0 and 1.
+
+        Raises
+        ------
+        ValueError
+            If no row has a label.
+        """
+        exits, labels = self._check_new(X), column_or_1d(y)
+        check_consistent_length(exits, labels)
+        labelled = has_label(labels, self.classes_)
+        weight = None if sample_weight is None else np.asarray(sample_weight)[labelled]
+        return float(accuracy_score(labels[labelled], self.predict(exits)[labelled], sample_weight=weight))
 
     def predict_at_exits(self, X: Any) -> NDArray[Any]:
         """Predicted class of each sample at every exit, as if no sample stopped earlier.

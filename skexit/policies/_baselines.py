@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils import check_consistent_length, check_random_state
+from sklearn.utils import check_consistent_length, check_random_state, column_or_1d
 
 from skexit.data import ExitArray, ExitLayout
-from skexit.data._labels import encode_labels
+from skexit.data._labels import UNLABELLED_ROWS, encode_labels, is_labelled
 from skexit.data._layout import warn_of_default_costs
 from skexit.data._validation import sort_classes
 from skexit.data._walk import correct_exits
@@ -152,7 +152,7 @@ class OracleResult:
     Parameters
     ----------
     exits : ndarray of shape (n_samples,) of int
-        The first exit that is correct for each sample; exit 0 if none is.
+        The first exit that is correct for each sample that has a label; exit 0 if none is.
     accuracy : float
         Share of the samples for which at least one exit is correct.
     mean_cost : float
@@ -180,7 +180,7 @@ def oracle(X: Any, y: ArrayLike, *, layout: ExitLayout | int | None = None) -> O
     X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
         Rows with logits at every exit: of the network, or from :class:`ExitHeads`.
     y : array-like of shape (n_samples,)
-        Class labels.
+        Class labels. Rows without one, -1, are left out.
     layout : ExitLayout or int, default=None
         Layout of X, if X does not have one.
 
@@ -192,7 +192,7 @@ def oracle(X: Any, y: ArrayLike, *, layout: ExitLayout | int | None = None) -> O
     Raises
     ------
     ValueError
-        If an exit has no logits.
+        If an exit has no logits, or no row a label.
 
     Examples
     --------
@@ -204,7 +204,11 @@ def oracle(X: Any, y: ArrayLike, *, layout: ExitLayout | int | None = None) -> O
     """
     X = ExitArray.from_array(X, layout)
     warn_of_default_costs(X.layout)
-    X = sort_classes(X)
-    check_consistent_length(X, y)
-    _, labels = encode_labels(y, X.layout)
+    X, labels = sort_classes(X), column_or_1d(y)
+    check_consistent_length(X, labels)
+    labelled = np.flatnonzero(is_labelled(labels, X.layout))
+    if not len(labelled):
+        raise ValueError(UNLABELLED_ROWS + " Give the labels of some rows.")
+    X = X[labelled]
+    _, labels = encode_labels(labels[labelled], X.layout)
     return OracleResult._from_correct(correct_exits(X, labels), X.layout.cost_fractions)

@@ -9,11 +9,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import NotFittedError
-from sklearn.utils.validation import check_consistent_length
 
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._arrays import enough_rows
-from skexit.data._labels import encode_labels
+from skexit.data._labels import encode_labels, labelled_rows
 from skexit.policies._decision import ExitDecision
 from skexit.uncertainty import softmax
 from skexit.uncertainty._conformal import ConformalScores
@@ -53,7 +52,9 @@ class CalibrationMixin:
 
         Parameters
         ----------
-        %(X_y)s
+        %(X)s
+        y : array-like of shape (n_samples,)
+            Class labels. Rows without one, -1, are left out, unless -1 is a class.
         temperature : bool, default=True
             Whether to fit temperatures. False keeps those of an earlier call, or 1. Prediction sets have
             their exact guarantee only if temperatures are fitted on other rows than the sets:
@@ -67,10 +68,10 @@ class CalibrationMixin:
         Raises
         ------
         ValueError
-            If X does not match the layout of the policy or is not finite, or y has a class that was not fitted.
+            If X does not match the layout of the policy or is not finite, y has a class that was not fitted, or no row
+            has a label.
         """
-        exits = self._check_new(X)
-        check_consistent_length(exits, y)
+        exits, y = labelled_rows(self._check_new(X), y, self.classes_)
         _, labels = encode_labels(y, self.layout_, "Remove such rows, or fit the policy with all classes.")
         stops = self._stops(exits)
         temperatures = self._fit_temperatures(exits, labels, stops) if temperature else self.temperatures_.copy()

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from skexit.data._labels import labelled_rows
+from skexit.policies._access import steps_of
 from skexit.report._answers import Day
 from skexit.report._calibration import measure_calibration
 from skexit.report._measures import best_within, candidates_at, measure_exits, measure_network, measure_policies
@@ -48,7 +50,7 @@ def write_report(
     X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
         Rows that neither network nor policies were fitted on.
     y : array-like of shape (n_samples,)
-        Class labels.
+        Class labels. Rows without one, -1, are left out, unless -1 is a class.
     policies : dict of str to ExitPolicy or Pipeline
         Fitted policies; a Pipeline ends in a policy.
     out : str or path-like
@@ -106,7 +108,9 @@ def write_report(
     if not policies:
         raise ValueError("policies is empty; give at least one fitted policy.")
     asked = [check_budget_is_fraction(budget) for budget in dict.fromkeys(budgets)]
-    labels = np.asarray(y)
+    classes = getattr(steps_of(next(iter(policies.values())))[-1], "classes_", None)
+    # Without classes it is no fitted policy, and measure_policies raises the error.
+    X, labels = (X, np.asarray(y)) if classes is None else labelled_rows(X, y, classes)
     candidates = measure_policies(policies, X, labels, asked)
     wanted: list[float | None] = [*asked] or [None]
     shown = [each for each in candidates if each.is_fixed or each.set_to in wanted]

@@ -31,7 +31,7 @@ def expected_calibration_error(
     Parameters
     ----------
     y_true : array-like of shape (n_samples,)
-        Class labels.
+        Class labels. Rows without one, -1, are left out where `labels` are given and -1 is none of them.
     y_prob : array-like of shape (n_samples, n_classes)
         Class probabilities, as returned by ``predict_proba``.
     n_bins : int, default=15
@@ -69,7 +69,8 @@ def expected_calibration_error(
     probabilities = check_array(y_prob, dtype=np.float64, input_name="y_prob")
     if probabilities.min() < 0 or probabilities.max() > 1:
         raise ValueError("y_prob must hold probabilities between 0 and 1; pass the output of predict_proba.")
-    true_columns = column_of_labels(y_true, labels, probabilities, "y_prob")
+    labelled, true_columns = column_of_labels(y_true, labels, probabilities, "y_prob")
+    probabilities = probabilities[labelled]
     correct = np.argmax(probabilities, axis=1) == true_columns
     confidence = probabilities.max(axis=1)
     gaps = np.bincount(_BINS[strategy](confidence, int(n_bins)), weights=correct - confidence)

@@ -111,7 +111,7 @@ def coverage_score(y_true: ArrayLike, y_set: ArrayLike, *, labels: ArrayLike | N
     Parameters
     ----------
     y_true : array-like of shape (n_samples,)
-        Class labels.
+        Class labels. Rows without one, -1, are left out where `labels` are given and -1 is none of them.
     y_set : array-like of shape (n_samples, n_classes) of bool
         Which classes are in the set of each sample, as returned by ``predict_set``.
     labels : array-like of shape (n_classes,), default=None
@@ -133,8 +133,8 @@ def coverage_score(y_true: ArrayLike, y_set: ArrayLike, *, labels: ArrayLike | N
     0.5
     """
     sets = _check_sets(y_set)
-    true_columns = column_of_labels(y_true, labels, sets, "y_set")
-    return float(sets[np.arange(len(sets)), true_columns].mean())
+    labelled, true_columns = column_of_labels(y_true, labels, sets, "y_set")
+    return float(sets[labelled, true_columns].mean())
 
 
 def inefficiency_score(y_set: ArrayLike) -> float:

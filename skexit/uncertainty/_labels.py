@@ -8,14 +8,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_consistent_length, column_or_1d
 
-from skexit.utils._labels import index_of_labels
+from skexit.utils._labels import has_label, index_of_labels
 
 
-def column_of_labels(y_true: ArrayLike, labels: ArrayLike | None, table: NDArray[Any], name: str) -> NDArray[np.intp]:
-    """Column of each row's true class in a table of shape (n_samples, n_classes), whose name in errors is `name`.
+def column_of_labels(
+    y_true: ArrayLike, labels: ArrayLike | None, table: NDArray[Any], name: str
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The rows that have a label, and the column of their true class in a table, whose name in errors is `name`.
 
-    `labels` are the classes of the columns; None means the sorted classes of y_true. Raises a ValueError if the shapes
-    do not agree, y_true has a class that is not in labels, or labels has a class twice.
+    The table has the shape (n_samples, n_classes). `labels` are the classes of the columns; None means the sorted
+    classes of y_true. Raises a ValueError if the shapes do not agree, no row has a label, y_true has a class that is
+    not in labels, or labels has a class twice.
     """
     true_labels = column_or_1d(y_true)
     check_consistent_length(true_labels, table)
@@ -26,7 +29,8 @@ def column_of_labels(y_true: ArrayLike, labels: ArrayLike | None, table: NDArray
             f"{source} has {len(classes)} classes, but {name} has {table.shape[1]} columns. Pass the class of each "
             "column: labels=policy.classes_."
         )
-    return index_of_true_labels(true_labels, classes)
+    labelled = np.flatnonzero(has_label(true_labels, classes))
+    return labelled, index_of_true_labels(true_labels[labelled], classes)
 
 
 def index_of_true_labels(y_true: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.intp]:

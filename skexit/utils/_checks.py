@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_array, check_consistent_length, column_or_1d
 
+from skexit.utils._labels import has_label_among_answers
 from skexit.utils._sklearn import _check_sample_weight
 
 
@@ -69,6 +70,13 @@ def right_answers(y_true: ArrayLike, y_pred: ArrayLike) -> NDArray[np.bool_]:
             "as y_true.astype(y_pred.dtype)."
         )
     return np.asarray(answers == labels[:, None], dtype=bool)
+
+
+def answers_with_labels(y_true: ArrayLike, y_pred: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which answers are right in the rows that have a label, and which rows these are."""
+    right = right_answers(y_true, y_pred)
+    labelled = has_label_among_answers(check_labels(y_true), np.asarray(y_pred))
+    return right[labelled], labelled
 
 
 def check_exits(exits: ArrayLike, n_exits: int) -> NDArray[np.int64]:

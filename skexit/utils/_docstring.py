@@ -74,14 +74,14 @@ random_state : int, RandomState instance or None, default=None
 oracle : OracleResult, default=None
     The bound for every policy, from :func:`skexit.oracle`.""",
     "settings": """y_true : array-like of shape (n_samples,)
-    Class labels.
+    Class labels. Rows without one, -1, are left out where there is a class 0 and no answer is -1.
 y_pred : array-like of shape (n_samples, n_points) or (n_samples,)
     Predictions under each setting, such as a budget; one dimension is one setting.
 sample_costs : array-like of the shape of `y_pred`
     Cost of each sample under each setting, as a fraction of the network's cost:
     ``policy.costs_[policy.predict_exit(X)]``.""",
     "answers": """y_true : array-like of shape (n_samples,)
-    Class labels.
+    Class labels. Rows without one, -1, are left out where there is a class 0 and no answer is -1.
 y_pred : array-like of shape (n_samples, n_exits)
     Predictions of every exit, as in ``policy.predict_at_exits(X)``.
 exits : array-like of shape (n_samples,) of int

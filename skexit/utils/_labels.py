@@ -1,4 +1,4 @@
-"""Indices of labels among classes."""
+"""Indices of labels among classes, and which rows have a label."""
 
 from __future__ import annotations
 
@@ -6,6 +6,46 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+#: What y has for a row without a label, as for scikit-learn's semi-supervised estimators.
+UNLABELLED = -1
+#: What errors say of a y without labels.
+UNLABELLED_ROWS = "y is -1 in every row, which marks rows without a label."
+
+
+def may_be_unlabelled(y: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether each entry of y is -1, which marks a row without a label unless it is a class."""
+    return np.asarray(y == UNLABELLED, dtype=bool) if y.dtype.kind in "iufO" else np.zeros(len(y), dtype=bool)
+
+
+def has_label(y: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether each row has a label, where the classes are known: -1 marks one that has none, unless it is a class.
+
+    A ValueError says if no row has one.
+    """
+    labelled = ~may_be_unlabelled(y)
+    if y.dtype.kind != "O" and UNLABELLED in classes.tolist():
+        labelled[:] = True
+    if len(y) and not labelled.any():
+        raise ValueError(UNLABELLED_ROWS + " Give the labels of some rows.")
+    return labelled
+
+
+def has_label_among_answers(y_true: NDArray[Any], answers: NDArray[Any]) -> NDArray[np.bool_]:
+    """Whether each row has a label, where answers alone tell the classes.
+
+    Among numbers, -1 marks a row without one where there is a class 0 and no answer is -1; {-1, 1} are two classes.
+    """
+    unlabelled = may_be_unlabelled(y_true)
+    if not unlabelled.any():
+        return ~unlabelled
+    if y_true.dtype.kind != "O":
+        has_zero = bool(np.any(y_true == 0)) or bool(np.any(answers == 0))
+        if not has_zero or np.any(answers == UNLABELLED):
+            return np.ones(len(y_true), dtype=bool)
+    if unlabelled.all():
+        raise ValueError(UNLABELLED_ROWS + " Give the labels of some rows.")
+    return ~unlabelled
 
 
 def index_of_labels(labels: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.intp]:
