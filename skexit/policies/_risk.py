@@ -19,6 +19,7 @@ from skexit.data._validation import check_budget
 from skexit.policies._access import joined
 from skexit.policies._base import ExitPolicy
 from skexit.policies._quotas import equal_thresholds
+from skexit.policies._risk_losses import BRIER_LOSSES, LOSSES_WITHOUT_LABELS, brier_scores
 from skexit.policies._thresholds import ThresholdPolicy
 from skexit.uncertainty import betting_p_value, binomial_p_value
 from skexit.utils._array_api import array_namespace
@@ -77,11 +78,20 @@ class RiskControlledPolicy(ExitPolicy):
         The largest expected loss that is allowed, in the unit of the loss.
     delta : float, default=0.1
         Probability with which the expected loss may nonetheless be larger.
-    loss : {"accuracy_drop", "error"} or callable, default="accuracy_drop"
-        ``"accuracy_drop"``: 1 where the policy's last exit is right and the answer is not, -1 where the
-        answer is right and the last exit is not, else 0; its mean is the accuracy that is lost.
-        ``"error"``: 1 where the answer is wrong. A callable takes the true labels, the answers and
-        the last exit's answers, and returns a loss in [-1, 1] for each row.
+    loss : str or callable, default="accuracy_drop"
+        What a row loses by its early answer:
+
+        - ``"accuracy_drop"``: 1 where the policy's last exit is right and the answer is not, -1 where the answer is
+          right and the last exit is not, else 0. Its mean is the accuracy that is lost.
+        - ``"error"``: 1 where the answer is wrong.
+        - ``"disagreement"``: 1 where the answer is not that of the last exit. Needs no labels, see `fit`.
+        - ``"brier_gap"``: the Brier score of the answer's probabilities minus that of the last exit's. The Brier score
+          is half the squared distance of the probabilities from 1 for the label and 0 for others, between 0 and 1.
+        - ``"brier_consistency"``: the same with the last exit's answer in place of the label. Needs no labels.
+
+        The first and the fourth are the performance gaps of [2]_, the third and the last its losses of consistency. A
+        callable takes the true labels, the answers and the last exit's answers, and returns a loss in
+        [-1, 1] for each row.
     budgets : array-like of shape (n_budgets,), default=None
         Budgets to test, chosen without the rows that test them. By default 100 from 1 to the cost
         of the first exit, in even steps.
@@ -112,6 +122,8 @@ class RiskControlledPolicy(ExitPolicy):
     ----------
     .. [1] Angelopoulos et al. "Learn then Test: Calibrating predictive algorithms to achieve risk
        control." Annals of Applied Statistics 19 (2025).
+    .. [2] Jazbec, Timans, Veljkovic, Sakmann, Zhang, Naesseth, Nalisnick. "Fast yet safe: Early-exiting with risk
+       control." NeurIPS 2024. There, one threshold is controlled, and losses below 0 count as 0; here, they count.
 
     Examples
     --------
@@ -127,7 +139,7 @@ class RiskControlledPolicy(ExitPolicy):
         "policy": [HasMethods(["fit", "predict_exit"]), list, tuple, None],
         "alpha": [Interval(Real, 0, 1, closed="left")],
         "delta": [Interval(Real, 0, 1, closed="neither")],
-        "loss": [StrOptions({"accuracy_drop", "error"}), callable],
+        "loss": [StrOptions({"accuracy_drop", "error", "disagreement", *BRIER_LOSSES}), callable],
         "budgets": ["array-like", None],
         "calibration_size": [Interval(Real, 0, 1, closed="neither")],
         "layout": [ExitLayout, int, None],
@@ -156,7 +168,7 @@ class RiskControlledPolicy(ExitPolicy):
         self.random_state = random_state
 
     @_fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X: Any, y: ArrayLike, groups: ArrayLike | None = None) -> RiskControlledPolicy:
+    def fit(self, X: Any, y: ArrayLike | None = None, groups: ArrayLike | None = None) -> RiskControlledPolicy:
         """Fit the policies, unless they are frozen, and find the cheapest budget that qualifies.
 
         Rows have no weights: the guarantee is for rows that count alike.
@@ -167,7 +179,10 @@ class RiskControlledPolicy(ExitPolicy):
 
         Parameters
         ----------
-        %(X_y)s
+        %(X)s
+        y : array-like of shape (n_samples,), default=None
+            Class labels. Rows without one, -1, are left out. With a frozen policy and a loss that needs no labels, `y`
+            is not looked at, and may be None.
         groups : array-like of shape (n_samples,), default=None
             Group of each sample. A group fits or tests, as a whole.
 
@@ -181,8 +196,16 @@ class RiskControlledPolicy(ExitPolicy):
         ValueError
             If X does not fit its layout or is not finite, y has a class that X does not know, a
             policy has no budget or is in a pipeline after several steps, a budget cannot be met, a
-            loss is outside [-1, 1], there is one group only, or there are fewer than a policy has folds.
+            loss is outside [-1, 1], y is None but needed, there is one group only, or there are fewer than a policy has
+            folds.
         """
+        if self.loss in LOSSES_WITHOUT_LABELS and self._all_frozen():
+            X, y = self._answers_as_labels(X)
+        elif y is None:
+            raise ValueError(
+                f"This {type(self).__name__} estimator requires y to be passed, but the target y is None. Give y; or "
+                "freeze fitted policies, as by FrozenEstimator(policy), and set loss='disagreement'."
+            )
         exits, classes, labels, _, numbers = self._validate_training_data(X, y, None, groups)
         true = classes[labels]
         policies, rows = self._fit_policies(exits, classes, true, numbers)
@@ -206,13 +229,28 @@ class RiskControlledPolicy(ExitPolicy):
         self.exit_distribution_ = np.bincount(self._stops(testing), minlength=len(self.costs_)) / len(rows)
         return self
 
+    def _given(self) -> list[Any]:
+        """The policies as they were given."""
+        return (
+            list(self.policy) if isinstance(self.policy, list | tuple) else [self.policy or ThresholdPolicy(budget=1.0)]
+        )
+
+    def _all_frozen(self) -> bool:
+        given = self._given()
+        return bool(given) and all(isinstance(policy, FrozenEstimator) for policy in given)
+
+    def _answers_as_labels(self, X: Any) -> tuple[ExitArray, NDArray[Any]]:
+        """X, and the last exit's answers of the first policy: labels that no loss looks at."""
+        first = joined(self._given()[0]).estimator
+        check_is_fitted(first)
+        exits = first._check_new(X)
+        return exits.with_layout(exits.layout.replace(classes=first.classes_)), first.predict_at_exits(exits)[:, -1]
+
     def _fit_policies(
         self, X: ExitArray, classes: NDArray[Any], y: NDArray[Any], groups: NDArray[np.int64] | None
     ) -> tuple[list[Any], NDArray[np.intp]]:
         """The fitted policies, and the rows that test them, in random order, or with their groups in random order."""
-        given = (
-            list(self.policy) if isinstance(self.policy, list | tuple) else [self.policy or ThresholdPolicy(budget=1.0)]
-        )
+        given = self._given()
         if not given:
             raise ValueError("policy=[] has no policy; pass one or more, or None for ThresholdPolicy().")
         given = [joined(policy) for policy in given]
@@ -260,15 +298,21 @@ class RiskControlledPolicy(ExitPolicy):
     ) -> _Tests:
         """Test one budget after another until one does not qualify, and keep the last that did."""
         X = X.with_layout(X.layout.replace(classes=fitted.classes_))
-        encode_labels(y, X.layout, "Leave such rows out, or pass a policy that was fitted with all classes.")
+        _, labels = encode_labels(
+            y, X.layout, "Leave such rows out, or pass a policy that was fitted with all classes."
+        )
         X, y = X[rows], y[rows]
         answers = fitted.predict_at_exits(X)
+        brier = brier_scores(fitted, X, labels[rows], self.loss) if self.loss in BRIER_LOSSES else None
         tests = _Tests(fitted, self._ordered_budgets(fitted))
         for index, budget in enumerate(tests.budgets):
             with silenced():  # that ties miss a budget, at each of them
                 candidate = fitted.with_budget(float(budget))
             stops = candidate.predict_exit(X)
-            losses = self._losses(y, answers[np.arange(len(y)), stops], answers[:, -1])
+            if brier is None:
+                losses = self._losses(y, answers[np.arange(len(y)), stops], answers[:, -1])
+            else:
+                losses = brier[np.arange(len(y)), stops] - brier[:, -1]
             if groups is not None:
                 losses = _means(losses, groups[rows])
             tests.risks[index] = losses.mean()
@@ -306,6 +350,8 @@ class RiskControlledPolicy(ExitPolicy):
     def _losses(self, y: NDArray[Any], answers: NDArray[Any], last: NDArray[Any]) -> Floats:
         if self.loss == "error":
             return (answers != y).astype(np.float64)
+        if self.loss == "disagreement":
+            return (answers != last).astype(np.float64)
         if self.loss == "accuracy_drop":
             return (last == y).astype(np.float64) - (answers == y)
         losses = np.asarray(self.loss(y, answers, last), dtype=np.float64)
@@ -317,7 +363,7 @@ class RiskControlledPolicy(ExitPolicy):
         return losses
 
     def _p_value(self, losses: Floats) -> float:
-        if self.loss == "error" and np.isin(losses, [0, 1]).all():
+        if self.loss in ("error", "disagreement") and np.isin(losses, [0, 1]).all():
             return binomial_p_value(losses, self.alpha)
         return betting_p_value((1 + losses) / 2, (1 + self.alpha) / 2, self._level())
 

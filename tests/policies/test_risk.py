@@ -121,7 +121,7 @@ class UncorrectedPolicy(RiskControlledPolicy):
 
 
 @pytest.mark.parametrize("quality", [2.0, 0.0], ids=["good scores", "useless scores"])
-@pytest.mark.parametrize("loss", ["accuracy_drop", "error"])
+@pytest.mark.parametrize("loss", ["accuracy_drop", "error", "disagreement"])
 def test_the_share_of_violations(quality, loss):
     """1,000 calibration sets of 300 rows; true risks are those of 200,000 rows."""
     rng = np.random.default_rng(0)
