@@ -11,7 +11,7 @@ from skexit.metrics._accuracy_cost import (
 from skexit.metrics._bootstrap import bootstrap_interval
 from skexit.metrics._exits import OracleRegret, exit_distribution_by_class, exit_report, oracle_regret
 from skexit.metrics._savings import Savings, daily_savings
-from skexit.metrics._scores import area_under_risk_coverage, exit_auroc
+from skexit.metrics._scores import area_under_risk_coverage, early_exit_failure_prediction, exit_auroc
 
 __all__ = [
     "AccuracyCostCurve",
@@ -24,6 +24,7 @@ __all__ = [
     "bootstrap_interval",
     "cost_at_accuracy",
     "daily_savings",
+    "early_exit_failure_prediction",
     "exit_auroc",
     "exit_distribution_by_class",
     "exit_report",

@@ -46,6 +46,52 @@ def exit_auroc(correct: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
     return np.where(n_pairs > 0, wins / np.maximum(n_pairs, 1), np.nan)
 
 
+def early_exit_failure_prediction(correct: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
+    """Area under the ROC curve of each exit's scores, as a test of whether it is right to stop there [1]_.
+
+    To stop at an exit is right where its answer is, and where no later exit has the right answer either: more compute
+    would be in vain. :func:`exit_auroc` looks at the first of these alone, and so counts a low score for a sample that
+    no exit gets right as an advantage. All samples count at every exit, also those that a policy would have stopped
+    before.
+
+    Parameters
+    ----------
+    correct : array-like of shape (n_samples, n_exits) of bool
+        Which exits are right for which samples: ``policy.predict_at_exits(X) == y[:, None]``.
+    scores : array-like of shape (n_samples, n_exits)
+        As of ``policy.exit_scores(X)``: higher where a sample should stop. Infinite values are allowed.
+
+    Returns
+    -------
+    ndarray of shape (n_exits,)
+        One half is chance; nan where it is right to stop for all samples, as at the last exit, or for none.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not agree, correct is not of bool, or a score is NaN.
+
+    References
+    ----------
+    .. [1] Kubaty et al. "Rethinking calibration for early-exit neural networks." ICML 2026, arXiv:2508.21495: the
+       definition of early-exit failure prediction (EEFP).
+
+    Examples
+    --------
+    No exit gets the last sample right, so that to stop is right for it, too.
+
+    >>> from skexit.metrics import early_exit_failure_prediction, exit_auroc
+    >>> correct = [[True, True], [False, True], [True, True], [False, False]]
+    >>> scores = [[0.9, 0.9], [0.6, 0.8], [0.7, 0.9], [0.5, 0.4]]
+    >>> early_exit_failure_prediction(correct, scores).round(2), exit_auroc(correct, scores)
+    (array([0.67,  nan]), array([1., 1.]))
+    """
+    right, _ = _check_scores(correct, scores)
+    later = np.zeros_like(right)
+    later[:, :-1] = np.logical_or.accumulate(right[:, :0:-1], axis=1)[:, ::-1]
+    return exit_auroc(right | ~later, scores)
+
+
 def area_under_risk_coverage(correct: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
     """Area under the risk-coverage curve of each exit's scores.
 
