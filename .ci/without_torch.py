@@ -17,6 +17,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 import skexit
 from skexit import (
+    ConvExitHeads,
     EENetPolicy,
     EMExitAssigner,
     ExitHeads,
@@ -48,9 +49,17 @@ def make_models():
         OptimalStoppingPolicy(budget=BUDGET, random_state=0),
     ]
     models = {type(policy).__name__: make_pipeline(ExitHeads(random_state=0), policy) for policy in policies}
+    models["ConvExitHeads"] = make_pipeline(convolutional_heads(), ThresholdPolicy(budget=BUDGET))
     models["JEIGatedEnsemble"] = JEIGatedEnsemble(budget=BUDGET, max_epochs=1, random_state=0)
     models["recommended"] = recommended_pipeline(budget=BUDGET).set_params(ensemble__heads__max_epochs=1)
     return models
+
+
+def convolutional_heads():
+    """Heads that take the averages of each exit for maps of 4 x 4 places."""
+    layout = load_cifar10_resnet56().data.layout
+    maps = [(0, width // 16, 4, 4) for width in layout.n_features]
+    return ConvExitHeads((8,), (1,), max_epochs=1, layout=layout.replace(feature_maps=maps), random_state=0)
 
 
 def steps_of(model):

@@ -4,7 +4,7 @@ from skexit._version import __version__ as __version__
 from skexit.cache import FeatureCache, merge_caches
 from skexit.cascade import ModelCascade
 from skexit.data import ExitArray, ExitLayout, stack_exits
-from skexit.heads import ExitEnsemble, ExitHeads, ExitTransformer
+from skexit.heads import ConvExitHeads, ExitEnsemble, ExitHeads, ExitTransformer
 from skexit.persistence import TRUSTED_TYPES
 from skexit.pipeline import ExitPipeline, make_exit_pipeline, recommended_heads, recommended_pipeline
 from skexit.policies import (
@@ -23,6 +23,7 @@ from skexit.policies import (
 
 __all__ = [
     "TRUSTED_TYPES",
+    "ConvExitHeads",
     "EENetPolicy",
     "EMExitAssigner",
     "ExitArray",

@@ -15,6 +15,7 @@ __all__ = ["TRUSTED_TYPES"]
 _MODULES = {
     "AssignerFitState": "skexit.policies.em._assignment",
     "ConformalScores": "skexit.uncertainty._conformal",
+    "ConvNetwork": "skexit._nn._conv",
     "DenseNetwork": "skexit._nn._dense",
     "FitState": "skexit.policies._budgeted",
     "GateFitState": "skexit.policies.jei._gate_fitting",
@@ -26,6 +27,7 @@ _MODULES = {
 }
 
 _ESTIMATORS = [
+    "ConvExitHeads",
     "EENetPolicy",
     "EMExitAssigner",
     "ExitEnsemble",

@@ -5,6 +5,7 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from skexit import (
+    ConvExitHeads,
     EENetPolicy,
     EMExitAssigner,
     ExitEnsemble,
@@ -31,6 +32,12 @@ HEADS = [
     ExitHeads((4,), training="boosted", max_epochs=2, random_state=0),
     ExitHeads(training="boosted", cascade=True, temperature_scaling=True, cv=2, random_state=0),
     ExitHeads((5, 4), cascade=True, dropout=0.2, max_epochs=2, random_state=0),
+]
+
+#: Heads of maps.
+CONV_HEADS = [
+    ConvExitHeads((3, 4), max_epochs=2, cv=2, random_state=0),
+    ConvExitHeads((3,), (1,), dropout=0.2, temperature_scaling=True, max_epochs=2, cv=3, random_state=0),
 ]
 
 #: Policies with settings that matter for two exits or more.
@@ -73,6 +80,7 @@ POLICIES = [
 def estimators():
     """Every public estimator, with default parameters."""
     return [
+        ConvExitHeads(),
         EENetPolicy(),
         EMExitAssigner(),
         ExitEnsemble(),

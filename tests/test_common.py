@@ -24,7 +24,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:the mean cost on the fitting dat
 
 
 # Plain arrays say nothing of exits.
-without_exits = pytest.mark.filterwarnings("ignore::skexit.exceptions.LayoutLostWarning")
+without_exits = pytest.mark.filterwarnings(
+    "ignore::skexit.exceptions.LayoutLostWarning", "ignore:no exit of X that needs a head has a map:UserWarning"
+)
 
 
 @without_exits

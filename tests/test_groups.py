@@ -14,6 +14,7 @@ from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, LeaveOneGro
 from sklearn.pipeline import make_pipeline
 
 from skexit import (
+    ConvExitHeads,
     EENetPolicy,
     EMExitAssigner,
     ExitEnsemble,
@@ -34,6 +35,7 @@ HEADS = ExitHeads(cv=3, random_state=0)
 SPLITTERS = [
     HEADS,
     ExitHeads(cv=3, temperature_scaling=True, random_state=0),
+    ConvExitHeads((3,), (1,), cv=3, temperature_scaling=True, max_epochs=1, random_state=0),
     ExitEnsemble(HEADS),
     ThresholdPolicy(heads=HEADS),
     ThresholdPolicy(OptimalStoppingPolicy(cv=3), heads=HEADS),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from instances import EXACT_HEADS, HEADS, POLICIES, make_exits
+from instances import CONV_HEADS, EXACT_HEADS, HEADS, POLICIES, make_exits
 from sklearn.base import clone
 
 from skexit import (
@@ -26,6 +26,7 @@ TRANSFORMERS = [
     ExitHeads(cascade=True, l2=0.1, temperature_scaling=True, cv=2, random_state=0),
     ExitHeads(solver="adam", max_epochs=2, random_state=0),
     *HEADS,
+    *CONV_HEADS,
     ExitEnsemble(),
     ExitEnsemble(ExitHeads((4,), cascade=True, max_epochs=2, random_state=0)),
 ]
@@ -37,7 +38,8 @@ def data():
     X, y = make_exits(n_samples=150, n_exits=3, n_classes=3, random_state=0)
     weight = np.random.default_rng(0).uniform(0.2, 3, len(y))
     weight[::9] = 0
-    return stack_exits(features=[X.features(k) for k in range(3)]), y, weight
+    maps = [X.features(k).reshape(-1, 1, 2, 2) for k in range(3)]  # as maps where heads look for such
+    return stack_exits(features=maps), y, weight
 
 
 def assert_same_transformer(transformer, X, y, weight, reference_weight):

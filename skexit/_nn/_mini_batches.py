@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +29,8 @@ _ENOUGH_ROWS = 10**5
 _ENOUGH_VISITS = 1_500_000
 
 _FEWEST_STEPS = 20
-#: Rows that are read at a time where all are.
-_CHUNK_ROWS = 2048
+#: Rows, and numbers, that are read at a time where all are.
+_CHUNK_ROWS, _CHUNK_NUMBERS = 2048, 2**22
 
 ReadRows = Callable[[NDArray[np.int64]], NDArray[Any]]
 
@@ -179,18 +180,20 @@ def minimize(
     training: Training,
     random_state: np.random.RandomState,
     description: str | None = None,
+    one_thread: bool = True,
 ) -> int:
     """Minimise a loss by mini-batches, and leave the parameters at their best; gives the number of epochs until then.
 
     The number is 0 where the start was best. `loss` takes row numbers and returns the mean loss of these rows.
-    Parameters are changed in place; those with two dimensions are penalised. The mean loss of the `held_out` rows, by
-    their weights, says which epoch was best; where there are none, it is the last. The `batch_size` is used as it is.
+    Parameters are changed in place; those with two dimensions or more are penalised. The mean loss of the `held_out`
+    rows, by their weights, says which epoch was best; where there are none, it is the last. The `batch_size` is used as
+    it is. Steps of large networks gain by more than `one_thread`.
     """
     n_batches = -(-len(rows) // training.batch_size)
     optimizer, schedule = adam(parameters, training, n_batches * training.max_epochs)
     best_loss, best_epoch, best = np.inf, training.max_epochs, []
     epochs = tqdm(range(training.max_epochs), desc=description, unit="epoch", disable=description is None, leave=False)
-    with one_torch_thread():
+    with one_torch_thread() if one_thread else nullcontext():
         if len(held_out):
             best_loss, best_epoch = _mean_loss(loss, held_out, sample_weight, training.batch_size), 0
             best = _values(parameters)
@@ -242,7 +245,7 @@ def adam(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Adam, and a learning rate that rises over a tenth of the steps and falls to zero.
 
-    Parameters with two dimensions are penalised.
+    Parameters with two dimensions or more are penalised.
     """
     import torch
 
@@ -259,8 +262,8 @@ def adam_groups(
 
 
 def weights_and_biases(parameters: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Parameters of dense layers: those with two dimensions, and those with one."""
-    return [p for p in parameters if p.ndim == 2], [p for p in parameters if p.ndim == 1]
+    """Parameters of layers: those with two dimensions or more, and those with one."""
+    return [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim == 1]
 
 
 def one_cycle(optimizer: torch.optim.Optimizer, learning_rate: float | list[float], n_steps: int) -> Any:
@@ -307,7 +310,7 @@ def keep_in_memory(
     if kept_type is None:
         return read
     inputs = torch.empty(n_samples, *read(np.arange(1)).shape[1:], dtype=kept_type)
-    for chunk in batches(np.arange(n_samples), _CHUNK_ROWS):
+    for chunk in batches(np.arange(n_samples), max(1, min(_CHUNK_ROWS, _CHUNK_NUMBERS // n_inputs))):
         inputs[chunk] = read(chunk).to(kept_type)
     return lambda batch: inputs[batch]
 

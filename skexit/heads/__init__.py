@@ -3,9 +3,10 @@
 When a sample stops is decided in :mod:`skexit.policies`.
 """
 
+from skexit.heads._conv_heads import ConvExitHeads
 from skexit.heads._ensemble import ExitEnsemble
 from skexit.heads._exit_transformer import ExitTransformer
 from skexit.heads._heads import ExitHeads
 from skexit.heads._transformer import LogitsTransformer
 
-__all__ = ["ExitEnsemble", "ExitHeads", "ExitTransformer", "LogitsTransformer"]
+__all__ = ["ConvExitHeads", "ExitEnsemble", "ExitHeads", "ExitTransformer", "LogitsTransformer"]

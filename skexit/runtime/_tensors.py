@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any, cast
 
 import torch
 from sklearn.base import BaseEstimator
 
+from skexit._nn._conv import ConvNetwork
 from skexit._nn._dense import DenseNetwork
 from skexit.runtime._rows import double_on
 
@@ -35,6 +37,15 @@ def with_tensors(value: Any, device: torch.device) -> Any:
             tuple(as_double(array, device) for array in arrays) for arrays in (value.weights, value.biases)
         )
         return TensorNetwork(cast(Any, weights), cast(Any, biases), value.negative_slope)
+    if isinstance(value, ConvNetwork):
+        kernels, conv_biases = (
+            tuple(torch.as_tensor(array, device=device) for array in arrays) for arrays in (value.kernels, value.biases)
+        )
+        means = torch.as_tensor(value.means, device=device)
+        dense = with_tensors(value.dense, device)
+        return dataclasses.replace(
+            value, means=cast(Any, means), kernels=cast(Any, kernels), biases=cast(Any, conv_biases), dense=dense
+        )
     # Elsewhere, each exit would copy these arrays to the device, and wait.
     names = getattr(type(value), "arrays_on_device", ())
     if names or isinstance(value, BaseEstimator):
