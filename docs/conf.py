@@ -1,6 +1,8 @@
 """Configuration of the documentation."""
 
+import csv
 import os
+from pathlib import Path
 
 from docutils import nodes
 
@@ -87,6 +89,10 @@ html_sidebars = {"index": []}
 html_static_path = ["_static"]
 html_css_files = ["skexit.css"]
 html_theme_options = {"secondary_sidebar_items": ["page-toc"]}
+
+# Numbers that stand on more than one page: ``|half_accuracy|`` is the value of that name in this file.
+with (Path(__file__).parent / "benchmarks" / "figures.csv").open(encoding="utf-8", newline="") as file:
+    rst_epilog = "\n".join(f".. |{row['name']}| replace:: {row['value']}" for row in csv.DictReader(file))
 
 # Every reference must lead somewhere; those to other projects do where the inventories are read.
 nitpicky = True
