@@ -42,7 +42,7 @@ class ExitTransformer(LayoutTransformer):
     layout_ : ExitLayout
         Layout of the X that was fitted.
     layout_out_ : ExitLayout
-        The same with the numbers of features that ``transform`` gives.
+        The same with the numbers of features that ``transform`` gives, and without ``feature_maps``.
     %(columns)s
 
     See Also
