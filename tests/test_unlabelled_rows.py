@@ -94,7 +94,8 @@ class TestScore:
 
     @pytest.mark.parametrize("container", [np.asarray, lambda rows: rows.to_frame()], ids=["array", "frame"])
     def test_containers(self, policy, container):
-        assert policy.score(container(X[NEW]), Y[NEW]) == policy.score(X[NEW], Y[NEW])
+        other = ThresholdPolicy(budget=0.6, layout=X.layout).fit(container(X[FIT]), truth[FIT])
+        assert other.score(container(X[NEW]), Y[NEW]) == policy.score(X[NEW], Y[NEW])
 
     def test_pipelines_and_searches(self):
         pipeline = make_exit_pipeline(ExitEnsemble(), OptimalStoppingPolicy(0.6, random_state=0)).fit(X[FIT], Y[FIT])

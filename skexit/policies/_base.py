@@ -242,11 +242,11 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         ValueError
             If no row has a label.
         """
-        exits, labels = self._check_new(X), column_or_1d(y)
-        check_consistent_length(exits, labels)
+        answers, labels = self.predict(X), column_or_1d(y)
+        check_consistent_length(answers, labels)
         labelled = has_label(labels, self.classes_)
         weight = None if sample_weight is None else np.asarray(sample_weight)[labelled]
-        return float(accuracy_score(labels[labelled], self.predict(exits)[labelled], sample_weight=weight))
+        return float(accuracy_score(labels[labelled], answers[labelled], sample_weight=weight))
 
     def predict_at_exits(self, X: Any) -> NDArray[Any]:
         """Predicted class of each sample at every exit, as if no sample stopped earlier.

@@ -244,7 +244,7 @@ class RiskControlledPolicy(ExitPolicy):
         first = joined(self._given()[0]).estimator
         check_is_fitted(first)
         exits = first._check_new(X)
-        return exits.with_layout(exits.layout.replace(classes=first.classes_)), first.predict_at_exits(exits)[:, -1]
+        return exits.with_layout(exits.layout.replace(classes=first.classes_)), first.predict_at_exits(X)[:, -1]
 
     def _fit_policies(
         self, X: ExitArray, classes: NDArray[Any], y: NDArray[Any], groups: NDArray[np.int64] | None
