@@ -130,9 +130,8 @@ def serve_parts(
     entrance = serve.deployment(Ingress, name="Ingress").options(
         **{"max_ongoing_requests": 1000, "ray_actor_options": {"num_cpus": 0}, **(ingress or {})}
     )
-    return entrance.bind(
-        InputFormat(first_part.example), earlier.bind(first_part, later, observed, n_retries), n_retries
-    )
+    beginning = earlier.bind(first_part, later, observed, controller is not None, n_retries)
+    return entrance.bind(InputFormat(first_part.example), beginning, n_retries)
 
 
 def _part_options(options: Mapping[str, Any] | None) -> dict[str, Any]:

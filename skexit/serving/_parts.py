@@ -32,8 +32,8 @@ from skexit.serving._monitor import Thresholds
 from skexit.serving._retries import call
 
 _logger = logging.getLogger("ray.serve")
-#: A batch waits no longer for thresholds.
-_MOST_SECONDS = 0.2
+#: A batch waits no longer for thresholds; the first one of a replica waits longer, as it knows none.
+_MOST_SECONDS, _MOST_SECONDS_AT_FIRST = 0.2, 10.0
 
 
 class _Replica:
@@ -68,10 +68,16 @@ class FirstReplica(_Replica):
     """The first part: answers samples that leave early, and passes the others on to the second."""
 
     def __init__(
-        self, part: FirstPart, second: DeploymentHandle, monitor: DeploymentHandle | None, n_retries: int
+        self,
+        part: FirstPart,
+        second: DeploymentHandle,
+        monitor: DeploymentHandle | None,
+        has_controller: bool,
+        n_retries: int,
     ) -> None:
         super().__init__(part)
         self._second, self._monitor, self._n_retries = second, monitor, n_retries
+        self._has_controller = has_controller
         self._example: Any = part.example
         self._thresholds: Thresholds | None = None
         self._reports: set[asyncio.Task[Any]] = set()
@@ -109,10 +115,11 @@ class FirstReplica(_Replica):
         return torch.as_tensor(array).to(self._device, example.dtype)
 
     async def _read_thresholds(self) -> Thresholds | None:
-        if self._monitor is None:
+        if self._monitor is None or not self._has_controller:
             return None
+        timeout = _MOST_SECONDS_AT_FIRST if self._thresholds is None else _MOST_SECONDS
         try:
-            return await asyncio.wait_for(self._monitor.thresholds.remote(), _MOST_SECONDS)
+            return await asyncio.wait_for(self._monitor.thresholds.remote(), timeout)
         except (TimeoutError, RayError, RayServeException) as error:
             _logger.warning(f"The thresholds stay as they are: {error!r}")
             return self._thresholds

@@ -93,30 +93,32 @@ def test_bad_input_is_named_and_harms_no_other_request(url, parts, live_and_inpu
 def test_no_request_is_lost_when_replicas_are_killed(url, parts, live_and_inputs, expected, kill):
     _, x, _ = live_and_inputs
     slow = x.clone()
-    slow[:, -1] = NO_WAIT + 0.02  # so that many requests are under way at any time
-    n_requests, answers = 400, {}
-    half = threading.Event()
+    slow[:, -1] = NO_WAIT + 0.05  # so that both parts have requests under way at any time
+    stopping, going_on = (np.flatnonzero(mask) for mask in (expected.exits == 0, expected.exits > 0))
+    n_requests, answers = 300, {}
+    rows = np.column_stack([np.resize(own, n_requests // 2) for own in (stopping, going_on)]).ravel()
+    quarter = threading.Event()
 
     def ask(k):
-        row = slice(k % len(x), k % len(x) + 1)
-        if k % 2:
-            answers[k] = int(parts.predict.remote(slow[row].numpy()).result().exits[0])
+        x = slow[rows[k] : rows[k] + 1]
+        if k // 2 % 2:
+            answers[k] = int(parts.predict.remote(x.numpy()).result().exits[0])
         else:
-            status, answer = post(f"{url}/parts", {"inputs": slow[row].tolist()})
+            status, answer = post(f"{url}/parts", {"inputs": x.tolist()})
             answers[k] = answer["exits"][0] if status == 200 else (status, answer)
         if len(answers) > n_requests // 4:
-            half.set()
+            quarter.set()
 
     before = {part: set(pids_of("parts", part)) for part in ("FirstPart", "SecondPart")}
     assert all(before.values())
     with ThreadPoolExecutor(16) as pool:
         futures = [pool.submit(ask, k) for k in range(n_requests)]
-        half.wait(60)
+        quarter.wait(60)
         for part in before:
             kill("parts", part)
         for future in futures:
             future.result()
-    assert [answers[k] for k in range(n_requests)] == [int(expected.exits[k % len(x)]) for k in range(n_requests)]
+    assert [answers[k] for k in range(n_requests)] == expected.exits[rows].tolist()
     until = time.monotonic() + 60
     while any(len(set(pids_of("parts", part)) - before[part]) < 1 for part in before):
         assert time.monotonic() < until, "Ray has not replaced the replicas"
@@ -131,7 +133,7 @@ def ask_at_once(url, x, n_requests):
 
 def test_too_many_requests_are_refused_and_slow_ones_time_out(url, live_and_inputs, expected):
     live, x, _ = live_and_inputs
-    row = int((expected.exits == 2).nonzero()[0])
+    row = int((expected.exits > 0).nonzero()[0])
     one = {"max_batch_size": 1}
     limited = serve_parts(
         live,
@@ -142,10 +144,10 @@ def test_too_many_requests_are_refused_and_slow_ones_time_out(url, live_and_inpu
     serve.run(limited, name="limited", route_prefix="/limited")
     slow = x[row : row + 1].clone()
     slow[:, -1] = NO_WAIT + 2
-    # One runs, one waits before the second part, and the others are refused there.
+    # One runs, one waits before the second part, if Ray does not refuse all that come at the same moment.
     answers = ask_at_once(f"{url}/limited", slow, 6)
     assert {status for status, _ in answers} == {200, 503}
-    assert [answer["exits"] for status, answer in answers if status == 200] == [[2]] * 2
+    assert all(answer["exits"] == expected.exits[row : row + 1].tolist() for status, answer in answers if status == 200)
     assert all("max_queued_requests=1" in str(answer) for status, answer in answers if status == 503)
     assert post(f"{url}/limited", {"inputs": x[:1].tolist()})[0] == 200
 
@@ -163,6 +165,7 @@ def test_the_controller_keeps_the_budget_over_replicas(url, live_and_inputs):
     monitor = ExitMonitor(live.policy, cache.X, cache.y)
     application = serve_parts(live, 0, first={"num_replicas": 2}, controller=controller, monitor=monitor)
     handle = serve.run(application, name="controlled", route_prefix="/controlled")
+    before = live.thresholds
     faint = 0.3 * x  # exits are less confident
     fixed = live.policy.costs_[live(faint).exits].mean()
     assert fixed > budget + 0.05
@@ -183,7 +186,7 @@ def test_the_controller_keeps_the_budget_over_replicas(url, live_and_inputs):
     assert abs(kept.mean_cost - budget) < (fixed - budget) / 2
     assert seen.n_samples == len(exits)
     assert seen.changed
-    assert np.array_equal(live.thresholds, live.policy.thresholds_)
+    assert np.array_equal(live.thresholds, before)
 
     kill_process("controlled", "Monitor")
     with ThreadPoolExecutor(8) as pool:
