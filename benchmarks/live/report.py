@@ -2,8 +2,8 @@
 
     python -m benchmarks.live.report MEASUREMENTS.csv --out docs/benchmarks/live
 
-Writes a table for each network, ``NETWORK.csv``: time over the plain network's, and over the ideal in brackets, by
-runtime, method and batch size. ``times.png`` shows the first network's times.
+Writes a table for each network, ``NETWORK.csv``: accuracies, and time over the plain network's, and over the ideal in
+brackets, by runtime, batch size and method. ``times.png`` shows the first network's times.
 """
 
 from __future__ import annotations
@@ -15,30 +15,40 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-PLOTTED = ["static", "maximum probability", "EENet", "EM", "JEI", "optimal stopping", "recommended", "empty decisions"]
-MARKERS = "sovD^Pp*"
+PLOTTED = [
+    *("static", "maximum probability", "EENet", "EM", "JEI", "optimal stopping", "recommended"),
+    *("recommended, fitted for ms", "empty decisions"),
+]
+MARKERS = "sovD^PpX*"
+FLOOR = "empty decisions"
 
 
 def tabulate(rows: pd.DataFrame) -> pd.DataFrame:
-    """One row for each runtime and method, one column for each batch size."""
-    order = {method: i for i, method in enumerate(rows["method"].unique())}
-    table = rows.assign(cell=[_cell(*pair) for pair in zip(rows["time / plain"], rows["time / ideal"], strict=True)])
-    table["order"] = table["method"].map(order)
-    index = ["runtime", "order", "method"]
-    cells = table.pivot_table(index=index, columns="batch size", values="cell", aggfunc="first", fill_value="")
-    accuracy = table.groupby(index)["accuracy"].first().map(lambda value: "" if np.isnan(value) else f"{value:.3f}")
-    cells.insert(0, "accuracy", accuracy)
-    cells = cells.reset_index().drop(columns="order")
-    in_ms = rows[rows["method"] == "plain"].set_index(["runtime", "batch size"])["ms"]
-    for i in cells.index[cells["method"] == "plain"]:
-        cells.loc[i, "method"] = "plain, in ms"
-        for size in cells.columns[3:]:
-            cells.loc[i, size] = f"{in_ms[cells.loc[i, 'runtime'], size]:.3g}"
-    return cells.sort_values("runtime", ascending=False, kind="stable")
+    """Accuracies, and a row for each runtime and batch size; one column for each method, the floor last."""
+    methods = [method for method in rows["method"].unique() if method != FLOOR] + [FLOOR]
+    cells = [_cell(row) for _, row in rows.iterrows()]
+    table = rows.assign(cell=cells).pivot_table(
+        index=["runtime", "batch size"], columns="method", values="cell", aggfunc="first"
+    )
+    accuracies = rows.groupby("method")["accuracy"].agg(["min", "max"])
+    table.loc[("accuracy", ""), :] = [_range(*accuracies.loc[method]) for method in table.columns]
+    table = table[methods].fillna("").rename(columns={"plain": "plain, in ms", FLOOR: "floor"})
+    order = {"accuracy": 0, "torch": 1, "onnxruntime": 2}
+    return table.sort_index(level=0, key=lambda names: names.map(order), sort_remaining=False).reset_index()
 
 
-def _cell(over_plain: float, over_ideal: float) -> str:
-    return f"{over_plain:.2f}" + ("" if np.isnan(over_ideal) else f" ({over_ideal:.2f})")
+def _range(lowest: float, highest: float) -> str:
+    if np.isnan(lowest):
+        return ""
+    first, last = f"{lowest:.2f}", f"{highest:.2f}"
+    return first if first == last else f"{first} to {last}"
+
+
+def _cell(row: pd.Series) -> str:
+    if row["method"] == "plain":
+        return f"{row['ms']:.3g}"
+    over_ideal = row["time / ideal"]
+    return f"{row['time / plain']:.2f}" + ("" if np.isnan(over_ideal) else f" ({over_ideal:.2f})")
 
 
 def draw(rows: pd.DataFrame, path: Path) -> None:
@@ -55,7 +65,9 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[-1].set_xlabel("batch size")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize="small"
+    )
     figure.savefig(path, dpi=170)
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.live.side_by_side --data-root DIR --weights resnet56.th [--only NAME ...] [--out CSV]
 
 Networks, for `--only`: ``resnet56-9`` and ``resnet56-3`` (CIFAR-10, nine and three exits), ``efficientnet`` (Lite0,
-CIFAR-100 at 112 x 112 pixels, six exits) and ``minilm`` (SST-2, 32 tokens, six exits). `--data-root` and `--weights`
+CIFAR-100 at 112 x 112 pixels, six exits) and ``minilm`` (AG News, 32 tokens, six exits). `--data-root` and `--weights`
 are those of ``benchmarks/README.md``.
 
 Policies are fitted on 1,000 test rows. Then each gets the budget with which its mean cost on 1,000 further rows is
@@ -41,7 +41,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.shared.data import load_cifar100, load_sst2
+from benchmarks.shared.data import load_ag_news, load_cifar100
 from benchmarks.shared.live import (
     CLOCKS,
     MAXIMUM_PROBABILITY,
@@ -92,7 +92,7 @@ def efficientnet(arguments: argparse.Namespace) -> Case:
 
 def minilm(arguments: argparse.Namespace) -> Case:
     network, tokenizer = load_minilm()
-    texts, y = load_sst2(arguments.data_root, "train")
+    texts, y = load_ag_news(arguments.data_root, "train")
     batch = TokenBatches(_padded(tokenizer), texts[:N_ROWS], y[:N_ROWS], N_TOKENS).batch(range(N_ROWS))
     return Case(network, minilm_layers(network), None, batch, batch.pop("labels").numpy(), N_EXTRACTED, pool="mean")
 
