@@ -50,7 +50,7 @@ class ConvExitHeads(CrossFittedHeads):
         T in this part of the loss.
     temperature_scaling : bool, default=False
         Divide the logits of each head by the temperature that fits its cross-fitted logits best.
-        ``fit`` then trains the heads `cv` times more, as ``fit_transform`` does anyhow.
+        ``fit`` then trains the heads `cv` more times, as ``fit_transform`` always does.
     l2 : float or "auto", default="auto"
         Strength of the squared penalty on kernels and weights, as for :class:`~skexit.ExitHeads`.
     learning_rate : float, default=0.003

@@ -22,7 +22,7 @@ from skexit.utils._sklearn import HasMethods, Interval, _fit_context
 
 @set_module("skexit")
 class ExitTransformer(LayoutTransformer):
-    """Apply a transformer of scikit-learn to the features of each exit, and leave logits as they are.
+    """Apply a scikit-learn transformer to the features of each exit; logits do not change.
 
     A scaler or PCA that sees all columns at once mixes exits and loses the layout of X. Here each exit
     with features gets a transformer of its own, and X stays an :class:`~skexit.ExitArray` with the costs

@@ -30,17 +30,17 @@ from skexit.utils._sklearn import Interval, StrOptions, _fit_context
 class ExitHeads(CrossFittedHeads):
     """Train a classifier on the features of each exit, and add its logits to X.
 
-    An exit that has logits already, such as the last exit of a frozen network, keeps them.
+    An exit that already has logits, such as the last exit of a frozen network, keeps them.
 
     Rows without a label, which y marks by -1 as for scikit-learn's semi-supervised estimators, learn from the network's
     own logits at the last exit, see `distillation`; heads that learn from labels alone leave them out. -1 is a class
-    where the layout of X has it among its classes, or no logits and no classes say what the classes are. Among strings,
-    -1 stands in an array of objects.
+    if it is among the classes of the layout of X, or if X has neither logits nor classes. An array of strings with -1
+    must have the dtype object.
 
     The logits that ``fit_transform`` gives are cross-fitted: each row's come from heads that were trained without it. A
-    policy that learns from the logits of heads trained on the same rows would take them for better than they are. A
-    temperature for each exit makes them as confident as heads of all rows are of new rows, so that a policy spends its
-    budget on new rows, too; it is extrapolated from heads of fewer rows. ``transform`` uses the heads trained on all
+    policy that learned from logits of heads trained on the same rows would overestimate their accuracy. A temperature
+    for each exit makes the logits as confident as those of heads of all rows on new rows, so that a policy meets its
+    budget there, too; it is extrapolated from heads of fewer rows. ``transform`` uses the heads trained on all
     rows, so ``fit(X, y).transform(X)`` differs from ``fit_transform(X, y)``, as in
     :class:`sklearn.preprocessing.TargetEncoder`. With a single exit there is no decision to
     learn, and the two agree.
@@ -50,12 +50,12 @@ class ExitHeads(CrossFittedHeads):
     hidden_layer_sizes : tuple of int, default=()
         Width of each hidden layer of a head; ``()`` makes the heads linear, and ``(256,)`` gives them one hidden layer.
     cascade : bool, default=False
-        Let the head at exit k see what the heads before it saw. With hidden layers, that is the last hidden layer of
-        the head before, and all heads are trained together; linear heads see the features of all exits up to k.
+        Let the head at exit k use the inputs of the heads before it. With hidden layers, that is the last hidden layer
+        of the head before, and all heads are trained together; linear heads see the features of all exits up to k.
     training : {"separate", "boosted"}, default="separate"
-        What the heads are trained for. ``"separate"``: each to be right on all samples.
-        ``"boosted"``: each to add to half of what the heads before it say in sum, so that it learns
-        what these get wrong; logits are those of the sum. Exits that have logits are not in it.
+        The loss of each head. ``"separate"``: its own cross-entropy on all samples.
+        ``"boosted"``: the cross-entropy of the sum of its output and half of the sum of the heads before it, so that it
+        learns to correct these. Its logits are this sum. Exits that have logits are not part of it.
     dropout : float or "auto", default=0.0
         Share of the hidden units that are left out at random in a step of training. ``"auto"`` is 0.4 up to 5,000
         rows, and beyond falls as one over the square root of the rows.
@@ -63,21 +63,21 @@ class ExitHeads(CrossFittedHeads):
         Share of the loss that compares a head with the network's own logits at the last exit, in place of the labels:
         ``(1 - distillation) CE(y, softmax(z)) + distillation T² CE(softmax(t / T), softmax(z / T))``, with the
         logits z of the head and t of the network. Logits of a head are then divided by the temperature that fits the
-        labels it learned from. ``"auto"`` is 0.9; it is 0, labels alone, where the last exit has no logits, and where
+        labels it learned from. ``"auto"`` is 0.9; it is 0, labels alone, if the last exit has no logits, or if
         these are clearly worse than a linear classifier on the deepest features that get a head.
     temperature : float, default=4.0
-        T in the loss of `distillation`: the higher, the more a head learns of the classes that are not the answer.
+        T in the loss of `distillation`; a higher value gives more weight to the classes that are not the answer.
     temperature_scaling : bool, default=False
         Divide the logits of each head by the temperature that fits its cross-fitted logits best.
-        ``fit`` then trains the heads `cv` times more, as ``fit_transform`` does anyhow.
+        ``fit`` then trains the heads `cv` more times, as ``fit_transform`` always does.
     solver : {"auto", "lbfgs", "adam"}, default="auto"
         ``"lbfgs"`` fits linear heads by scikit-learn's logistic regression, in memory. ``"adam"`` trains by
         mini-batches that are read when they are needed, so that the features may be larger than memory. ``"auto"``
         takes ``"lbfgs"`` for linear heads whose features and logits take at most 256 MiB.
     l2 : float or "auto", default="auto"
         Strength of the squared penalty on the weights, for standardised features: the loss is the mean cross-entropy
-        plus ``l2 / 2`` times their squared norm. ``"auto"`` is 3e-3 up to 5,000 rows, and beyond falls as 15 /
-        n_samples: what is known of the weights beforehand does not grow with the rows.
+        plus ``l2 / 2`` times their squared norm. ``"auto"`` is 3e-3 up to 5,000 rows, and 15 / n_samples
+        for more rows: the prior of the weights does not grow with the rows.
     learning_rate : float, default=0.01
         Highest learning rate of ``"adam"``.
     max_epochs : int or "auto", default="auto"

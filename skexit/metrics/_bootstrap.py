@@ -1,4 +1,4 @@
-"""How sure a measured number is."""
+"""Confidence intervals of metrics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sklearn.utils import check_consistent_length, check_random_state
 Floats = NDArray[np.float64]
 
 _METHODS = ("auto", "share", "difference", "percentile")
-#: What varies by less than this part of what zeros and ones of the same mean would is no share.
+#: A number with less than this part of the variance of zeros and ones with the same mean is not treated as a share.
 _LEAST_VARIANCE = 0.01
 #: Means of ones may be above 1 by so much.
 _ROUNDING = 1e-9
@@ -35,26 +35,26 @@ def bootstrap_interval(
     The metric is computed on `n_resamples` draws of as many rows as there are, with replacement. The
     same rows are drawn from all arrays.
 
-    It says how much the number would vary with other samples to measure on, not with other samples
-    to fit on. Where an entry is about a part of the samples, as the accuracy of an exit is, and 0 or 1
-    in all draws, it is taken to be about all samples: measure that part alone.
+    The interval covers other samples to measure on, not other samples to fit on. If an entry depends on a part of the
+    samples, as the accuracy of an exit does, and is 0 or 1 in all draws, it is treated as depending on all samples:
+    measure that part alone.
 
     Parameters
     ----------
     metric : callable
-        Called as ``metric(*arrays, **parameters)``; gives a number, an array of numbers, or a
+        Called as ``metric(*arrays, **parameters)``. Returns a number, an array of numbers, or a
         tuple of these of one shape.
     *arrays : array-like of shape (n_samples, ...)
-        What has one row for each sample.
+        Arrays with one row per sample.
     confidence_level : float, default=0.95
         Between 0 and 1, both excluded.
     n_resamples : int, default=1000
         Number of draws.
     method : {"auto", "share", "difference", "percentile"}, default="auto"
-        ``"share"`` is for means of zeros and ones and what comes close, as accuracy, accuracy at a budget, and the area
-        under the hull. It is the exact binomial interval [1]_ of the number, less the bias that the draws show, from as
-        many rows as explain how much the draws vary, but at most those that there are [2]_. It is no point where all
-        samples are right, and holds the level for few samples and shares near 0 or 1, where percentiles do not.
+        ``"share"`` is for means of zeros and ones and similar numbers, such as accuracy, accuracy at a budget, and the
+        area under the hull. It is the exact binomial interval [1]_ of the number, corrected for the bias in the draws,
+        for the number of rows that explains the variance of the draws, at most all [2]_. Its width is positive even
+        if all samples are correct. It holds the level for few samples and shares near 0 or 1, unlike percentiles.
         ``"difference"`` is for differences of two such shares of the same samples: the normal interval after one sample
         more of each sign [3]_. ``"percentile"``: the middle of the draws, made wider for few samples [4]_. ``"auto"``:
         ``"share"`` for each entry that lies between 0 and 1 in all draws, and has a hundredth or more of the variance
@@ -62,13 +62,13 @@ def bootstrap_interval(
     random_state : int, RandomState instance or None, default=None
         Seeds the draws.
     **parameters
-        What else the metric takes, such as ``costs=policy.costs_``.
+        Other parameters of the metric, such as ``costs=policy.costs_``.
 
     Returns
     -------
     low, high : float, ndarray or tuple
-        Both as what the metric gives. Resamples on which an entry is nan are left out for that
-        entry; it is nan where all are.
+        Both in the form of the metric's result. Resamples in which an entry is nan are left out for that
+        entry; it is nan if all are.
 
     Raises
     ------
@@ -185,7 +185,7 @@ def _measure(
     try:
         value = metric(*columns, **parameters)
     except Exception as error:
-        error.add_note("This was raised on a bootstrap resample, not on the samples as they are.")
+        error.add_note("This was raised on a bootstrap resample, not on the given samples.")
         raise
     if np.shape(value) != shape:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What happens at each exit: who leaves there, how often it is right, and what the oracle would do."""
+"""Results of each exit: how many samples stop there, its accuracy, and the comparison with the oracle."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HEADINGS = ("share", "cost", "accuracy leaving", "accuracy all", "samples")
 def exit_report(
     y_true: ArrayLike, y_pred: ArrayLike, exits: ArrayLike, costs: ArrayLike, *, output: str = "text", digits: int = 3
 ) -> Any:
-    """Who leaves at each exit, at what cost, and how often the exit is right.
+    """How many samples stop at each exit, at what cost, and the accuracy of the exit.
 
     Parameters
     ----------
@@ -37,15 +37,14 @@ def exit_report(
     str, dict of str to dict of str to float, or pandas.DataFrame
         Rows ``"exit 0"``, ``"exit 1"``, ..., ``"total"``, with the columns
 
-        - ``share`` of the samples that leave at the exit;
-        - ``cost`` of an answer there, in the unit of `costs`;
-        - ``accuracy_leaving``: of the samples that leave there, how many it gets right; nan where
-          none leaves;
-        - ``accuracy_all``: of all samples, how many it would get right;
-        - ``samples``: the number of samples that leave there.
+        - ``share``: the share of the samples that stop at the exit;
+        - ``cost``: the cost of stopping there, in the unit of `costs`;
+        - ``accuracy_leaving``: the accuracy of the exit on the samples that stop there; nan if none does;
+        - ``accuracy_all``: the accuracy of the exit on all samples;
+        - ``samples``: the number of samples that stop there.
 
-        In the row ``"total"`` each sample is at its exit: ``cost`` is the mean cost, and both
-        accuracies are the policy's.
+        In the row ``"total"``, each sample counts at its exit: ``cost`` is the mean cost, and both
+        accuracies are that of the policy.
 
     Raises
     ------
@@ -107,7 +106,7 @@ def _as_text(rows: dict[str, dict[str, float]], digits: int) -> str:
 def _check_answers(
     y_true: ArrayLike, y_pred: ArrayLike, exits: ArrayLike, costs: ArrayLike
 ) -> tuple[NDArray[np.bool_], NDArray[np.int64], NDArray[np.float64]]:
-    """Which exits are right for which samples, where the samples stop, and the costs of the exits."""
+    """Whether each exit is correct for each sample, where the samples stop, and the costs of the exits."""
     right, labelled = answers_with_labels(y_true, y_pred)
     stops = check_exits(exits, right.shape[1])
     check_consistent_length(labelled, stops)
@@ -122,9 +121,9 @@ def exit_distribution_by_class(
     Parameters
     ----------
     y_true : array-like of shape (n_samples,)
-        Class labels. Rows without one, -1, are left out where `labels` are given and -1 is none of them.
+        Class labels. Rows without one, -1, are left out if `labels` are given and do not contain -1.
     exits : array-like of shape (n_samples,) of int
-        Exit at which each sample stops, as of ``policy.predict_exit(X)``.
+        Exit at which each sample stops, as returned by ``policy.predict_exit(X)``.
     n_exits : int
         Number of exits.
     labels : array-like of shape (n_classes,), default=None
@@ -133,13 +132,13 @@ def exit_distribution_by_class(
     Returns
     -------
     ndarray of shape (n_classes, n_exits)
-        Rows sum to one; nan where a class has no sample.
+        Rows sum to one; nan if a class has no sample.
 
     Raises
     ------
     ValueError
-        If the shapes do not agree, an exit does not exist, y_true has a class that labels lacks, or
-        labels has one twice.
+        If the shapes do not agree, an exit does not exist, y_true has a class that is not in labels, or
+        labels has a class twice.
 
     Examples
     --------
@@ -165,7 +164,7 @@ def exit_distribution_by_class(
 
 
 class OracleRegret(NamedTuple):
-    """What the oracle has more in accuracy and less in cost than a policy.
+    """Differences in accuracy and cost between the oracle and a policy.
 
     Parameters
     ----------
@@ -173,7 +172,7 @@ class OracleRegret(NamedTuple):
         Accuracy of the oracle minus that of the policy; never negative.
     cost : float
         Mean cost of the policy minus that of the oracle, in the unit of the costs.
-        Negative where the policy stops before the first exit that is right.
+        Negative if the policy stops before the first correct exit.
     """
 
     accuracy: float
@@ -182,9 +181,9 @@ class OracleRegret(NamedTuple):
 
 @shared_docs
 def oracle_regret(y_true: ArrayLike, y_pred: ArrayLike, exits: ArrayLike, costs: ArrayLike) -> OracleRegret:
-    """How far a policy is from the oracle, which stops each sample at the first exit that is right.
+    """How far a policy is from the oracle, which stops each sample at the first exit that predicts its class.
 
-    Where no exit is right, the oracle stops at the first.
+    If no exit does, the oracle stops at the first.
 
     Parameters
     ----------

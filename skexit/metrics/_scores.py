@@ -1,4 +1,4 @@
-"""How well the scores of an exit tell which of its answers are right."""
+"""How well the scores of an exit separate correct from wrong predictions."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from sklearn.utils import check_array
 
 
 def exit_auroc(correct: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
-    """Area under the ROC curve of each exit's scores, as a test of whether its answer is right.
+    """Area under the ROC curve of each exit's scores, as a test of whether its prediction is correct.
 
-    It is the probability that a sample that the exit gets right scores higher than one that it gets wrong; ties count
-    one half. All samples count at every exit, also those that a policy would have stopped before.
+    It is the probability that a correctly predicted sample has a higher score than a wrongly predicted one; ties count
+    one half. All samples count at every exit, also those that a policy would stop earlier.
 
     Parameters
     ----------
     correct : array-like of shape (n_samples, n_exits) of bool
-        Which exits are right for which samples: ``policy.predict_at_exits(X) == y[:, None]``.
+        Whether each exit predicts the class of each sample: ``policy.predict_at_exits(X) == y[:, None]``.
     scores : array-like of shape (n_samples, n_exits)
-        As of ``policy.exit_scores(X)``: higher where the answer should be right. Infinite values are allowed.
+        From ``policy.exit_scores(X)``: higher if the prediction is likely correct. Infinite values are allowed.
 
     Returns
     -------
     ndarray of shape (n_exits,)
-        One half is chance; nan where an exit is always right or always wrong.
+        One half is chance; nan if an exit is always correct or always wrong.
 
     Raises
     ------
@@ -41,30 +41,30 @@ def exit_auroc(correct: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
     right, values = _check_scores(correct, scores)
     n_right = right.sum(axis=0)
     n_pairs = n_right * (len(right) - n_right)
-    # The ranks of the right ones, less those that they would have among themselves, count the pairs won.
+    # The ranks of correct predictions, minus their ranks among themselves, count the pairs in the right order.
     wins = (rankdata(values, axis=0) * right).sum(axis=0) - n_right * (n_right + 1) / 2
     return np.where(n_pairs > 0, wins / np.maximum(n_pairs, 1), np.nan)
 
 
 def early_exit_failure_prediction(correct: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
-    """Area under the ROC curve of each exit's scores, as a test of whether it is right to stop there [1]_.
+    """Area under the ROC curve of each exit's scores, as a test of whether a sample should stop there [1]_.
 
-    To stop at an exit is right where its answer is, and where no later exit has the right answer either: more compute
-    would be in vain. :func:`exit_auroc` looks at the first of these alone, and so counts a low score for a sample that
-    no exit gets right as an advantage. All samples count at every exit, also those that a policy would have stopped
-    before.
+    A sample should stop at an exit that predicts its class, and also if no later exit predicts its class, since more
+    compute would not help. :func:`exit_auroc` considers only the first case, so that it rewards low scores for
+    samples that no exit predicts correctly. All samples count at every exit, also those that a policy would stop
+    earlier.
 
     Parameters
     ----------
     correct : array-like of shape (n_samples, n_exits) of bool
-        Which exits are right for which samples: ``policy.predict_at_exits(X) == y[:, None]``.
+        Whether each exit predicts the class of each sample: ``policy.predict_at_exits(X) == y[:, None]``.
     scores : array-like of shape (n_samples, n_exits)
-        As of ``policy.exit_scores(X)``: higher where a sample should stop. Infinite values are allowed.
+        From ``policy.exit_scores(X)``: higher if a sample should stop. Infinite values are allowed.
 
     Returns
     -------
     ndarray of shape (n_exits,)
-        One half is chance; nan where it is right to stop for all samples, as at the last exit, or for none.
+        One half is chance; nan if all samples should stop, as at the last exit, or none.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def early_exit_failure_prediction(correct: ArrayLike, scores: ArrayLike) -> NDAr
 
     Examples
     --------
-    No exit gets the last sample right, so that to stop is right for it, too.
+    No exit predicts the class of the last sample, so it should stop at the first exit.
 
     >>> from skexit.metrics import early_exit_failure_prediction, exit_auroc
     >>> correct = [[True, True], [False, True], [True, True], [False, False]]
@@ -95,22 +95,23 @@ def early_exit_failure_prediction(correct: ArrayLike, scores: ArrayLike) -> NDAr
 def area_under_risk_coverage(correct: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
     """Area under the risk-coverage curve of each exit's scores.
 
-    The samples are answered in the order of falling scores. The risk at coverage i / n is the share
-    of wrong answers among the first i of the n samples, and the area is the mean risk over all i.
-    Where scores are tied, it is the expected area over their random orders. All samples count at
-    every exit, also those that a policy would have stopped before.
+    Samples are sorted by falling score. The risk at coverage i / n is the share of wrong predictions
+    among the first i of the n samples, and the area is the mean risk over all i. With tied scores, it is
+    the expected area over random orders of these. All samples count at every exit, also those that a policy
+    would stop earlier.
 
     Parameters
     ----------
     correct : array-like of shape (n_samples, n_exits) of bool
-        Which exits are right for which samples: ``policy.predict_at_exits(X) == y[:, None]``.
+        Whether each exit predicts the class of each sample: ``policy.predict_at_exits(X) == y[:, None]``.
     scores : array-like of shape (n_samples, n_exits)
-        As of ``policy.exit_scores(X)``: higher where the answer should be right. Infinite values are allowed.
+        From ``policy.exit_scores(X)``: higher if the prediction is likely correct. Infinite values are allowed.
 
     Returns
     -------
     ndarray of shape (n_exits,)
-        Lower is better; the error rate of the exit where the scores say nothing, 0 where it is always right.
+        Lower is better. With scores that are all equal it is the error rate of the exit; it is 0 if the exit is always
+        correct.
 
     Raises
     ------
@@ -131,7 +132,7 @@ def area_under_risk_coverage(correct: ArrayLike, scores: ArrayLike) -> NDArray[n
 
 
 def _expected_errors(right: NDArray[np.bool_], scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Expected number of wrong answers among the samples of the highest scores, for 1, 2, ... of them."""
+    """Expected number of wrong predictions among the samples with the highest scores, for 1, 2, ... of them."""
     _, block, sizes = np.unique(-scores, return_inverse=True, return_counts=True)
     error_rates = np.bincount(block, weights=~right) / sizes
     return np.cumsum(np.repeat(error_rates, sizes))
@@ -147,5 +148,5 @@ def _check_scores(correct: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.boo
             f"scores has shape {values.shape} and correct {right.shape}; pass both for the same rows and exits."
         )
     if np.isnan(values).any():
-        raise ValueError("scores contains NaN; leave such rows out of scores and correct.")
+        raise ValueError("scores contains NaN; remove such rows from scores and correct.")
     return right, values

@@ -96,7 +96,7 @@ def _details(budget: float | None, candidate: Candidate, static: Sequence[Measur
     scope = "Of these policies" if budget is None else f"Within {percent(budget)} of the plain network's cost"
     counted = f" in {unit}" if unit not in (None, "fraction") else ""
     details = [
-        f"{scope}, {measured.name} is the most accurate: {percent(measured.accuracy)} of its answers are right "
+        f"{scope}, {measured.name} is the most accurate: {percent(measured.accuracy)} of its predictions are correct "
         f"(95 % interval {interval(measured.accuracy_interval)}), at a mean cost of {percent(measured.cost)}"
         f"{_of_heads(measured)}: a speedup of {1 / measured.cost:.2f}{counted}."
     ]

@@ -87,7 +87,7 @@ def _question(request: Request, y: NDArray[Any], best: Candidate) -> list[str]:
     return [
         paragraph(
             "A network with early exits answers easy samples early, and so saves compute. A policy decides for each "
-            "sample at which exit it stops. This page says how often the answers are right, and what they cost."
+            "sample at which exit it stops. This page shows the accuracy and the cost of the predictions."
         ),
         definitions(
             {
@@ -129,7 +129,7 @@ def _policies(
         paragraph(
             "Costs and budgets are fractions of the plain network's cost without added heads; costs include the heads. "
             "A speedup is one over the cost: below 1, the network alone is cheaper. The oracle stops each sample at "
-            "the first exit that is right; it sees the labels, and no policy can beat it. Differences to it are in "
+            "the first correct exit. It uses the labels, and no policy can be better. Differences to it are in "
             f"percentage points. Single exits and the oracle are those of {best.source}. Details below are of the "
             "marked row.",
             "note",
@@ -250,8 +250,8 @@ def _calibration(calibration: Calibration | None) -> list[str]:
         paragraph(text),
         table(["Calibration error", "Percentage points"], errors),
         paragraph(
-            "The calibration error (ECE) is how far the probability of the answer is from how often it is right, on "
-            "average: 0 is best.",
+            "The calibration error (ECE) is the distance between the probability of the prediction and its accuracy, "
+            "on average: 0 is best.",
             "note",
         ),
         picture(reliability, "Accuracy against confidence of the samples that leave at each exit."),

@@ -453,7 +453,7 @@ class TestScores:
             ValueError, match=r"^scores has shape \(2, 2\) and correct \(2, 1\); pass both for the same rows and exits"
         ):
             metric(correct, np.ones((2, 2)))
-        with pytest.raises(ValueError, match=r"^scores contains NaN; leave such rows out of scores and correct\.$"):
+        with pytest.raises(ValueError, match=r"^scores contains NaN; remove such rows from scores and correct\.$"):
             metric(correct, [[1.0], [np.nan]])
         with pytest.raises(ValueError, match="Expected 2D array"):
             metric(correct.ravel(), [1.0, 2.0])
@@ -684,7 +684,7 @@ class TestBootstrap:
         costs = np.array([[0.1]] * 5 + [[1.0]] * 5)
         with pytest.raises(ValueError, match=r"cannot be reached: the cheapest point costs") as raised:
             bootstrap_interval(accuracy_at_budget, np.zeros(10), np.zeros((10, 1)), costs, budget=0.55, random_state=0)
-        assert raised.value.__notes__ == ["This was raised on a bootstrap resample, not on the samples as they are."]
+        assert raised.value.__notes__ == ["This was raised on a bootstrap resample, not on the given samples."]
         with pytest.raises(ValueError, match=r"cannot be reached") as raised:
             bootstrap_interval(accuracy_at_budget, np.zeros(10), np.zeros((10, 1)), costs, budget=0.5, random_state=0)
         assert not hasattr(raised.value, "__notes__")
