@@ -143,6 +143,11 @@ def is_like(inputs: Inputs, example: Inputs) -> bool:
     )
 
 
+def is_sequence(tensor: torch.Tensor) -> bool:
+    """Whether an input has sequences, such as token ids, which may have any length."""
+    return not tensor.is_floating_point() and tensor.ndim == 2
+
+
 def like_example(inputs: Inputs, example: Inputs) -> Inputs:
     """The inputs, with those by name in the order of the example.
 
@@ -158,8 +163,7 @@ def like_example(inputs: Inputs, example: Inputs) -> Inputs:
                 f"{name} has the type {tensor.dtype}, but the network was cut for {like.dtype}. Convert it "
                 f"by to({like.dtype})."
             )
-        is_sequence = not like.is_floating_point() and like.ndim == 2
-        if tensor.ndim != like.ndim or (not is_sequence and tensor.shape[1:] != like.shape[1:]):
+        if tensor.ndim != like.ndim or (not is_sequence(like) and tensor.shape[1:] != like.shape[1:]):
             shape = ", ".join(["n", *map(str, like.shape[1:])])
             raise ValueError(
                 f"{name} has the shape {tuple(tensor.shape)}, but the network was cut for ({shape}). {_CUT_AGAIN}"

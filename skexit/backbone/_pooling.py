@@ -81,8 +81,8 @@ def prepared_pool(
     return partial(_join_pooled_maps, names, channels)
 
 
-def is_of_fixed_shape(pool: Pool, n_dimensions: int) -> bool:
-    """Whether `pool` is our own, for tensors whose shape is the same at each call, but for the number of rows."""
+def is_for_maps(pool: Pool, n_dimensions: int) -> bool:
+    """Whether `pool` is our own, for tensors that have no tokens."""
     return not callable(pool) and n_dimensions != 3
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from skexit.backbone._inputs import is_sequence
 from skexit.backbone._masks import TokenCounts
-from skexit.backbone._pooling import Pool, is_of_fixed_shape, pool_output, prepared_pool
+from skexit.backbone._pooling import Pool, is_for_maps, pool_output, prepared_pool
 from skexit.backbone._stages import Stage
 from skexit.data._walk import Memories
 from skexit.runtime._batch import Answers, Batch
@@ -137,6 +138,7 @@ class StageRunner:
         The batch has one sample, with tensors that count their versions. A ValueError says if an exit gives other
         logits or features than the policy was fitted on.
         """
+        has_lengths = any(is_sequence(tensor) for tensor in (*batch.tensors, *batch.side))
         for k in range(self.decisions.n_exits):
             given = batch.tensors = [tensor.clone() for tensor in batch.tensors]
             versions = [tensor._version for tensor in (*given, *batch.side)]
@@ -151,14 +153,15 @@ class StageRunner:
                 self._pools[k] = prepared_pool(self.pool, tensor.ndim, channels, self.counts)
             logits, features = self._read(k, batch)
             self._check_exit(k, logits, features)
-            if self._can_pool_when_deciding(k, batch.tensors[0]):
+            # A recording holds for maps of one size.
+            if not has_lengths and self._can_pool_when_deciding(k, batch.tensors[0]):
                 self._pools_when_deciding.add(k)
             self.decide(k, batch)
 
     def _can_pool_when_deciding(self, k: int, tensor: torch.Tensor) -> bool:
         """Whether pooling can be recorded. A head must come after it, as it may work in place on the same tensor."""
-        is_fixed = self.pool_at(k) is not None and is_of_fixed_shape(self.pool, tensor.ndim)
-        return is_fixed and self.own_head(k) is None and not self.decisions.of_features
+        has_maps = self.pool_at(k) is not None and is_for_maps(self.pool, tensor.ndim)
+        return has_maps and self.own_head(k) is None and not self.decisions.of_features
 
     def _check_exit(self, k: int, logits: Any, features: Any) -> None:
         layout = self.decisions.layout

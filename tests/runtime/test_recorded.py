@@ -205,3 +205,32 @@ def test_pooling_runs_where_the_decision_cannot_be_recorded(tmp_path):
     live, *rows = make_maps("avg", OptimalStoppingPolicy(0.7, estimator=Ridge()), tmp_path / "cache")
     assert decisions_of(live).recorded[0] is None
     assert_same_answers(live, *rows)
+
+
+class TextMaps(nn.Module):
+    """Convolutions over the maps of a text, whose size follows from its length."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(11, 4)
+        self.first, self.second = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, input_ids):
+        return self.second(self.first(self.embed(input_ids)[:, None]))
+
+
+@pytest.mark.slow
+def test_maps_of_texts_of_any_length_are_pooled_by_their_size(tmp_path):
+    torch.manual_seed(0)
+    network, exits = TextMaps().eval(), ["first", "second"]
+    texts = {n: torch.randint(11, (80, n), generator=torch.Generator().manual_seed(n)) for n in (6, 9, 10)}
+    caches = {
+        n: ExitExtractor(network, exits, head=None, pool="grid2").extract([(x, x[:, 0] % 2)], tmp_path / str(n))
+        for n, x in texts.items()
+    }
+    pipeline = make_exit_pipeline(ExitHeads(max_epochs=2, distillation=0, random_state=0), ThresholdPolicy(budget=0.8))
+    pipeline.fit(caches[6].X, caches[6].y)
+    live = EarlyExitModel(network, exits, pipeline, pool="grid2", head=None, example_input=texts[6][:1])
+    for n, x in texts.items():
+        rows = np.asarray(caches[n].X)
+        np.testing.assert_array_equal(live(x).exits, pipeline.predict_exit(rows))
