@@ -32,7 +32,7 @@ class ConvExitHeads(CrossFittedHeads):
 
     Otherwise these heads are as :class:`~skexit.ExitHeads`: they learn from the network's own logits, too, and from
     rows without a label; an exit that has logits keeps them; the logits that ``fit_transform`` gives are cross-fitted.
-    :doc:`/guide/heads` says what they cost, and where they pay.
+    :doc:`/guide/heads` says what they cost, and compares them with hidden layers.
 
     Parameters
     ----------
