@@ -110,7 +110,7 @@ class ConvExitHeads(CrossFittedHeads):
     >>> X = stack_exits(features=[upper, images])
     >>> X.layout.feature_maps
     ((0, 1, 4, 8), (0, 1, 8, 8))
-    >>> heads = ConvExitHeads((8, 16), max_epochs=5, random_state=0).fit(X[:1200], digits.target[:1200])
+    >>> heads = ConvExitHeads((16, 16), max_epochs=10, random_state=0).fit(X[:1200], digits.target[:1200])
     >>> logits = heads.transform(X[1200:])
     >>> [bool((logits.logits(k).argmax(axis=1) == digits.target[1200:]).mean() > 0.75) for k in range(2)]
     [True, True]
