@@ -26,6 +26,7 @@ WARNINGS = (
     "ignore::DeprecationWarning",
     "ignore::FutureWarning",
     "ignore:some of the budget is left unspent:UserWarning",
+    "ignore:the heads of all exits add:UserWarning",
 )
 SLOW_MODULES = {"skexit.model_selection", "skexit.pipeline"}
 

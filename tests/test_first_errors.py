@@ -121,7 +121,7 @@ def test_a_budget_cannot_be_kept_with_a_single_exit(policy):
     logits = rng.normal(size=(60, 3)) + 2 * np.eye(3)[y]
     X = stack_exits(logits=[logits])
     with pytest.warns(
-        UserWarning, match=rf"X has a single exit, which costs 1, so that {type(policy).__name__} spends"
+        UserWarning, match=rf"X has a single exit, whose cost is 1, so that {type(policy).__name__} runs"
     ):
         assert policy.fit(X, y).mean_cost(X) == 1
     policy.set_params(budget=1).fit(X, y)  # nothing warns

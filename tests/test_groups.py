@@ -245,13 +245,13 @@ def test_groups_must_be_given_for_each_row(data):
         with pytest.raises(ValueError, match=r"groups has 239 values, but there are 240 rows"):
             clone(estimator).fit(X, y, groups=groups[1:])
     for missing in (None, np.nan):
-        with pytest.raises(ValueError, match=r"groups lacks the group of 1 rows, first of row 3"):
+        with pytest.raises(ValueError, match=r"groups lacks the group of 1 rows, the first of which is row 3"):
             HEADS.fit_transform(X, y, groups=[missing if row == 3 else row for row in range(len(y))])
 
 
 def test_missing_values_of_pandas_are_no_groups():
     pd = pytest.importorskip("pandas")
-    with pytest.raises(ValueError, match="first of row 1"):
+    with pytest.raises(ValueError, match="the first of which is row 1"):
         validate_groups(pd.Series([1, None, 2], dtype="Int64"), [0, 1, 0])
     assert validate_groups(pd.Series(["b", "a", "b"], dtype="string"), [0, 1, 0]).tolist() == [0, 1, 0]
 

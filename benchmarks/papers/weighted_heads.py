@@ -45,7 +45,7 @@ class WeightedHeads(ExitHeads):
             settings.hidden_layer_sizes,
             len(self.classes_),
             settings.dropout,
-            settings.by_mini_batches(len(X)),
+            settings.by_mini_batches(len(X), "WeightedHeads"),
             random_state,
         )
         if trainer.trained:

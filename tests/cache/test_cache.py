@@ -437,7 +437,10 @@ class TestAnotherCacheInTheFolder:
             ({"origin": {"model": "a"}}, "data"),
             ({"origin": {"model": "a", "data": "b", "transform": "c"}}, "transform"),
             ({"dtype": "float16"}, "dtype"),
-            ({"layout": LAYOUT.replace(n_features=[3, 2])}, "n_features of the layout"),
+            (
+                {"layout": LAYOUT.replace(n_features=[3, 2], feature_maps=LAYOUT.feature_maps)},
+                "n_features of the layout",
+            ),
             ({"layout": LAYOUT.replace(costs=[10, 31], network_cost=30)}, "costs of the layout"),
             ({"layout": LAYOUT.replace(head_costs=[1, 3])}, "head_costs of the layout"),
             ({"layout": LAYOUT.replace(cost_unit=None)}, "cost_unit of the layout"),

@@ -63,7 +63,7 @@ def forget_shards(path):
     change(path / "manifest.json", ("shards",), None)
 
 
-COSTS_AND_NAMES = [("cost_unit",), ("costs",), ("network_cost",), ("head_costs",), ("classes",)]
+COSTS_AND_NAMES = [("cost_unit",), ("costs",), ("network_cost",), ("head_costs",), ("classes",), ("feature_maps",)]
 MANIFEST_KEYS = [
     ("complete",),
     ("n_rows",),

@@ -212,7 +212,7 @@ class TestExpensiveHeads:
         assert len(told) == 1
         assert told[0].filename == __file__
         assert 0.05 < told[0].message.share < 0.1
-        assert f"{100 * told[0].message.share:.3g} % of the network" in str(told[0].message)
+        assert f"add {100 * told[0].message.share:.3g} % to the cost of the network" in str(told[0].message)
 
     def test_a_path_of_prices_tells_it_once(self):
         X, y = frozen_network(network_cost=500)

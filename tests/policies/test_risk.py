@@ -465,7 +465,7 @@ class TestPipelines:
         steps = [ExitTransformer(StandardScaler()), ExitHeads(random_state=0)]
         pipeline = make_exit_pipeline(*steps, ThresholdPolicy())
         policy = FrozenEstimator(pipeline.fit(X, y)) if frozen else pipeline
-        with pytest.raises(ValueError, match=r"Put earlier steps before this estimator, in a pipeline"):
+        with pytest.raises(ValueError, match=r"Put other steps before this estimator, in a pipeline"):
             RiskControlledPolicy(policy).fit(X, y)
         cure = make_exit_pipeline(*steps, RiskControlledPolicy(ThresholdPolicy(), alpha=0.2)).fit(X, y)
         assert cure.mean_cost(X) <= 1

@@ -125,7 +125,7 @@ def test_where_nothing_pays(data, fitted):
     found = pruned(fitted[0], make_latency([100] * N_EXITS))
     # The budget pays for the second exit, not for the third alone.
     np.testing.assert_array_equal(np.isfinite(found.thresholds_[:3]), [False, True, False])
-    with pytest.raises(ValueError, match=r"whose cost is 0\.5\. Give at least this, or call with_budget"):
+    with pytest.raises(ValueError, match=r"not switched off, 0\.5\. Give at least this cost, or call with_budget"):
         found.with_budget(0.4)
 
 

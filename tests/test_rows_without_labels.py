@@ -232,7 +232,7 @@ class TestCalibrationAndPages:
 
         kept = LABELLED[NEW]
         pages = [
-            write_report(rows, y, {"thresholds": policy}, tmp_path / "page.html", n_resamples=20).read_text()
+            write_report(rows, y, {"thresholds": policy}, tmp_path / "page.html").read_text()
             for rows, y in ((X[NEW], Y[NEW]), (X[NEW][kept], Y[NEW][kept]))
         ]
         assert f"{kept.sum()}, with labels" in pages[0]
