@@ -73,8 +73,8 @@ def early_exit_failure_prediction(correct: ArrayLike, scores: ArrayLike) -> NDAr
 
     References
     ----------
-    .. [1] Kubaty et al. "Rethinking calibration for early-exit neural networks." ICML 2026, arXiv:2508.21495: the
-       definition of early-exit failure prediction (EEFP).
+    .. [1] Kubaty et al. "Rethinking calibration for early-exit neural networks." ICML 2026, arXiv:2508.21495. The
+       definition of early-exit failure prediction (EEFP) follows a summary of the paper.
 
     Examples
     --------

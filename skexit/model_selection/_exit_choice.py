@@ -1,4 +1,4 @@
-"""Which of the exits of a network to have, for the best accuracy at a budget."""
+"""The choice of exits with the best accuracy at a budget."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class ExitChoice:
     exits : ndarray of shape (n_chosen,) of int
         The exits, in rising order, for ``X.select_exits(exits)``. The last exit of X is the last of them.
     names : list of str or None
-        Their names in the network, for ``ExitExtractor(network, exits=names)`` and ``EarlyExitModel``. None where X
-        does not come from a cache of an extraction.
+        Their names in the network, for ``ExitExtractor(network, exits=names)`` and ``EarlyExitModel``. None if X
+        does not come from the cache of an extraction.
     table : pandas.DataFrame
-        The best exits that were found of each number, which is the index ``n_exits``. ``accuracy`` is the mean over the
-        folds at the budget, ``standard_error`` that of this mean, and ``exits`` a tuple. The accuracy is nan where the
-        budget does not pay for the first exit.
+        The best exits for each number of exits, which is the index ``n_exits``. ``accuracy`` is the mean over the
+        folds at the budget, ``standard_error`` that of this mean, and ``exits`` a tuple. The accuracy is nan if the
+        budget is below the cost of the first exit.
     """
 
     exits: NDArray[np.int64]
@@ -63,10 +63,10 @@ def choose_exits(
 ) -> ExitChoice:
     """Choose the exits that have the best accuracy at a budget, from an X with all exits that a network could have.
 
-    Heads are trained once, at all exits, and cross-fitted. Sets of exits are compared by thresholds on the confidence
-    at the exits, as of ``ThresholdPolicy(budget=budget)``: these are set on all folds but one and measured on
-    that fold, in turn. The sets are found by sequential floating forward selection [1]_. The last exit is in each of
-    them. Costs count the network, and the heads of the exits in the set.
+    Heads are trained once, at all exits, and cross-fitted. Sets of exits are compared by cross-validation of
+    ``ThresholdPolicy(budget=budget)``: its thresholds are set on all folds but one and measured on that fold, in turn.
+    The sets are found by sequential floating forward selection [1]_. Each contains the last exit. Costs count the
+    network, and the heads of the exits in the set.
 
     Parameters
     ----------
@@ -82,11 +82,11 @@ def choose_exits(
     budget : float, default=0.5
         Mean cost of a sample, a fraction in (0, 1] of the network's cost.
     heads : ExitHeads, default=None
-        Heads to train where exits have no logits; by default ``ExitHeads()`` with this `random_state`.
+        Heads to train at exits without logits; by default ``ExitHeads()`` with this `random_state`.
     cv : int, cross-validation generator or iterable, default=5
         The folds that compare exits. An int shuffles, and stratifies where classes allow.
     layout : ExitLayout or int, default=None
-        Layout of X, where X does not know it.
+        Layout of X, if X does not have one.
     random_state : int, RandomState instance or None, default=None
         Seeds heads and folds.
     groups : array-like of shape (n_samples,), default=None
@@ -100,8 +100,8 @@ def choose_exits(
     Raises
     ------
     ValueError
-        If X does not fit its layout, `n_exits` is not a number of exits of X, the budget pays for no early exit, or for
-        the last exit alone where `n_exits` is 1, or there are fewer groups than folds.
+        If X does not fit its layout, `n_exits` is not a number of exits of X, the budget is below the cost of the first
+        exit, or of the last exit if `n_exits` is 1, or there are fewer groups than folds.
 
     See Also
     --------
@@ -110,7 +110,7 @@ def choose_exits(
 
     Notes
     -----
-    The table is of the rows on which the exits were chosen, so that its accuracies are a little too high. Measure the
+    The accuracies of the table are of the rows on which the exits were chosen, and slightly too high. Measure the
     chosen exits on other rows.
 
     Heads that depend on earlier exits, as with ``cascade=True``, are not trained anew for each set of exits.
@@ -122,7 +122,7 @@ def choose_exits(
 
     Examples
     --------
-    The second of four exits sees noise.
+    The second of four exits has noise instead of logits.
 
     >>> import numpy as np
     >>> from skexit import stack_exits

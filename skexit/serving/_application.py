@@ -40,29 +40,29 @@ def serve_parts(
     ``SecondPart``
         ``live.resume(at_exit)``.
     ``Monitor``
-        One replica with `controller` and `monitor`, where these are given.
+        One replica with `controller` and `monitor`, if these are given.
 
-    A request is sent again where a replica of either part stops in the middle of it, and Ray starts another replica.
-    Answers are those of ``live``.
+    If a replica of either part stops in the middle of a request, the request is sent again, and Ray starts another
+    replica. Predictions are those of ``live``.
 
     Parameters
     ----------
     live : EarlyExitModel
-        On the CPU, and cut before: made with ``example_input``. Replicas that Ray gives a GPU move their part to it.
+        Live network on the CPU, made with ``example_input``. Replicas to which Ray gives a GPU move their part to it.
     at_exit : int
         The last exit of the first part, from 0 to n_exits - 2.
     first, second, ingress : dict, default=None
         Options of ``ray.serve.deployment`` for these deployments, such as `num_replicas`, `autoscaling_config`,
         `ray_actor_options`, `max_ongoing_requests` and `max_queued_requests`. The `user_config` of the parts has the
         settings of ``ray.serve.batch``: `max_batch_size`, in requests, by default 32, and `batch_wait_timeout_s`, in
-        seconds, by default 0.002. By default, a replica of a part takes as many requests as two batches have at a time,
-        and one of the ingress 1,000.
+        seconds, by default 0.002. By default, a replica of a part takes the requests of two batches at a time, and
+        a replica of the ingress 1,000.
     controller : BudgetController, default=None
-        Moves the thresholds of both parts by the exits of all requests.
+        Sets the thresholds of both parts, from the exits of all requests.
     monitor : ExitMonitor, default=None
-        Sees the exits and confidences of all requests.
+        Gets the exits and confidences of all requests.
     n_retries : int, default=3
-        How often a request is sent to another replica of a part, where one after the other stops in the middle of it.
+        How often a request is sent to another replica of a part, if replicas stop in the middle of it.
 
     Returns
     -------
@@ -78,14 +78,14 @@ def serve_parts(
         If there is no such exit, or none follows; if the network is not on the CPU, or takes several inputs by
         position.
     RuntimeError
-        If the network was not cut yet.
+        If the live network was made without ``example_input`` and not called yet.
 
     Notes
     -----
     Over HTTP, ``{"inputs": [row, ...]}``, or ``{"inputs": {"name": [row, ...], ...}}`` for a network with named inputs,
-    is answered by ``{"labels": [...], "probabilities": [[...], ...], "exits": [...]}``. Else there is a message under
-    ``"error"``: with status 400 where the body is not such JSON, 422 where inputs do not fit the network, and 503 where
-    all retries failed. Ray itself answers 503 where more than `max_queued_requests` wait, and 408 after
+    is answered by ``{"labels": [...], "probabilities": [[...], ...], "exits": [...]}``. Otherwise there is a message
+    under ``"error"``: with status 400 if the body is not such JSON, 422 if inputs do not fit the network, and 503 if
+    all retries failed. Ray itself answers 503 if more than `max_queued_requests` wait, and 408 after
     `request_timeout_s`, an option of ``serve.start``.
 
     Examples
