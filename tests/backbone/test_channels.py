@@ -223,7 +223,7 @@ def test_what_cannot_be_told_is_refused(sizes, tmp_path):
     network(inputs)  # takes inputs of this size only
     extractor = ExitExtractor(network, ["0", "1"], head=[None, "3"])
     with pytest.raises(
-        ValueError, match=r"exit '0' gave shape .* channels='first' or channels='last'; .* \{'0': 'last'\}"
+        ValueError, match=r"exit '0' gave shape .* channels='first' or channels='last', or a dict .* \{'0': 'last'\}"
     ):
         extractor.extract([inputs], tmp_path)
     with pytest.raises(ValueError, match="exit '1' gave shape"):
