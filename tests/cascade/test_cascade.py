@@ -314,7 +314,7 @@ def test_costs_are_measured():
 
 def test_a_cheap_last_model_is_worth_a_warning():
     images, _ = rows_to_fit()
-    with pytest.warns(UserWarning, match=r"models\[1\] \(LogisticRegression\) costs 30, and the last model 10"):
+    with pytest.warns(UserWarning, match=r"models\[1\] \(LogisticRegression\) costs 30 and the last model 10"):
         make_cascade(costs=[1, 30, 10]).fit(images)
 
 
