@@ -226,5 +226,5 @@ class _InFewerSteps(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is not torch.logsumexp or args[1:] != (-1,) or kwargs:
             return function(*args, **(kwargs or {}))
-        values = args[0].clamp(min=torch.finfo(args[0].dtype).min)  # what is masked may be -inf
-        return values[..., -1] - torch.log_softmax(values, -1)[..., -1]
+        # By the largest value: any other may be -inf, or so small that it loses its digits.
+        return args[0].amax(-1) - torch.log_softmax(args[0], -1).amax(-1)
