@@ -67,7 +67,7 @@ def test_heads_of_a_policy_that_give_frames(data, container):
     assert frozen.layout_ == expected.layout_
 
 
-@pytest.mark.filterwarnings("ignore:the columns of the DataFrame name its exits, but attrs")
+@pytest.mark.filterwarnings("ignore:the columns of the DataFrame name its exits, but its attrs")
 def test_pipelines(data, container):
     X, y = data
     X = X.with_layout(X.layout.replace(costs=[1 / 3, 2 / 3, 1.0]))  # what column names say
