@@ -72,17 +72,7 @@ class ConvExitHeads(CrossFittedHeads):
     ----------
     networks_ : list of ConvNetwork, DenseNetwork or None, one per exit
         The trained heads: a DenseNetwork where an exit has no map, None where it keeps its own logits.
-    distillation_ : float
-        The share of the loss that compares heads with the network's own logits: `distillation`, or what
-        ``"auto"`` is here.
-    classes_ : ndarray of shape (n_classes,)
-        Class labels, in the order of the logits.
-    layout_ : ExitLayout
-        Layout of the X that was fitted, its classes sorted.
-    layout_out_ : ExitLayout
-        Layout of the X that ``transform`` gives. Where costs are in FLOPs or MACs, each exit's
-        include the heads up to it, and ``head_costs`` say how much these are.
-    %(columns)s
+    %(head_attributes)s
 
     Warns
     -----

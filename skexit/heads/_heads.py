@@ -97,17 +97,7 @@ class ExitHeads(CrossFittedHeads):
     ----------
     networks_ : list of DenseNetwork or None, one per exit
         The trained heads, None where an exit keeps its own logits.
-    distillation_ : float
-        The share of the loss that compares heads with the network's own logits: `distillation`, or what
-        ``"auto"`` is here.
-    classes_ : ndarray of shape (n_classes,)
-        Class labels, in the order of the logits.
-    layout_ : ExitLayout
-        Layout of the X that was fitted, its classes sorted.
-    layout_out_ : ExitLayout
-        Layout of the X that ``transform`` gives. Where costs are in FLOPs or MACs, each exit's
-        include the heads up to it, and ``head_costs`` say how much these are.
-    %(columns)s
+    %(head_attributes)s
 
     References
     ----------

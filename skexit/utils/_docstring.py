@@ -38,6 +38,17 @@ layout_ : ExitLayout
 heads_ : ExitHeads or None
     The heads that were fitted.
 %(columns)s""",
+    "head_attributes": """distillation_ : float
+    The share of the loss that compares heads with the network's own logits: `distillation`, or the value
+    of ``"auto"`` for these rows.
+classes_ : ndarray of shape (n_classes,)
+    Class labels, in the order of the logits.
+layout_ : ExitLayout
+    Layout of the X that was fitted, its classes sorted.
+layout_out_ : ExitLayout
+    Layout of the X that ``transform`` returns. If costs are in FLOPs or MACs, each exit's
+    include the heads up to it, and ``head_costs`` are their part.
+%(columns)s""",
     "estimator_X_y": """estimator : ExitPolicy or Pipeline
     A fitted policy, or a fitted Pipeline that ends in a policy.
 %(X_y)s""",
