@@ -124,6 +124,7 @@ def test_part_of_a_policy_is_an_error(tmp_path, part):
         joblib.load(path)
 
 
+@pytest.mark.slow
 def test_a_killed_search_leaves_the_cache_as_it_was(tmp_path):
     path = tmp_path / "cache"
     write_labelled_cache(path)

@@ -41,6 +41,7 @@ def expected(tmp_path):
     return make_extractor().extract(make_loader(), tmp_path / "alone")
 
 
+@pytest.mark.slow
 def test_the_cache_is_that_of_one_process(client, tmp_path, expected):
     cache = extract_on_dask(client, make_extractor(), make_loader(), tmp_path / "cache")
     assert_same(cache, expected)

@@ -121,6 +121,7 @@ def start_workers():
         worker.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_workers_afterwards", [1, 2, 3])
 def test_workers_are_killed(tmp_path, expected, start_workers, n_workers_afterwards):
     workers = start_workers(tmp_path, 2, pause=0.05)

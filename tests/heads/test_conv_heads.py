@@ -172,6 +172,7 @@ class TestCrossFitting:
             for k in range(4):
                 np.testing.assert_allclose(found[test].logits(k), expected.logits(k), rtol=1e-5, atol=1e-5)
 
+    @pytest.mark.slow
     def test_labels_that_nothing_explains_are_guessed_at_chance(self):
         rng = np.random.default_rng(0)
         X = stack_exits(features=list(rng.normal(size=(2, 300, 2, 6, 6))))

@@ -492,6 +492,7 @@ class TestShare:
             assert low < high
         assert n_held / 200 >= 0.93
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("p", [0.8, 0.97, 1.0])
     @pytest.mark.parametrize(
         ("metric", "parameters"), [(area_under_accuracy_cost, {}), (accuracy_at_budget, {"budget": 0.7})]

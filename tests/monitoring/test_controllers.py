@@ -65,6 +65,7 @@ def test_budget_holds_against_an_adversary(sizes, seed):
     assert abs(controller.mean_cost - 0.5) <= controller.bound + 1e-9
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     n_processes=st.integers(1, 12), size=st.integers(1, 30), step=st.sampled_from([0.02, 0.2]), seed=st.integers(0, 99)

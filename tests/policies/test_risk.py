@@ -120,6 +120,7 @@ class UncorrectedPolicy(RiskControlledPolicy):
         return 0.0 if losses.mean() <= self.alpha else 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quality", [2.0, 0.0], ids=["good scores", "useless scores"])
 @pytest.mark.parametrize("loss", ["accuracy_drop", "error", "disagreement"])
 def test_the_share_of_violations(quality, loss):

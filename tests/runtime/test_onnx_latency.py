@@ -27,6 +27,7 @@ def exits_run(monkeypatch):
     return found
 
 
+@pytest.mark.slow
 def test_all_rows_run_to_each_exit_whichever_the_policy_uses(exits_run):
     live, x = make_live(OptimalStoppingPolicy(0.8, random_state=0), thresholds={1: np.inf})
     before = live(x)
@@ -63,6 +64,7 @@ def test_what_all_exits_take_is_shared_out(monkeypatch):
     assert latency.network_ms.tolist() == [16]
 
 
+@pytest.mark.slow
 def test_costs_rise_whatever_the_noise(monkeypatch):
     rng = np.random.default_rng(0)
     monkeypatch.setattr("skexit.runtime._onnx_latency._time", lambda call: rng.lognormal(sigma=1.5))
