@@ -68,9 +68,8 @@ def main() -> None:
     ray.init(address="local", num_cpus=16, include_dashboard=False, log_to_driver=False)
     first, second = ({**OPTIONS, "user_config": BATCHES, "num_replicas": n} for n in options.replicas)
     parts = serve_parts(live, AT_EXIT, first=first, second=second)
-    whole = serve.deployment(Ingress).bind(
-        InputFormat(images[:1]), serve.deployment(Whole).options(**OPTIONS).bind(live), 3
-    )
+    entrance = serve.deployment(Ingress).options(max_ongoing_requests=1000)
+    whole = entrance.bind(InputFormat(images[:1]), serve.deployment(Whole).options(**OPTIONS).bind(live), 3)
     results = {}
     for name, application, kills in (("whole", whole, ()), ("parts", parts, ()), ("parts, killed", parts, PARTS)):
         handle = serve.run(application, name=name.partition(",")[0], route_prefix=None)
