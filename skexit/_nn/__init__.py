@@ -1,1 +1,1 @@
-"""Small dense networks: applied by NumPy, trained by torch in mini-batches. Nothing here knows about exits."""
+"""Small dense and convolutional networks. NumPy applies them, torch trains them. Nothing here depends on exits."""

@@ -1,4 +1,4 @@
-"""Small networks of convolutions: kept as NumPy arrays, applied with torch or without it."""
+"""Small convolutional networks, stored as NumPy arrays and applied with torch or without it."""
 
 from __future__ import annotations
 
@@ -17,28 +17,33 @@ from skexit.utils._module_names import set_module
 
 #: Height and width of a kernel.
 KERNEL_SIZE = 3
-#: Numbers of the windows that are laid out at a time where torch does not convolve.
+#: Without torch, convolutions copy the windows of the maps: at most about this many numbers at a time.
 _WINDOW_NUMBERS = 2**22
 
 
 @set_module("skexit.persistence")
 @dataclass(frozen=True)
 class ConvNetwork:
-    """Convolutions of a map among the inputs, and a dense network that sees the last of them and the other inputs.
+    """Convolutions of a map that is part of each input row, followed by a dense network.
 
-    Each convolution has kernels of 3 x 3, zeros around the map that it reads, and rectified linear units after it. They
-    are computed in single precision. The first one reads the map less the mean of each channel. The dense network
-    sees what the last one gives, flattened, and then the inputs before and after the map.
+    Each convolution has 3 x 3 kernels and zero padding, is followed by rectified linear units, and is computed in
+    single precision. The mean of each channel is subtracted from the map first. The dense network reads the flattened
+    output of the last convolution, and then the inputs before and after the map.
 
     Parameters
     ----------
     place : tuple of (int, int, int, int)
-        The number of the map's first input, and the map's channels, height and width.
+        Column of the map's first number in the inputs, and the map's channels, height and width.
     means : ndarray of shape (n_channels,)
+        Means that are subtracted from the channels of the map.
     kernels : tuple of ndarray of shape (n_outputs, n_inputs, 3, 3)
+        One array per convolution.
     biases : tuple of ndarray of shape (n_outputs,)
+        One array per convolution.
     strides : tuple of int
+        One stride per convolution.
     dense : DenseNetwork
+        The network after the convolutions.
     """
 
     place: tuple[int, int, int, int]
@@ -62,7 +67,7 @@ class ConvNetwork:
 
     @property
     def last_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of what the last convolution gives."""
+        """Channels, height and width of the last convolution's output."""
         sides = self.place[2:]
         for stride in self.strides:
             sides = output_sides(sides, stride)
@@ -70,7 +75,7 @@ class ConvNetwork:
 
     @property
     def n_multiply_adds(self) -> int:
-        """Multiply-adds that one sample takes."""
+        """Number of multiply-adds for one sample."""
         total, sides = self.dense.n_multiply_adds, self.place[2:]
         for kernel, stride in zip(self.kernels, self.strides, strict=True):
             sides = output_sides(sides, stride)
@@ -78,20 +83,20 @@ class ConvNetwork:
         return total
 
     def divided_by(self, temperature: float) -> ConvNetwork:
-        """The network whose outputs are those of this one divided by `temperature`."""
+        """A network whose outputs are the outputs of this network divided by `temperature`."""
         return replace(self, dense=self.dense.divided_by(temperature))
 
 
 def output_sides(sides: tuple[int, int], stride: int) -> tuple[int, int]:
-    """Height and width of what a convolution gives for a map of the given ones."""
+    """Height and width of a convolution's output, from the height and width of its input."""
     height, width = sides
     return -(-height // stride), -(-width // stride)
 
 
 def convolve(maps: Any, kernel: Any, bias: Any, stride: int) -> Any:
-    """Cross-correlation of maps of shape (n_samples, n_channels, height, width), with zeros around them.
+    """Cross-correlation of zero-padded maps of shape (n_samples, n_channels, height, width).
 
-    Tensors are convolved by torch, and so are arrays of NumPy where torch has been imported.
+    torch computes it for tensors, and also for NumPy arrays if torch has been imported.
     """
     kernel, bias = as_like(kernel, maps), as_like(bias, maps)
     if array_api_compat.is_torch_array(maps):
@@ -116,7 +121,7 @@ def _convolve_by_torch(maps: Any, kernel: Any, bias: Any, stride: int) -> Any:
 
 
 def _convolve_windows(maps: Any, kernel: Any, bias: Any, stride: int) -> Any:
-    """The same as a product of matrices, by functions of the array API alone."""
+    """The same convolution as a matrix product, with functions of the array API only."""
     xp = array_namespace(maps)
     n_samples, n_channels, height, width = maps.shape
     padded = _with_zeros(_with_zeros(maps, 2), 3)
@@ -131,7 +136,7 @@ def _convolve_windows(maps: Any, kernel: Any, bias: Any, stride: int) -> Any:
 
 
 def _with_zeros(maps: Any, axis: int) -> Any:
-    """Maps with zeros before and after them along an axis."""
+    """Maps padded with zeros on both sides of an axis."""
     xp = array_namespace(maps)
     shape = tuple(KERNEL_SIZE // 2 if i == axis else size for i, size in enumerate(maps.shape))
     zeros = xp.zeros(shape, dtype=maps.dtype, device=array_api_compat.device(maps))

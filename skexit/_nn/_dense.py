@@ -1,4 +1,4 @@
-"""Small fully connected networks: kept and applied without torch, which trains them."""
+"""Small fully connected networks. torch trains them; they are stored and applied without torch."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 @set_module("skexit.persistence")
 @dataclass(frozen=True)
 class DenseNetwork:
-    """A fully connected network with rectified linear units between its layers; for each layer, weights and biases.
+    """A fully connected network with rectified linear units between its layers.
 
-    The `weights` of a layer are of shape (n_inputs, n_outputs). A `negative_slope` above zero makes the units leaky.
+    `weights` and `biases` have one array per layer, of shape (n_inputs, n_outputs) and (n_outputs,). If
+    `negative_slope` is above 0, the units are leaky.
     """
 
     weights: tuple[NDArray[np.float64], ...]
@@ -36,7 +37,7 @@ class DenseNetwork:
         return self.last_layer(self.last_hidden(inputs))
 
     def last_hidden(self, inputs: Any) -> Any:
-        """What the last layer sees: the units of the last hidden layer, or the inputs, where no layer is hidden."""
+        """Inputs of the last layer: the units of the last hidden layer, or `inputs` if there are no hidden layers."""
         hidden = inputs
         for layer in range(len(self.weights) - 1):
             hidden = self._rectified(self._layer(layer, hidden))
@@ -48,7 +49,7 @@ class DenseNetwork:
         return at_least(outputs, 0.0)
 
     def last_layer(self, hidden: Any) -> Any:
-        """Outputs for units of the last hidden layer."""
+        """Outputs of the network, from the units of its last hidden layer."""
         return self._layer(-1, hidden)
 
     def _layer(self, layer: int, inputs: Any) -> Any:
@@ -56,16 +57,16 @@ class DenseNetwork:
 
     @property
     def n_multiply_adds(self) -> int:
-        """Multiply-adds that one sample takes."""
+        """Number of multiply-adds for one sample."""
         return sum(weight.size for weight in self.weights)
 
     def divided_by(self, temperature: float) -> DenseNetwork:
-        """The network whose outputs are those of this one divided by `temperature`."""
+        """A network whose outputs are the outputs of this network divided by `temperature`."""
         weights, biases = (*self.weights[:-1], self.weights[-1] / temperature), self.biases
         return replace(self, weights=weights, biases=(*biases[:-1], biases[-1] / temperature))
 
     def after_scaling(self, mean: NDArray[np.float64], scale: NDArray[np.float64]) -> DenseNetwork:
-        """The network that takes raw inputs where this one takes ``(inputs - mean) / scale``."""
+        """A network that gives for raw inputs what this network gives for ``(inputs - mean) / scale``."""
         first = self.weights[0] / scale[:, None]
         bias = self.biases[0] - mean @ first
         return replace(self, weights=(first, *self.weights[1:]), biases=(bias, *self.biases[1:]))
@@ -74,10 +75,10 @@ class DenseNetwork:
 @set_module("skexit.persistence")
 @dataclass(frozen=True)
 class Moments:
-    """Mean and spread of columns, found in one pass.
+    """Weighted mean and variance of columns, computed in one pass over batches of rows.
 
-    `total` is the weight of the rows so far; `mean` and `squares`, of shape (n_columns,), are the weighted mean, and
-    the weighted sum of the squared deviations from it.
+    `total` is the total weight of the rows so far. `mean`, of shape (n_columns,), is their weighted mean, and
+    `squares`, of the same shape, is the weighted sum of squared deviations from this mean.
     """
 
     total: float = 0.0
@@ -85,8 +86,8 @@ class Moments:
     squares: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
     def add(self, values: NDArray[Any], weight: NDArray[np.float64]) -> Moments:
-        """Moments of the rows so far and of these."""
-        # Chan, Golub and LeVeque's update: no cancellation, whatever the mean.
+        """Moments of the rows so far and the rows of `values` together."""
+        # The update of Chan, Golub and LeVeque does not lose digits, even if the mean is large.
         mass = weight.sum()
         batch_mean = weight @ values / mass
         mean, squares = (self.mean, self.squares) if len(self.mean) else (0 * batch_mean, 0 * batch_mean)
@@ -96,7 +97,7 @@ class Moments:
         return Moments(total, mean + deviation * mass / total, squares)
 
     def scaling(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean and standard deviation of each column; 1 where it is constant."""
+        """Mean and standard deviation of each column. The deviation of a constant column is set to 1."""
         scale = np.sqrt(self.squares / self.total)
         constant = scale <= 10 * np.finfo(np.float64).eps * np.maximum(np.abs(self.mean), 1)
         return self.mean, np.where(constant, 1.0, scale)
@@ -107,7 +108,7 @@ def weighted_scaling(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Weighted mean and standard deviation of columns, in one pass over batches of rows and their weights.
 
-    The deviation of a constant column is 1.
+    The deviation of a constant column is set to 1.
     """
     moments = Moments()
     for values, weight in batches:
@@ -116,7 +117,7 @@ def weighted_scaling(
 
 
 def check_hidden_layer_sizes(sizes: Sequence[int], name: str) -> tuple[int, ...]:
-    """Widths of hidden layers that a user has given as the parameter `name`; each must be a positive integer."""
+    """The widths of hidden layers as integers; a ValueError with the parameter's `name` if one is not positive."""
     if not all(isinstance(width, Integral) and width >= 1 for width in sizes):
         raise ValueError(
             f"{name}={sizes!r} must hold one positive integer for each hidden layer; () makes the networks linear."
@@ -125,14 +126,14 @@ def check_hidden_layer_sizes(sizes: Sequence[int], name: str) -> tuple[int, ...]
 
 
 def torch_generator(random_state: np.random.RandomState) -> torch.Generator:
-    """A generator of its own, so that torch's global one neither matters nor changes."""
+    """A new torch generator: torch's global generator has no influence and is not changed."""
     import torch
 
     return torch.Generator().manual_seed(int(random_state.randint(2**31 - 1)))
 
 
 def build(sizes: Sequence[int], generator: torch.Generator, negative_slope: float = 0.0) -> torch.nn.Sequential:
-    """A network of the given widths with random weights and no biases, as torch trains it."""
+    """A torch network of the given widths, with random weights and biases of 0."""
     from torch import nn
 
     layers: list[nn.Module] = []
@@ -148,9 +149,9 @@ def build(sizes: Sequence[int], generator: torch.Generator, negative_slope: floa
 def hidden_units(
     network: torch.nn.Sequential, inputs: torch.Tensor, dropout: float, generator: torch.Generator
 ) -> torch.Tensor:
-    """Units of the last hidden layer of a network of `build`, where some of each hidden layer are left out.
+    """Units of the last hidden layer of a network from `build`, with dropout in each hidden layer.
 
-    `dropout` is the share that is left out. Where no layer is hidden, these are the inputs.
+    `dropout` is the share of units that are set to 0. Without hidden layers, the inputs are returned.
     """
     for linear, rectifier in zip(network[:-1:2], network[1::2], strict=True):
         inputs = drop_units(rectifier(linear(inputs)), dropout, generator)
@@ -158,25 +159,25 @@ def hidden_units(
 
 
 def drop_units(hidden: torch.Tensor, dropout: float, generator: torch.Generator) -> torch.Tensor:
-    """Dropout by a generator of its own, so that torch's global one neither matters nor changes."""
+    """Dropout that draws from `generator`, not from torch's global generator."""
     return hidden * kept_units([hidden.shape], dropout, generator)[0] if dropout else hidden
 
 
 def kept_units(shapes: Sequence[Sequence[int]], dropout: float, generator: torch.Generator) -> list[torch.Tensor]:
-    """What hidden units are multiplied by, in arrays of the given shapes: zero where one is left out."""
+    """Factors of hidden units in dropout, as tensors of the given shapes: 0 or ``1 / (1 - dropout)``."""
     import torch
 
     if not dropout:
         return [torch.ones(*shape) for shape in shapes]
     sizes = [math.prod(shape) for shape in shapes]
-    # Four 16-bit numbers from each draw of 64 bits: the draws are what dropout takes its time for.
+    # Each draw of 64 bits gives four numbers of 16 bits, because the draws take most of the time of dropout.
     draws = torch.empty(-(-sum(sizes) // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
     kept = (draws.view(torch.int16)[: sum(sizes)] >= round(dropout * 2**16) - 2**15) / (1 - dropout)
     return [part.view(*shape) for part, shape in zip(kept.split(sizes), shapes, strict=True)]
 
 
 def to_dense(model: torch.nn.Sequential) -> DenseNetwork:
-    """The network that torch has trained, as plain NumPy."""
+    """The trained torch network as NumPy arrays."""
     from torch import nn
 
     linear = [layer for layer in model if isinstance(layer, nn.Linear)]

@@ -1,4 +1,4 @@
-"""Training by mini-batches whose rows are read when they are needed."""
+"""Training by mini-batches, whose rows are read when they are needed."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ from skexit.utils._threads import one_torch_thread
 if TYPE_CHECKING:
     import torch
 
-#: Up to this many bytes of inputs are read once and kept; more are read for each batch.
+#: Inputs of up to this many bytes are read once and stay in memory. Larger ones are read again for each batch.
 _IN_MEMORY_BYTES = 2**29
 
-#: From so many rows on, they are shuffled by blocks of neighbours, of which so many are mixed: what is read for a step
-#: is then near to what is read for those before and after.
+#: Up to `_SHUFFLED_AT_ONCE` rows are shuffled as single rows. More rows are shuffled in blocks of `_BLOCK_ROWS`
+#: neighbours, and the rows of `_MIXED_BLOCKS` blocks at a time are mixed, so that steps read rows that are near one
+#: another on the disk.
 _SHUFFLED_AT_ONCE, _BLOCK_ROWS, _MIXED_BLOCKS = 2**18, 64, 1024
-#: Rows that are enough for the mean and the standard deviation of an input, or a regression on it.
+#: Number of rows from which the mean and standard deviation of an input, or a regression on it, are computed.
 _ENOUGH_ROWS = 10**5
-#: ``max_epochs="auto"``: rows that are seen, each time counted.
+#: With ``max_epochs="auto"``: number of rows times number of epochs.
 _ENOUGH_VISITS = 1_500_000
 
+#: Fewest steps in an epoch.
 _FEWEST_STEPS = 20
-#: Rows, and numbers, that are read at a time where all are.
+#: When all rows are read in chunks, each chunk has at most so many rows and so many numbers.
 _CHUNK_ROWS, _CHUNK_NUMBERS = 2048, 2**22
 
 ReadRows = Callable[[NDArray[np.int64]], NDArray[Any]]
@@ -37,22 +39,22 @@ ReadRows = Callable[[NDArray[np.int64]], NDArray[Any]]
 
 @dataclass(frozen=True)
 class Training:
-    """How `train` trains a network.
+    """Settings of `train`.
 
     Parameters
     ----------
     learning_rate : float
-        Highest learning rate of Adam; it rises over a tenth of the steps and falls to zero.
+        Highest learning rate of Adam. The rate rises over the first tenth of the steps and then falls to 0.
     l2 : float
         The loss is the mean loss of the rows plus ``l2 / 2`` times the squared norm of the weights.
     max_epochs : int
-        Passes over the training rows.
+        Number of passes over the training rows.
     batch_size : int
-        Rows in a step; fewer where there would be less than 20 steps in an epoch.
+        Rows per step. `with_enough_steps` lowers it if an epoch would have less than 20 steps.
     early_stopping : bool
-        Hold out a tenth of the rows, and keep the weights of the epoch with the lowest loss there.
+        Hold out a tenth of the rows, and use the weights of the epoch with the lowest loss on them.
     patience : int, default=None
-        With early stopping, stop after so many epochs without a lower loss. By default never.
+        With early stopping, stop after so many epochs without a lower loss. By default, all epochs run.
     """
 
     learning_rate: float
@@ -63,7 +65,7 @@ class Training:
     patience: int | None = None
 
     def with_enough_steps(self, n_rows: int) -> Training:
-        """With smaller batches where there would be less than 20 steps in an epoch."""
+        """The same settings, with smaller batches if an epoch would have less than 20 steps."""
         return replace(self, batch_size=min(self.batch_size, -(-n_rows // _FEWEST_STEPS)))
 
 
@@ -83,11 +85,12 @@ def train(
 ) -> DenseNetwork:
     """Train a network by mini-batches that are read when they are needed.
 
-    `read` takes row numbers and returns the inputs of these rows, of shape (n_rows, n_inputs). Targets are class
-    indices, for the cross-entropy, or when `n_outputs` is 1 probabilities, for the binary cross-entropy. `offset`
-    returns what the outputs of rows are added to before they are compared with the targets, of shape (n_rows,
-    n_outputs). `losses` takes outputs and row numbers, and gives the loss of each row in place of the cross-entropy. No
-    `hidden_layer_sizes` give a linear network; no `description` shows no progress bar.
+    `read` takes row numbers and returns the inputs of these rows, of shape (n_rows, n_inputs). If `n_outputs` is 1, the
+    targets are probabilities and the loss is the binary cross-entropy; otherwise, the targets are class indices and the
+    loss is the cross-entropy. `losses` replaces this loss: it takes outputs and row numbers, and returns the loss of
+    each row. `offset` takes row numbers and returns an array of shape (n_rows, n_outputs), which is added to the
+    outputs of the network before the loss. Empty `hidden_layer_sizes` make a linear network. The progress bar has the
+    `description`; None shows no bar.
     """
     import torch
 
@@ -110,7 +113,8 @@ def train(
 
     def loss(batch: NDArray[np.int64]) -> torch.Tensor:
         outputs = add_offset(model(read_inputs(batch)), offset, batch)
-        # The mean over all rows is one: divided by the sum of a batch, weights would vanish in one of a single row.
+        # The mean weight of all rows is 1. If weights were divided by their sum in the batch, the weight of a row
+        # would have no effect in a batch of one row.
         weight = torch.as_tensor(relative_weight[batch], dtype=torch.float32)
         return (row_losses(outputs, batch) * weight).mean()
 
@@ -119,7 +123,7 @@ def train(
         list(model.parameters()),
         rows,
         held_out,
-        np.ones(n_samples),  # the loss has the weights
+        np.ones(n_samples),  # the loss already includes the weights
         training=training.with_enough_steps(len(rows)),
         random_state=random_state,
         description=description,
@@ -134,9 +138,10 @@ def split_rows(
     groups: NDArray[np.int64] | None = None,
     fewest_held_out: int = 0,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows to train on, and with early stopping a tenth to hold out, or none where that is too few; in random order.
+    """Rows to train on, and with early stopping a tenth of the rows to hold out, in random order.
 
-    Rows of a group stay together: those held out are whole groups, about a tenth of the rows or the smallest group.
+    No row is held out if that would be fewer than `fewest_held_out`. With `groups`, whole groups are held out: about a
+    tenth of the rows, or the smallest group if all groups are larger.
     """
     rows = random_state.permutation(n_samples)
     n_held_out = n_samples // 10 if training.early_stopping else 0
@@ -151,7 +156,10 @@ def split_rows(
 def _groups_to_hold_out(
     groups: NDArray[np.int64], n_held_out: int, random_state: np.random.RandomState
 ) -> list[np.int64]:
-    """Random groups of no more rows in all, or the smallest where each has more; none where there is one group."""
+    """Random groups with at most `n_held_out` rows in total, or the smallest group if all have more.
+
+    No group is chosen if there is only one.
+    """
     numbers, sizes = np.unique(groups, return_counts=True)
     if len(numbers) == 1:
         return []
@@ -164,7 +172,7 @@ def _groups_to_hold_out(
 
 
 def add_offset(outputs: torch.Tensor, offset: ReadRows | None, rows: NDArray[np.int64]) -> torch.Tensor:
-    """Outputs of a network for some rows, added to what `offset`, which takes row numbers, returns for them."""
+    """Outputs of a network for some rows, plus what `offset` returns for the numbers of these rows."""
     import torch
 
     return outputs if offset is None else outputs + torch.as_tensor(offset(rows), dtype=outputs.dtype)
@@ -182,12 +190,13 @@ def minimize(
     description: str | None = None,
     one_thread: bool = True,
 ) -> int:
-    """Minimise a loss by mini-batches, and leave the parameters at their best; gives the number of epochs until then.
+    """Minimise a loss by mini-batches, and return the number of the best epoch.
 
-    The number is 0 where the start was best. `loss` takes row numbers and returns the mean loss of these rows.
-    Parameters are changed in place; those with two dimensions or more are penalised. The mean loss of the `held_out`
-    rows, by their weights, says which epoch was best; where there are none, it is the last. The `batch_size` is used as
-    it is. Steps of large networks gain by more than `one_thread`.
+    `loss` takes row numbers and returns the mean loss of these rows. `parameters` are changed in place, and have the
+    values of the best epoch at the end; those with two dimensions or more are penalised. The best epoch has the
+    smallest weighted mean loss on the `held_out` rows; without held-out rows, it is the last epoch. Epochs count from
+    1; the number is 0 if the initial parameters were best. The `batch_size` is used unchanged. Large networks train
+    faster with ``one_thread=False``.
     """
     n_batches = -(-len(rows) // training.batch_size)
     optimizer, schedule = adam(parameters, training, n_batches * training.max_epochs)
@@ -216,9 +225,10 @@ def minimize(
 
 
 def shuffled(rows: NDArray[np.int64], random_state: np.random.RandomState) -> NDArray[np.int64]:
-    """The rows in random order: at once, or many by blocks, so that they can be read from a disk.
+    """The rows in random order.
 
-    Of many rows, 1,024 random blocks of 64 neighbours are mixed, then 1,024 others.
+    More than 2**18 rows are divided into blocks of 64 neighbours. The order of the blocks is random, and the rows of
+    1,024 blocks at a time are shuffled, so that rows can be read from a disk quickly.
     """
     if len(rows) <= _SHUFFLED_AT_ONCE:
         return random_state.permutation(rows)
@@ -233,9 +243,9 @@ def shuffled(rows: NDArray[np.int64], random_state: np.random.RandomState) -> ND
 def number_of_epochs(
     max_epochs: int | str, n_rows: int, fewest: int, most: int, enough_visits: int = _ENOUGH_VISITS
 ) -> int:
-    """Passes over the rows: those given, or until so many rows have been seen that more would teach little.
+    """Number of passes over the rows.
 
-    ``"auto"`` gives `enough_visits` divided by the rows, from `fewest` to `most`.
+    For ``"auto"``, this is `enough_visits` divided by the number of rows, limited to the range from `fewest` to `most`.
     """
     return int(np.clip(enough_visits // n_rows, fewest, most)) if max_epochs == "auto" else int(max_epochs)
 
@@ -243,7 +253,7 @@ def number_of_epochs(
 def adam(
     parameters: Sequence[torch.Tensor], training: Training, n_steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """Adam, and a learning rate that rises over a tenth of the steps and falls to zero.
+    """Adam, and a learning rate that rises over the first tenth of the steps and then falls to 0.
 
     Parameters with two dimensions or more are penalised.
     """
@@ -257,24 +267,24 @@ def adam(
 def adam_groups(
     weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor], l2: float
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Groups of parameters for Adam: weights, which are penalised, and biases, which are not."""
+    """Groups of parameters for Adam: weights with the penalty `l2`, and biases without a penalty."""
     return {"params": list(weights), "weight_decay": l2}, {"params": list(biases), "weight_decay": 0.0}
 
 
 def weights_and_biases(parameters: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Parameters of layers: those with two dimensions or more, and those with one."""
+    """The parameters with two dimensions or more, and the parameters with one dimension."""
     return [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim == 1]
 
 
 def one_cycle(optimizer: torch.optim.Optimizer, learning_rate: float | list[float], n_steps: int) -> Any:
-    """A learning rate that rises over a tenth of the steps to its highest, and falls to zero.
+    """A learning rate that rises to `learning_rate` over the first tenth of the steps, and then falls to 0.
 
-    The highest is one for each group of parameters, or one for all.
+    `learning_rate` is one number, or a list with one number per group of parameters.
     """
     from torch.optim.lr_scheduler import OneCycleLR
 
-    n_steps += 1  # the schedule also counts the step that would come after the last
-    # Where the rise would end at step 0, OneCycleLR divides by zero.
+    n_steps += 1  # the schedule also counts a step after the last one
+    # OneCycleLR divides by zero if the rise ends at step 0.
     return OneCycleLR(optimizer, learning_rate, total_steps=n_steps, pct_start=max(0.1, 1.5 / n_steps))
 
 
@@ -283,13 +293,13 @@ def _values(parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def scaling(read: ReadRows, rows: NDArray[np.int64], batch_size: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Mean and standard deviation of the inputs of the given rows, or enough of them; 1 where an input is constant."""
+    """Mean and standard deviation of the inputs, from at most 100,000 of the rows; 1 for a constant input."""
     chunks = batches(enough_in_order(rows), max(batch_size, _CHUNK_ROWS))
     return weighted_scaling((read(chunk).astype(np.float64), np.ones(len(chunk))) for chunk in chunks)
 
 
 def enough_in_order(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The rows in rising order; of many, 100,000 at even distances, which are enough for a few numbers."""
+    """The rows in ascending order. If there are more than 100,000, these are 100,000 of them at equal distances."""
     rows = np.sort(rows)
     if len(rows) <= _ENOUGH_ROWS:
         return rows
@@ -299,9 +309,9 @@ def enough_in_order(rows: NDArray[np.int64]) -> NDArray[np.int64]:
 def keep_in_memory(
     read: Callable[[NDArray[np.int64]], torch.Tensor], n_samples: int, n_inputs: int, *, allow_half: bool = False
 ) -> Callable[[NDArray[np.int64]], torch.Tensor]:
-    """Read all inputs now, where they are small; later calls then only look them up.
+    """A function like `read` that returns inputs from memory, if all inputs need at most 512 MiB; otherwise `read`.
 
-    With `allow_half`, inputs that are small enough in half precision only are kept in that.
+    With `allow_half`, inputs that are small enough only in half precision are stored in half precision.
     """
     import torch
 
@@ -316,7 +326,7 @@ def keep_in_memory(
 
 
 def batches(rows: NDArray[np.int64], batch_size: int) -> Iterator[NDArray[np.int64]]:
-    """Parts of the rows, of `batch_size` but for the last."""
+    """Successive parts of the rows, each with `batch_size` rows; the last may have fewer."""
     for start in range(0, len(rows), batch_size):
         yield rows[start : start + batch_size]
 

@@ -1,4 +1,4 @@
-"""Keep a budget or a risk while inputs change, and notice that they do."""
+"""Keep a budget or a risk while inputs change, and detect such changes."""
 
 from skexit.monitoring._budget import BudgetController
 from skexit.monitoring._monitor import ExitMonitor

@@ -11,62 +11,66 @@ from numpy.typing import ArrayLike, NDArray
 from skexit.data._validation import check_budget
 from skexit.monitoring._controller import LARGEST_GAIN, Controller
 from skexit.policies._access import steps_of
+from skexit.utils._checks import at_least
 
 
 class BudgetController(Controller):
     r"""Moves thresholds so that the mean cost tends to the budget, for any sequence of inputs.
 
-    A fitted policy meets its budget on inputs like those it was fitted on. If harder inputs come, fewer samples leave
-    early, and the budget is overspent. The controller needs no labels. It sums up what was spent beyond the budget B,
-    :math:`S = \sum_i (c_i - B)`, and uses the thresholds that the policy has for a nominal budget
+    A fitted policy meets its budget on inputs like those it was fitted on. If inputs become harder, fewer samples leave
+    early, and the policy spends more than its budget. The controller needs no labels. It adds up the costs
+    :math:`c_i` of the samples beyond the budget B, :math:`S = \sum_i (c_i - B)`, and uses the policy's thresholds for a
+    nominal budget
 
     .. math:: b = B - \gamma S.
 
-    For a nominal budget of the cost of the first exit or less, all samples leave there, and S does not grow; for one of
-    the cost of the last exit or more, none leaves before it, and S does not fall. So S leaves a range of
-    :math:`\pm \Delta / \gamma`, with :math:`\Delta` the difference of these costs, only by samples that were decided
-    before. These are at most :math:`D = 1 / (2 \gamma)`, and after n samples, whatever they were,
+    If the nominal budget is at most the cost of the first exit, all samples leave there, and S does not grow. If it is
+    at least the cost of the last exit, no sample leaves earlier, and S does not fall. Let :math:`\Delta` be the
+    difference of these two costs. Then S can leave the range :math:`\pm \Delta / \gamma` only by samples that were
+    decided before S reached its end. At most :math:`D = 1 / (2 \gamma)` samples are decided but not yet counted, so
+    that after any n samples
 
     .. math:: \Bigl|\frac1n \sum_{i=1}^n c_i - B\Bigr| \le \frac{\Delta / \gamma + D \Delta}{n} \le
         \frac{2 \Delta}{\gamma n}.
 
-    This is adaptive conformal inference [1]_ with costs in place of errors. Larger batches, or batches of several
-    processes at the same time, lower the step to 1 / (2 D), for D samples that are counted from the decision of one of
-    them until it is counted itself. Where they come no more, D falls by one for every 20 samples. The bound has the
-    lowest step that there was, which is in ``bound``.
+    This is adaptive conformal inference [1]_ with costs instead of errors. If batches are larger, or several processes
+    run batches at the same time, more samples are decided but not yet counted: the controller then measures D and
+    lowers the step to 1 / (2 D). When such batches end, D falls by 1 for every 20 samples. The bound holds with the
+    smallest step that was used, and the attribute ``bound`` has its value.
 
     Parameters
     ----------
     policy : fitted policy, or pipeline or search that ends in one
-        With ``with_budget`` and ``fit_state_``. If later exits made answers worse on the rows that were fitted,
-        :class:`~skexit.OptimalStoppingPolicy` still leaves that part of the budget unspent, and the bound holds from
-        above only.
+        It must have ``with_budget`` and ``fit_state_``. An :class:`~skexit.OptimalStoppingPolicy` leaves a part of its
+        budget unspent if later exits made predictions worse on the rows it was fitted on. Then only the upper bound of
+        the mean cost holds.
     budget : float, default=None
-        Mean cost to keep, a fraction of the network's cost; by default that of the policy.
+        Mean cost to keep, as a fraction of the cost of the network without exits. By default, the budget of the policy.
     step : float, default=0.02
-        The step :math:`\gamma` for one sample, in (0, 1]. Larger steps follow a change sooner, and move thresholds more
-        while nothing changes.
+        The step :math:`\gamma` for one sample, in (0, 1]. With a larger step, thresholds follow a change sooner, and
+        also vary more if inputs do not change.
     path : str or Path, default=None
-        A JSON file for the state, which several processes may share: it is locked while one of them changes it. By
-        default the state is in memory. Controllers with states of their own keep the budget each, and so together.
+        A JSON file for the state, which several processes may share: a process locks it while it changes it. By
+        default, the state is in memory. If each process has a state of its own, each keeps the budget, and so do all of
+        them together.
 
     Attributes
     ----------
     thresholds : ndarray of shape (n_exits,)
-        For the next samples: ``live.thresholds = controller.thresholds``.
+        Thresholds for the next samples: ``live.thresholds = controller.thresholds``.
     nominal_budget : float
-        The budget b to which they belong.
+        The budget b whose thresholds are in use.
     mean_cost : float
-        Of all samples so far; NaN before the first.
+        Mean cost of all samples so far; NaN before the first sample.
     n_samples : int
         Number of samples so far.
     bound : float
-        What the distance of ``mean_cost`` to the budget is at most.
+        Largest possible distance between ``mean_cost`` and the budget.
 
     Raises
     ------
     ValueError
-        If the policy has no budget or was made by ``without_fit_state``, or budget or step are out of range.
+        If the policy has no budget or was made by ``without_fit_state``, or `budget` or `step` is out of range.
 
     References
     ----------
@@ -100,33 +104,36 @@ class BudgetController(Controller):
         super().__init__(policy, self.budget or np.nan, self.budget or np.nan, step, path)
         first = self._table.budgets[0]
         if self.budget < first:
-            raise ValueError(f"budget={self.budget} does not pay for the first exit in use, which costs {first:.4g}.")
+            raise ValueError(
+                f"budget={self.budget} is below the cost of the first exit in use. Pass a budget of at least "
+                f"{at_least(first)}."
+            )
 
     @property
     def mean_cost(self) -> float:
-        """Mean cost of the samples so far, a fraction of the network's cost; NaN before the first."""
+        """Mean cost of the samples so far, a fraction of the network's cost; NaN before the first sample."""
         return self._mean
 
     @property
     def bound(self) -> float:
-        """What the distance of ``mean_cost`` to the budget is at most; infinite before the first sample."""
+        """Largest possible distance between ``mean_cost`` and the budget; infinite before the first sample."""
         state, costs = self._state.read(), self._table.budgets
         width = float(costs[-1] - costs[0])
         smallest_step = min(self.step, LARGEST_GAIN / state.largest_delay)
         return 2 * width / (smallest_step * state.n_samples) if state.n_samples else float("inf")
 
     def predict_exit(self, X: Any) -> NDArray[np.int64]:
-        """Exit at which each sample stops. Rows are taken in order, and thresholds move after each of them.
+        """Exit at which each sample stops. Rows are read in order, and thresholds change after each row.
 
         Parameters
         ----------
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            As the policy or pipeline takes it.
+            Rows as the ``predict`` method of the policy or pipeline takes them.
 
         Returns
         -------
         ndarray of shape (n_samples,) of int
-            Exits count from 0.
+            Number of the exit, from 0.
         """
         scores = self._scores(X)
         exits = np.empty(len(scores), dtype=np.int64)
@@ -139,20 +146,20 @@ class BudgetController(Controller):
         return exits
 
     def update(self, exits: ArrayLike, *, decided_at: int | None = None) -> None:
-        """Learn from samples that stopped by ``thresholds``, as those of a live network.
+        """Count samples that stopped by ``thresholds``, in a live network for example.
 
         Parameters
         ----------
-        exits : array-like of shape (n_samples,) of int
-            Where they stopped, counted from 0. Tensors of torch are arrays, too.
+        exits : array-like or tensor of shape (n_samples,) of int
+            The exit at which each sample stopped, counted from 0.
         decided_at : int, default=None
-            ``n_samples`` when their thresholds were read. Pass it where several batches run at the same time; by
-            default, the thresholds were the last that were read.
+            Value of ``n_samples`` when the thresholds of these samples were read. Pass it if several batches run at the
+            same time. By default, the samples stopped by the thresholds that were read last.
 
         Raises
         ------
         ValueError
-            If there is no such exit.
+            If `exits` are not integers from 0 to n_exits - 1, in one dimension.
         """
         stopped = np.asarray(exits)
         if stopped.size == 0:

@@ -1,4 +1,4 @@
-"""What controllers share: thresholds that one number moves, and the state of that number."""
+"""The base of controllers: one number, the nominal budget, determines all thresholds."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from skexit.policies._access import policy_and_data, steps_of
 
 Floats = NDArray[np.float64]
 
-#: The largest move of the nominal budget by the samples in flight, as a share of the error of their mean: larger ones
-#: would overshoot.
+#: Samples that are decided but not yet counted change the nominal budget by at most this share of the error of their
+#: mean. A larger change would overshoot the target.
 LARGEST_GAIN = 0.5
 
 
 class Controller:
-    """Moves the nominal budget of a policy so that a mean tends to a target.
+    """Changes the nominal budget of a policy so that a mean tends to a `target`.
 
-    `target` is that mean, and `sign` is +1 where a value above it calls for more compute, and -1 where for less.
+    `_sign` is +1 if values above the target need a larger budget, and -1 if they need a smaller one.
     """
 
     _sign: float
 
     def __init__(self, policy: Any, target: float, nominal: float, step: float, path: str | Path | None) -> None:
         if isinstance(step, bool) or not 0 < step <= 1:
-            raise ValueError(f"step={step!r} must be in (0, 1]: how far the error of one sample moves the budget.")
+            raise ValueError(f"step={step!r} must be a number in (0, 1].")
         for own in steps_of(policy):
             check_is_fitted(own)
         self.policy = policy
@@ -45,7 +45,7 @@ class Controller:
 
     @property
     def thresholds(self) -> Floats:
-        """Thresholds of the exits for the next samples, of shape (n_exits,)."""
+        """Thresholds for the next samples, of shape (n_exits,)."""
         state = self._state.read()
         self._decided_at = state.n_samples
         return self._table.thresholds[self._table.row_of(self._nominal(state))].copy()
@@ -57,31 +57,31 @@ class Controller:
 
     @property
     def n_samples(self) -> int:
-        """Samples so far, those of other processes with the same `path` included."""
+        """Number of samples so far, including the samples of other processes with the same `path`."""
         return self._state.read().n_samples
 
     @property
     def _mean(self) -> float:
-        """Mean of what was counted; NaN before the first sample."""
+        """Mean value of the samples so far; NaN before the first sample."""
         state = self._state.read()
         return state.total / state.n_samples if state.n_samples else float("nan")
 
     def to_dict(self) -> dict[str, Any]:
-        """The state: thresholds by budget, and what was learned, as JSON can write it.
+        """The thresholds for every budget and the state, as numbers, lists and dicts that JSON can write.
 
         Returns
         -------
         dict
-            For other languages, or to look at. To save and load a controller, use joblib.
+            Use it in other programming languages, or to inspect the state. To save and load a controller, use joblib.
         """
         state = self._state.read()
         moved = {"nominal_budget": self._nominal(state), "step": self._step(state)}
         return {**vars(state), **moved, "table": self._table.to_dict()}
 
     def _count(self, state: ControllerState, total: float, n_samples: int, decided_at: int | None = None) -> None:
-        """Count samples that were decided by thresholds when so many were counted.
+        """Count samples that were decided by the thresholds after `decided_at` samples.
 
-        None: by `thresholds` as they were last read, or as the last count left them.
+        None stands for the last time when `thresholds` was read or samples were counted.
         """
         state.count(total, n_samples, min(self._decided_at if decided_at is None else decided_at, state.n_samples))
         self._decided_at = state.n_samples
@@ -93,11 +93,11 @@ class Controller:
         return self._start + self._sign * self._step(state) * state.excess
 
     def _step(self, state: ControllerState) -> float:
-        """How far one unit of excess moves the nominal budget."""
+        """Change of the nominal budget for an excess of 1."""
         return min(self.step, LARGEST_GAIN / state.delay)
 
     def _ends(self) -> tuple[float, float]:
-        """Beyond these, moving the nominal budget changes nothing that could meet the target."""
+        """Limits of the nominal budget. Beyond them, a change has no effect that could help to meet the target."""
         return -np.inf, self._table.budgets[-1] if self._table.is_capped else np.inf
 
     def _scores(self, X: Any) -> Floats:

@@ -1,4 +1,4 @@
-"""Notice that inputs have changed, by exits, costs, confidence and, where they come, labels."""
+"""Detect changes of inputs from exits, costs, confidence and, if there are any, labels."""
 
 from __future__ import annotations
 
@@ -18,36 +18,43 @@ from skexit.utils._warnings import warn
 
 Floats = NDArray[np.float64]
 
-#: Samples that count in the recent means: older ones fade.
+#: Recent means are exponential averages over about this many samples.
 _N_RECENT = 500
+#: Most rows of the history.
 _N_HISTORY = 512
 
 
 class ExitMonitor:
-    r"""Says at any time whether inputs have left what the policy was fitted for.
+    r"""Detects whether inputs have changed compared with reference rows, after every sample.
 
-    It compares the share of each exit, the mean cost, the mean confidence and, where labels come, the accuracy with
-    those on reference rows. Every quantity collects evidence by e-values [1]_, for rises and for falls. An alarm is
-    raised where their mean exceeds :math:`2 / \text{level}`. If nothing changes, that happens with a probability of at
-    most `level`, however long the stream is and however often one looks; half of the level is for the reference, whose
-    means are known from its rows only. Memory does not grow with the number of samples.
+    The monitor compares the share of samples at each exit, the mean cost, the mean confidence and, if there are labels,
+    the accuracy with their values on reference rows. It collects evidence for a rise and for a fall of each quantity as
+    e-values [1]_, and raises an alarm if the mean of these e-values reaches :math:`2 / \text{level}`. If nothing
+    changes, the probability of an alarm is at most `level`, for any number of samples and of checks. Half of this
+    probability is for the uncertainty of the reference means, which are estimated from the reference rows. Memory does
+    not grow with the number of samples.
 
     Parameters
     ----------
     policy : fitted policy, or pipeline or search that ends in one
-        As it runs.
+        The policy that runs in production.
     X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-        Reference rows, on which policy and heads were not fitted: what is normal. More rows find smaller changes.
+        Reference rows: unchanged inputs on which policy and heads were not fitted. With more rows, smaller changes are
+        detected.
     y : array-like of shape (n_samples,), default=None
-        Labels of these rows. Without them, accuracy is not monitored. Rows without one, -1, are left out of the
-        accuracy, unless -1 is a class.
+        Labels of the reference rows. Without them, accuracy is not monitored. The label -1 means that a row has no
+        label, unless -1 is a class; such rows do not count in the accuracy.
     level : float, default=0.01
-        Probability of a false alarm over the whole stream, in (0, 1).
+        Largest probability of a false alarm over all samples, in (0, 1).
 
     Attributes
     ----------
     changed : bool
         Whether there was an alarm.
+    e_value : float
+        Evidence for a change now.
+    advice : str
+        What changed, and what to do.
     changed_at : int or None
         Number of samples at the first alarm.
     first_changed : str or None
@@ -56,6 +63,16 @@ class ExitMonitor:
         Number of samples so far.
     history : DataFrame
         Recent means and the evidence over time, at most 512 rows.
+
+    Raises
+    ------
+    ValueError
+        If `level` is not in (0, 1).
+
+    Warns
+    -----
+    UserWarning
+        At the first alarm.
 
     References
     ----------
@@ -81,7 +98,7 @@ class ExitMonitor:
 
     def __init__(self, policy: Any, X: Any, y: ArrayLike | None = None, *, level: float = 0.01) -> None:
         if isinstance(level, bool) or not 0 < level < 1:
-            raise ValueError(f"level={level!r} must be in (0, 1): the probability of a false alarm.")
+            raise ValueError(f"level={level!r} must be in (0, 1). It is the probability of a false alarm.")
         self.level = level
         own, exits = policy_and_data(policy, X)
         self._costs: Floats = own.costs_
@@ -120,29 +137,31 @@ class ExitMonitor:
 
     @property
     def e_value(self) -> float:
-        """Evidence now: the mean of the e-values of all quantities; one where there is none."""
+        """Evidence for a change now: the mean of the e-values of all quantities, 1 before the first sample."""
         with self._lock:
             return float(self._evidence.e_values().mean())
 
     def update(
         self, exits: ArrayLike | None = None, *, confidence: ArrayLike | None = None, correct: ArrayLike | None = None
     ) -> None:
-        """Take samples in the order in which they came. Labels may come later, in calls of their own.
+        """Add samples, in the order in which they arrived.
+
+        If labels arrive later, pass `exits` and `confidence` first, and `correct` in a later call.
 
         Parameters
         ----------
         exits : array-like of shape (n_samples,) of int, default=None
-            Where samples stopped.
+            The exit at which each sample stopped, counted from 0.
         confidence : array-like of shape (n_samples,), default=None
-            The largest probability of each answer: ``probabilities.max(axis=1)``.
+            The largest probability of each sample: ``probabilities.max(axis=1)``.
         correct : array-like of shape (n_samples,) of bool, default=None
-            Whether answers were right. Samples without a label are left out, by a call of its own.
+            Whether each prediction was correct. If some samples have no label, pass the others in a separate call.
 
         Raises
         ------
         ValueError
-            If arrays differ in length, or an exit or a probability is out of range, or there are no reference labels
-            to compare `correct` with.
+            If no array is passed, arrays differ in length, an exit or a probability is out of range, or `correct` is
+            passed and the reference rows had no labels.
         """
         given = {
             name: np.asarray(array)
@@ -153,9 +172,11 @@ class ExitMonitor:
             raise ValueError("pass exits, confidence or correct, with one value per sample.")
         lengths = {name: array.shape for name, array in given.items()}
         if len(set(lengths.values())) > 1 or len(next(iter(lengths.values()))) != 1:
-            raise ValueError(f"the shapes are {lengths}; pass one value per sample for each, in one dimension.")
+            raise ValueError(f"the arrays have the shapes {lengths}; each must have the shape (n_samples,).")
         if "correct" in given and not self._watched[-1]:
-            raise ValueError("correct was passed, but the reference rows had no labels: make the monitor with y.")
+            raise ValueError(
+                "correct was passed, but the reference rows had no labels. Pass y to ExitMonitor, or leave out correct."
+            )
         self._check(given)
         rows = self._values(len(next(iter(given.values()))), *(given.get(name) for name in _GIVEN))
         with self._lock:
@@ -163,13 +184,14 @@ class ExitMonitor:
                 self._take(values)
 
     def to_frame(self) -> pd.DataFrame:
-        """The quantities that are compared, one row each.
+        """The monitored quantities, one row per quantity.
 
         Returns
         -------
         DataFrame
-            ``expected`` on the reference rows, with the interval ``low`` to ``high``; the ``mean`` so far and the
-            ``recent`` one, in which older samples fade; ``e_rise`` and ``e_fall``, the evidence for a change.
+            Columns: ``expected`` is the mean on the reference rows, with the interval from ``low`` to ``high``;
+            ``mean`` is the mean of all samples so far; ``recent`` is an exponential average over about 500 samples;
+            ``e_rise`` and ``e_fall`` are the evidence for a rise and for a fall.
         """
         e_values = np.full((2, len(self._names)), np.nan)
         with self._lock, np.errstate(invalid="ignore"):
@@ -189,7 +211,7 @@ class ExitMonitor:
 
     @property
     def history(self) -> pd.DataFrame:
-        """Recent means and evidence over time, at most 512 rows, at equal distances."""
+        """Recent means and evidence over time: at most 512 rows, at equal distances of samples."""
         columns = ["n_samples", "mean cost", "confidence", "accuracy", "e_value"]
         with self._lock:
             return pd.DataFrame(self._history, columns=columns)
@@ -198,22 +220,22 @@ class ExitMonitor:
     def advice(self) -> str:
         """What changed, and what to do."""
         if not self.changed:
-            return "Nothing has left what was expected."
+            return "No change was found."
         with self._lock:
             rises, falls = self._evidence.e_values() >= 1 / self.level
         names = np.array(self._names)[self._watched]
         text = f"Changed after {self.changed_at} samples, first {self.first_changed}. "
         if "accuracy" in names[falls]:
             return text + (
-                "Accuracy has fallen: fit policy, heads or network again on rows as they come now. Until then, a "
-                "larger budget or RiskController sends more samples on."
+                "Accuracy has fallen: fit policy, heads or network again on recent rows. Until then, a larger budget "
+                "or RiskController sends more samples to later exits."
             )
         if "mean cost" in names[rises | falls]:
             return text + (
-                "The mean cost has left the budget: policy.meet_budget(X) with rows as they come now, or "
-                "BudgetController, brings it back. Without labels nobody knows the accuracy: label some rows."
+                "The mean cost no longer meets the budget: call policy.meet_budget(X) with recent rows, or use "
+                "BudgetController. The accuracy is unknown without labels: label some rows to measure it."
             )
-        return text + "The mean cost has not left the budget so far. Label some rows, to see the accuracy."
+        return text + "The mean cost still meets the budget. Label some rows to measure the accuracy."
 
     def _check(self, given: dict[str, NDArray[Any]]) -> None:
         exits, confidence = given.get("exits"), given.get("confidence")
@@ -226,13 +248,14 @@ class ExitMonitor:
             raise ValueError(f"exits has values from {exits.min()} to {exits.max()}; exits are 0 to {n_exits - 1}.")
         if confidence is not None and not ((confidence >= 0) & (confidence <= 1)).all():
             raise ValueError(
-                f"confidence has values from {confidence.min()} to {confidence.max()}; pass probabilities."
+                f"confidence has values from {confidence.min()} to {confidence.max()}; pass probabilities, which are "
+                "in [0, 1]."
             )
 
     def _values(
         self, n: int, exits: NDArray[Any] | None, confidence: NDArray[Any] | None, correct: NDArray[Any] | None
     ) -> Floats:
-        """One row per sample, one column per quantity; costs are scaled to [0, 1]."""
+        """One row per sample and one column per quantity. Costs are scaled to [0, 1]; missing values are NaN."""
         n_exits, values = len(self._costs), np.full((n, len(self._costs) + 3), np.nan)
         if exits is not None:
             values[:, :n_exits] = exits[:, None] == np.arange(n_exits)
@@ -260,7 +283,10 @@ class ExitMonitor:
             strongest = self._evidence.e_values().max(axis=0).argmax()
             self.changed_at = self.n_samples
             self.first_changed = self._names[np.flatnonzero(self._watched)[strongest]]
-            warn(f"inputs have changed, first {self.first_changed}. See advice and to_frame() of this monitor.")
+            warn(
+                f"inputs have changed, first {self.first_changed}. The monitor's attribute advice says what to do; "
+                "to_frame() has the numbers."
+            )
         self._remember(e_value)
 
     def _remember(self, e_value: float) -> None:
@@ -278,7 +304,7 @@ _GIVEN = ("exits", "confidence", "correct")
 
 
 def _correct(answers: NDArray[Any], y: NDArray[Any], classes: NDArray[Any]) -> Floats:
-    """1 for correct answers, 0 for wrong ones, NaN where there is no label."""
+    """1 for correct predictions, 0 for wrong ones, NaN for rows without a label."""
     return np.where(has_label(y, classes), answers == y, np.nan)
 
 

@@ -16,15 +16,15 @@ def prometheus_collector(monitor: ExitMonitor, controller: BudgetController | No
     Parameters
     ----------
     monitor : ExitMonitor
-        Its samples, recent means and evidence become ``skexit_samples_total``, ``skexit_recent_mean`` and
-        ``skexit_drift_e_value``, labelled by quantity.
+        Its values become the metrics ``skexit_samples_total``, ``skexit_drift``, ``skexit_recent_mean`` (with the label
+        ``quantity``) and ``skexit_drift_e_value`` (with the labels ``quantity`` and ``direction``).
     controller : BudgetController, default=None
         Its nominal budget and mean cost become ``skexit_nominal_budget`` and ``skexit_mean_cost``.
 
     Returns
     -------
     prometheus_client.registry.Collector
-        Values are read when Prometheus asks.
+        It reads the values at each request of Prometheus.
 
     Raises
     ------
@@ -39,7 +39,7 @@ def prometheus_collector(monitor: ExitMonitor, controller: BudgetController | No
         def collect(self) -> Iterator[Any]:
             frame = monitor.to_frame()
             yield CounterMetricFamily("skexit_samples", "Samples so far.", value=monitor.n_samples)
-            yield GaugeMetricFamily("skexit_drift", "1 where inputs have changed.", value=float(monitor.changed))
+            yield GaugeMetricFamily("skexit_drift", "1 if inputs have changed, else 0.", value=float(monitor.changed))
             recent = GaugeMetricFamily("skexit_recent_mean", "Recent mean.", labels=["quantity"])
             evidence = GaugeMetricFamily(
                 "skexit_drift_e_value", "Evidence for a change.", labels=["quantity", "direction"]

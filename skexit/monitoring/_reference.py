@@ -1,4 +1,4 @@
-"""What is expected: means on reference rows, with intervals."""
+"""Intervals of means on reference rows."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Floats = NDArray[np.float64]
 
 
 def mean_interval(values: Floats, level: float) -> tuple[float, float]:
-    """An interval that misses the mean of values in [0, 1] with a probability of at most `level`.
+    """A confidence interval of the mean of values in [0, 1]: the probability of missing it is at most `level`.
 
-    Shares get the interval of Clopper and Pearson, other means one by bets.
+    If all values are 0 or 1, this is the interval of Clopper and Pearson, otherwise an interval from tests by betting.
     """
     n, total = len(values), float(values.sum())
     if np.isin(values, [0, 1]).all():
@@ -26,7 +26,7 @@ def mean_interval(values: Floats, level: float) -> tuple[float, float]:
 
 
 def _highest_mean(values: Floats, level: float) -> float:
-    """The smallest mean that the values show not to be exceeded."""
+    """Upper end of the one-sided confidence interval of the mean."""
     mean = float(values.mean())
 
     def excess(alpha: float) -> float:

@@ -1,4 +1,4 @@
-"""Keep a mean loss below a level, for any sequence of inputs, by labels that come late."""
+"""Keep a mean loss below a level, for any sequence of inputs, with labels that may arrive late."""
 
 from __future__ import annotations
 
@@ -13,39 +13,45 @@ from skexit.policies._access import steps_of
 
 
 class RiskController(Controller):
-    r"""Moves thresholds so that a mean loss tends to at most `alpha`, by labels that may come late.
+    r"""Changes thresholds so that a mean loss tends to at most `alpha`, with labels that may arrive late.
 
-    As :class:`BudgetController`, with losses in place of costs: the nominal budget rises by :math:`\gamma` times what
-    is lost beyond :math:`\alpha` a labelled sample. If the loss is at most `alpha` where all samples go to the last
-    exit, as a loss of accuracy to the whole network is, then after n labelled samples, whatever they were,
+    This works like :class:`BudgetController`, with losses instead of costs: for each labelled sample with the loss
+    :math:`\ell`, the nominal budget changes by :math:`\gamma (\ell - \alpha)`. Let :math:`\Delta` be the difference of
+    the costs of the last and the first exit. Assume that the mean loss is at most `alpha` if all samples go to the last
+    exit; the loss of accuracy compared with the whole network is then 0. If each label arrives before the next sample
+    is answered, then after any n labelled samples
 
-    .. math:: \frac1n \sum_{i=1}^n \ell_i \le \alpha + \frac{\Delta + 1}{\gamma n}
+    .. math:: \frac1n \sum_{i=1}^n \ell_i \le \alpha + \frac{\Delta + 1}{\gamma n}.
 
-    with :math:`\Delta` the difference of the costs of the last and the first exit, for labels that come before the next
-    sample is answered. Labels that come d labelled samples late add :math:`d / n`. Where the whole network itself loses
-    more than `alpha`, no policy could keep it: then all samples go to the last exit until the mean is back at `alpha`.
+    If labels arrive d labelled samples late, the bound grows by :math:`d / n`. If the loss of the whole network exceeds
+    `alpha`, no policy can keep it: all samples go to the last exit until the mean loss is `alpha` again.
 
     Parameters
     ----------
     policy : fitted policy, or pipeline or search that ends in one
-        With ``with_budget`` and ``fit_state_``.
+        It must have ``with_budget`` and ``fit_state_``.
     alpha : float
-        Mean loss to keep below, in (0, 1).
+        Largest mean loss, in (0, 1).
     step : float, default=0.05
         The step :math:`\gamma` for one sample, in (0, 1].
     path : str or Path, default=None
-        A JSON file for the state, which several processes may share.
+        A JSON file for the state, which several processes may share. By default, the state is in memory.
 
     Attributes
     ----------
     thresholds : ndarray of shape (n_exits,)
-        For the next samples.
+        Thresholds for the next samples: ``live.thresholds = controller.thresholds``.
     nominal_budget : float
-        The budget to which they belong.
+        The budget whose thresholds are in use.
     mean_loss : float
-        Of all labelled samples so far; NaN before the first.
+        Mean loss of all labelled samples so far; NaN before the first one.
     n_samples : int
         Number of labelled samples so far.
+
+    Raises
+    ------
+    ValueError
+        If the policy has no budget or was made by ``without_fit_state``, or `alpha` or `step` is out of range.
 
     Examples
     --------
@@ -56,7 +62,7 @@ class RiskController(Controller):
     >>> policy = ThresholdPolicy(budget=0.6, layout=2).fit(X[:900], y[:900])
     >>> controller = RiskController(policy, alpha=0.02)
     >>> before = controller.nominal_budget
-    >>> controller.update([1, 1, 0, 1])  # 1: the whole network would have been correct, and the early answer was not
+    >>> controller.update([1, 1, 0, 1])  # 1: the prediction was wrong, that of the whole network would be correct
     >>> controller.nominal_budget > before
     True
     """
@@ -65,26 +71,27 @@ class RiskController(Controller):
 
     def __init__(self, policy: Any, alpha: float, *, step: float = 0.05, path: str | Path | None = None) -> None:
         if isinstance(alpha, bool) or not 0 < alpha < 1:
-            raise ValueError(f"alpha={alpha!r} must be in (0, 1): the mean loss to keep below.")
+            raise ValueError(f"alpha={alpha!r} must be in (0, 1). It is the largest mean loss.")
         self.alpha = alpha
         nominal = getattr(steps_of(policy)[-1], "budget", None)
         super().__init__(policy, alpha, np.nan if nominal is None else nominal, step, path)
-        # The loss is known to be small enough at the last exit only.
+        # Only at the last exit is the loss known to be small enough.
         self._table = self._table.uncapped()
 
     @property
     def mean_loss(self) -> float:
-        """Mean loss of the labelled samples so far; NaN before the first."""
+        """Mean loss of the labelled samples so far; NaN before the first one."""
         return self._mean
 
     def update(self, losses: ArrayLike) -> None:
-        """Learn from samples whose labels have come.
+        """Count the losses of samples whose labels have arrived.
 
         Parameters
         ----------
         losses : array-like of shape (n_samples,)
-            In [0, 1]. For a loss of accuracy: 1 where the whole network is correct and the answer was not. On samples
-            that left early this needs the network's own answer; run it on a random share of them, and pass these.
+            Losses in [0, 1]. The loss of accuracy is 1 for a sample if its prediction was wrong and the prediction of
+            the whole network is correct, and 0 otherwise. For samples that left early, the prediction of the whole
+            network is unknown: run the whole network on a random part of the samples, and pass the losses of this part.
 
         Raises
         ------
@@ -103,5 +110,6 @@ class RiskController(Controller):
             self._count(state, float(values.sum()), len(values))
 
     def _ends(self) -> tuple[float, float]:
-        # Below, good times would pay for bad ones. Above, it must go on rising: what was lost would be forgotten.
+        # Without a lower limit, samples with small losses would be credited against later losses. There is no upper
+        # limit, so that past losses still count.
         return float(self._table.budgets[0]), np.inf

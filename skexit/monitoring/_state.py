@@ -1,4 +1,4 @@
-"""What a controller has learned, in memory or in a file that several processes share."""
+"""The state of a controller, in memory or in a file that several processes share."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from filelock import FileLock
 
 from skexit.utils._files import replacing
 
-#: How much a delay fades with each sample that is counted: one of a single large batch is forgotten after 20 times as
-#: many samples.
+#: The delay falls by this number with each sample that is counted.
 _FADING = 1 / 20
 
 
 @dataclass
 class ControllerState:
-    """What was counted towards a target.
+    """Number and sum of the values that were counted, and their target.
 
-    `left_out` is added to the excess, where more of it would change nothing. `delay` is the number of samples that are
-    counted from when one of them is decided until it is counted itself: the size of a batch, or more where processes
-    decide at the same time. It is the largest of late, and `largest_delay` that of all.
+    `left_out` corrects the excess when the nominal budget is at one of its limits. The delay of a sample is the number
+    of samples that are counted from its decision until it is counted itself: the size of a batch, or more if several
+    processes decide at the same time. `delay` is the largest delay of recent samples, `largest_delay` that of all.
     """
 
     target: float
@@ -37,11 +36,11 @@ class ControllerState:
 
     @property
     def excess(self) -> float:
-        """What was counted beyond the target."""
+        """Sum of the values minus the target."""
         return self.total - self.n_samples * self.target + self.left_out
 
     def count(self, total: float, n_samples: int, decided_at: int) -> None:
-        """Count samples whose values sum to `total`, decided when `decided_at` were counted."""
+        """Count samples whose values have the sum `total`, and which were decided after `decided_at` samples."""
         self.n_samples += n_samples
         self.total += total
         delay = self.n_samples - decided_at
@@ -50,7 +49,7 @@ class ControllerState:
 
 
 class OwnState:
-    """The state of one process, whose threads may share it."""
+    """A state in memory, which the threads of one process may share."""
 
     def __init__(self, state: ControllerState) -> None:
         self._state = state
@@ -58,7 +57,7 @@ class OwnState:
 
     @contextmanager
     def opened(self) -> Iterator[ControllerState]:
-        """The state, to read and to change, while no other thread does."""
+        """The state, locked against other threads, to read and change."""
         with self._lock:
             yield self._state
 
@@ -75,16 +74,18 @@ class OwnState:
 
 
 class SharedState:
-    """A state in a file, which is locked while a process changes it, and is always whole."""
+    """A state in a file. The file is locked while a process changes it, and replaced in one step."""
 
     def __init__(self, path: Path, first: ControllerState) -> None:
         self._path, self._first = path, first
         if not path.parent.is_dir():
-            raise FileNotFoundError(f"there is no folder {str(path.parent)!r} for path={str(path)!r}; make it first.")
+            raise FileNotFoundError(
+                f"there is no folder {str(path.parent)!r} for path={str(path)!r}. Create the folder first."
+            )
 
     @contextmanager
     def opened(self) -> Iterator[ControllerState]:
-        """The state, to read and to change, while no other process does."""
+        """The state, locked against other processes, to read and change."""
         with FileLock(f"{self._path}.lock"):
             state = self.read()
             yield state
@@ -97,11 +98,12 @@ class SharedState:
         try:
             state = ControllerState(**json.loads(self._path.read_text(encoding="utf-8")))
             if not all(map(math.isfinite, vars(state).values())):
-                raise ValueError("it has numbers that are not finite")
+                raise ValueError("it has a number that is not finite")
             if state.target != self._first.target:
-                raise ValueError(f"it is for the target {state.target}, not {self._first.target}")
+                raise ValueError(f"its target is {state.target}, not {self._first.target}")
             return state
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"path={str(self._path)!r} holds no state of a controller ({error}). Give another path, or remove it."
+                f"path={str(self._path)!r} is not a state of this controller ({error}). Pass another path, or remove "
+                "the file."
             ) from error

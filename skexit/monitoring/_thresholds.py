@@ -1,4 +1,4 @@
-"""Thresholds of a policy for every budget: one number moves them all."""
+"""Thresholds of a policy for a range of budgets."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from skexit.utils._warnings import silenced
 Floats = NDArray[np.float64]
 
 _N_BUDGETS = 201
-#: Rows from which the table is made: with more, it takes seconds, and the controller makes good what they say wrong.
+#: Most rows from which thresholds are computed. More rows would take seconds, and the controller corrects errors.
 _MOST_ROWS = 5000
 
 
 @dataclass(frozen=True)
 class ThresholdTable:
-    """Thresholds at budgets from the cost of the first exit in use to that of the last.
+    """Thresholds for budgets from the cost of the first exit in use to the cost of the last exit.
 
-    `is_capped` tells that even the largest budget lets some samples leave early, because more compute makes answers
-    worse on the rows that were fitted.
+    `is_capped` is True if some samples leave early even at the largest budget, because later exits made predictions
+    worse on the rows that the policy was fitted on.
     """
 
     budgets: Floats
@@ -34,21 +34,21 @@ class ThresholdTable:
 
     @classmethod
     def from_policy(cls, estimator: Any) -> ThresholdTable:
-        """The table of a fitted policy, of the rows that it was fitted on."""
+        """The table of a fitted policy, computed from the rows that it was fitted on."""
         policy = steps_of(estimator)[-1]
         if not isinstance(policy, BudgetedPolicy) or policy.budget is None:
             raise ValueError(
-                f"policy={policy!r} has no budget, so that no number moves its thresholds. Pass a fitted policy with "
-                "with_budget, such as ThresholdPolicy, or a pipeline that ends in one."
+                f"policy={policy!r} has no budget, which a controller needs. Pass a fitted policy with a budget, such "
+                "as ThresholdPolicy(budget=0.5), or a pipeline that ends in one."
             )
         if policy.fit_state_ is None:
             raise ValueError(
-                f"this {type(policy).__name__} was shipped without fit_state_, by which its thresholds follow from a "
-                "budget. Make the controller of the policy that was fitted, and ship the controller."
+                f"policy={policy!r} has no fit_state_, from which thresholds for a budget are computed. Make the "
+                "controller from the policy that was fitted, before without_fit_state()."
             )
         scores, weight = policy._fitted_scores()
         if len(scores) > _MOST_ROWS:
-            # At random: rows may come in an order that repeats.
+            # Random rows, because the order of the rows may have a period.
             rows = np.random.default_rng(0).choice(len(scores), _MOST_ROWS, replace=False)
             scores, weight = scores[rows], weight[rows]
         first = next(k for k in range(len(policy.costs_)) if k not in policy._without)
@@ -66,18 +66,18 @@ class ThresholdTable:
         return cls(budgets, thresholds, is_capped)
 
     def row_of(self, budget: float) -> int:
-        """The row of the largest budget in the table that is at most the given one."""
+        """Number of the row with the largest budget that is at most `budget`; the first row if there is none."""
         low, high = self.budgets[0], self.budgets[-1]
         if high == low:
             return len(self.budgets) - 1
         return int(np.clip((budget - low) / (high - low) * (len(self.budgets) - 1) + 1e-9, 0, len(self.budgets) - 1))
 
     def uncapped(self) -> ThresholdTable:
-        """The same, but at the largest budget no sample leaves early."""
+        """The same table, but no sample leaves early at the largest budget."""
         thresholds = self.thresholds.copy()
         thresholds[-1, :-1] = np.inf
         return ThresholdTable(self.budgets, thresholds, False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Lists and numbers, as JSON can write them."""
+        """The table as lists and numbers, which JSON can write."""
         return {"budgets": self.budgets.tolist(), "thresholds": self.thresholds.tolist(), "is_capped": self.is_capped}

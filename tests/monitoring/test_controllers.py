@@ -223,10 +223,10 @@ def test_a_file_that_holds_no_state(tmp_path):
     for text in ("[]", "{}", "x", written.replace("1", "NaN"), written.replace("0.6", '"0.6"')):
         path.write_text(text)
         for call in (lambda: controller.update([0]), lambda: BudgetController(POLICY, path=path)):
-            with pytest.raises(ValueError, match="holds no state of a controller"):
+            with pytest.raises(ValueError, match="is not a state of this controller"):
                 call()
     path.write_text(written)
-    with pytest.raises(ValueError, match=r"it is for the target 0.6, not 0.5"):
+    with pytest.raises(ValueError, match=r"its target is 0.6, not 0.5"):
         BudgetController(POLICY, 0.5, path=path)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         BudgetController(POLICY, path=tmp_path / "nowhere" / "state.json")
@@ -237,8 +237,8 @@ def test_a_file_that_holds_no_state(tmp_path):
     [
         ({"budget": 0.1}, "budget=0.1"),
         ({"budget": 1.5}, r"budget=1.5 must be in \(0, 1\]"),
-        ({"step": 0}, "step=0 must be in"),
-        ({"step": True}, "step=True must be in"),
+        ({"step": 0}, r"step=0 must be a number in \(0, 1\]"),
+        ({"step": True}, r"step=True must be a number in \(0, 1\]"),
     ],
 )
 def test_wrong_parameters(arguments, message):
@@ -253,7 +253,7 @@ def test_policies_without_a_budget(policy):
 
 
 def test_a_shipped_policy():
-    with pytest.raises(ValueError, match="Make the controller of the policy that was fitted"):
+    with pytest.raises(ValueError, match="Make the controller from the policy that was fitted"):
         BudgetController(POLICY.without_fit_state())
 
 

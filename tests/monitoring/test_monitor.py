@@ -34,7 +34,7 @@ def test_same_inputs_give_no_alarm(policy):
     monitor = ExitMonitor(policy, *make_rows(2000, 1))
     feed(monitor, policy, *make_rows(4000, 2))
     assert not monitor.changed
-    assert monitor.advice == "Nothing has left what was expected."
+    assert monitor.advice == "No change was found."
     frame = monitor.to_frame()
     assert list(frame.index) == ["exit 0", "exit 1", "exit 2", "exit 3", "mean cost", "confidence", "accuracy"]
     inside = (frame["low"] <= frame["mean"]) & (frame["mean"] <= frame["high"])
@@ -121,7 +121,7 @@ def test_intervals_hold_the_mean():
     [
         ({}, "pass exits, confidence or correct"),
         ({"exits": [0, 9]}, "exits are 0 to 3"),
-        ({"exits": [0, 1], "confidence": [0.5]}, "the shapes are"),
+        ({"exits": [0, 1], "confidence": [0.5]}, "the arrays have the shapes"),
         ({"confidence": [1.5]}, "pass probabilities"),
     ],
 )
@@ -134,7 +134,7 @@ def test_labels_without_reference_labels(policy):
     X, _ = make_rows(200, 1)
     monitor = ExitMonitor(policy, X)
     assert "accuracy" not in monitor.to_frame().index
-    with pytest.raises(ValueError, match="make the monitor with y"):
+    with pytest.raises(ValueError, match="Pass y to ExitMonitor"):
         monitor.update(correct=[True])
     with pytest.raises(ValueError, match="level=2 must be in"):
         ExitMonitor(policy, X, level=2)
