@@ -1,3 +1,3 @@
-"""The ``skexit`` command: demo, caches and report. Nothing here is for use from Python."""
+"""The ``skexit`` command. This package has no functions for use from Python."""
 
 from skexit.cli._main import main as main

@@ -1,4 +1,4 @@
-"""Run the command by ``python -m skexit.cli``."""
+"""Run the command with ``python -m skexit.cli``."""
 
 from skexit.cli import main
 

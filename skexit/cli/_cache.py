@@ -17,15 +17,15 @@ _MAX_CLASSES = 5
 
 @click.group("cache")
 def cache() -> None:
-    """Look at caches, check them, join them."""
+    """Describe, check and join caches."""
 
 
 @command(cache, "info", "skexit cache info cache")
 @CACHE
 def _info(cache: str) -> Any:
-    """Rows, exits, costs and origin of a cache.
+    """Print the rows, exits, costs and origin of a cache.
 
-    Nothing but descriptions is read. CACHE is a folder or URL, complete or not.
+    Only descriptions are read, not the rows. CACHE is a folder or URL, complete or not.
     """
     opened = open_partial(cache)
     layout = opened.layout
@@ -54,7 +54,7 @@ def _info(cache: str) -> Any:
 def _verify(cache: str, quiet: bool) -> Any:
     """Compare every file of a cache with its checksum.
 
-    Damaged files are named, and the exit status is then 1. CACHE is a folder or URL, complete or not.
+    If files are damaged, the command names them and ends with exit status 1. CACHE is a folder or URL, complete or not.
     """
     opened = open_partial(cache)
     opened.verify(progress=not quiet and not json_asked())
@@ -69,10 +69,10 @@ def _verify(cache: str, quiet: bool) -> Any:
 @click.argument("destination", metavar="DESTINATION")
 @QUIET
 def _merge(sources: tuple[str, ...], destination: str, quiet: bool) -> Any:
-    """Join caches of one model, extracted with the same settings from different data, in the order given.
+    """Join caches that one model extracted with the same settings from different data, in the given order.
 
-    DESTINATION is a new or empty folder. Files are shared with the sources where the file system allows it, and copied
-    elsewhere.
+    DESTINATION is a new or empty folder. It shares files with the sources if the file system can; otherwise, files are
+    copied.
     """
     from skexit.cache import merge_caches
 
@@ -88,7 +88,7 @@ def _has_labels(cache: FeatureCache) -> bool:
 
 
 def describe(cache: FeatureCache) -> str:
-    """What ``skexit cache info`` prints."""
+    """The text that ``skexit cache info`` prints."""
     layout = cache.layout
     n_shards = len(cache.shards)
     facts = {

@@ -1,4 +1,4 @@
-"""What all commands share: errors in one place, an example in the help, text or JSON as output."""
+"""The base of all commands: it prints errors, shows an example in the help, and prints text or JSON."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 import click
 import numpy as np
 
-#: What bad input raises. Anything else is a defect, and keeps its traceback.
+#: Errors that bad input raises. Other exceptions are defects of skexit, and their traceback is shown.
 _INPUT_ERRORS = (ImportError, OSError, RuntimeError, TypeError, ValueError)
 _JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 
 
 class Command(click.Command):
-    """A command that prints errors of its input without a traceback and ends with status 1.
+    """A command that prints an input error without a traceback and ends with exit status 1.
 
-    Its callback gives ``(facts, text)``: what ``--json`` prints, and what is printed otherwise; no text prints nothing.
-    `example` is a command line that the help shows.
+    Its callback returns ``(facts, text)``: ``--json`` prints the facts, otherwise the text is printed if it is not
+    empty. `example` is a command line that the help shows.
     """
 
     def __init__(self, *args: Any, example: str, **options: Any) -> None:
@@ -50,7 +50,7 @@ class Command(click.Command):
 
 @contextmanager
 def _short_warnings(path: str) -> Iterator[None]:
-    """Print warnings as errors are printed, without a line of code."""
+    """Print warnings in the format of errors, without the line of code that raised them."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_: click.echo(f"{path}: warning: {_message(message)}", err=True)
         yield
@@ -62,12 +62,12 @@ def command(group: click.Group, name: str, example: str) -> Callable[[Callable[.
 
 
 def json_asked() -> bool:
-    """Whether the command that runs has ``--json``."""
+    """Whether the running command has the option ``--json``."""
     return bool(click.get_current_context().meta["as_json"])
 
 
 def printable(text: str) -> str:
-    """The text with all that a terminal may obey, or that moves what stands beside it, as escape sequences.
+    """The text with escape sequences in place of characters that could control the terminal or move other text.
 
     >>> printable("\\x1b[31mnéa\\u202e")
     '\\\\x1b[31mnéa\\\\u202e'
@@ -76,19 +76,19 @@ def printable(text: str) -> str:
 
 
 def aligned(facts: Mapping[str, str]) -> list[str]:
-    """Lines of names and values."""
+    """Lines with a name and a value each; the values are aligned."""
     width = max(map(len, facts), default=0)
     return [f"{name:{width}}  {value}" for name, value in facts.items()]
 
 
 def columns(table: Sequence[tuple[str, ...]]) -> list[str]:
-    """Lines of a table whose columns are aligned to the right."""
+    """Lines of a table with right-aligned columns."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return ["  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in table]
 
 
 def percent(fraction: float) -> str:
-    """A fraction as the reader sees it; nothing for nan."""
+    """A fraction in percent, such as ``93.4 %``; an empty text for NaN."""
     return "" if np.isnan(fraction) else f"{100 * fraction:.1f} %"
 
 
@@ -98,7 +98,7 @@ def _message(error: BaseException | str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON can hold it: nan and infinities are null."""
+    """The value in types that JSON has. NaN and infinities become null."""
     if isinstance(value, Mapping):
         return {str(name): _plain(each) for name, each in value.items()}
     if isinstance(value, np.ndarray | np.generic):

@@ -1,4 +1,4 @@
-"""The demo: from a torch network to one that stops early, on scikit-learn's digits."""
+"""The demo: train a small network on scikit-learn's digits, and run it with early exits."""
 
 from __future__ import annotations
 
@@ -30,12 +30,11 @@ _BUDGET = 0.2
 def run_demo(
     out: str | Path, *, seed: int = 0, full: bool = False, report: Callable[[str], None] | None = print
 ) -> pd.DataFrame:
-    """Train a network, cache its exits, fit policies, and run the network live.
+    """Train a network, cache its exits, fit policies, run the network live, and return a table of results.
 
-    The caches, ``results.csv``, ``accuracy_cost.png``, ``report.html``, ``policy.joblib`` and, with the packages for
-    it, ``network.onnx`` go to the folder `out`. `report` takes each line that tells what happens; None shows nothing,
-    and no progress. With `full`, all policies are fitted and printed. The table has one row for each method and
-    budget.
+    The folder `out` gets the caches, ``results.csv``, ``accuracy_cost.png``, ``report.html``, ``policy.joblib`` and, if
+    the ONNX packages are installed, ``network.onnx``. `report` is called with each line of output; None prints no lines
+    and shows no progress bars. With `full`, all policies are fitted. The table has one row per method and budget.
     """
     check_torch("skexit demo trains a network with", extra="demo")
     with optional_import("skexit demo draws with", "demo"):
@@ -48,11 +47,11 @@ def run_demo(
     folder.mkdir(parents=True, exist_ok=True)
     network_data, fit_data, test_data = split_digits(seed)
 
-    say("1/4  Train a ResNet with four exits on scikit-learn's digits, scattered on a noisy canvas.")
+    say("1/4  Train a ResNet with four exits on scikit-learn's digits, each at a random place on a noisy image.")
     network = train_network(network_data, seed=seed, progress=progress)
     accuracy = float(np.mean(_labels(network, test_data.images) == test_data.y.numpy()))
 
-    say(f"2/4  Run it once on {len(fit_data.y)} other digits, and cache the logits and features of each exit.")
+    say(f"2/4  Run the network on {len(fit_data.y)} other digits, and cache the logits and features of each exit.")
     fit_cache, test_cache = (
         _extract(network, data, folder / name) for data, name in ((fit_data, "cache-fit"), (test_data, "cache-test"))
     )
@@ -66,12 +65,12 @@ def run_demo(
     draw(results, accuracy).savefig(folder / "accuracy_cost.png", dpi=150)
     say(short_table(results, accuracy, _BUDGET))
     chosen = {name: methods[name].with_budget(_BUDGET) for name in (RECOMMENDED, BASELINE)}
-    with silenced():  # the report says in words what the warnings say
+    with silenced():  # the report has the same information as the warnings
         write_report(test_cache.X, test_cache.y, chosen, folder / "report.html", budgets=[_BUDGET])
     pipeline = chosen[RECOMMENDED]
     joblib.dump(pipeline, folder / "policy.joblib")
 
-    say(f"4/4  Run the network live, with a budget of {_BUDGET:.0%}: it stops where the policy says.")
+    say(f"4/4  Run the network live, with a budget of {_BUDGET:.0%}: each sample stops where the policy decides.")
     for line in run_live(network, pipeline, test_data.images, test_cache, folder / "network.onnx"):
         say(f"     {line}")
     say(f"\nOpen {folder / 'report.html'} in a browser. {folder} also has the plot accuracy_cost.png, the table")
@@ -93,7 +92,7 @@ def _extract(network: torch.nn.Module, data: Digits, path: Path) -> FeatureCache
     from skexit.cli._digits_network import EXITS
     from skexit.extraction import ExitExtractor
 
-    if path.exists():  # the cache of an earlier demo, perhaps with another seed
+    if path.exists():  # from an earlier demo, which may have had another seed
         shutil.rmtree(path)
     loader = DataLoader(TensorDataset(data.images, data.y), batch_size=100)
     return ExitExtractor(network, exits=EXITS).extract(loader, path, progress=False)

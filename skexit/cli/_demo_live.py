@@ -1,4 +1,4 @@
-"""The demo's network, live: its answers, and its time beside that of the plain network."""
+"""Run the live network of the demo: compare its predictions with the cache, and its time with the plain network's."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from skexit.pipeline import ExitPipeline
 from skexit.runtime import EarlyExitModel, OnnxEarlyExit, export_onnx
 from skexit.utils._threads import one_torch_thread
 
-#: Test digits that are timed one by one, and runs of which the median counts.
+#: Number of test digits that are timed one by one, and number of timed runs, of which the median is reported.
 _N_ALONE, _N_RUNS = 50, 7
 
 
 def run_live(
     network: torch.nn.Module, pipeline: ExitPipeline, inputs: torch.Tensor, cache: FeatureCache, path: Path
 ) -> Iterator[str]:
-    """What the live network answers and how long it takes, in words; its ONNX export goes to a path."""
+    """Run the network live, export it as ONNX to `path`, and yield lines with the results."""
     with one_torch_thread(), torch.inference_mode():
         live = EarlyExitModel(network, EXITS, pipeline, example_input=inputs[:1])
         labels, _, exits = live(inputs)
@@ -34,7 +34,7 @@ def run_live(
         if all(find_spec(name) is not None for name in ("onnx", "onnxruntime", "onnxscript")):
             export_onnx(live, path)
             exported = OnnxEarlyExit(path)
-            networks["the same in one ONNX file"] = lambda batch: exported.predict(batch.numpy())
+            networks["live network in ONNX"] = lambda batch: exported.predict(batch.numpy())
         alone, at_once = _median_ms(networks, inputs[:_N_ALONE].split(1)), _median_ms(networks, [inputs])
         yield f"{'':<26}{'one digit':>12}{f'{len(inputs)} at once':>16}"
         for name in networks:
@@ -42,7 +42,7 @@ def run_live(
 
 
 def _median_ms(networks: dict[str, Callable[[Any], Any]], batches: Sequence[torch.Tensor]) -> dict[str, float]:
-    """Milliseconds of a batch, the median over runs in which the networks take turns."""
+    """Milliseconds per batch for each network: the median over runs. In each run, all networks are timed in turn."""
     runs: dict[str, list[float]] = {name: [] for name in networks}
     for _ in range(_N_RUNS):
         for name, network in networks.items():

@@ -35,7 +35,7 @@ _GROUP_OF |= {"shared threshold": "baselines", "random": "baselines"}
 
 
 def fit_methods(X: Any, y: NDArray[np.int64], *, seed: int, full: bool, progress: bool) -> dict[str, Any]:
-    """Fitted pipelines by the name of their method; for the fixed exits a list, one pipeline per exit."""
+    """Fitted pipelines by the name of their method. The fixed exits are a list with one pipeline per exit."""
     heads = ExitHeads(random_state=seed)
     methods: dict[str, Any] = {
         RECOMMENDED: recommended_pipeline(random_state=seed),
@@ -52,14 +52,14 @@ def fit_methods(X: Any, y: NDArray[np.int64], *, seed: int, full: bool, progress
             "random": make_exit_pipeline(heads, RandomExit(random_state=seed)),
         }
     named = tqdm(methods.items(), desc="     fitting", leave=False, disable=None if progress else True)
-    with silenced():  # the table shows in the costs where some of the budget is left unspent
+    with silenced():  # the costs in the table also show if some of the budget is left unspent
         fitted: dict[str, Any] = {name: method.fit(X, y) for name, method in named}
         fitted[FIXED] = [make_exit_pipeline(heads, StaticExit(k)).fit(X, y) for k in range(X.layout.n_exits)]
     return fitted
 
 
 def measure(methods: dict[str, Any], X: Any, y: NDArray[np.int64], *, random_state: int) -> pd.DataFrame:
-    """Cost and accuracy of each method at each budget, with a 95 % interval of the accuracy."""
+    """A table with the cost and accuracy of each method at each budget, and a 95 % interval of the accuracy."""
     rows = []
     for name, method in methods.items():
         with silenced():
@@ -85,7 +85,7 @@ def measure(methods: dict[str, Any], X: Any, y: NDArray[np.int64], *, random_sta
 
 
 def short_table(results: pd.DataFrame, network_accuracy: float, budget: float) -> str:
-    """A line per method with its accuracy at each budget, those of fixed exits, and what the budget brings."""
+    """Lines with the accuracy of each method at each budget, of each exit, and of the recommended pipeline."""
     lines = ["", "     Accuracy in % at a mean cost of      " + "".join(f"{100 * b:>7.0f} %" for b in _BUDGETS)]
     policies = results[results["method"] != FIXED]
     for group in _GROUPS:
@@ -100,24 +100,24 @@ def short_table(results: pd.DataFrame, network_accuracy: float, budget: float) -
     best = results[(results["method"] == RECOMMENDED) & (results["budget"] == budget)].iloc[0]
     half_width = (best["high"] - best["low"]) / 2
     lines += [
-        f"     each exit alone: {exits}",
+        f"     all samples at one exit: {exits}",
         f"     the whole network: {100 * network_accuracy:.1f} at 100 %",
         "",
-        f"     With {best['cost']:.0%} of the compute, the recommended pipeline is {100 * best['accuracy']:.1f} ± "
-        f"{100 * half_width:.1f} % accurate.",
+        f"     With {best['cost']:.0%} of the compute, the recommended pipeline has an accuracy of "
+        f"{100 * best['accuracy']:.1f} ± {100 * half_width:.1f} %.",
         "",
     ]
     return "\n".join(lines)
 
 
 def draw(results: pd.DataFrame, network_accuracy: float) -> Figure:
-    """Accuracy against cost of the recommended pipeline, maximum probability and fixed exits."""
+    """A plot of accuracy against cost for the recommended pipeline, maximum probability and fixed exits."""
     shown = {name: results[results["method"] == name] for name in (RECOMMENDED, BASELINE, FIXED)}
     display = AccuracyCostDisplay(
         {name: (rows["cost"], rows["accuracy"]) for name, rows in shown.items()},
         intervals={RECOMMENDED: (shown[RECOMMENDED]["low"], shown[RECOMMENDED]["high"])},
         network_accuracy=network_accuracy,
     ).plot(direct_labels=True)
-    display.ax_.set_title("Digits on a noisy canvas: a ResNet with four exits", fontsize="medium")
+    display.ax_.set_title("Digits on noisy images: a ResNet with four exits", fontsize="medium")
     figure: Figure = display.figure_
     return figure

@@ -1,4 +1,4 @@
-"""The data and the network of the demo: small, and so deep that its last stage takes most of the time."""
+"""The data and the network of the demo. The network is small, and its last stage takes most of the time."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from tqdm import tqdm
 
 from skexit.utils._threads import one_torch_thread
 
-#: Channels, stride and blocks of each stage.
+#: Channels, stride and number of blocks of each stage.
 _STAGES = [(8, 1, 1), (12, 1, 2), (32, 2, 4), (40, 1, 9)]
 EXITS = ["stage1", "stage2", "stage3", "stage4"]
 _BATCH_SIZE = 40
-#: Each of the few images that the network is trained on is shown at this many places.
+#: The network is trained on so many copies of each image, at different places.
 _N_PLACES = 60
+#: Height and width of the inputs, in pixels.
 _CANVAS = 16
 
 
 @dataclass(frozen=True)
 class Digits:
-    """Images of shape (n, 1, 16, 16), and the digit on each."""
+    """Images of shape (n_samples, 1, 16, 16), and labels of shape (n_samples,)."""
 
     images: torch.Tensor
     y: torch.Tensor
 
 
 def split_digits(seed: int) -> tuple[Digits, Digits, Digits]:
-    """Rows for the network, for the policies and for the test: each of these must not have seen the next."""
+    """Separate images to train the network, to fit the policies and to test."""
     digits = load_digits()
     network, rest, network_y, rest_y = train_test_split(
         digits.images, digits.target, train_size=600, stratify=digits.target, random_state=seed
@@ -44,7 +45,7 @@ def split_digits(seed: int) -> tuple[Digits, Digits, Digits]:
 
 
 def _scatter(images: NDArray[np.float64], y: NDArray[np.int64], rng: np.random.Generator) -> Digits:
-    """Put each 8 x 8 image at a random place on a canvas, with little or much noise: some are easy, some are hard."""
+    """Put each 8 x 8 image at a random place of a 16 x 16 image, with more or less noise, so that some are harder."""
     noise = rng.uniform(0.05, 0.15, size=(len(images), 1, 1, 1))
     canvas = noise * rng.normal(size=(len(images), 1, _CANVAS, _CANVAS))
     for row, (top, left) in enumerate(rng.integers(0, _CANVAS - 7, size=(len(images), 2))):
@@ -53,7 +54,7 @@ def _scatter(images: NDArray[np.float64], y: NDArray[np.int64], rng: np.random.G
 
 
 class _Block(nn.Module):
-    """Two convolutions and a shortcut."""
+    """Two convolutions and a skip connection."""
 
     def __init__(self, n_inputs: int, n_outputs: int, stride: int) -> None:
         super().__init__()
@@ -69,7 +70,7 @@ class _Block(nn.Module):
 
 
 def _make_network() -> nn.Sequential:
-    """Four stages, each deeper than the one before, after a layer that halves the canvas."""
+    """A convolution with stride 2, and four stages of residual blocks."""
     network = nn.Sequential()
     network.add_module("stem", nn.Sequential(nn.Conv2d(1, 16, 3, 2, padding=1), nn.BatchNorm2d(16), nn.ReLU()))
     n_inputs = 16

@@ -1,4 +1,4 @@
-"""Caches and policies that commands read and write."""
+"""Read and write the caches and policies of commands."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 CACHE = click.argument("cache", metavar="CACHE")
 POLICY = click.argument("policy", metavar="POLICY")
-SEED = click.option("--seed", type=int, default=0, show_default=True, help="Seeds what is drawn at random.")
-QUIET = click.option("--quiet", is_flag=True, help="Show no progress, and print nothing but errors.")
+SEED = click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random numbers.")
+QUIET = click.option("--quiet", is_flag=True, help="Show no progress bar, and print only errors.")
 
 
 def out_option(default: str | None, what: str) -> Any:
-    """The option ``--out``; without a default it must be given."""
+    """The option ``--out`` with the help text `what`. It is required if `default` is None."""
     if default is None:
         return click.option("--out", required=True, help=what)
     return click.option("--out", default=default, show_default=True, help=what)
 
 
 def open_cache(path: str) -> FeatureCache:
-    """A complete cache; a file in its place is an error."""
+    """The complete cache in a folder or at a URL; an error if `path` is a file."""
     from skexit.cache import FeatureCache
 
     _check_is_folder(path)
@@ -36,18 +36,18 @@ def open_cache(path: str) -> FeatureCache:
 
 
 def open_labelled(path: str, purpose: str) -> FeatureCache:
-    """A cache with labels; the purpose, such as "a report", needs them."""
+    """A complete cache with labels. If it has none, the error says that `purpose`, such as "a report", needs them."""
     cache = open_cache(path)
     if cache.y is None:
         raise ValueError(
             f"the cache {path!r} has no labels, which {purpose} needs. Extract into another folder, with a loader "
-            "that gives (inputs, labels)."
+            "that returns (inputs, labels)."
         )
     return cache
 
 
 def open_partial(path: str) -> FeatureCache:
-    """A cache, complete or not."""
+    """The cache in a folder or at a URL, complete or not."""
     from skexit.cache import FeatureCache
 
     _check_is_folder(path)
@@ -60,24 +60,24 @@ def _check_is_folder(path: str) -> None:
 
 
 def load_policy(path: str) -> Any:
-    """A fitted policy from a file of joblib."""
+    """Load a fitted policy from a joblib file."""
     import joblib
 
     if os.path.isdir(path):
         what = "a cache" if os.path.exists(os.path.join(path, "manifest.json")) else "a folder"
         raise IsADirectoryError(f"{path!r} is {what}; a policy is a file, which skexit fit writes.")
-    with open(path, "rb"):  # a file that is not there is no damaged one
+    with open(path, "rb"):  # a missing file raises FileNotFoundError here, not the error below
         pass
     try:
         return joblib.load(path)
-    except Exception as error:  # whatever a damaged pickle, or one of another program, makes of it
+    except Exception as error:  # a damaged file, or a file of another program, can raise any exception
         raise ValueError(
-            f"{path!r} cannot be loaded ({type(error).__name__}: {error}); give a policy saved with joblib.dump."
+            f"{path!r} cannot be loaded ({type(error).__name__}: {error}). Give a policy saved with joblib.dump."
         ) from error
 
 
 def load_fitting(path: str, cache: FeatureCache, cache_path: str) -> Any:
-    """A policy that was fitted on rows as those of the cache, which the user named by its path."""
+    """Load a policy, and check that the rows of the cache have the layout that it was fitted on."""
     from skexit.policies._access import check_fits
 
     policy = load_policy(path)
@@ -89,7 +89,7 @@ def load_fitting(path: str, cache: FeatureCache, cache_path: str) -> Any:
 
 
 def save_policy(policy: Any, path: str) -> None:
-    """Write a policy in one step, so that an interrupted command leaves no half of a file."""
+    """Write a policy in one step, so that an interrupted command leaves no incomplete file."""
     import joblib
 
     with replacing(check_out_file(path)) as beside:
@@ -97,16 +97,18 @@ def save_policy(policy: Any, path: str) -> None:
 
 
 def check_out_file(path: str) -> Path:
-    """The path of a file to write; its folder must be there. Called before long work."""
+    """The path of a file to write, whose folder must exist. Commands check this before long work."""
     out = Path(path)
     if out.is_dir():
         raise IsADirectoryError(f"--out {path!r} is a folder; give the name of a file, such as {str(out / 'name')!r}.")
     if not out.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(out.parent)!r} to write {out.name!r} into; make it first.")
+        raise FileNotFoundError(
+            f"there is no folder {str(out.parent)!r} to write {out.name!r} into. Create the folder first."
+        )
     return out
 
 
 def names_of(paths: Sequence[str]) -> list[str]:
-    """Names of the files without folder and ending, or the paths where these are not unique."""
+    """File names without folder and extension, or the whole paths if these names are not unique."""
     names = [Path(path).stem for path in paths]
     return names if len(set(names)) == len(names) else list(paths)

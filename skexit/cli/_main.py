@@ -17,7 +17,7 @@ from skexit.cli._results import add_result_commands
 
 
 class _InOrder(click.Group):
-    """A group that lists its commands in the order in which they are used."""
+    """A group that lists its commands in the order in which they were added."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -28,8 +28,9 @@ class _InOrder(click.Group):
 def skexit() -> None:
     """Stop neural networks early.
 
-    A network is extracted once into a cache; policies are fitted, compared and exported from there. Each command has
-    --json for programs. Exit status: 0 is success, 1 an error of the input, 2 a command line that is wrong.
+    First extract the outputs of a network's exits into a cache. Then fit, compare and export policies on the cache.
+    Each command has the option --json for programs. Exit status: 0 is success, 1 an error in the input, 2 a wrong
+    command line.
     """
 
 
@@ -40,14 +41,15 @@ skexit.add_command(cache)
 
 
 @command(skexit, "demo", "skexit demo --out skexit-demo")
-@out_option("skexit-demo", "Folder for what the demo writes.")
+@out_option("skexit-demo", "Folder to write to.")
 @SEED
 @click.option("--full", is_flag=True, help="Compare all policies.")
 @QUIET
 def _demo(out: str, seed: int, full: bool, quiet: bool) -> Any:
     """Train a small network on scikit-learn's digits, and stop it early.
 
-    Caches its exits, fits exit policies, and writes a table, a plot and a report. Takes less than a minute.
+    The demo caches the exits of the network, fits exit policies, and writes a table, a plot and a report. It takes less
+    than a minute.
     """
     from skexit.cli._demo import run_demo
 
@@ -56,10 +58,10 @@ def _demo(out: str, seed: int, full: bool, quiet: bool) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line, by default with the arguments of the process, and give the exit status."""
+    """Run the command line, by default with the arguments of the process, and return the exit status."""
     try:
         return skexit.main(arguments, prog_name="skexit", standalone_mode=False) or 0
-    except click.ClickException as error:  # a command line that is wrong
+    except click.ClickException as error:  # a wrong command line
         error.show()
         return error.exit_code
     except click.Abort:  # Ctrl-C

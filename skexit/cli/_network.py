@@ -35,10 +35,10 @@ def add_network_commands(group: click.Group) -> None:
 
 
 @_FUNCTION
-@out_option(None, "Folder for the cache: new, empty, or of an extraction that was interrupted.")
+@out_option(None, "Folder for the cache: new, empty, or from an interrupted extraction.")
 @click.option("--exit", "exits", multiple=True, metavar="NAME", help="Module after which the network can stop; repeat.")
-@click.option("--n-exits", type=int, help="How many exits to find, where none is named.")
-@click.option("--pool", default="auto", show_default=True, help="What is kept of an exit's output.")
+@click.option("--n-exits", type=int, help="Number of exits to find, if --exit names none.")
+@click.option("--pool", default="auto", show_default=True, help="How to pool the output of an exit.")
 @click.option("--cost-unit", default="FLOPs", show_default=True, help="FLOPs, MACs or ms.")
 @QUIET
 def _extract(
@@ -46,11 +46,11 @@ def _extract(
 ) -> Any:
     """Run a network once, and store each exit's logits and features.
 
-    MODULE:FUNCTION is called without arguments and returns (network, loader); the loader gives (inputs, labels), not
-    shuffled. MODULE is looked for in the current folder first. After Ctrl-C, the same command continues.
+    MODULE:FUNCTION is called without arguments and returns (network, loader). The loader returns (inputs, labels) and
+    must not shuffle. MODULE is searched in the current folder first. After Ctrl-C, repeat the command to continue.
     """
     if exits and n_exits is not None:
-        raise click.UsageError("--n-exits finds exits, and --exit names them; give one of the two.")
+        raise click.UsageError("--exit names the exits, --n-exits is the number of exits to find; give one of the two.")
     if os.path.isfile(out):
         raise NotADirectoryError(f"--out {out!r} is a file; a cache is a folder. Give another name.")
     network, loader = _call(function)
@@ -72,8 +72,8 @@ def _extract(
 def _export(function: str, cache: str, policy: str, out: str) -> Any:
     """Write the network with its policy as one ONNX file, which stops by itself.
 
-    MODULE:FUNCTION is the one that was extracted; exits and pooling are those of CACHE. POLICY is a file that skexit
-    fit wrote; loading it runs code that it may hold, so give only files that you trust.
+    MODULE:FUNCTION returns the network that CACHE was extracted from; exits and pooling are those of CACHE. POLICY is a
+    file from skexit fit. Loading it can run code in the file, so give only files that you trust.
     """
     check_out_file(out)
     opened = open_cache(cache)
@@ -91,8 +91,8 @@ def _settings(cache: FeatureCache) -> dict[str, Any]:
     origin = cache.origin
     if "exits" not in origin:
         raise ValueError(
-            f"the cache {str(cache.path)!r} does not say which exits it has; export the policy from Python, by "
-            "skexit.runtime.export_onnx."
+            f"the cache {str(cache.path)!r} does not say which exits it has, because no ExitExtractor wrote it. "
+            "Export the policy in Python with skexit.runtime.export_onnx."
         )
     pool, channels = origin["pool"], origin["channels"]
     return {
@@ -104,30 +104,33 @@ def _settings(cache: FeatureCache) -> dict[str, Any]:
 
 
 def _call(spec: str) -> tuple[torch.nn.Module, Iterable[Any]]:
-    """What the function MODULE:FUNCTION returns: a network and a loader."""
+    """Call MODULE:FUNCTION, and return its network and loader."""
     module_name, _, name = spec.partition(":")
     if not module_name or not name.isidentifier() or module_name.endswith(".py") or os.sep in module_name:
         raise click.UsageError(
-            f"{spec!r} must be MODULE:FUNCTION, as for import: 'my_network:make' is the function make in my_network.py."
+            f"{spec!r} must be MODULE:FUNCTION, for example 'my_network:make' for the function make in my_network.py."
         )
     check_torch("running a network needs")
     import torch
 
     function = getattr(_import(module_name), name, None)
     if not callable(function):
-        raise ValueError(f"the module {module_name!r} has no function {name!r}.")
+        raise ValueError(
+            f"the module {module_name!r} has no function {name!r}. Define it there, or name another function."
+        )
     try:
         made = function()
     except Exception as error:
         raise RuntimeError(f"{spec} raised {type(error).__name__}: {error}") from error
     if not isinstance(made, Sequence) or len(made) != 2 or not isinstance(made[0], torch.nn.Module):
         raise ValueError(
-            f"{spec} returned a {type(made).__name__}; it must return a network and a loader: (network, loader)."
+            f"{spec} returned an object of type {type(made).__name__}; it must return a network and a loader: "
+            "(network, loader)."
         )
     network, loader = made
     if not isinstance(loader, Iterable):
         raise ValueError(
-            f"{spec} returned a {type(loader).__name__} as loader; return an iterable of (inputs, labels)."
+            f"{spec} returned a loader of type {type(loader).__name__}; return an iterable of (inputs, labels)."
         )
     return network, loader
 
@@ -139,7 +142,8 @@ def _import(module_name: str) -> Any:
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name == module_name.partition(".")[0]:
             raise ValueError(
-                f"there is no module {module_name!r}, neither in {os.getcwd()!r} nor among those that are installed."
+                f"there is no module {module_name!r} in {os.getcwd()!r} or among the installed packages. Change to the "
+                "folder of the module, or install it."
             ) from error
         raise RuntimeError(f"importing {module_name!r} raised {type(error).__name__}: {error}") from error
     finally:
@@ -147,7 +151,7 @@ def _import(module_name: str) -> Any:
 
 
 def _first_inputs(network: torch.nn.Module, loader: Iterable[Any]) -> tuple[Inputs, Iterable[Any]]:
-    """The first inputs of a loader, on the network's device, and a loader that still gives them."""
+    """The first inputs of a loader, on the network's device, and a loader that still starts with them."""
     from skexit.backbone._inputs import map_tensors
     from skexit.backbone._loaders import read_item
     from skexit.backbone._modules import device_of

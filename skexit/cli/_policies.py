@@ -1,4 +1,4 @@
-"""The commands that make policies: ``fit`` and ``calibrate``."""
+"""The commands that write policies: ``fit`` and ``calibrate``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from skexit.cli._commands import aligned, command, percent
 from skexit.cli._files import CACHE, POLICY, SEED, check_out_file, load_fitting, open_labelled, out_option, save_policy
 from skexit.data._validation import check_budget
 
-#: Class and parameters of each policy by its name on the command line.
+#: Class and parameters of each policy, by its name on the command line.
 _POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
     "max_prob": ("ThresholdPolicy", {"criterion": "max_prob"}),
     "entropy": ("ThresholdPolicy", {"criterion": "entropy"}),
@@ -23,7 +23,7 @@ _POLICIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def add_policy_commands(group: click.Group) -> None:
-    """Add ``fit`` and ``calibrate``."""
+    """Add ``fit`` and ``calibrate`` to a group."""
     command(group, "fit", "skexit fit cache --budget 0.5 --out policy.joblib")(_fit)
     command(group, "calibrate", "skexit calibrate cache-validation policy.joblib --out calibrated.joblib")(_calibrate)
 
@@ -37,15 +37,15 @@ def add_policy_commands(group: click.Group) -> None:
     type=click.Choice(["recommended", *_POLICIES]),
     default="recommended",
     show_default=True,
-    help="Recommended: heads, ensemble and optimal stopping. Others fit heads where the cache has no logits.",
+    help="Recommended: heads, ensemble and optimal stopping. Other policies fit heads at exits without logits.",
 )
 @out_option("policy.joblib", "File to write.")
 @SEED
 def _fit(cache: str, budget: float, policy: str, out: str, seed: int) -> Any:
     """Fit heads and a policy on a labelled cache.
 
-    The rows of CACHE should be such that the network was not trained on them. Budgets and costs are fractions of what
-    the plain network costs.
+    The network should not have been trained on the rows of CACHE. Budgets and costs are fractions of the cost of the
+    plain network.
     """
     check_out_file(out)
     opened = open_labelled(cache, "a fit")
@@ -53,7 +53,7 @@ def _fit(cache: str, budget: float, policy: str, out: str, seed: int) -> Any:
     fitted = _make(policy, budget, seed).fit(opened.X, opened.y)
     save_policy(fitted, out)
     shares = fitted.exit_distribution_
-    cost = float(shares @ fitted.costs_)  # with cross-fitted heads, as new rows will cost
+    cost = float(shares @ fitted.costs_)  # from cross-fitted heads, so it is also the expected cost of new rows
     facts = {"file": out, "policy": policy, "budget": budget, "rows": opened.n_rows, "mean_cost": cost}
     lines = {
         "file": out,
@@ -70,8 +70,8 @@ def _fit(cache: str, budget: float, policy: str, out: str, seed: int) -> Any:
 def _calibrate(cache: str, policy: str, out: str) -> Any:
     """Calibrate the probabilities of a policy on rows that it was not fitted on.
 
-    Writes a calibrated copy, which also gives prediction sets; decisions stay as they are. POLICY is a file that skexit
-    fit wrote; loading it runs code that it may hold, so give only files that you trust.
+    The command writes a calibrated copy, which can also predict sets of classes. Its decisions do not change. POLICY is
+    a file from skexit fit. Loading it can run code in the file, so give only files that you trust.
     """
     check_out_file(out)
     opened = open_labelled(cache, "calibration")

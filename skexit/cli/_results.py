@@ -21,13 +21,13 @@ from skexit.cli._files import (
 )
 
 _BATCHES = (
-    "Times are estimated from operations unless --live-ms is given. A batch saves less time than operations: measure "
-    "both times at your batch size."
+    "Times are estimated from operations unless --live-ms is given. In batches, early exits save less time than "
+    "operations: measure both times at your batch size."
 )
 
 
 def add_result_commands(group: click.Group) -> None:
-    """Add ``predict``, ``evaluate``, ``report`` and ``savings``."""
+    """Add ``predict``, ``evaluate``, ``report`` and ``savings`` to a group."""
     for name, function, example in (
         ("predict", _predict, "skexit predict cache-new policy.joblib --out predictions.csv"),
         ("evaluate", _evaluate, "skexit evaluate cache-test policy.joblib --per-day 1e6 --network-ms 20"),
@@ -38,31 +38,31 @@ def add_result_commands(group: click.Group) -> None:
 
 
 _PER_DAY = {
-    "--per-day": "How many samples the network answers in a day.",
-    "--network-ms": "Milliseconds of the plain network for a sample, at your batch size.",
-    "--price-per-hour": "What an hour of the machine costs.",
+    "--per-day": "Number of samples per day.",
+    "--network-ms": "Milliseconds per sample of the plain network, at your batch size.",
+    "--price-per-hour": "Price of the machine per hour.",
 }
 
 
 def _per_day(function: Any) -> Any:
-    """Adds the options of what is saved in a day."""
+    """Add the options for the savings per day to a command."""
     for name, help_text in reversed(_PER_DAY.items()):
         function = click.option(name, type=float, help=help_text)(function)
     return function
 
 
 _LIVE_MS = click.option(
-    "--live-ms", type=float, help="Milliseconds of the live network for a sample, measured at your batch size."
+    "--live-ms", type=float, help="Milliseconds per sample of the live network, measured at your batch size."
 )
 
 
 @CACHE
 @POLICY
-@click.option("--out", help="File of CSV to write; by default it is printed.")
+@click.option("--out", help="CSV file to write; by default, the table is printed.")
 def _predict(cache: str, policy: str, out: str | None) -> Any:
-    """Label, probability and exit of each row of a cache.
+    """Predict the label, probability and exit of each row of a cache.
 
-    POLICY is a file that skexit fit wrote; loading it runs code that it may hold, so give only files that you trust.
+    POLICY is a file from skexit fit. Loading it can run code in the file, so give only files that you trust.
     """
     import pandas as pd
 
@@ -91,10 +91,10 @@ def _evaluate(
     live_ms: float | None,
     price_per_hour: float | None,
 ) -> Any:
-    """Accuracy, cost and savings of a policy on a labelled cache, compared with the plain network.
+    """Compare the accuracy and cost of a policy with the plain network, on a labelled cache.
 
-    Intervals are of 95 %. The rows of CACHE should be such that neither network nor policy was fitted on them. POLICY
-    is a file that skexit fit wrote; loading it runs code that it may hold, so give only files that you trust.
+    Intervals are 95 % intervals. Neither network nor policy should have been fitted on the rows of CACHE. POLICY is a
+    file from skexit fit. Loading it can run code in the file, so give only files that you trust.
     """
     from skexit.data._network_logits import network_logits
     from skexit.metrics import bootstrap_interval, daily_savings, exit_report
@@ -145,7 +145,7 @@ def _evaluate(
     "budgets",
     type=float,
     multiple=True,
-    help="Mean cost of a sample, a fraction of the plain network's; repeat. By default policies are measured as saved.",
+    help="Mean cost of a sample, a fraction of the plain network's; repeat. By default, policies keep their budgets.",
 )
 @_per_day
 @out_option("report.html", "File to write.")
@@ -158,10 +158,10 @@ def _report(
     price_per_hour: float | None,
     out: str,
 ) -> Any:
-    """Measure saved policies on a labelled cache, and write one HTML page.
+    """Measure saved policies on a labelled cache, and write an HTML report.
 
-    The rows of CACHE should be such that nothing was fitted on them. Loading a POLICY runs code that its file may hold:
-    give only files that you trust.
+    Neither network nor policies should have been fitted on the rows of CACHE. Loading a POLICY can run code in its
+    file, so give only files that you trust.
     """
     from skexit.report import write_report
 
@@ -188,7 +188,7 @@ def _report(
     multiple=True,
     required=True,
     metavar="COST:SHARE[:ACCURACY]",
-    help="Cost of an answer there, as a fraction of the plain network's; share of the samples; their accuracy. Repeat.",
+    help="Cost up to an exit, a fraction of the plain network's; share of samples at the exit; their accuracy. Repeat.",
 )
 @click.option("--network-accuracy", type=float, help="Accuracy of the plain network, between 0 and 1.")
 @_per_day
@@ -201,9 +201,9 @@ def _savings(
     live_ms: float | None,
     price_per_hour: float | None,
 ) -> Any:
-    """What early exits save in a day, from a few numbers.
+    """Compute what early exits save per day, from a few numbers.
 
-    Needs no cache; skexit evaluate says the same of a fitted policy.
+    This needs no cache. For a fitted policy, skexit evaluate prints the same values.
     """
     from skexit.metrics import daily_savings
 
@@ -236,7 +236,7 @@ def _parse_exit(text: str) -> list[float]:
         numbers = []
     if len(numbers) not in (2, 3):
         raise click.BadParameter(
-            f"{text!r} must be COST:SHARE or COST:SHARE:ACCURACY, as 0.25:0.6.", param_hint="--exit"
+            f"{text!r} must be COST:SHARE or COST:SHARE:ACCURACY, such as 0.25:0.6.", param_hint="--exit"
         )
     return numbers
 
@@ -244,16 +244,16 @@ def _parse_exit(text: str) -> list[float]:
 def _saved(facts: dict[str, Any], unit: str | None = None) -> dict[str, str]:
     lines = {"saves": f"{percent(facts['compute_saved'])} of compute"}
     if np.isfinite(facts["operations"]) and unit not in (None, "fraction"):
-        lines["saved a day"] = f"{facts['operations']:.3g} {unit}"
+        lines["saved per day"] = f"{facts['operations']:.3g} {unit}"
     if np.isfinite(facts["hours"]):
-        lines["hours a day"] = f"{facts['hours']:,.2f}"
+        lines["hours per day"] = f"{facts['hours']:,.2f}"
     if np.isfinite(facts["money"]):
-        lines["money a day"] = f"{facts['money']:,.2f}"
+        lines["money per day"] = f"{facts['money']:,.2f}"
     return lines
 
 
 def _note(lines: dict[str, str]) -> list[str]:
-    return ["", _BATCHES] if "hours a day" in lines else []
+    return ["", _BATCHES] if "hours per day" in lines else []
 
 
 def _difference(network: Any, policy: Any) -> float:

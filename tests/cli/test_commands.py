@@ -139,7 +139,7 @@ def test_evaluate_is_what_python_computes(folder, data, capsys):
     assert main(["evaluate", "cache", "policy.joblib", "--per-day", "1e6", "--network-ms", "10"]) == 0
     text = capsys.readouterr().out
     assert f"saves          {100 * printed['compute_saved']:.1f} % of compute" in text
-    assert "A batch saves less time" in text
+    assert "In batches, early exits save less time than operations" in text
 
 
 def test_predict_needs_no_labels(folder, data, capsys):
@@ -186,10 +186,13 @@ def test_calibrate_writes_a_copy(folder, data, capsys):
         ("evaluate cache policy.joblib --per-day -1", "samples_per_day=-1.0 must be"),
         ("savings --exit 0.5:60", "exit_distribution=[60.0] must be shares"),
         ("extract made:make --out file", "--out 'file' is a file; a cache is a folder"),
-        ("extract absent_module:make --out new", "there is no module 'absent_module', neither in"),
+        ("extract absent_module:make --out new", "there is no module 'absent_module' in"),
         ("extract made:absent --out new", "the module 'made' has no function 'absent'"),
-        ("extract made:text --out new", "made:text returned a str; it must return a network and a loader"),
-        ("extract made:number --out new", "made:number returned a int as loader"),
+        (
+            "extract made:text --out new",
+            "made:text returned an object of type str; it must return a network and a loader",
+        ),
+        ("extract made:number --out new", "made:number returned a loader of type int"),
         ("extract made:fail --out new", "made:fail raised ZeroDivisionError: division by zero"),
         ("extract made:empty --out new", "loader is empty; give at least one batch"),
         ("extract broken:make --out new", "importing 'broken' raised NameError: name 'undefined' is not defined"),
@@ -223,7 +226,7 @@ def test_errors_of_input_are_one_line(folder, capsys, arguments, message):
         ("fit cache --budget half", "'half' is not a valid float"),
         ("fit cache --policy best", "'best' is not one of"),
         ("extract made:make", "Missing option '--out'"),
-        ("extract made.py:make --out new", "'my_network:make' is the function make in my_network.py"),
+        ("extract made.py:make --out new", "'my_network:make' for the function make in my_network.py"),
         ("extract made --out new", "must be MODULE:FUNCTION"),
         ("extract made:make --out new --exit 1 --n-exits 2", "give one of the two"),
         ("savings --exit half", "'half' must be COST:SHARE"),
