@@ -1,21 +1,20 @@
-"""A policy that stops where an exit is sure and agrees with the exit before it."""
+"""A policy that stops at an exit if it is confident and agrees with the previous exit."""
 
 from skexit.policies import BudgetedPolicy
 from skexit.uncertainty import log_odds
 
 
 class AgreementPolicy(BudgetedPolicy):
-    """Stop where the mean of this exit's logits and the last one's is sure.
+    """Score an exit by the log-odds of the mean of its logits and those of the previous exit.
 
     Parameters
     ----------
     budget : float, default=0.5
-        Mean cost of a sample on the data that was fitted, a fraction in (0, 1] of the network's
-        cost.
+        Mean cost of a sample on the fitting data, as a fraction in (0, 1] of the network's cost.
     heads : ExitHeads, default=None
-        Heads to fit where exits have no logits.
+        Heads to fit if exits have no logits.
     layout : ExitLayout or int, default=None
-        Layout of X, where X does not know it.
+        Layout of X, if X has none.
     """
 
     def __init__(self, budget=0.5, *, heads=None, layout=None):
