@@ -417,7 +417,7 @@ ERRORS = {
     ),
     "one class": (
         lambda: fit(FEATURES, np.zeros(N, dtype=int)),
-        "give rows of two classes or more",
+        "pass rows of two classes or more",
         lambda: fit(FEATURES, y),
     ),
     "no weight": (

@@ -1,6 +1,6 @@
-"""Transformers of the features of exits, classifiers at the exits, and mixtures of them.
+"""Transformers of the features of exits, classifiers at the exits, and ensembles of exits.
 
-When a sample stops is decided in :mod:`skexit.policies`.
+:mod:`skexit.policies` decides when a sample stops.
 """
 
 from skexit.heads._conv_heads import ConvExitHeads

@@ -1,4 +1,4 @@
-"""Heads as weak learners of an additive model: each adds to what the heads before it say."""
+"""Heads as weak learners of an additive model: each head adds to the sum of the heads before it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-#: What the sum of the earlier heads is multiplied by before a head adds to it, so that late heads
-#: are left something to learn: "prediction reweighting", with the value of the published scripts.
+#: Factor of the sum of the earlier heads before a head adds to it, so that late heads still have something to learn:
+#: "prediction reweighting", with the value of the published scripts.
 PREDICTION_REWEIGHTING = 0.5
 
 Floats = NDArray[np.float64]
@@ -22,10 +22,10 @@ def fit_addition(
     offset: Floats,
     l2: float,
 ) -> tuple[Floats, Floats]:
-    """Weights and biases of the linear classifier whose logits, added to those given, have the least mean loss.
+    """Fit a linear classifier whose logits are added to `offset`; return its weights and biases.
 
-    `loss_and_errors` takes the logits of all rows, and gives the loss of each and its gradient. Inputs are
-    standardised. The penalty is ``l2 / 2`` times the squared norm of the weights.
+    The fit minimises the mean loss plus ``l2 / 2`` times the squared norm of the weights. `loss_and_errors` takes the
+    logits of all rows, and returns the loss of each row and its gradient. The inputs are standardised.
     """
     n_inputs, n_classes, share = inputs.shape[1], offset.shape[1], weight / weight.sum()
 

@@ -1,4 +1,4 @@
-"""Heads that pass on what they have seen: one network over all exits, trained together."""
+"""Heads that pass their last hidden layer to the next head: one network over all exits, trained together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from skexit.heads._distillation import HeadLoss
 if TYPE_CHECKING:
     import torch
 
-#: Largest size of a standardised feature; half precision ends at 65504.
+#: Largest absolute value of a standardised feature; half precision ends at 65504.
 _LARGEST = 1e4
 
 
@@ -33,12 +33,12 @@ def train_cascade(
     offset: ReadRows | None = None,
     description: str | None = None,
 ) -> list[DenseNetwork]:
-    """Train heads whose hidden layers see the features of their exit and the last hidden layer before.
+    """Train heads whose inputs are the features of their exit and the last hidden layer of the previous head.
 
-    The loss is the sum over all heads, so that an early layer also learns what later heads make
-    use of. `read` takes row numbers and returns the features of all heads side by side, of shape (n_rows, sum(widths));
-    `offset` returns what the logits of each head are added to in the loss, of shape (n_rows, n_classes). After the
-    first network, inputs are the features and the last hidden layer of the head before.
+    The loss is the sum over all heads, so that an early layer also learns what later heads use. `read` takes row
+    numbers and returns the features of all heads side by side, of shape (n_rows, sum(widths)). `offset` returns logits
+    of shape (n_rows, n_classes), to which the loss adds the logits of each head. The inputs of each returned network
+    but the first are the features, followed by the last hidden layer of the previous head.
     """
     import torch
 
@@ -61,7 +61,7 @@ def train_cascade(
         model.parameters(),
         rows,
         rows[:0],
-        np.ones(len(rows)),  # the loss has the weights
+        np.ones(len(rows)),  # mean_loss multiplies by the weights
         training=training.with_enough_steps(len(rows)),
         random_state=random_state,
         description=description,
@@ -90,7 +90,7 @@ class Cascade:
         networks = [build([n_inputs, *hidden_layer_sizes, n_classes], generator) for n_inputs in n_seen]
         layers = [[layer for layer in network if isinstance(layer, nn.Linear)] for network in networks]
         heads = [[(layer.weight, layer.bias) for layer in network] for network in layers]
-        # Two tensors that the parameters of all heads are parts of: each would take its time in every step.
+        # The parameters of all heads are parts of two tensors, because each tensor takes time in every step.
         weights = torch.cat([weight.detach().flatten() for head in heads for weight, _ in head])[None]
         biases = torch.cat([bias.detach() for head in heads for _, bias in head])
         self.heads = parts(heads, weights.detach(), biases.detach())
@@ -99,7 +99,7 @@ class Cascade:
         self.generator = generator
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
-        """Logits of all heads, of shape (n_heads, n_samples, n_classes), with some hidden units left out."""
+        """Logits of all heads, of shape (n_heads, n_samples, n_classes), with dropout of hidden units."""
         from skexit.heads._cascade_gradient import CascadeLogits
 
         sizes = [(len(features), size) for _ in self.heads for size in self.hidden_layer_sizes]
@@ -107,11 +107,11 @@ class Cascade:
         return CascadeLogits.apply(features.float(), self.widths, kept, self.heads, *self._parameters)
 
     def parameters(self) -> list[torch.Tensor]:
-        """All weights, and all biases."""
+        """The tensor of all weights, and the tensor of all biases."""
         return self._parameters
 
     def to_dense(self, mean: NDArray[np.float64], scale: NDArray[np.float64]) -> list[DenseNetwork]:
-        """The heads for features that are not standardised, as plain NumPy."""
+        """The heads in NumPy, for features that are not standardised."""
         dense = []
         starts = np.cumsum([0, *self.widths])
         for k, head in enumerate(self.heads):

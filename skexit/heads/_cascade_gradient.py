@@ -1,4 +1,4 @@
-"""Logits of a cascade of heads and their gradient, written out, as torch spends more time than the steps take."""
+"""Logits of a cascade of heads, and their gradient. torch's autograd would take longer than the computation."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Layers = Sequence[tuple[torch.Tensor, torch.Tensor]]
 class CascadeLogits(torch.autograd.Function):
     """Logits of all heads, of shape (n_heads, n_samples, n_classes).
 
-    `features`, which get no gradient, are those of the heads side by side, of the given `widths`. `kept` is what the
-    units of each hidden layer are multiplied by: zero where a unit is left out. The parameters of `heads` are parts of
-    `weights`, of shape (1, n_weights), and `biases`, of shape (n_biases,), in this order.
+    `features` has the features of all heads side by side, with the given `widths`; they get no gradient. `kept` has the
+    factors of the units of each hidden layer, zero for a unit that dropout leaves out. The parameters of `heads` are
+    parts of `weights`, of shape (1, n_weights), and of `biases`, of shape (n_biases,), in this order.
     """
 
     @staticmethod
@@ -50,7 +50,7 @@ class CascadeLogits(torch.autograd.Function):
     def backward(ctx: Any, of_logits: torch.Tensor) -> tuple[Any, ...]:
         of_weights, of_biases = (torch.empty(size) for size in ctx.sizes)
         of_heads = parts(ctx.heads, of_weights, of_biases)
-        of_hidden: torch.Tensor | None = None  # from the head after
+        of_hidden: torch.Tensor | None = None  # gradient that comes from the next head
         for k in reversed(range(len(ctx.heads))):
             of_outputs = of_logits[k]
             for layer in reversed(range(len(ctx.heads[k]))):
@@ -69,7 +69,7 @@ class CascadeLogits(torch.autograd.Function):
 
 
 def parts(heads: Sequence[Layers], weights: torch.Tensor, biases: torch.Tensor) -> list[Layers]:
-    """Parts of flat parameters of the shapes of those of the heads."""
+    """Split flat weights and biases into parts with the shapes of the parameters of the heads."""
     layers = [layer for head in heads for layer in head]
     split_weights = weights[0].split([weight.numel() for weight, _ in layers])
     remaining = zip(split_weights, biases.split([len(bias) for _, bias in layers]), strict=True)

@@ -1,4 +1,4 @@
-"""Convolutions of the map at each exit, trained on the cached features."""
+"""Convolutional heads, trained on the feature maps of a cache."""
 
 from __future__ import annotations
 
@@ -23,45 +23,45 @@ from skexit.utils._warnings import warn
 
 @set_module("skexit")
 class ConvExitHeads(CrossFittedHeads):
-    """Train convolutions of the map at each exit, and add their logits to X.
+    """Train a convolutional head on the feature map of each exit, and add its logits to X.
 
-    The layout of X tells where the features of an exit are a map: ``feature_maps`` of :class:`~skexit.ExitLayout`,
-    which a cache has that was extracted with a grid, as ``pool=("avg", "grid8")``. A head is a few layers of 3 x 3
-    convolutions with rectified linear units, and a linear layer that sees all of the last one and the features beside
-    the map. An exit without a map gets the linear head of :class:`~skexit.ExitHeads`.
+    ``X.layout.feature_maps`` tells which columns of an exit form a map. A cache has maps if it was extracted with a
+    grid, such as ``pool=("avg", "grid8")``. A head has a few layers of 3 x 3 convolutions with rectified linear units,
+    followed by a linear layer. The inputs of the linear layer are all outputs of the last convolution, and the features
+    of the exit that are not part of the map. An exit without a map gets the linear head of :class:`~skexit.ExitHeads`.
 
-    Otherwise these heads are as :class:`~skexit.ExitHeads`: they learn from the network's own logits, too, and from
-    rows without a label; an exit that has logits keeps them; the logits that ``fit_transform`` gives are cross-fitted.
-    :doc:`/guide/heads` says what they cost, and compares them with hidden layers.
+    In all else, these heads work like :class:`~skexit.ExitHeads`: they also learn from the network's own logits and
+    from rows without a label, an exit that has logits keeps them, and ``fit_transform`` returns cross-fitted logits.
+    :doc:`/guide/heads` shows their cost, and compares them with hidden layers.
 
     Parameters
     ----------
     channels : tuple of int, default=(32, 64)
-        Number of kernels in each layer of convolutions.
+        Number of kernels in each convolutional layer.
     strides : tuple of int, default=(2, 1)
-        How far each layer moves its kernels; with 2, it gives a map of half the height and width.
+        Stride of each convolutional layer. A stride of 2 halves the height and the width of the map.
     dropout : float or "auto", default=0.0
-        Share of the inputs of the linear layer that are left out at random in a step of training. ``"auto"`` is 0.4 up
-        to 5,000 rows, and beyond falls as one over the square root of the rows.
+        Share of the inputs of the linear layer that a training step leaves out at random. ``"auto"`` is 0.4 up to 5,000
+        rows. Beyond, it is proportional to one over the square root of the number of rows.
     distillation : float or "auto", default="auto"
-        Share of the loss that compares a head with the network's own logits at the last exit, as for
+        Share of the loss that compares a head with the network's own logits at the last exit, as in
         :class:`~skexit.ExitHeads`.
     temperature : float, default=4.0
-        T in this part of the loss.
+        The temperature T in this part of the loss.
     temperature_scaling : bool, default=False
-        Divide the logits of each head by the temperature that fits its cross-fitted logits best.
-        ``fit`` then trains the heads `cv` more times, as ``fit_transform`` always does.
+        Divide the logits of each head by the temperature that minimises the cross-entropy of its cross-fitted logits.
+        ``fit`` then also trains the heads of the folds, as ``fit_transform`` always does.
     l2 : float or "auto", default="auto"
-        Strength of the squared penalty on kernels and weights, as for :class:`~skexit.ExitHeads`.
+        Strength of the squared penalty on kernels and weights, as in :class:`~skexit.ExitHeads`.
     learning_rate : float, default=0.003
-        Highest learning rate of Adam; it rises over a tenth of the steps and falls to zero.
+        Highest learning rate of Adam. The rate rises over the first tenth of the steps, and then falls to zero.
     max_epochs : int or "auto", default="auto"
-        Passes over the rows. ``"auto"`` is 30 up to 16,000 rows, and beyond falls to 8 at 60,000 rows.
+        Passes over the rows. ``"auto"`` is 30 up to 16,000 rows, and falls to 8 at 60,000 rows.
     batch_size : int, default=128
-        Rows in a step; fewer where there would be less than 20 steps in an epoch.
+        Number of rows in a step; smaller if an epoch would have fewer than 20 steps.
     cv : int, cross-validation generator or iterable, default=3
-        How ``fit_transform`` splits the rows. From three folds on, cross-fitted logits are made as confident as those
-        of new rows, at the price of one more training; with two folds, they are not.
+        How ``fit_transform`` splits the rows. With three folds or more, cross-fitted logits are made as confident as
+        the logits of new rows, which takes one more training. With two folds, they are not.
     %(layout)s
     random_state : int, RandomState instance or None, default=None
         Seeds the splits, the initial weights and the batches.
@@ -71,7 +71,7 @@ class ConvExitHeads(CrossFittedHeads):
     Attributes
     ----------
     networks_ : list of ConvNetwork, DenseNetwork or None, one per exit
-        The trained heads: a DenseNetwork where an exit has no map, None where it keeps its own logits.
+        The trained heads: a DenseNetwork for an exit without a map, None for an exit that keeps its own logits.
     %(head_attributes)s
 
     Warns
@@ -81,15 +81,15 @@ class ConvExitHeads(CrossFittedHeads):
 
     See Also
     --------
-    ExitHeads : Linear heads, and heads with hidden layers, of any features.
+    ExitHeads : Linear heads, and heads with hidden layers, for features of any kind.
 
     Notes
     -----
-    Training needs torch, and uses as many threads as torch has. What is fitted needs NumPy alone, which convolves where
-    torch has not been imported. All compute in single precision, and agree up to its rounding.
+    Training needs torch, and uses as many threads as torch is set to. Fitted heads need NumPy alone: they compute
+    convolutions with torch if the process has imported it, otherwise with NumPy. Both use single precision, and their
+    results agree up to its rounding.
 
-    In training, what each convolution gives is standardised over the batch (batch normalisation); afterwards this is
-    part of its kernels.
+    In training, batch normalisation follows each convolution. After training, it is merged into the kernels.
 
     Examples
     --------
@@ -191,22 +191,22 @@ class ConvExitHeads(CrossFittedHeads):
 
 
 def check_convolutions(channels: Sequence[int], strides: Sequence[int]) -> None:
-    """Raise a ValueError unless there are positive integers, as many of each."""
+    """Raise a ValueError unless both hold positive integers, and equally many."""
     for name, numbers in (("channels", channels), ("strides", strides)):
         if not len(numbers) or not all(isinstance(number, Integral) and number >= 1 for number in numbers):
             raise ValueError(f"{name}={numbers!r} must hold one positive integer for each layer, at least one.")
     if len(strides) != len(channels):
         raise ValueError(
-            f"channels={channels!r} and strides={strides!r} must have as many numbers: one for each layer. For layers "
-            f"that keep the size of the map, give strides={(1,) * len(channels)}."
+            f"channels={channels!r} and strides={strides!r} must have the same length, one number for each layer. For "
+            f"layers that keep the size of the map, pass strides={(1,) * len(channels)}."
         )
 
 
 def warn_without_maps(layout: ExitLayout) -> None:
-    """Warn where exits need heads, and none has a map."""
+    """Warn if exits need heads and none of them has a map."""
     places = [layout.feature_maps[k] for k in range(layout.n_exits) if not layout.has_logits(k)]
     if places and not any(places):
         warn(
-            "no exit of X that needs a head has a map, so that all heads are linear. Extract with a grid, as "
-            "ExitExtractor(..., pool=('avg', 'grid8')), or say where maps are: ExitLayout(..., feature_maps=...)."
+            "no exit of X that needs a head has a map, so all heads are linear. Extract with a grid, such as "
+            "ExitExtractor(..., pool=('avg', 'grid8')), or declare the maps: ExitLayout(..., feature_maps=...)."
         )

@@ -1,4 +1,4 @@
-"""A convolutional head as a network of torch."""
+"""A convolutional head as a torch module, for training."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from skexit.heads._conv_scaling import HeadScaling
 
 
 class ConvModel(nn.Module):
-    """Convolutions of a map, each normalised over the batch, and a linear layer that sees the other features, too.
+    """Convolutions of a map, each followed by batch normalisation, and a linear layer.
 
-    `place` and `width` are the map and the number of features of the exit. `dropout` is the share of the linear
-    layer's inputs that are left out.
+    The linear layer takes the outputs of the last convolution and the features of the exit outside the map. `place` is
+    the position and shape of the map, and `width` is the number of features of the exit. `dropout` is the share of the
+    linear layer's inputs that are left out.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class ConvModel(nn.Module):
         return cast(torch.Tensor, self.linear(drop_units(seen, self._dropout, self._generator)))
 
     def to_network(self, scaling: HeadScaling) -> ConvNetwork:
-        """The head for features that are not standardised, as plain NumPy."""
+        """The head in NumPy, for features that are not standardised."""
         means, deviations = scaling.channels
         kernels, biases = zip(*map(_folded, self.convolutions, self.norms), strict=True)
         kernels[0][:] /= deviations[:, None, None]
@@ -83,7 +84,7 @@ class ConvModel(nn.Module):
 
 
 def _normalized(maps: torch.Tensor, norm: nn.BatchNorm2d) -> torch.Tensor:
-    """Each channel standardised over the batch, or as in batches so far where it has a single number in this one."""
+    """Batch normalisation; a channel with a single number in the batch is standardised by the running statistics."""
     is_single = maps.shape[0] * maps.shape[2] * maps.shape[3] == 1
     mean, variance = norm.running_mean, norm.running_var
     return functional.batch_norm(
@@ -92,7 +93,7 @@ def _normalized(maps: torch.Tensor, norm: nn.BatchNorm2d) -> torch.Tensor:
 
 
 def _folded(convolution: Any, norm: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Kernels and biases of a convolution that does what it and its normalisation do together."""
+    """Kernels and biases of one convolution that equals the convolution followed by its normalisation."""
     factor = _numbers(norm.weight) / np.sqrt(_numbers(norm.running_var) + norm.eps)
     kernel = _numbers(convolution.weight) * factor[:, None, None, None]
     return kernel, _numbers(norm.bias) - factor * _numbers(norm.running_mean)

@@ -1,4 +1,4 @@
-"""How the features of an exit are standardised: each channel of a map as one, other features one by one."""
+"""Standardisation of the features of an exit: each channel of a map as a whole, other features one by one."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ from skexit.data._validation import read_features
 
 Floats = NDArray[np.float64]
 
-#: Numbers that are read at a time.
+#: Largest number of values that are read at once.
 _CHUNK_NUMBERS = 2**22
 
 
 @dataclass(frozen=True)
 class HeadScaling:
-    """Means and standard deviations of the channels of a map, and of the other features; 1 where these are constant."""
+    """Means and standard deviations of the channels of a map and of the other features.
+
+    A constant channel or feature has a standard deviation of 1.
+    """
 
     place: FeatureMap
     channels: tuple[Floats, Floats]
     others: tuple[Floats, Floats]
 
     def columns(self) -> tuple[Floats, Floats]:
-        """Means and standard deviations of all features, in their order."""
+        """Means and standard deviations of all features, in the order of the columns."""
         first, _, height, width = self.place
         mean, scale = (
             np.concatenate([others[:first], np.repeat(channels, height * width), others[first:]])
@@ -39,7 +42,7 @@ class HeadScaling:
 
 
 def head_scaling(X: ExitArray, k: int, place: FeatureMap) -> HeadScaling:
-    """Standardisation of the features of exit `k`, from all rows or enough of them."""
+    """Standardisation of the features of exit `k`, computed from up to 100,000 rows."""
     first, n_channels, *sides = place
     map_columns = slice(first, first + n_channels * prod(sides))
     channels, others = Moments(), Moments()

@@ -1,4 +1,4 @@
-"""Convolutional heads, trained by torch in mini-batches."""
+"""Training of convolutional heads with torch, by mini-batches."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from skexit.heads._training import HeadTrainer, HeadTraining
 if TYPE_CHECKING:
     import torch
 
-#: Largest size of a standardised feature; half precision ends at 65504.
+#: Largest absolute value of a standardised feature; half precision ends at 65504.
 _LARGEST = 1e4
 
 
 @dataclass(frozen=True)
 class ConvTraining(TrainingSettings):
-    """The parameters of ConvExitHeads that say how heads are trained."""
+    """Parameters of ConvExitHeads for training."""
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
@@ -48,7 +48,7 @@ class ConvHeadTrainer:
     random_state: np.random.RandomState
 
     def train(self) -> list[ConvNetwork | DenseNetwork | None]:
-        """The heads, linear where an exit has no map, and None where it keeps its own logits."""
+        """The heads: linear for an exit without a map, None for an exit that keeps its own logits."""
         networks: list[ConvNetwork | DenseNetwork | None] = [None] * self.X.layout.n_exits
         exits = [k for k in range(self.X.layout.n_exits) if not self.X.layout.has_logits(k)]
         for k in tqdm(exits, desc="heads", unit="exit", disable=not self.settings.verbose, leave=False):
@@ -104,7 +104,7 @@ class ConvHeadTrainer:
             list(model.parameters()),
             rows,
             rows[:0],
-            np.ones(n_rows),  # the loss has the weights
+            np.ones(n_rows),  # mean_loss multiplies by the weights
             training=training,
             random_state=self.random_state,
             description=f"head of exit {k}" if self.settings.verbose else None,

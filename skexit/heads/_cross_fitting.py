@@ -1,4 +1,4 @@
-"""What heads that are trained on features have in common: fitting, and logits of rows that were left out of it."""
+"""Base class of heads that are trained on features: fitting, and cross-fitted logits."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ from skexit.utils._sklearn import _fit_context
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-#: With fewer rows, confidence of heads with hidden layers changes less than the logarithm of the rows has it.
+#: With fewer rows than this, the confidence of heads with hidden layers changes less than in proportion to the
+#: logarithm of the number of rows.
 _ROWS_OF_WHOLE_CHANGE = 600
 
 
 class CrossFittedHeads(LogitsTransformer):
-    """Heads that learn from labels and from the network's own logits, where exits have no logits.
+    """Heads of the exits that have no logits; they learn from labels and from the network's own logits.
 
-    A subclass writes `exit_logits`, `earlier_exits`, `_train`, `_describe_head` and, where dividing the outputs of a
-    head does not divide its logits, `_divide_logits`. Its parameters are those that are named here, and its own.
+    A subclass implements `exit_logits`, `earlier_exits`, `_train` and `_describe_head`. If dividing the outputs of a
+    head does not divide its logits, it also overrides `_divide_logits`. It must have the parameters annotated below.
     """
 
     distillation: float | str
@@ -49,16 +50,16 @@ class CrossFittedHeads(LogitsTransformer):
 
     @property
     def _has_hidden_layers(self) -> bool:
-        """Whether heads have hidden layers."""
+        """Whether the heads have hidden layers."""
         return True
 
     @abstractmethod
     def _train(self, X: ExitArray, labels: Integers, weight: Floats) -> list[Any]:
-        """The heads of these rows, None where an exit has logits; each has `n_multiply_adds` and `divided_by`."""
+        """Train heads, None for an exit that has logits. A head has `n_multiply_adds` and `divided_by`."""
 
     @abstractmethod
     def _describe_head(self, head: Any) -> str:
-        """What a head consists of, in words."""
+        """Description of a head for the table of exits in a notebook."""
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(
@@ -70,7 +71,7 @@ class CrossFittedHeads(LogitsTransformer):
         ----------
         %(X_y_weight)s
         groups : array-like of shape (n_samples,), default=None
-            Group of each sample; used with `temperature_scaling`, as by ``fit_transform``.
+            Group of each sample. Used with `temperature_scaling` only, in the same way as by ``fit_transform``.
 
         Returns
         -------
@@ -80,9 +81,9 @@ class CrossFittedHeads(LogitsTransformer):
         Raises
         ------
         ValueError
-            If X does not fit its layout, is not finite, or y has a class that X does not know,
-            no row has a label, there are fewer groups than folds, or `distillation` is a number and the last
-            exit has no logits.
+            If X does not match its layout or is not finite; y has a class that is unknown to X, or only one class; no
+            row has a label; there are fewer groups than folds; or `distillation` is a number above 0 and the last exit
+            has no logits.
         """
         used, labels, weight, numbers, _ = self._validate(X, y, sample_weight, groups)
         self._fit(used, labels, weight)
@@ -101,10 +102,11 @@ class CrossFittedHeads(LogitsTransformer):
         ----------
         %(X_y)s
         sample_weight : array-like of shape (n_samples,), default=None
-            Rows of zero weight train nothing, and get the logits of ``transform``.
+            Weight of each sample; equal by default. Rows of weight zero are not used in training, and get the logits of
+            ``transform``.
         groups : array-like of shape (n_samples,), default=None
-            Group of each sample, such as the scene of which it is a picture. Rows of a group are in
-            the same fold: their logits come from heads that were trained without any of them.
+            Group of each sample, such as the video of a frame. Rows of a group are in the same fold: their logits come
+            from heads that were trained without any row of the group.
 
         Returns
         -------
@@ -119,7 +121,7 @@ class CrossFittedHeads(LogitsTransformer):
         if self.temperature_scaling:
             self._calibrate(folds, fold_of_row, used, labels, weight)
         new = validate_new_data(self, X)
-        # Rows that train nothing are in no fold: they get the logits of the heads that are kept.
+        # Rows that were not used in training are in no fold. They get the logits of the heads trained on all rows.
         fold = np.full(len(new), len(folds))
         fold[rows] = fold_of_row
         heads = [*folds, self]
@@ -139,7 +141,7 @@ class CrossFittedHeads(LogitsTransformer):
     def _validate(
         self, X: Any, y: Any, sample_weight: Any, groups: Any
     ) -> tuple[ExitArray, Integers, Floats, Integers | None, NDArray[np.intp]]:
-        """X, labels, weights and groups of the rows that heads learn from, and the numbers of these rows."""
+        """X, labels, weights and groups of the rows that heads learn from, and the indices of these rows."""
         used, self.classes_, labels, weight = validate_training_data(self, X, y, sample_weight)
         check_two_classes(self.classes_)
         numbers = validate_groups(groups, y, sample_weight)
@@ -160,11 +162,11 @@ class CrossFittedHeads(LogitsTransformer):
         self.layout_out_ = self._layout_with_heads()
 
     def _set_networks(self, networks: list[Any]) -> None:
-        """Use other heads from now on."""
+        """Replace the heads."""
         self.networks_ = networks
 
     def _divide_logits(self, k: int, temperature: float) -> None:
-        """Divide the logits of exit `k` from now on."""
+        """Divide the logits of exit `k` by a temperature."""
         self.networks_[k] = self.networks_[k].divided_by(temperature)
 
     def _layout_with_heads(self) -> ExitLayout:
@@ -182,7 +184,11 @@ class CrossFittedHeads(LogitsTransformer):
     def _cross_fit(
         self, X: ExitArray, labels: Integers, weight: Floats, groups: Integers | None
     ) -> tuple[list[Self], NDArray[np.intp]]:
-        """Heads for each fold, trained without it but as confident as those of all rows, and the fold of each row."""
+        """Heads of each fold, and the fold of each row.
+
+        The heads of a fold are trained without its rows. With three folds or more, they are made as confident as heads
+        of all rows.
+        """
         folds: list[Self] = []
         fold_of_row = np.empty(len(X), dtype=np.intp)
         for train_rows, test_rows in cross_validation_splits(self.cv, labels, self.random_state, groups):
@@ -198,9 +204,10 @@ class CrossFittedHeads(LogitsTransformer):
         return heads
 
     def _undo_softening(self, X: ExitArray, labels: Integers, weight: Floats) -> None:
-        """Make the logits of distilled heads, which follow the teacher's, as confident as the labels allow.
+        """Divide the logits of distilled heads by the temperatures that fit the labels best.
 
-        Rows without any label leave the confidence as it was.
+        Otherwise they would be as confident as the teacher's logits. If no row has a label, the temperatures do not
+        change.
         """
         if self.distillation_ == 0:
             return
@@ -215,15 +222,16 @@ class CrossFittedHeads(LogitsTransformer):
     def _match_confidence(
         self, folds: list[Self], fold_of_row: NDArray[np.intp], X: ExitArray, labels: Integers, weight: Floats
     ) -> None:
-        """Divide the logits of the folds by temperatures that make up for the rows that they were trained without.
+        """Divide the logits of the folds' heads by temperatures, so that they are as confident as heads of all rows.
 
-        Confidence in new rows changes with the rows that heads learn from. Its change from heads of fewer rows to those
-        of the folds is carried on to those of all rows, in proportion to the logarithm of the number of rows.
+        The confidence of heads on new rows depends on the number of rows that they learned from. The change from heads
+        of fewer rows to the heads of the folds is measured, and extrapolated to all rows in proportion to the logarithm
+        of the number of rows.
         """
         n_folds = len(folds)
         n_left_out = max(2 * n_folds // 5, 2)
         others, part = np.flatnonzero(fold_of_row < n_left_out), np.flatnonzero(fold_of_row >= n_left_out)
-        if n_folds == 2 or len(part) < 2:  # a half of half the rows tells too little of all
+        if n_folds == 2 or len(part) < 2:  # with two folds, a smaller part has too few rows for an extrapolation
             return
         n_fold = len(X) * (1 - 1 / n_folds)
         smaller = self._trained_on(part, X, labels, weight)
@@ -241,17 +249,17 @@ class CrossFittedHeads(LogitsTransformer):
         self, folds: list[Self], fold_of_row: NDArray[np.intp], X: ExitArray, rows: NDArray[np.intp]
     ) -> dict[int, Floats]:
         """Cross-fitted logits of some rows, by exit."""
-        said = {k: np.empty((len(rows), len(self.classes_))) for k in self.new_logits()}
+        logits = {k: np.empty((len(rows), len(self.classes_))) for k in self.new_logits()}
         for number, fold in enumerate(folds):
             here = np.flatnonzero(fold_of_row[rows] == number)
             for k, values in fold._logits(X[rows[here]]).items():
-                said[k][here] = values
-        return said
+                logits[k][here] = values
+        return logits
 
     def _calibrate(
         self, folds: list[Self], fold_of_row: NDArray[np.intp], X: ExitArray, labels: Integers, weight: Floats
     ) -> None:
-        """Divide the logits of each head, those of the folds too, by the temperature that fits what these say best."""
+        """Divide the logits of all heads of an exit by the temperature that fits its cross-fitted logits best."""
         rows = enough_labelled_rows(labels, X.layout.n_exits * len(self.classes_))
         for k, logits in self._held_out_logits(folds, fold_of_row, X, rows).items():
             temperature = fit_temperature(logits, labels[rows], weight[rows])
@@ -260,6 +268,6 @@ class CrossFittedHeads(LogitsTransformer):
 
 
 def check_two_classes(classes: NDArray[Any]) -> None:
-    """Raise a ValueError where there is nothing to classify."""
+    """Raise a ValueError if there is only one class."""
     if len(classes) == 1:
-        raise ValueError(f"y has 1 class, {classes.tolist()[0]!r}; give rows of two classes or more to fit heads.")
+        raise ValueError(f"y has 1 class, {classes.tolist()[0]!r}; pass rows of two classes or more.")

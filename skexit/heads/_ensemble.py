@@ -1,4 +1,4 @@
-"""Exits that make use of the answers of the exits before them."""
+"""Exits that use the predictions of earlier exits."""
 
 from __future__ import annotations
 
@@ -29,41 +29,40 @@ Floats = NDArray[np.float64]
 
 @set_module("skexit")
 class ExitEnsemble(LogitsTransformer):
-    """Let each exit answer with the exits before it, by a weighted product of their probabilities.
+    """Predict at each exit with a weighted product of the probabilities of this exit and of earlier exits.
 
-    The geometric ensemble of Zero Time Waste [1]_: at exit k, the probability of class c is in
-    proportion to ``exp(b_kc) * prod_j p_jc ** w_kj`` over the exits j up to k. The weights, none
-    of them negative, and the biases minimise the cross-entropy of the training rows. What earlier
-    exits have computed is not wasted, probabilities come out calibrated, and the last exit is
-    often better than the network was. Comes before any policy, in a pipeline or as its `heads`.
+    This is the geometric ensemble of Zero Time Waste [1]_: at exit k, the probability of class c is proportional to
+    ``exp(b_kc) * prod_j p_jc ** w_kj`` over the exits j up to k. The weights ``w``, which are not negative, and the
+    biases ``b`` minimise the cross-entropy on the training rows. The probabilities are calibrated, and the last exit is
+    often more accurate than the network alone. Put an ensemble before any policy: as a step of a pipeline, or as the
+    parameter `heads` of the policy.
 
-    Train the heads on other rows than the ensemble, in a
-    :class:`sklearn.frozen.FrozenEstimator`, or let it cross-fit them: it would take logits of
-    rows that the heads have learned for better than they are. Rows without a label, -1 in y, go to
-    the heads alone.
+    By default, the ensemble trains the heads on the same rows and learns from their cross-fitted logits. Fitted heads
+    in a :class:`sklearn.frozen.FrozenEstimator` must have been trained on other rows, because heads are too confident
+    on their training rows. The ensemble itself does not learn from rows without a label, -1 in y; its heads do.
 
     Parameters
     ----------
     heads : ExitHeads, default=None
-        Heads to fit where exits have no logits; by default ``ExitHeads(random_state=0)``. Those in
-        a FrozenEstimator are used as they are.
+        Heads to fit if exits have no logits; by default ``ExitHeads(random_state=0)``. Heads in a FrozenEstimator are
+        used as they are.
     %(layout)s
 
     Attributes
     ----------
     weights_ : ndarray of shape (n_exits, n_exits)
-        The weight of exit j in the answer of exit k, in row k; zero above the diagonal.
+        Row k has the weight of each exit j in the prediction of exit k; zero above the diagonal.
     biases_ : ndarray of shape (n_exits, n_classes)
         The bias of each class at each exit.
     heads_ : ExitHeads, FrozenEstimator or None
-        The heads that were fitted; None where every exit has logits and `heads` is None.
+        The fitted heads; None if every exit has logits and `heads` is None.
     classes_ : ndarray of shape (n_classes,)
         Class labels, in the order of the logits.
     layout_ : ExitLayout
         Layout of the X that was fitted, its classes sorted.
     layout_out_ : ExitLayout
-        Layout of the X that ``transform`` gives. Where costs are in FLOPs or MACs, each exit's
-        include the heads and mixtures up to it, and ``head_costs`` say how much these are.
+        Layout of the X that ``transform`` returns. If costs are in FLOPs or MACs, the cost of each exit includes the
+        heads and the products up to it, and ``head_costs`` has their part.
     %(columns)s
 
     References
@@ -77,7 +76,7 @@ class ExitEnsemble(LogitsTransformer):
     >>> from sklearn.pipeline import make_pipeline
     >>> from skexit import ExitEnsemble, ThresholdPolicy
     >>> X, y = load_digits(return_X_y=True)
-    >>> ensemble = ExitEnsemble(layout=4).fit(X, y)  # the image comes in four strips
+    >>> ensemble = ExitEnsemble(layout=4).fit(X, y)  # four exits, each with a quarter of the image's rows
     >>> ensemble.weights_.round(1)
     array([[1.1, 0. , 0. , 0. ],
            [0.7, 1. , 0. , 0. ],
@@ -89,7 +88,7 @@ class ExitEnsemble(LogitsTransformer):
     True
     """
 
-    #: Arrays that meet tensors in a live network.
+    #: Arrays that a live network combines with tensors.
     arrays_on_device: ClassVar[tuple[str, ...]] = ("weights_", "biases_")
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -105,13 +104,13 @@ class ExitEnsemble(LogitsTransformer):
     def fit(
         self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
     ) -> ExitEnsemble:
-        """Fit heads where they are needed, and the mixture of each exit.
+        """Fit the heads, if exits need them, and the weights and biases of each exit.
 
         Parameters
         ----------
         %(X_y_weight)s
         groups : array-like of shape (n_samples,), default=None
-            Group of each sample, which the heads keep together.
+            Group of each sample. The heads are cross-fitted with all rows of a group in the same fold.
 
         Returns
         -------
@@ -121,7 +120,7 @@ class ExitEnsemble(LogitsTransformer):
         Raises
         ------
         ValueError
-            If X does not fit its layout, is not finite, or y has a class that X does not know.
+            If X does not match its layout or is not finite, or if y has a class that is unknown to X or only one class.
         """
         self._fit(X, y, sample_weight, groups)
         return self
@@ -130,15 +129,16 @@ class ExitEnsemble(LogitsTransformer):
     def fit_transform(
         self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None, groups: ArrayLike | None = None
     ) -> Any:
-        """Fit, and mix the logits of X; those of heads that were fitted are cross-fitted.
+        """Fit, and return X with the logits of the ensemble. They come from cross-fitted logits of the heads.
 
         Parameters
         ----------
         %(X_y)s
         sample_weight : array-like of shape (n_samples,), default=None
-            Rows of zero weight train nothing, and get the logits of ``transform``.
+            Weight of each sample; equal by default. Rows of weight zero are not used in training, and get the logits of
+            ``transform``.
         groups : array-like of shape (n_samples,), default=None
-            Group of each sample, which the heads keep together.
+            Group of each sample. The heads are cross-fitted with all rows of a group in the same fold.
 
         Returns
         -------
@@ -169,7 +169,7 @@ class ExitEnsemble(LogitsTransformer):
         return weights @ seen + as_like(self.biases_[k], logits)
 
     def _fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None, groups: ArrayLike | None) -> ExitArray:
-        """Fit on the rows of positive weight; gives these with logits that are not mixed yet."""
+        """Fit on the rows of positive weight; return these rows with the logits of the heads."""
         used, self.classes_, labels, weight = validate_training_data(self, X, y, sample_weight)
         check_two_classes(self.classes_)
         self.layout_ = used.layout

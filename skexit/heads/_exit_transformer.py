@@ -1,4 +1,4 @@
-"""Transformers of scikit-learn, one for the features of each exit."""
+"""Transformers of scikit-learn, applied to the features of each exit."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from skexit.utils._sklearn import HasMethods, Interval, _fit_context
 class ExitTransformer(LayoutTransformer):
     """Apply a scikit-learn transformer to the features of each exit; logits do not change.
 
-    A scaler or PCA that sees all columns at once mixes exits and loses the layout of X. Here each exit
-    with features gets a transformer of its own, and X stays an :class:`~skexit.ExitArray` with the costs
-    and classes it had. Comes before heads and policies in a pipeline. :class:`~skexit.ExitHeads`
-    standardise features themselves, and need no scaler.
+    A scaler or PCA on all columns of X would mix the exits and lose the layout of X. This class fits one transformer
+    for each exit that has features. The result is an :class:`~skexit.ExitArray` with the same costs and classes. Put it
+    before heads and policies in a pipeline. :class:`~skexit.ExitHeads` needs no scaler, because it standardises
+    features itself.
 
     Parameters
     ----------
     transformer : estimator with `fit` and `transform`
-        A copy of it is fitted at each exit. It may change the number of features.
+        One copy is fitted for each exit that has features. It may change the number of features.
     %(layout)s
 
     Attributes
     ----------
     transformers_ : list of estimator or None
-        The fitted transformer of each exit; None where the exit has no features.
+        The fitted transformer of each exit; None for an exit without features.
     layout_ : ExitLayout
         Layout of the X that was fitted.
     layout_out_ : ExitLayout
-        The same with the numbers of features that ``transform`` gives, and without ``feature_maps``.
+        Layout of the X that ``transform`` returns. It has no ``feature_maps``.
     %(columns)s
 
     See Also
@@ -51,9 +51,9 @@ class ExitTransformer(LayoutTransformer):
 
     Notes
     -----
-    Features are transformed when they are read, as double precision. Where an exit has more rows than
-    are read at once (8,192, or 16 MiB), a transformer with ``partial_fit`` learns in one pass over
-    batches; any other gets all rows of an exit in memory.
+    Features are transformed when they are read, in double precision. ``fit`` reads batches of 8,192 rows, or of as many
+    as take 16 MiB. If there are several batches and the transformer has ``partial_fit``, it learns in one pass over
+    batches of equal size. Any other transformer gets all rows of an exit in memory.
 
     A live network, :class:`~skexit.runtime.EarlyExitModel`, applies the transformers on the CPU. They
     cannot be exported to ONNX.
@@ -95,9 +95,9 @@ class ExitTransformer(LayoutTransformer):
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
             Logits and features of the exits.
         y : array-like of shape (n_samples,), default=None
-            Labels, for transformers that need them. Where rows have none, -1, a transformer that needs labels learns
-            from the others alone, and one that needs none from all rows without `y`. An estimator of
-            :mod:`sklearn.semi_supervised` gets all rows, with -1.
+            Labels, for transformers that need them. If some rows have no label, -1, a transformer that needs labels
+            learns from the labelled rows only. A transformer that needs no labels learns from all rows, without `y`. An
+            estimator of :mod:`sklearn.semi_supervised` gets all rows, with -1.
 
         Returns
         -------
@@ -107,7 +107,8 @@ class ExitTransformer(LayoutTransformer):
         Raises
         ------
         ValueError
-            If X does not fit its layout, features are not finite, or no row has a label and the transformer needs some.
+            If X does not match its layout, features are not finite, or no row has a label and the transformer needs
+            labels.
         """
         exits, labels = validate_exits(self, X, y)
         exits, labels = rows_and_labels_for(self.transformer, exits, labels)
@@ -127,7 +128,7 @@ class ExitTransformer(LayoutTransformer):
         n_batches = len(list(X.batches()))
         if n_batches == 1 or not hasattr(transformer, "partial_fit"):
             return transformer.fit(read_features(X, k), y)
-        # Of even size: some, as IncrementalPCA, need a number of rows in each.
+        # Batches of equal size, because some transformers, such as IncrementalPCA, need a minimum number of rows.
         for rows in np.array_split(np.arange(len(X)), n_batches):
             transformer.partial_fit(read_features(X, k, rows), None if y is None else y[rows])
         return transformer
@@ -164,7 +165,7 @@ class ExitTransformer(LayoutTransformer):
         Returns
         -------
         ndarray of shape (n_samples, n_features_out)
-            Those of `features` where the exit has none.
+            The transformed features. For an exit without a transformer, `features` as they are.
         """
         transformer = self.transformers_[k]
         if transformer is None:

@@ -1,4 +1,4 @@
-"""Give every exit logits: fit what gives them to exits that have none."""
+"""Fit heads, so that every exit has logits."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def fit_heads(
     random_state: int | np.random.RandomState | None = 0,
     groups: NDArray[np.int64] | None = None,
 ) -> tuple[Any, ExitArray]:
-    """Fit what gives logits to exits: a copy of `heads`, ExitHeads where an exit has no logits, or nothing.
+    """Fit a copy of `heads`, or by default ExitHeads if an exit has no logits; return heads, and X with all logits.
 
-    Gives the fitted heads, or None where no logits are missing and `heads` is None, and X with logits at every exit;
-    those of heads that were trained here are cross-fitted. Heads whose ``fit`` has no parameter `groups` split no rows.
+    The heads are None if `heads` is None and every exit has logits. The logits of heads with a ``fit_transform`` are
+    cross-fitted. Heads get `groups` if their ``fit`` has this parameter; others split no rows.
     """
     X = X.with_layout(X.layout.replace(classes=classes))
     if heads is None:

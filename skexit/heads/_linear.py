@@ -1,4 +1,4 @@
-"""Linear classifiers, solved for in memory."""
+"""Linear classifiers, fitted in memory by L-BFGS."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from skexit.heads._boosting import fit_addition
 from skexit.heads._distillation import Distillation, label_loss_and_errors
 from skexit.utils._threads import one_blas_thread
 
-#: From this many numbers on, the solver uses several threads.
-_WORTH_THREADS = 10**7
-#: Logit of a class that the training rows lack. Logits of the others sum to zero.
+#: The solver uses several threads if the inputs have at least this many values.
+_ENOUGH_FOR_THREADS = 10**7
+#: Logit of a class that no training row has. The logits of the other classes sum to zero.
 _ABSENT_CLASS_LOGIT = -10.0
 
 
@@ -30,10 +30,10 @@ def solve_linear(
     offset: NDArray[np.float64] | None = None,
     distillation: Distillation | None = None,
 ) -> DenseNetwork:
-    """The linear classifier of least loss, penalised on standardised inputs.
+    """Fit the linear classifier with the lowest penalised loss on standardised inputs.
 
-    Without distillation, classes that no label is of get a logit that makes them improbable. The penalty is ``l2 / 2``
-    times the squared norm of the weights; `offset` has logits to which those of the classifier are added.
+    The penalty is ``l2 / 2`` times the squared norm of the weights. In the loss, the logits of the classifier are added
+    to `offset`. Without distillation, a class that no row has gets a low constant logit.
     """
     weights, biases = np.zeros((inputs.shape[1], n_classes)), np.full(n_classes, _ABSENT_CLASS_LOGIT)
     if distillation is None and (labels == labels[0]).all():
@@ -41,8 +41,8 @@ def solve_linear(
         return DenseNetwork((weights,), (biases,))
     mean, scale = weighted_scaling(iter([(inputs, weight)]))
     inputs = (inputs - mean) / scale
-    # On small matrices threads cost more than they bring, above all when others use the cores.
-    with one_blas_thread() if inputs.size < _WORTH_THREADS else nullcontext():
+    # For small matrices, threads take more time than they save, in particular if other processes use the cores.
+    with one_blas_thread() if inputs.size < _ENOUGH_FOR_THREADS else nullcontext():
         if distillation is not None:
             present = np.arange(n_classes)
             loss = partial(
@@ -66,8 +66,8 @@ def solve_linear(
 def _fit_logistic_regression(
     inputs: NDArray[np.float64], labels: NDArray[np.int64], weight: NDArray[np.float64], l2: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """Classes, and weights and biases of each."""
-    # Without a penalty not infinite, of which scikit-learn 1.8 warns.
+    """Classes of the labels, and the weights and biases of these classes."""
+    # Finite without a penalty, too: scikit-learn 1.8 warns if C is infinite.
     strength = 1 / max(l2 * weight.sum(), 1e-100)
     model = LogisticRegression(C=strength, max_iter=1000).fit(inputs, labels, sample_weight=weight)
     coefficients, intercepts = model.coef_, model.intercept_

@@ -1,4 +1,4 @@
-"""Heads that are trained in several calls, and what is kept between these, as plain NumPy."""
+"""Training of heads in several calls. The state between calls consists of NumPy arrays."""
 
 from __future__ import annotations
 
@@ -25,20 +25,22 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-#: A call takes so many steps or more: batches are smaller where it has few rows.
+#: Smallest number of steps in a call; batches are smaller if there are few rows.
 _FEWEST_STEPS = 10
-#: Learning rates fall as ``1 / sqrt(1 + step / this)``.
+#: The learning rate is proportional to ``1 / sqrt(1 + step / _SLOW_STEPS)``.
 _SLOW_STEPS = 1000.0
-#: The average of the weights forgets the first steps: step t enters with this much over t, at first with all.
+#: Step t enters the average of the weights with a share of about this number divided by t, and at most 1. So the first
+#: steps lose their influence.
 _AVERAGE_WEIGHT = 9.0
 
 
 @set_module("skexit.persistence")
 @dataclass
 class OptimizerState:
-    """Adam's state, and an average of the weights that stands for a learning rate that falls to zero.
+    """Adam's state, and an average of the weights over the steps.
 
-    The lists have for each parameter its value, Adam's two moments, and the average.
+    The average replaces a learning rate that falls to zero, because the number of steps is not known. The lists have
+    one array per parameter: its value, Adam's first and second moments, and the average.
     """
 
     n_steps: int = 0
@@ -59,12 +61,12 @@ def take_steps(
     batch_size: int,
     random_state: np.random.RandomState,
 ) -> OptimizerState:
-    """Go once over the rows in random order, on from where the last call ended.
+    """Pass once over the rows in random order, starting from the state after the last call; return the new state.
 
-    `loss` takes row numbers and returns the mean loss of these rows. Parameters are changed in place: before, to what
-    `state` has, and in the end to their average over all steps, in which late steps count more. Those with two
-    dimensions are penalised. The state of no steps keeps the parameters as they are given. The learning rate falls as
-    one over the square root of the steps; batches are smaller where there would be less than ten steps.
+    `loss` takes row numbers and returns the mean loss of these rows. Parameters are changed in place: at first to the
+    values in `state`, unless it has no steps, and at the end to their average over all steps, in which late steps count
+    more. Parameters with two dimensions are penalised. The learning rate falls as one over the square root of the
+    steps. Batches are smaller if there would be fewer than ten steps.
     """
     import torch
 
@@ -123,10 +125,10 @@ def _arrays(tensors: Sequence[torch.Tensor]) -> list[NDArray[np.float32]]:
 @set_module("skexit.persistence")
 @dataclass
 class PartialFit:
-    """What heads keep between calls of ``partial_fit``.
+    """State of heads between calls of ``partial_fit``.
 
-    Rows and their weights are counted each time that they are seen. The moments are those of the inputs of the
-    networks.
+    A row that is passed several times counts several times in `n_rows` and `total_weight`. `moments` are the moments of
+    the inputs of the networks.
     """
 
     seed: int
@@ -138,11 +140,11 @@ class PartialFit:
 
     @classmethod
     def start(cls, random_state: np.random.RandomState) -> PartialFit:
-        """Before the first call."""
+        """The state before the first call."""
         return cls(seed=int(random_state.randint(2**31 - 1)))
 
     def next_call(self, weight: Floats) -> PartialFit:
-        """With the rows of one more call counted."""
+        """The state with the rows of one more call counted."""
         return replace(
             self,
             n_calls=self.n_calls + 1,
@@ -151,7 +153,7 @@ class PartialFit:
         )
 
     def standardise(self, values: NDArray[Any]) -> tuple[Moments, torch.Tensor]:
-        """Moments of the inputs so far, these among them, and these inputs, standardised by them."""
+        """Moments of all inputs so far, including `values`, and `values` standardised by these moments."""
         import torch
 
         moments = self.moments.add(values, np.ones(len(values)))
@@ -159,18 +161,18 @@ class PartialFit:
         return moments, torch.as_tensor((values - mean) / scale, dtype=torch.float32)
 
     def relative(self, weight: Floats) -> torch.Tensor:
-        """Weights of the rows of the present call, over the mean of all so far."""
+        """Weights of the rows of this call, divided by the mean weight of all rows so far."""
         import torch
 
         return torch.as_tensor(weight / (self.total_weight / self.n_rows), dtype=torch.float32)
 
     def random_state(self) -> np.random.RandomState:
-        """Randomness of the present call, which follows from the seed and the number of calls."""
+        """Random state of this call, which depends on the seed and the number of calls."""
         return np.random.RandomState([self.seed, self.n_calls])
 
 
 class SeparateNetworks:
-    """Networks that share nothing, each on some of the inputs; `layers` are the widths after the inputs."""
+    """Independent networks, each on some columns of the inputs; `layers` are the widths after the inputs."""
 
     def __init__(
         self, columns: Sequence[slice], layers: Sequence[int], generator: torch.Generator, dropout: float
@@ -187,7 +189,7 @@ class SeparateNetworks:
         return [parameter for network in self.networks for parameter in network.parameters()]
 
     def to_dense(self, mean: Floats, scale: Floats) -> list[DenseNetwork]:
-        """The networks for inputs that are not standardised, as plain NumPy."""
+        """The networks in NumPy, for inputs that are not standardised."""
         return [
             to_dense(network).after_scaling(mean[own], scale[own])
             for network, own in zip(self.networks, self.columns, strict=True)
@@ -202,7 +204,7 @@ def train_further(
     n_classes: int,
     settings: HeadTraining,
 ) -> tuple[PartialFit, list[DenseNetwork | None]]:
-    """Train the heads of all exits that lack logits once on these rows, on from where the last call ended."""
+    """Train the heads of all exits without logits in one pass over these rows; return the new state and the heads."""
     with optional_import("ExitHeads.partial_fit trains with", "torch"):
         import torch
 

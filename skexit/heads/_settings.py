@@ -1,4 +1,4 @@
-"""How heads are trained, as far as it does not depend on what the heads are."""
+"""Settings of training that all kinds of heads share."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from skexit.data._validation import read_logits
 from skexit.heads._distillation import Distillation
 from skexit.utils._optional import check_torch
 
-#: ``l2="auto"``: the penalty, and what it is in all for many rows.
+#: ``l2="auto"``: the largest penalty, and for more rows, the penalty times the number of rows.
 _LARGEST_PENALTY, _PENALTY_OF_ALL_ROWS = 3e-3, 15.0
-#: ``dropout="auto"``: its highest value, and the rows up to which it is that.
+#: ``dropout="auto"``: its highest value, and the number of rows up to which it has this value.
 _MOST_DROPOUT, _ROWS_OF_MOST_DROPOUT = 0.4, 5000
-#: ``max_epochs="auto"``: bounds of the passes over the rows, and rows that are seen, each time counted.
+#: ``max_epochs="auto"``: bounds of the number of passes, and in between, the number of passes times the number of rows.
 _FEWEST_EPOCHS, _MOST_EPOCHS, _ENOUGH_VISITS = 8, 30, 500_000
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Parameters that all heads have, as they are described there; `distillation` is ``distillation_``."""
+    """Parameters of ExitHeads and of ConvExitHeads alike; `distillation` is their attribute ``distillation_``."""
 
     dropout: float | str
     distillation: float
@@ -33,28 +33,28 @@ class TrainingSettings:
     verbose: bool
 
     def penalty(self, n_rows: int) -> float:
-        """Strength of the penalty for so many rows."""
+        """Strength of the penalty for `n_rows` rows."""
         if self.l2 == "auto":
             return min(_LARGEST_PENALTY, _PENALTY_OF_ALL_ROWS / n_rows)
         return cast(float, self.l2)
 
     def dropout_share(self, n_rows: int) -> float:
-        """Share of the hidden units that are left out, for so many rows."""
+        """Share of the hidden units that are left out, for `n_rows` rows."""
         if self.dropout == "auto":
             return _MOST_DROPOUT * min(1.0, (_ROWS_OF_MOST_DROPOUT / n_rows) ** 0.5)
         return cast(float, self.dropout)
 
     def distil(self, X: ExitArray) -> Distillation | None:
-        """How heads learn from the network's own logits, if they do."""
+        """The part of the loss from the network's own logits, or None if its share is 0."""
         if self.distillation == 0:
             return None
         last = X.layout.n_exits - 1
         return Distillation(self.distillation, self.temperature, lambda rows: cast(Any, read_logits(X, last, rows)))
 
     def by_mini_batches(self, n_rows: int, name: str) -> Training:
-        """How mini-batches train on so many rows; raises an ImportError where torch, which they need, is not there.
+        """Settings of mini-batches for `n_rows` rows; raises an ImportError if torch is not installed.
 
-        `name` is that of the estimator.
+        `name` is the name of the estimator, for the error.
         """
         check_torch(f"{name} trains by mini-batches with")
         n_epochs = number_of_epochs(self.max_epochs, n_rows, _FEWEST_EPOCHS, _MOST_EPOCHS, _ENOUGH_VISITS)

@@ -1,4 +1,4 @@
-"""What transformers that keep the exits of X, and those that give them logits, have in common."""
+"""Base classes of transformers whose output has the exits of X, and of transformers that add logits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from skexit.utils._sklearn import _get_output_config
 
 
 class LayoutTransformer(TransformerMixin, ExitEstimator):
-    """A transformer that keeps the exits of X; ``layout_out_`` is the layout of what it gives."""
+    """A transformer whose output has the exits of X; ``layout_out_`` is the layout of the output."""
 
     layout_: ExitLayout
     layout_out_: ExitLayout
@@ -33,12 +33,12 @@ class LayoutTransformer(TransformerMixin, ExitEstimator):
     _makes_exits = False
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
-        """Names of the columns that ``transform`` gives.
+        """Names of the columns that ``transform`` returns.
 
         Parameters
         ----------
         input_features : ignored
-            The names follow from the layout.
+            Not used: the names follow from the layout.
 
         Returns
         -------
@@ -53,15 +53,15 @@ class LayoutTransformer(TransformerMixin, ExitEstimator):
         container = _get_output_config("transform", self)["dense"]
         if container == "pandas":
             return output.to_frame(index=original.index if hasattr(original, "iloc") else None)
-        # scikit-learn makes other frames itself, but of plain arrays.
+        # For other containers, scikit-learn makes the frame itself, from a plain array.
         return output if container == "default" else np.asarray(output)
 
 
 class LogitsTransformer(LayoutTransformer):
-    """A transformer that lays logits over those of X, from what the exits up to each show.
+    """A transformer that adds logits to X. The logits of an exit depend on this exit and earlier exits only.
 
-    A subclass writes `fit`, `exit_logits`, `new_logits` and `earlier_exits`, and sets ``classes_``,
-    ``layout_`` and ``layout_out_``.
+    A subclass implements `fit`, `exit_logits`, `new_logits` and `earlier_exits`, and sets ``classes_``, ``layout_`` and
+    ``layout_out_``.
     """
 
     classes_: NDArray[Any]
@@ -77,9 +77,9 @@ class LogitsTransformer(LayoutTransformer):
         logits : array of shape (n_samples, n_classes) or None
             The exit's own logits.
         features : array of shape (n_samples, n_features) or None
-            Features of the exit; None where `uses_features` says that they are not needed.
+            Features of the exit; None if `uses_features` is False for it.
         memory : dict of str to array of shape (n_samples, ...)
-            Notes of earlier exits on these samples; changed in place.
+            Values that earlier exits stored for these samples; changed in place.
 
         Returns
         -------
@@ -89,7 +89,7 @@ class LogitsTransformer(LayoutTransformer):
 
     @abstractmethod
     def new_logits(self) -> Iterable[int]:
-        """Exits whose logits are not those of X."""
+        """Exits whose logits differ from those in X."""
 
     @abstractmethod
     def earlier_exits(self, k: int) -> range:
@@ -103,11 +103,11 @@ class LogitsTransformer(LayoutTransformer):
         Returns
         -------
         range
-            Empty where the logits of exit `k` depend on no other exit.
+            Empty if the logits of exit `k` depend on no other exit.
         """
 
     def uses_features(self, k: int) -> bool:
-        """Whether `exit_logits` looks at the features of exit `k`; by default it does.
+        """Whether `exit_logits` uses the features of exit `k`; True by default.
 
         Parameters
         ----------
@@ -117,15 +117,15 @@ class LogitsTransformer(LayoutTransformer):
         Returns
         -------
         bool
-            False where features of exit `k` need not be read.
+            False if the features of exit `k` need not be read.
         """
         return True
 
     def transform(self, X: Any) -> Any:
-        """Give logits to every exit of X.
+        """Add logits to every exit of X.
 
-        Logits that depend on earlier exits are computed now, where they take no more than 512 MiB;
-        others when they are read.
+        Logits that depend on earlier exits are computed at once if they take at most 512 MiB. All other logits are
+        computed when they are read.
 
         Parameters
         ----------
@@ -138,7 +138,7 @@ class LogitsTransformer(LayoutTransformer):
         """
         check_is_fitted(self)
         new = validate_new_data(self, X)
-        # Read one after another, each exit would go through all before it again.
+        # If the exits were read one after another, each of them would compute the earlier exits again.
         at_once = (
             self._fit_in_memory(new)
             and any(self.earlier_exits(k) for k in self.new_logits())
@@ -150,7 +150,7 @@ class LogitsTransformer(LayoutTransformer):
         return fit_in_memory(len(X), X.layout.n_exits, len(self.classes_))
 
     def _logits(self, X: ExitArray) -> dict[int, NDArray[np.float64]]:
-        """Logits of every exit that gets new ones, for all rows."""
+        """New logits of all rows, by exit."""
         new = set(self.new_logits())
         exits = range(max(new, default=-1) + 1)
         logits = collect(self.exit_logits, X, exits, uses_features=self.uses_features)
@@ -164,7 +164,7 @@ class LogitsTransformer(LayoutTransformer):
 
 
 def logits_by(transformer: Any, method: str, X: ExitArray, *arguments: Any, **named: Any) -> ExitArray:
-    """The logits that a method of a transformer gives to X, as an ExitArray whatever output users have set."""
+    """Result of a method of a transformer as an ExitArray, whichever output container is set."""
     with config_context(transform_output="default"):
         output = getattr(transformer, method)(X, *arguments, **named)
     if isinstance(output, ExitArray):

@@ -197,7 +197,7 @@ class TestTransformer:
 
     def test_a_single_class(self, data):
         X, y = data
-        with pytest.raises(ValueError, match="y has 1 class, 0; give rows of two classes or more"):
+        with pytest.raises(ValueError, match="y has 1 class, 0; pass rows of two classes or more"):
             ExitEnsemble().fit(stack_exits(features=[X.features(0), X.features(1)]), 0 * y)
 
     def test_heads_that_give_no_logits(self, data):

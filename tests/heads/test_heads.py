@@ -671,7 +671,7 @@ class TestErrors:
 
     def test_a_single_class(self):
         X, y = make_features(own_logits=False)
-        with pytest.raises(ValueError, match="y has 1 class, 0; give rows of two classes or more"):
+        with pytest.raises(ValueError, match="y has 1 class, 0; pass rows of two classes or more"):
             ExitHeads().fit(X, 0 * y)
 
     def test_another_layout(self):

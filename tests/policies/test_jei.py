@@ -716,7 +716,7 @@ class TestBadInput:
     def test_one_class(self, features, joint):
         X, y = features
         X = stack_exits([None] * 4, [X.features(k) for k in range(4)])
-        with pytest.raises(ValueError, match=r"y has 1 class, 'a'; give rows of two classes or more"):
+        with pytest.raises(ValueError, match=r"y has 1 class, 'a'; pass rows of two classes or more"):
             JEIGatedEnsemble(joint=joint).fit(X, np.full(len(y), "a"))
 
     def test_one_class_where_the_logits_know_more(self, data):
