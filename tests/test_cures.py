@@ -722,7 +722,7 @@ WARNINGS = {
     ),
     "votes that tie": (
         lambda: fit(L, criterion="vote", budget=0.75),
-        "criterion='max_prob' rather than 'vote'",
+        "such as criterion='max_prob' instead of 'vote'",
         lambda: fit(L, criterion="max_prob", budget=0.75),
     ),
     "temperature at its bound": (

@@ -1,4 +1,4 @@
-"""Choosing settings under a budget: scorers, the choice itself, curves over budgets, and which exits to have."""
+"""Model selection under a budget: scorers, the choice of a setting, curves over budgets, and the choice of exits."""
 
 from skexit.model_selection._best_within import _best_within as _best_within
 from skexit.model_selection._best_within import best_within

@@ -1,4 +1,4 @@
-"""The choice of a search under a budget."""
+"""The choice of the best setting of a search within a budget."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ _TOLERANCE = 1e-9
 def best_within(
     budget: float, *, score: str = "accuracy", cost: str = "mean_cost", one_standard_error: bool = False
 ) -> Callable[[Mapping[str, Any]], int]:
-    """Take the setting of a search with the best score, the accuracy, whose mean cost stays within a budget.
+    """Choose the setting of a search with the best score, by default the accuracy, within a budget.
 
-    A setting is within the budget if its cost, as a mean over the test folds, is at most that (up
-    to a rounding error of 1e-9). A policy meets its own budget on the rows it was fitted on, and on
-    test folds costs more than that about as often as less: search over somewhat lower budgets, too.
+    A setting is within the budget if its mean cost over the test folds is at most the budget, up to a rounding error of
+    1e-9. A policy meets its own budget on the rows that it was fitted on. On test folds, it costs more in about half of
+    all cases. So include somewhat lower budgets in the search.
 
     Parameters
     ----------
     budget : float
         Highest mean cost of a sample, a fraction in (0, 1] of the network's cost.
     score : str, default="accuracy"
-        Name of the score among those of the search, such as ``"f1"`` for ``scoring={"f1": "f1_macro",
+        Name of the score in the search, such as ``"f1"`` for ``scoring={"f1": "f1_macro",
         "mean_cost": neg_mean_cost_scorer}``. Higher is better.
     cost : str, default="mean_cost"
-        Name of the mean cost, or of minus the mean cost, among the scores.
+        Name of the mean cost in the search. The values may be negative, as those of :func:`neg_mean_cost_scorer`.
     one_standard_error : bool, default=False
-        Take the cheapest setting whose score is at most one standard error below that of the best one: its standard
-        deviation over the folds, with n - 1 degrees of freedom, over the square root of their number n.
+        Choose the cheapest setting whose score is at most one standard error below the best score. The standard error
+        is the standard deviation of the best setting's scores over the n folds, with n - 1 degrees of freedom, divided
+        by the square root of n.
 
     Returns
     -------
     callable
-        The `refit` of :class:`~sklearn.model_selection.GridSearchCV` or
-        :class:`~sklearn.model_selection.RandomizedSearchCV` with ``scoring=accuracy_and_cost()``, or a dict
-        of scorers. Called with ``cv_results_``, it gives the index of the setting. Of settings that are
-        equally good it takes the cheapest, and of these the first; settings that could not be
-        scored (nan) are left out. It can be pickled.
+        For the parameter `refit` of :class:`~sklearn.model_selection.GridSearchCV` or
+        :class:`~sklearn.model_selection.RandomizedSearchCV`, with ``scoring=accuracy_and_cost()`` or a dict of scorers.
+        It takes ``cv_results_`` and returns the index of the setting: among equally good settings the cheapest, and
+        among these the first. Settings whose score or cost is nan are left out. It can be pickled.
 
     Raises
     ------
     ValueError
-        If the budget is not in (0, 1]; when called, if no setting is within it, the search has no scores
-        of these names, or a standard error is asked for of a single fold.
+        If the budget is not in (0, 1]. When called: if no setting is within the budget or has a score, the search has
+        no scores with these names, or ``one_standard_error=True`` and there is a single fold.
 
     Examples
     --------
@@ -79,7 +79,7 @@ def best_within(
 def _best_within(
     cv_results: Mapping[str, Any], *, budget: float, score: str, cost: str, one_standard_error: bool
 ) -> int:
-    # Scorers have it negated, as higher must be better for them.
+    # The cost of neg_mean_cost_scorer is negative, because higher scores must be better.
     scores, costs = _mean_scores(cv_results, score), np.abs(_mean_scores(cv_results, cost))
     scored = np.isfinite(scores) & np.isfinite(costs)
     if not scored.any():

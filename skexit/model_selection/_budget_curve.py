@@ -18,12 +18,12 @@ from skexit.policies._access import policy_and_data
 
 @dataclass(frozen=True, eq=False)
 class BudgetCurve:
-    """Accuracies and mean costs over budgets, on test folds.
+    """Accuracies and mean costs on test folds, for several budgets.
 
     Parameters
     ----------
     budgets : ndarray of shape (n_budgets,)
-        Budgets that the policies were given, as fractions of the network's cost.
+        Budgets of the policies, as fractions of the network's cost.
     accuracies : ndarray of shape (n_budgets, n_folds)
         Accuracies on the test folds.
     costs : ndarray of shape (n_budgets, n_folds)
@@ -45,41 +45,43 @@ def budget_curve(
     n_jobs: int | None = None,
     params: dict[str, Any] | None = None,
 ) -> BudgetCurve:
-    """Accuracy and mean cost of an estimator over budgets, by cross-validation.
+    """Accuracy and mean cost of an estimator for several budgets, by cross-validation.
 
-    A policy that has ``with_budget`` is fitted once a fold, at the middle one of the budgets, and then given each of
-    them. For a :class:`~skexit.ThresholdPolicy` this is the same as fitting at each budget; policies that learn for
-    their budget lose what ``with_budget`` loses. An estimator without ``with_budget`` is fitted once a fold and budget.
+    A policy that has ``with_budget`` is fitted once per fold, at the middle budget, and ``with_budget`` then sets each
+    budget. For a :class:`~skexit.ThresholdPolicy`, this gives the same result as a fit at each budget. Policies that
+    learn for their budget may be a little less accurate at the other budgets. An estimator without ``with_budget`` is
+    fitted once per fold and budget.
 
     Parameters
     ----------
     estimator : ExitPolicy or Pipeline
-        A policy with a parameter `budget`, or a Pipeline that ends in one. What its budget is does
-        not matter, and it stays as it is.
+        A policy with a parameter `budget`, or a Pipeline that ends in one. It is cloned and does not change; its own
+        budget is not used.
     X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
         Logits and features of the exits.
     y : array-like of shape (n_samples,)
         Class labels.
     budgets : array-like of shape (n_budgets,)
-        Mean costs, fractions in (0, 1] of the network's cost.
+        Mean costs of a sample, as fractions in (0, 1] of the network's cost.
     cv : int, cross-validation splitter or iterable of (train, test), default=5
-        As of :func:`~sklearn.model_selection.cross_validate`; an int stratifies. All budgets have the same folds.
+        As in :func:`~sklearn.model_selection.cross_validate`. An int makes stratified folds. All budgets have the same
+        folds.
     n_jobs : int, default=None
-        Number of folds that are fitted at once.
+        Number of jobs that run in parallel.
     params : dict of str to array-like of shape (n_samples,), default=None
-        What ``fit`` takes besides X and y, as for :func:`~sklearn.model_selection.cross_validate`. The
-        folds get its ``"groups"``, too.
+        Parameters of ``fit`` besides X and y, as in :func:`~sklearn.model_selection.cross_validate`. ``"groups"`` are
+        also passed to the splitter.
 
     Returns
     -------
     BudgetCurve
-        In the order of `budgets`.
+        Accuracies and costs, in the order of `budgets`.
 
     Raises
     ------
     ValueError
-        If budgets is empty or has one outside (0, 1] or below the first exit's cost, or the
-        estimator has no parameter `budget` or is no policy.
+        If `budgets` is empty, a budget is outside (0, 1] or below the cost of the first exit, or the estimator is not a
+        policy with a parameter `budget`.
 
     See Also
     --------
@@ -97,7 +99,7 @@ def budget_curve(
     """
     checked = _check_budgets(budgets)
     parameter, policy = _budget_parameter(estimator)
-    # The folds are drawn once: a splitter that shuffles by chance would part the budgets.
+    # The folds are drawn once, because a splitter with a random state of None would give each budget other folds.
     folds = list(check_cv(cv, y, classifier=True).split(X, y, (params or {}).get("groups")))
     cross_validated = partial(_cross_validate, estimator, parameter, X=X, y=y, cv=folds, n_jobs=n_jobs, params=params)
     if hasattr(policy, "with_budget"):
@@ -126,14 +128,14 @@ def _check_budgets(budgets: ArrayLike) -> NDArray[np.float64]:
 
 
 def _budget_parameter(estimator: Any) -> tuple[str, Any]:
-    """Name of the budget among the estimator's parameters, and the policy whose it is."""
+    """Name of the parameter of the estimator that is the policy's budget, and the policy."""
     if isinstance(estimator, Pipeline):
         parameter, policy = _budget_parameter(estimator[-1])
         return f"{estimator.steps[-1][0]}__{parameter}", policy
     if "budget" not in estimator.get_params(deep=False):
         raise ValueError(
             f"{type(estimator).__name__} has no parameter budget. Pass a policy that has one, such as ThresholdPolicy, "
-            "or a Pipeline that ends in one; best_estimator_ of a search."
+            "a Pipeline that ends in one, or the best_estimator_ of a search."
         )
     return "budget", estimator
 

@@ -84,7 +84,8 @@ def choose_exits(
     heads : ExitHeads, default=None
         Heads to train at exits without logits; by default ``ExitHeads()`` with this `random_state`.
     cv : int, cross-validation generator or iterable, default=5
-        The folds that compare exits. An int shuffles, and stratifies where classes allow.
+        The folds on which sets of exits are compared. With an int, rows are shuffled, and stratified if the classes
+        have enough rows.
     layout : ExitLayout or int, default=None
         Layout of X, if X does not have one.
     random_state : int, RandomState instance or None, default=None
@@ -110,10 +111,10 @@ def choose_exits(
 
     Notes
     -----
-    The accuracies of the table are of the rows on which the exits were chosen, and slightly too high. Measure the
+    The accuracies in the table are slightly too high, because the exits were chosen on the same rows. Measure the
     chosen exits on other rows.
 
-    Heads that depend on earlier exits, as with ``cascade=True``, are not trained anew for each set of exits.
+    Heads that depend on earlier exits, as with ``cascade=True``, are not trained again for each set of exits.
 
     References
     ----------
@@ -181,7 +182,7 @@ class _Comparison:
         self.accuracies = cache(self._accuracies)
 
     def mean(self, exits: tuple[int, ...]) -> float:
-        """Mean accuracy over the folds; ``-inf`` where the budget does not pay for the first exit."""
+        """Mean accuracy over the folds; ``-inf`` if the budget is below the cost of the first exit."""
         return float(np.mean(self.accuracies(exits)))
 
     def table(self, found: dict[int, tuple[int, ...]]) -> pd.DataFrame:

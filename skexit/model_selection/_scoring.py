@@ -1,4 +1,4 @@
-"""Scorers by accuracy and cost, for scikit-learn's searches."""
+"""Scorers of accuracy and cost, for scikit-learn's searches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from skexit.utils._module_names import set_module
 
 
 def accuracy_and_cost(lam: float = 0.0) -> Callable[[Any, Any, ArrayLike], dict[str, float]]:
-    """Scoring by accuracy, mean cost and utility at once.
+    """Scoring that measures accuracy, mean cost and utility together.
 
     Parameters
     ----------
@@ -26,22 +26,21 @@ def accuracy_and_cost(lam: float = 0.0) -> Callable[[Any, Any, ArrayLike], dict[
     Returns
     -------
     callable
-        The `scoring` of :class:`~sklearn.model_selection.GridSearchCV`,
-        :class:`~sklearn.model_selection.RandomizedSearchCV` and
-        :func:`~sklearn.model_selection.cross_validate`. Called with a fitted estimator, X and y, it
-        gives the dict of ``"accuracy"``, ``"mean_cost"`` (a fraction of the network's cost) and
-        ``"utility"``, accuracy minus `lam` times mean cost. The estimator is a policy, a
-        :class:`~sklearn.pipeline.Pipeline` that ends in one, or a search over either. Rows without a label, -1, have
-        a cost, and do not count in the accuracy. It can be pickled.
+        For the parameter `scoring` of :class:`~sklearn.model_selection.GridSearchCV`,
+        :class:`~sklearn.model_selection.RandomizedSearchCV` and :func:`~sklearn.model_selection.cross_validate`. It
+        takes a fitted estimator, X and y, and returns a dict of ``"accuracy"``, ``"mean_cost"`` (a fraction of the
+        network's cost) and ``"utility"`` (accuracy minus `lam` times mean cost). The estimator is a policy, a
+        :class:`~sklearn.pipeline.Pipeline` that ends in one, or a search over either. Rows without a label, -1, count
+        in the mean cost but not in the accuracy. It can be pickled.
 
     Raises
     ------
     ValueError
-        If lam is negative or not finite; when called, if the estimator is no policy.
+        If `lam` is negative or not finite. When called: if the estimator is not a policy.
 
     See Also
     --------
-    best_within : Which setting to take, as `refit` of the search.
+    best_within : Chooses the best setting within a budget, as `refit` of the search.
 
     Examples
     --------
@@ -58,7 +57,7 @@ def accuracy_and_cost(lam: float = 0.0) -> Callable[[Any, Any, ArrayLike], dict[
 
 
 def utility_scorer(lam: float) -> Callable[[Any, Any, ArrayLike], float]:
-    """Scoring by accuracy minus `lam` times mean cost.
+    """Scorer of the utility: accuracy minus `lam` times mean cost.
 
     Parameters
     ----------
@@ -68,14 +67,14 @@ def utility_scorer(lam: float) -> Callable[[Any, Any, ArrayLike], float]:
     Returns
     -------
     callable
-        The `scoring` of searches that take a single one, such as
-        :class:`~sklearn.model_selection.HalvingGridSearchCV`. For which estimators, see
-        :func:`accuracy_and_cost`. It can be pickled.
+        For the parameter `scoring` of searches that take a single score, such as
+        :class:`~sklearn.model_selection.HalvingGridSearchCV`. It takes the same estimators as
+        :func:`accuracy_and_cost`, and can be pickled.
 
     Raises
     ------
     ValueError
-        If lam is negative or not finite; when called, if the estimator is no policy.
+        If `lam` is negative or not finite. When called: if the estimator is not a policy.
 
     Examples
     --------
@@ -92,12 +91,12 @@ def utility_scorer(lam: float) -> Callable[[Any, Any, ArrayLike], float]:
 
 @set_module("skexit.model_selection")
 def neg_mean_cost_scorer(estimator: Any, X: Any, y: ArrayLike | None = None) -> float:
-    """Minus the mean cost of a sample: a scorer, for which higher is better.
+    """Scorer of minus the mean cost of a sample, so that higher is better.
 
     Parameters
     ----------
     estimator : ExitPolicy, Pipeline or search
-        Fitted; a policy, a Pipeline that ends in one, or a search over either.
+        A fitted policy, a fitted Pipeline that ends in one, or a fitted search over either.
     X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
         Logits and features of the exits.
     y : ignored
@@ -111,7 +110,7 @@ def neg_mean_cost_scorer(estimator: Any, X: Any, y: ArrayLike | None = None) -> 
     Raises
     ------
     ValueError
-        If the estimator is no policy.
+        If the estimator is not a policy.
 
     Examples
     --------
@@ -133,7 +132,7 @@ def _accuracy_and_cost(estimator: Any, X: Any, y: ArrayLike, *, lam: float) -> d
 
 
 class _Scores(dict[str, float]):
-    """Scores by name. A search whose `refit` is `best_within` looks there for that, in its ``score``."""
+    """Scores by name. The ``score`` of a search looks up its `refit` here; for `best_within`, this is its score."""
 
     def __missing__(self, refit: Any) -> float:
         if getattr(refit, "func", None) is _best_within:
@@ -153,5 +152,5 @@ def _check_price(lam: float) -> float:
 
 
 def measure(policy: Any, X: Any, y: ArrayLike) -> tuple[float, float]:
-    """Accuracy on the rows that have a label, and mean cost of all."""
+    """Accuracy on the rows that have a label, and mean cost of all rows."""
     return policy.score(X, y), policy.mean_cost(X)

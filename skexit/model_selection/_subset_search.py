@@ -1,18 +1,18 @@
-"""A search among subsets, by one more or one less at a time."""
+"""A search among subsets that adds or removes one element at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-#: Gives the score of a subset, in rising order; higher is better.
+#: Takes a subset, in rising order, and returns its score; higher is better.
 Score = Callable[[tuple[int, ...]], float]
 
 
 def best_subsets(score: Score, candidates: Sequence[int], always: int, largest: int) -> dict[int, tuple[int, ...]]:
-    """The best subset that was found of each size up to `largest`; `always` is in all of them.
+    """For each size up to `largest`, the best subset that the search found. All of them contain `always`.
 
-    Sequential floating forward selection: the best candidate is added, and then others are left out again while what is
-    left is better than any subset of that size before. Of equals, the first counts.
+    Sequential floating forward selection: the search adds the best candidate. It then removes candidates again, as long
+    as the smaller subset is better than all earlier subsets of its size. Among equal subsets, it takes the first.
 
     References
     ----------
@@ -35,7 +35,7 @@ def best_subsets(score: Score, candidates: Sequence[int], always: int, largest: 
 def _keep_best(
     score: Score, subsets: Sequence[tuple[int, ...]], best: dict[int, tuple[float, tuple[int, ...]]]
 ) -> tuple[int, ...]:
-    """The best of these subsets, which have one size, or the one that was best before, and is kept among the best."""
+    """Update `best` with these subsets, which have the same size; return the best subset of this size so far."""
     found = max(subsets, key=score)
     size = len(found)
     if size not in best or score(found) > best[size][0]:

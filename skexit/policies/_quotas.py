@@ -35,7 +35,7 @@ def tilted_distribution(log_prior: Floats, direction: Floats, costs: Floats, bud
     elif budget >= costs[-1]:
         distribution[usable[-1]] = 1
     else:
-        # With this tilt, only the first or the last exit has a share.
+        # With a tilt of this size, the first or the last exit gets almost all samples.
         bound = float((np.ptp(log_prior) + 50.0) / np.diff(direction).min())
         tilt = brentq(lambda t: softmax(log_prior + t * direction) @ costs - budget, -bound, bound, xtol=1e-13)
         distribution[usable] = softmax(log_prior + tilt * direction)
@@ -156,11 +156,10 @@ def shared_threshold(scores: Floats, costs: Floats, budget: float, sample_weight
 
 
 def rewarding_threshold(scores: Floats, rewards: Floats, sample_weight: Floats | None = None) -> float:
-    """The shared threshold beyond which going on only lowers the reward.
+    """The shared threshold with the largest mean reward on these samples.
 
-    It has the largest mean reward on these samples, if that is above the reward of the last exit by more than two
-    standard errors of the difference; otherwise, it is ``inf``. The rewards, of shape (n_samples, n_exits), are the
-    values of the predictions of the exits.
+    It is ``inf`` unless the mean reward exceeds that of the last exit by more than two standard errors of the
+    difference. The rewards, of shape (n_samples, n_exits), are the values of the predictions of the exits.
     """
     weight = np.ones(len(scores)) if sample_weight is None else sample_weight
     if scores.shape[1] == 1:
@@ -176,7 +175,7 @@ def rewarding_threshold(scores: Floats, rewards: Floats, sample_weight: Floats |
 
 
 def equal_thresholds(value: float, n_exits: int) -> Floats:
-    """The same threshold at every exit but the last, where all remaining samples leave."""
+    """The same threshold at every exit but the last, and ``-inf`` at the last exit."""
     return np.append(np.full(n_exits - 1, float(value)), -np.inf)
 
 
@@ -186,9 +185,10 @@ def exits_from_scores(scores: Floats, thresholds: Floats) -> NDArray[np.int64]:
 
 
 def threshold_between(scores: Floats, n_passing: int) -> float:
-    """The threshold halfway between the first `n_passing` scores, which pass it, and the others, which do not.
+    """The threshold halfway between the first `n_passing` scores, which reach it, and the others, which do not.
 
-    Scores are in falling order, and no tie is divided. ``inf`` if none pass, ``-inf`` if all do.
+    Scores are in falling order, and tied scores are on the same side. ``inf`` if no score reaches it, ``-inf`` if all
+    do.
     """
     if n_passing == 0:
         return np.inf
@@ -217,14 +217,14 @@ def _fill_quota(scores: Floats, weight: Floats, *, quota: float, smallest: float
 
 
 def _numbers_passing(falling: Floats) -> Indices:
-    """Numbers of scores, in falling order, that a threshold may let pass: tied scores pass together."""
+    """Numbers of scores that can reach a threshold, for scores in falling order: tied scores reach it together."""
     tied = np.isclose(falling[1:], falling[:-1], rtol=_ROUNDING, atol=_ROUNDING)
     return np.concatenate([[0], np.flatnonzero(~tied) + 1, [len(falling)]])
 
 
 @dataclass
 class _Departures:
-    """Changes of the exits of samples, one by one, as a threshold that all exits share falls."""
+    """Changes of the exits of samples, one by one, while the threshold that all exits share falls."""
 
     levels: Floats
     """Threshold from which a sample stops earlier, from the highest to the lowest."""
@@ -234,7 +234,7 @@ class _Departures:
     stopped_before: Indices
 
     def means(self, values: Floats, weight: Floats) -> Floats:
-        """Weighted mean of the values where samples stop: all at the last exit, then after each change."""
+        """Weighted mean of `values` at the exits where samples stop: all at the last exit, then after each change."""
         steps = weight[self.rows] * (values[self.rows, self.stops] - values[self.rows, self.stopped_before])
         return np.cumsum(np.append(weight @ values[:, -1], steps)) / weight.sum()
 
@@ -262,6 +262,6 @@ def _warn_if_missed(missing: float, budget: float, costs: Floats, weight: Floats
     if missing - beyond_last_exit > one_sample + 1e-9:
         warn(
             f"the mean cost on the fitting data is {budget - missing:.4f}, below the budget {budget:.4f}: samples "
-            "with tied scores leave together. Use scores with fewer ties: criterion='max_prob' rather than 'vote'. "
-            "Equal samples always have tied scores."
+            "with tied scores leave together. Use scores with fewer ties, such as criterion='max_prob' instead of "
+            "'vote'. Equal samples always have tied scores."
         )

@@ -1,4 +1,4 @@
-"""A guarantee for the accuracy that stopping early costs."""
+"""A policy with a guarantee on the loss of accuracy from stopping early."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _N_BUDGETS = 100
 
 
 class _Tests:
-    """Tests of the budgets of one policy; `policy` and `budget` are what was served by the last that passed."""
+    """Tests of the budgets of one policy; `policy`, `budget` and `cost` are those of the last test that passed."""
 
     def __init__(self, fitted: Any, budgets: Floats) -> None:
         self.budgets = budgets
@@ -47,7 +47,10 @@ def _thawed(policy: Any) -> Any:
 
 
 def _with_feasible_budget(policy: Any, layout: ExitLayout) -> Any:
-    """The policy, with a budget to be fitted at that pays for the first exit and its head: others are tested later."""
+    """The policy, with a higher budget if its budget does not pay for the first exit and its head.
+
+    The tests use budgets of their own, so the budget for the fit may be any that can be met.
+    """
     budget, first_cost = getattr(policy, "budget", None), layout.cost_fractions[0]
     if budget is not None and layout.n_exits > 1 and budget < 1.1 * first_cost:
         policy.set_params(budget=(1 + first_cost) / 2)
@@ -56,63 +59,64 @@ def _with_feasible_budget(policy: Any, layout: ExitLayout) -> Any:
 
 @set_module("skexit")
 class RiskControlledPolicy(ExitPolicy):
-    """The cheapest budget of policies at which stopping early costs little accuracy, with a guarantee.
+    """Find the lowest budget at which the loss from stopping early is at most `alpha`, with a guarantee.
 
-    With probability ``1 - delta`` over the calibration rows, the expected loss of new rows from the same distribution
-    is at most `alpha`. Budgets are tested from the most expensive to the cheapest, and the first for which the
-    calibration rows do not show it ends the search: so many tests need no correction (Learn then Test [1]_,
-    fixed-sequence testing). Of several policies, each is tested at ``delta`` over their number, and the cheapest that
-    qualifies is served. The guarantee needs no assumption on the network, the scores or the distribution.
+    With probability ``1 - delta`` over the calibration rows, the expected loss on new rows from the same distribution
+    is at most `alpha`. Budgets are tested on the calibration rows, from the highest to the lowest, until a test fails.
+    This order needs no correction for the number of tests (fixed-sequence testing in Learn then Test [1]_). If there
+    are several policies, each is tested at the level ``delta`` divided by their number, and the cheapest policy that
+    passes is used. The guarantee makes no assumption about the network, the scores or the distribution.
 
     Parameters
     ----------
     policy : policy or list of policies, default=None
-        With ``with_budget``; ``ThresholdPolicy()`` by default. A copy is fitted on a random part of
-        the rows, at a budget that pays for the first exit, and tested on the others. In a
-        :class:`sklearn.frozen.FrozenEstimator` it is used as it is, and all rows given to ``fit``
-        test it, unless another policy is to be fitted: they must not have been used in fitting.
-        A pipeline of a step that gives logits and a policy, as of :func:`recommended_pipeline`, counts
-        as the policy with that step as its `heads`. List all policies that you compare: chosen among
-        several that were each controlled alone on the same rows, the cheapest has no guarantee.
+        Policies that have ``with_budget``; ``ThresholdPolicy()`` by default. A copy of each is fitted on a random part
+        of the rows, at a budget that pays for the first exit, and tested on the other rows. A policy in a
+        :class:`sklearn.frozen.FrozenEstimator` is used as it is, and must have been fitted on other rows. If all
+        policies are frozen, all rows are used for tests. A pipeline with one step before its policy, such as
+        :func:`recommended_pipeline`, counts as the policy with this step as its `heads`. To choose the cheapest of
+        several policies, pass them in a list: if each is controlled alone on the same rows, the choice has no
+        guarantee.
     alpha : float, default=0.01
         The largest expected loss that is allowed, in the unit of the loss.
     delta : float, default=0.1
-        Probability with which the expected loss may nonetheless be larger.
+        Probability that the expected loss is above `alpha` in spite of the tests.
     loss : str or callable, default="accuracy_drop"
-        What a row loses by its early answer:
+        Loss of a row. The prediction is that of the exit at which the row stops:
 
-        - ``"accuracy_drop"``: 1 where the policy's last exit is right and the answer is not, -1 where the answer is
-          right and the last exit is not, else 0. Its mean is the accuracy that is lost.
-        - ``"error"``: 1 where the answer is wrong.
-        - ``"disagreement"``: 1 where the answer is not that of the last exit. Needs no labels, see `fit`.
-        - ``"brier_gap"``: the Brier score of the answer's probabilities minus that of the last exit's. The Brier score
+        - ``"accuracy_drop"``: 1 if the policy's last exit is correct and the prediction is wrong, -1 if the prediction
+          is correct and the last exit is wrong, otherwise 0. Its mean is the lost accuracy.
+        - ``"error"``: 1 if the prediction is wrong, otherwise 0.
+        - ``"disagreement"``: 1 if the prediction differs from that of the last exit, otherwise 0. Needs no labels, see
+          `fit`.
+        - ``"brier_gap"``: the Brier score of the predicted probabilities minus that of the last exit's. The Brier score
           is half the squared distance of the probabilities from 1 for the label and 0 for others, between 0 and 1.
-        - ``"brier_consistency"``: the same with the last exit's answer in place of the label. Needs no labels.
+        - ``"brier_consistency"``: the same, with the last exit's prediction instead of the label. Needs no labels.
 
-        The first and the fourth are the performance gaps of [2]_, the third and the last its losses of consistency. A
-        callable takes the true labels, the answers and the last exit's answers, and returns a loss in
-        [-1, 1] for each row.
+        ``"accuracy_drop"`` and ``"brier_gap"`` are the performance gaps of [2]_, ``"disagreement"`` and
+        ``"brier_consistency"`` its consistency losses. A callable takes the true labels, the predictions and the last
+        exit's predictions, and returns a loss in [-1, 1] for each row.
     budgets : array-like of shape (n_budgets,), default=None
-        Budgets to test, chosen without the rows that test them. By default 100 from 1 to the cost
-        of the first exit, in even steps.
+        Budgets to test. Choose them without the calibration rows. By default 100 budgets in even steps, from 1 to the
+        cost of the first exit.
     calibration_size : float, default=0.5
-        Share of the rows that test, between 0 and 1, both excluded; not used with a frozen policy.
+        Share of the rows that are used for tests, between 0 and 1, both excluded. Not used if all policies are frozen.
     %(layout)s
     random_state : int, RandomState instance or None, default=None
-        Seeds the division of the rows and the order in which they are tested.
+        Seeds the division of the rows, and the order in which their losses enter a test.
 
     Attributes
     ----------
     budget_ : float or None
-        The cheapest budget that qualifies. None where none does; all samples then go to the last exit.
+        The lowest budget that passed. None if no budget passed; all samples then go to the last exit.
     policy_ : policy
-        The fitted policy, for that budget. Of several, it costs the calibration rows least.
+        The fitted policy for `budget_`. If there are several, the one with the lowest cost on the calibration rows.
     budgets_ : ndarray of shape (n_budgets,) or (n_policies, n_budgets)
-        The budgets, from the most expensive; a row for each policy where `policy` is a list.
+        The budgets, from the highest to the lowest; one row per policy if `policy` is a list.
     p_values_ : ndarray of the shape of `budgets_`
-        P-values of the hypothesis that the expected loss is above `alpha`; nan where not tested.
+        P-values of the hypothesis that the expected loss is above `alpha`; nan for budgets that were not tested.
     risks_ : ndarray of the shape of `budgets_`
-        Mean loss of the calibration rows; nan where not tested.
+        Mean loss of the calibration rows; nan for budgets that were not tested.
     n_calibration_ : int
         Number of calibration rows.
     %(thresholds)s
@@ -123,7 +127,8 @@ class RiskControlledPolicy(ExitPolicy):
     .. [1] Angelopoulos et al. "Learn then Test: Calibrating predictive algorithms to achieve risk
        control." Annals of Applied Statistics 19 (2025).
     .. [2] Jazbec, Timans, Veljkovic, Sakmann, Zhang, Naesseth, Nalisnick. "Fast yet safe: Early-exiting with risk
-       control." NeurIPS 2024. There, one threshold is controlled, and losses below 0 count as 0; here, they count.
+       control." NeurIPS 2024. The paper controls one threshold, and counts losses below 0 as 0. Here, they count as
+       they are.
 
     Examples
     --------
@@ -169,22 +174,22 @@ class RiskControlledPolicy(ExitPolicy):
 
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Any, y: ArrayLike | None = None, groups: ArrayLike | None = None) -> RiskControlledPolicy:
-        """Fit the policies, unless they are frozen, and find the cheapest budget that qualifies.
+        """Fit the policies, unless they are frozen, and find the lowest budget that passes its test.
 
-        Rows have no weights: the guarantee is for rows that count alike.
+        There are no sample weights, because the guarantee is for rows of equal weight.
 
-        It needs rows that do not depend on each other. Where some do, such as pictures of one scene,
-        give their groups: then each group is one observation, by its mean loss, and the guarantee is
-        for the expected mean loss of new groups.
+        The guarantee needs independent rows. If some rows depend on each other, such as frames of one video, pass their
+        groups. Each group then counts as one observation, with its mean loss, and the guarantee is for the expected
+        mean loss of new groups.
 
         Parameters
         ----------
         %(X)s
         y : array-like of shape (n_samples,), default=None
-            Class labels. Rows without one, -1, are left out. With a frozen policy and a loss that needs no labels, `y`
-            is not looked at, and may be None.
+            Class labels. Rows without one, -1, are left out. If all policies are frozen and the loss needs no labels,
+            `y` is not used, and may be None.
         groups : array-like of shape (n_samples,), default=None
-            Group of each sample. A group fits or tests, as a whole.
+            Group of each sample. All rows of a group are used for fitting, or all for tests.
 
         Returns
         -------
@@ -194,10 +199,10 @@ class RiskControlledPolicy(ExitPolicy):
         Raises
         ------
         ValueError
-            If X does not fit its layout or is not finite, y has a class that X does not know, a
-            policy has no budget or is in a pipeline after several steps, a budget cannot be met, a
-            loss is outside [-1, 1], y is None but needed, there is one group only, or there are fewer than a policy has
-            folds.
+            If X does not match its layout or is not finite; y is needed and is None, or has a class that is unknown to
+            X; a policy has no budget, or is in a pipeline after several steps; a budget cannot be met; a loss is
+            outside [-1, 1]; or a policy must be fitted and there is only one group, or there are fewer groups than the
+            policy has folds.
         """
         if self.loss in LOSSES_WITHOUT_LABELS and self._all_frozen():
             X, y = self._answers_as_labels(X)
@@ -210,7 +215,7 @@ class RiskControlledPolicy(ExitPolicy):
         true = classes[labels]
         policies, rows = self._fit_policies(exits, classes, true, numbers)
         tests = [self._test_budgets(policy, exits, true, rows, numbers) for policy in policies]
-        best = min(tests, key=lambda test: test.cost)  # the first of equals, as where none qualifies
+        best = min(tests, key=lambda test: test.cost)  # the first one if no budget passed
         self.policy_, self.budget_, self.n_calibration_ = best.policy, best.budget, len(rows)
         is_list = isinstance(self.policy, list | tuple)
         self.budgets_, self.p_values_, self.risks_ = (
@@ -230,7 +235,7 @@ class RiskControlledPolicy(ExitPolicy):
         return self
 
     def _given(self) -> list[Any]:
-        """The policies as they were given."""
+        """The policies that the user passed."""
         return (
             list(self.policy) if isinstance(self.policy, list | tuple) else [self.policy or ThresholdPolicy(budget=1.0)]
         )
@@ -240,7 +245,7 @@ class RiskControlledPolicy(ExitPolicy):
         return bool(given) and all(isinstance(policy, FrozenEstimator) for policy in given)
 
     def _answers_as_labels(self, X: Any) -> tuple[ExitArray, NDArray[Any]]:
-        """X, and the last exit's answers of the first policy: labels that no loss looks at."""
+        """X, and predictions of the last exit of the first policy, for a loss that does not use labels."""
         first = joined(self._given()[0]).estimator
         check_is_fitted(first)
         exits = first._check_new(X)
@@ -249,7 +254,7 @@ class RiskControlledPolicy(ExitPolicy):
     def _fit_policies(
         self, X: ExitArray, classes: NDArray[Any], y: NDArray[Any], groups: NDArray[np.int64] | None
     ) -> tuple[list[Any], NDArray[np.intp]]:
-        """The fitted policies, and the rows that test them, in random order, or with their groups in random order."""
+        """The fitted policies, and the calibration rows, in random order or with their groups in random order."""
         given = self._given()
         if not given:
             raise ValueError("policy=[] has no policy; pass one or more, or None for ThresholdPolicy().")
@@ -257,8 +262,8 @@ class RiskControlledPolicy(ExitPolicy):
         for policy in given:
             if not hasattr(_thawed(policy), "with_budget"):
                 raise ValueError(
-                    f"policy={policy!r} has no budget to choose. Pass one with a `with_budget` method, as "
-                    "ThresholdPolicy."
+                    f"policy={policy!r} has no budget to choose. Pass a policy with a `with_budget` method, such as "
+                    "ThresholdPolicy()."
                 )
             if isinstance(policy, FrozenEstimator):
                 check_is_fitted(policy.estimator)
@@ -276,7 +281,7 @@ class RiskControlledPolicy(ExitPolicy):
     def _divide(
         self, rows: NDArray[np.intp], groups: NDArray[np.int64] | None, *, fits: bool
     ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Rows that fit, if any shall, and rows that test; groups are not divided."""
+        """Rows for fitting, if `fits`, and calibration rows; groups are not divided."""
         random_state = check_random_state(self.random_state)
         units = rows if groups is None else np.arange(groups.max() + 1)
         if not fits:
@@ -284,8 +289,8 @@ class RiskControlledPolicy(ExitPolicy):
         elif len(units) == 1:
             of_rows = "n_samples=1: X has one row" if groups is None else "groups has one group"
             raise ValueError(
-                f"{of_rows}, but some must fit the policy and others test it. Give more, or freeze a "
-                "policy that was fitted on other rows: policy=FrozenEstimator(policy)."
+                f"{of_rows}, but some rows must fit the policy and others test it. Pass more, or a policy that was "
+                "fitted on other rows: policy=FrozenEstimator(policy)."
             )
         else:
             fitting, testing = train_test_split(units, test_size=self.calibration_size, random_state=random_state)
@@ -296,17 +301,15 @@ class RiskControlledPolicy(ExitPolicy):
     def _test_budgets(
         self, fitted: Any, X: ExitArray, y: NDArray[Any], rows: NDArray[np.intp], groups: NDArray[np.int64] | None
     ) -> _Tests:
-        """Test one budget after another until one does not qualify, and keep the last that did."""
+        """Test one budget after another until a test fails; keep the last budget that passed."""
         X = X.with_layout(X.layout.replace(classes=fitted.classes_))
-        _, labels = encode_labels(
-            y, X.layout, "Leave such rows out, or pass a policy that was fitted with all classes."
-        )
+        _, labels = encode_labels(y, X.layout, "Remove such rows, or pass a policy that was fitted with all classes.")
         X, y = X[rows], y[rows]
         answers = fitted.predict_at_exits(X)
         brier = brier_scores(fitted, X, labels[rows], self.loss) if self.loss in BRIER_LOSSES else None
         tests = _Tests(fitted, self._ordered_budgets(fitted))
         for index, budget in enumerate(tests.budgets):
-            with silenced():  # that ties miss a budget, at each of them
+            with silenced():  # otherwise each budget could warn that tied scores leave some of it unspent
                 candidate = fitted.with_budget(float(budget))
             stops = candidate.predict_exit(X)
             if brier is None:
@@ -323,7 +326,7 @@ class RiskControlledPolicy(ExitPolicy):
         return tests
 
     def _level(self) -> float:
-        """Probability with which a budget of one policy may pass by mistake: delta is shared out evenly."""
+        """Probability that a test of one policy passes by mistake: delta divided by the number of policies."""
         return self.delta / (len(self.policy) if isinstance(self.policy, list | tuple) else 1)
 
     def _warn_that_none_qualifies(self, tests: _Tests, n_policies: int, has_groups: bool) -> None:
@@ -331,10 +334,10 @@ class RiskControlledPolicy(ExitPolicy):
         cure = ", or higher budgets" if self.budgets is not None and tests.budgets[0] < 1 else ""
         cure += ", or fewer policies" if n_policies > 1 else ""
         warn(
-            f"no budget qualifies, so that all samples go to the last exit: at budget {tests.budgets[0]:.4g}, the "
-            f"mean loss of {self.n_calibration_} calibration rows is {tests.risks[0]:.4g}, and the p-value of an "
-            f"expected loss above alpha={self.alpha} is {tests.p_values[0]:.3g}, not below {level}. Use more "
-            f"calibration {'groups' if has_groups else 'rows'}, or a larger alpha or delta{cure}."
+            f"no budget qualifies, so all samples go to the last exit: at budget {tests.budgets[0]:.4g}, the mean loss "
+            f"of {self.n_calibration_} calibration rows is {tests.risks[0]:.4g}, and the p-value of an expected loss "
+            f"above alpha={self.alpha} is {tests.p_values[0]:.3g}, which is more than {level}. Use more calibration "
+            f"{'groups' if has_groups else 'rows'}, or a larger alpha or delta{cure}."
         )
 
     def _ordered_budgets(self, fitted: Any) -> Floats:
@@ -357,8 +360,8 @@ class RiskControlledPolicy(ExitPolicy):
         losses = np.asarray(self.loss(y, answers, last), dtype=np.float64)
         if losses.shape != y.shape or not (np.abs(losses) <= 1).all():
             raise ValueError(
-                f"loss gave an array of shape {losses.shape}, values {losses.min():.4g} to {losses.max():.4g}; "
-                f"it must give one value in [-1, 1] for each of the {len(y)} rows."
+                f"loss returned an array of shape {losses.shape}, values {losses.min():.4g} to {losses.max():.4g}; it "
+                f"must return one value in [-1, 1] for each of the {len(y)} rows."
             )
         return losses
 
@@ -369,12 +372,12 @@ class RiskControlledPolicy(ExitPolicy):
 
     @property
     def heads(self) -> Any:
-        """Heads are those of the policy."""
+        """None: the heads are those of the policy."""
         return None
 
     @property
     def use_most_confident(self) -> bool:
-        """Whether the policy answers with the most confident exit so far."""
+        """Whether the policy predicts with the most confident exit so far."""
         return getattr(self.policy_, "use_most_confident", False)
 
     def uses_features(self, k: int) -> bool:
@@ -389,24 +392,24 @@ class RiskControlledPolicy(ExitPolicy):
         return self.policy_.score_exit(k, logits, features, memory)
 
     def fit_policy(self, X: ExitArray, labels: NDArray[np.int64], weight: Floats) -> None:
-        raise NotImplementedError  # fit does not come here
+        raise NotImplementedError  # fit does not call it
 
 
 def _fit_with_groups(
     policy: Any, X: ExitArray, y: NDArray[Any], groups: NDArray[np.int64] | None, rows: NDArray[np.intp]
 ) -> Any:
-    """The policy, fitted; it gets the groups of these rows if it takes groups."""
+    """Fit the policy, with the groups of these rows if its ``fit`` takes groups."""
     if groups is None or not has_fit_parameter(policy, "groups"):
         return policy.fit(X, y)
     return policy.fit(X, y, groups=groups[rows])
 
 
 def _by_group(groups: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.intp]:
-    """The rows of some groups, in the order of these."""
+    """The rows of the groups in `order`, in this order."""
     return np.concatenate([np.flatnonzero(groups == group) for group in order])
 
 
 def _means(losses: Floats, groups: NDArray[np.int64]) -> Floats:
-    """Mean loss of each group, in the order in which these come."""
+    """Mean loss of each group, in the order of the first row of each group."""
     _, first, number = np.unique(groups, return_index=True, return_inverse=True)
     return (np.bincount(number, losses) / np.bincount(number))[np.argsort(first)]

@@ -1,4 +1,4 @@
-"""A report on fitted policies, for people who decide: one HTML file with tables and plots."""
+"""A report on fitted policies: one HTML file with tables and plots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a report says first: compute saved and accuracy lost, for the budget that the reader selects."""
+"""The first section of a report: compute saved and accuracy lost, for the budget that the reader selects."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MEASURED_TIMES = (
 
 @dataclass(frozen=True)
 class Day:
-    """What savings are computed for: samples a day, milliseconds of the plain network, price of an hour."""
+    """Inputs of the savings: samples per day, milliseconds of the plain network, price of an hour."""
 
     samples: float
     network_ms: float | None
@@ -33,7 +33,7 @@ class Day:
 
 @dataclass(frozen=True)
 class Reference:
-    """What policies are compared with: the plain network or, where its answers are not known, the last exit."""
+    """What policies are compared with: the plain network, or the last exit if its predictions are not known."""
 
     measured: Measured
     is_network: bool
@@ -46,9 +46,9 @@ class Reference:
 def answers(
     asked: Sequence[float], candidates: Sequence[Candidate], static: Sequence[Measured], reference: Reference, day: Day
 ) -> list[str]:
-    """The section, with one answer per budget of which the reader sees one.
+    """The section. It has one answer per budget, and shows the answer for the selected budget.
 
-    `static` is each exit, as if all samples stopped there.
+    `static` has the results if all samples stop at one exit, for each exit.
     """
     options = _options(asked, candidates)
     parts = [_answer(budget, own, static, reference, day) for budget, own in options.items()]
@@ -58,7 +58,7 @@ def answers(
     selected = list(options).index(asked[0] if asked else None)
     return [
         heading("The answer"),
-        paragraph("Select a budget: what a sample may cost on average, as a percentage of the plain network's cost."),
+        paragraph("Select a budget: the mean cost of a sample, as a percentage of the plain network's cost."),
         choice("Budget", list(zip(labels, parts, strict=True)), selected),
         folded("All budgets in one table", _all_budgets(options, labels, reference)),
     ]
@@ -67,7 +67,7 @@ def answers(
 def _options(asked: Sequence[float], candidates: Sequence[Candidate]) -> dict[float | None, list[Candidate]]:
     """The candidates of each budget that can be selected.
 
-    None stands for policies as they were fitted, and is there unless budgets were asked about.
+    None stands for the policies as they were fitted. It is an option unless budgets were passed.
     """
     budgets = sorted({each.set_to for each in candidates if each.set_to is not None} | set(asked))
     options: list[float | None] = [*([] if asked else [None]), *budgets]
@@ -120,7 +120,7 @@ def _details(budget: float | None, candidate: Candidate, static: Sequence[Measur
 
 
 def _lead(candidate: Candidate, reference: Reference, day: Day) -> str:
-    """What is saved and lost, in one sentence: compute, compared with the plain network, and accuracy."""
+    """One sentence on the saved compute and the lost accuracy."""
     measured = candidate.measured
     saved, lost = 1 - measured.cost, reference.measured.accuracy - measured.accuracy
     low, high = difference_interval(reference.measured, measured)
@@ -135,7 +135,7 @@ def _lead(candidate: Candidate, reference: Reference, day: Day) -> str:
 
 
 def _milliseconds(candidate: Candidate, day: Day) -> str:
-    """The time of a sample, where it is known."""
+    """The saved time per sample, if it is known."""
     network_ms = _network_ms(candidate, day)
     if network_ms is None:
         return ""
@@ -153,7 +153,7 @@ def _compare(measured: Measured, other: Measured) -> str:
 
 
 def _per_day(candidate: Candidate, reference: Reference, day: Day) -> str:
-    """Savings of a day, and what they rest on."""
+    """Savings per day, and how they were computed."""
     savings = _savings(candidate, reference, day)
     unit = candidate.policy.layout_.cost_unit
     compute = percent(savings.compute)
@@ -190,7 +190,7 @@ def _is_time(candidate: Candidate) -> bool:
 
 
 def _network_ms(candidate: Candidate, day: Day) -> float | None:
-    """Milliseconds of the plain network: those that were given, or those that the costs are."""
+    """Milliseconds of the plain network: as passed, or its cost if costs are in milliseconds."""
     if day.network_ms is None and _is_time(candidate):
         return float(candidate.policy.layout_.network_cost)
     return day.network_ms

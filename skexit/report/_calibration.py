@@ -1,4 +1,4 @@
-"""How far the probabilities and sets of a policy can be trusted."""
+"""Calibration errors of a policy, and the coverage of its prediction sets."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ _ALPHAS = (0.1, 0.05, 0.01)
 
 @dataclass(frozen=True)
 class Calibration:
-    """A calibrated policy, and what it says on rows that it was measured on.
+    """A calibrated policy, and its results on the rows X and y.
 
-    `n_calibration_rows` were split off for calibration, None where the policy came calibrated. `errors` are expected
-    calibration errors, by what they are of. `sets` has coverage asked for, coverage, and mean number of classes.
+    `n_calibration_rows` is the number of rows that were split off for calibration, None if the policy was calibrated
+    before. `errors` are expected calibration errors by name. `sets` has requested coverage, coverage and mean number of
+    classes.
     """
 
     policy: ExitPolicy
@@ -35,9 +36,10 @@ class Calibration:
 
 
 def measure_calibration(best: Candidate, y: NDArray[Any], random_state: int) -> Calibration | None:
-    """Measure a calibrated policy; one that is not is calibrated on one half of the rows for the other.
+    """Measure the calibration of a policy.
 
-    Gives None where there are too few rows to split.
+    If it is not calibrated, a copy is calibrated on one half of the rows and measured on the other. None if there are
+    too few rows to split.
     """
     policy = best.policy
     if _is_calibrated(policy, best.X):
@@ -45,7 +47,7 @@ def measure_calibration(best: Candidate, y: NDArray[Any], random_state: int) -> 
     if len(y) < 2 * FEWEST_ROWS:
         return None
     X_calibration, X_rest, y_calibration, y_rest = train_test_split(best.X, y, test_size=0.5, random_state=random_state)
-    # A shallow copy will do: calibrate sets attributes anew, and changes none in place.
+    # A shallow copy is enough, because calibrate replaces attributes and changes none in place.
     calibrated = copy.copy(policy).calibrate(X_calibration, y_calibration)
     errors = {
         "before calibration": _error(policy, X_rest, y_rest),

@@ -1,4 +1,4 @@
-"""Numbers as a report writes them."""
+"""Formats of the numbers in a report."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def percent(fraction: float) -> str:
-    """A fraction as a percentage; nothing for nan."""
+    """A fraction as a percentage; empty for nan."""
     return "" if np.isnan(fraction) else f"{100 * fraction:.1f} %"
 
 

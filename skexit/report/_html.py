@@ -1,4 +1,4 @@
-"""Pieces of HTML; whatever is text is escaped here."""
+"""Pieces of HTML. These functions escape all text."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 
 from skexit.utils._optional import import_pyplot
 
-#: Dots an inch of the pictures: sharp also on screens with two dots a pixel.
+#: Dots per inch of the pictures; they are sharp on screens with two dots per pixel, too.
 _DPI = 192
-#: Inches: narrow, so that letters stay readable on a telephone.
+#: Width of the pictures in inches; narrow, so that letters are readable on a phone.
 _WIDTH = 5
-#: A table of so many columns fits on a telephone.
+#: Largest number of columns of a table that fits on a phone.
 _MOST_COLUMNS = 3
 
 
 def page(title: str, sections: Sequence[str]) -> str:
-    """A page of these pieces of HTML."""
+    """A page with these sections."""
     template = files("skexit.report").joinpath("page.html").read_text(encoding="utf-8")
     return Template(template).substitute(title=escape(title), body="\n".join(sections))
 
@@ -32,19 +32,19 @@ def heading(text: str) -> str:
 
 
 def paragraph(text: str, kind: str = "text") -> str:
-    """A paragraph; its kind is one of the template's style."""
+    """A paragraph; the kind is a class of the template's style."""
     return f'<p class="{kind}">{_prose(text)}</p>'
 
 
 def answer(statement: str, details: str) -> str:
-    """What the reader came for, with what supports it."""
+    """A statement in bold, and its details."""
     return f'<div class="answer"><p><strong>{_prose(statement)}</strong></p><p>{_prose(details)}</p></div>'
 
 
 def choice(name: str, options: Sequence[tuple[str, str]], selected: int) -> str:
-    """Labels of which the reader selects one, and the HTML of the one that is selected; it needs no script.
+    """Labels of which the reader selects one, and the HTML of the selected option; without a script.
 
-    The style shows what follows the label of the checked button, and lines up the labels above it.
+    The style shows the part that follows the label of the checked button, and lines up the labels above it.
     """
     pieces = []
     for index, (label, content) in enumerate(options):
@@ -57,18 +57,18 @@ def choice(name: str, options: Sequence[tuple[str, str]], selected: int) -> str:
 
 
 def folded(summary: str, content: str) -> str:
-    """HTML that the reader opens."""
+    """HTML that is folded until the reader opens it."""
     return f"<details><summary>{escape(summary)}</summary>{content}</details>"
 
 
 def definitions(entries: Mapping[str, str], kind: str = "text") -> str:
-    """Terms with what they stand for; their kind is one of the template's style."""
+    """Terms and their texts; the kind is a class of the template's style."""
     items = "\n".join(f"<div><dt>{escape(term)}</dt><dd>{escape(text)}</dd></div>" for term, text in entries.items())
     return f'<dl class="{kind}">\n{items}\n</dl>'
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], kinds: Sequence[str] | None = None) -> str:
-    """A table; the kind of a row is one of the template's style."""
+    """A table; the kind of a row is a class of the template's style."""
     kinds = [""] * len(rows) if kinds is None else kinds
     head = "".join(f"<th>{escape(column)}</th>" for column in columns)
     # On a narrow screen each row is a card, where the style writes the name of the column beside the cell.
@@ -87,7 +87,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], kinds: Sequence
 
 
 def picture(display: Any, description: str) -> str:
-    """What a display has drawn, as a part of the page; its figure is closed."""
+    """The figure of a display as a PNG image within the page; the figure is closed."""
     content = io.BytesIO()
     display.figure_.set_size_inches(_WIDTH, display.figure_.get_size_inches()[1])
     display.figure_.savefig(content, format="png", dpi=_DPI)
@@ -97,11 +97,11 @@ def picture(display: Any, description: str) -> str:
 
 
 def plot_text(name: str) -> str:
-    """A name as matplotlib shows it: dollars are no formulas, and an underscore in front does not hide it."""
+    """A name for matplotlib: dollar signs start no formula, and a leading underscore does not hide it in a legend."""
     text = name.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
 
 def _prose(text: str) -> str:
-    """Escaped, with each percent sign on the line of its number."""
+    """Escaped text, with each percent sign on the same line as its number."""
     return escape(text).replace(" %", "&nbsp;%")

@@ -23,10 +23,10 @@ SELECTABLE = tuple(step / 20 for step in range(1, 21))
 
 @dataclass(frozen=True)
 class Measured:
-    """Answers at certain exits, and how good they are.
+    """Accuracy and cost of predictions at certain exits.
 
-    `budget` is the one that was set, if any. `exits` and `correct` have one entry per sample. The cost is a fraction of
-    the network's, of which `head_cost` is for heads; the intervals are of 95 %.
+    `budget` is the budget that was set, if any. `exits` and `correct` have one entry per sample. `cost` is a fraction
+    of the network's cost, and `head_cost` is the part of the heads. The intervals are 95 % intervals.
     """
 
     name: str
@@ -43,10 +43,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A policy at a budget, with X as the policy sees it and the answers of every exit, of shape (n_samples, n_exits).
+    """A policy at a budget, with its X, and the predictions of every exit, of shape (n_samples, n_exits).
 
-    `source` is the name of the policy that was given. `set_to` is the budget that it was set to for the report, None
-    where it is as it was fitted. `is_fixed` says that no other budget can be set.
+    `source` is the name of the policy in the report. `set_to` is the budget that was set for the report, None if the
+    policy is as it was fitted. `is_fixed` says that no other budget can be set.
     """
 
     policy: ExitPolicy
@@ -58,12 +58,12 @@ class Candidate:
     measured: Measured
 
     def oracle(self, y: NDArray[Any]) -> OracleResult:
-        """What perfect knowledge of the labels would reach at these exits."""
+        """The first correct exit of each sample."""
         return OracleResult._from_correct(self.answers == y[:, None], self.policy.costs_)
 
 
 def measure_policies(policies: Mapping[str, Any], X: Any, y: NDArray[Any], asked: Sequence[float]) -> list[Candidate]:
-    """Every policy at every budget that is asked about or can be selected; without `asked`, also as it was fitted."""
+    """Every policy at every budget in `asked` and every selectable budget; without `asked`, also as it was fitted."""
     candidates = []
     for name, estimator in policies.items():
         try:
@@ -84,7 +84,7 @@ def measure_policies(policies: Mapping[str, Any], X: Any, y: NDArray[Any], asked
 
 
 def measure_exits(best: Candidate, y: NDArray[Any]) -> list[Measured]:
-    """Every exit of a candidate, as if all samples stopped there."""
+    """For each exit of a candidate, the results if all samples stop there."""
     return [
         _measure(f"all at exit {k}", None, y, best.answers, np.full(len(y), k), best.policy)
         for k in range(best.answers.shape[1])
@@ -92,7 +92,7 @@ def measure_exits(best: Candidate, y: NDArray[Any]) -> list[Measured]:
 
 
 def measure_network(X: Any, y: NDArray[Any], best: Candidate) -> Measured | None:
-    """The network without exits, where the rows have its answers: as logits of a last exit without added heads."""
+    """The network without exits; None if X does not have its logits, at a last exit without an added head."""
     logits = network_logits(X)
     if logits is None:
         return None
@@ -106,30 +106,30 @@ def measure_network(X: Any, y: NDArray[Any], best: Candidate) -> Measured | None
 
 
 def candidates_at(candidates: Sequence[Candidate], budget: float | None) -> list[Candidate]:
-    """The candidates that were set to a budget, and those that can be set to none; without a budget, as fitted."""
+    """The candidates that were set to this budget, and those whose budget is fixed; None means as fitted."""
     return [each for each in candidates if each.is_fixed or each.set_to == budget]
 
 
 def best_within(candidates: Sequence[Candidate], budget: float | None) -> Candidate | None:
-    """The most accurate candidate within a budget, of equals the cheapest; None if there is none.
+    """The most accurate candidate within a budget, and the cheapest among equals; None if no candidate is within it.
 
-    Without a budget, every candidate is within.
+    If the budget is None, every candidate counts.
     """
     within = [candidate for candidate in candidates if budget is None or is_within(candidate.measured, budget)]
     return min(within, key=lambda each: (-each.measured.accuracy, each.measured.cost), default=None)
 
 
 def is_within(measured: Measured, budget: float) -> bool:
-    """Whether the cost is at most the budget; above it by chance counts for a policy that was set to it."""
+    """Whether the cost is at most the budget, or the budget was set and the cost is above it by no more than chance."""
     limit = budget + 1e-9  # costs are means of many numbers
     was_set = measured.budget is not None and measured.budget <= limit
     return measured.cost <= limit or (was_set and measured.cost_interval[0] <= limit)
 
 
 def difference_interval(first: Measured, second: Measured) -> tuple[float, float]:
-    """95 % interval of how much more accurate the first is than the second, on the same rows.
+    """95 % interval of the accuracy of the first minus that of the second, on the same rows.
 
-    The normal interval after one row more of each sign (Bonett and Price 2012), as in `bootstrap_interval`.
+    It is the normal interval with one more difference of each sign (Bonett and Price 2012), as in `bootstrap_interval`.
     """
     n_rows = len(first.correct) + 2
     gained = ((first.correct & ~second.correct).sum() + 1) / n_rows
@@ -140,13 +140,13 @@ def difference_interval(first: Measured, second: Measured) -> tuple[float, float
 
 
 def share_interval(correct: NDArray[np.bool_]) -> tuple[float, float]:
-    """95 % interval of an accuracy: the exact binomial one."""
+    """Exact binomial 95 % interval of an accuracy."""
     low, high = binomtest(int(correct.sum()), len(correct)).proportion_ci(0.95, method="exact")
     return float(low), float(high)
 
 
 def mean_interval(values: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % interval of a mean: Student's; of a single value, no more than that."""
+    """Student's 95 % interval of a mean; for a single value, both ends are the value."""
     mean, n_rows = float(values.mean()), len(values)
     if n_rows == 1:
         return mean, mean
@@ -155,7 +155,7 @@ def mean_interval(values: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def _at_budgets(policy: Any, asked: Sequence[float]) -> Iterator[tuple[float | None, Any]]:
-    """A policy at the budgets that are asked about, and at those that can be selected and that it can be set to."""
+    """A policy at the budgets in `asked`, and at the selectable budgets that it can meet."""
     if not hasattr(policy, "with_budget"):
         return
     # A policy that has the budget already keeps its calibration.
@@ -166,10 +166,10 @@ def _at_budgets(policy: Any, asked: Sequence[float]) -> Iterator[tuple[float | N
         if budget in asked:
             continue
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # nobody asked about this budget
+            warnings.simplefilter("ignore")  # the user did not pass this budget
             try:
                 other = policy.with_budget(budget)
-            except ValueError:  # below the first exit, or the policy was shipped without what other budgets need
+            except ValueError:  # below the cost of the first exit, or the policy has no fit_state_
                 continue
         yield budget, policy if budget == own else other
 

@@ -1,4 +1,4 @@
-"""What the report says, section by section."""
+"""The sections of a report."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked: the policies' parameters by name, the budgets, where the rows come from, and savings of a day."""
+    """Inputs of a report: parameters of the policies by name, budgets, source of the rows, and savings per day."""
 
     policies: dict[str, str]
     budgets: tuple[float, ...]
@@ -59,11 +59,11 @@ def render(
     network: Measured | None,
     calibration: Calibration | None,
 ) -> str:
-    """The page.
+    """The HTML of the page.
 
-    `shown` are the candidates that have a row in the table of policies. The details of `best` are
-    shown; `static` is each exit of it, as if all samples stopped there, and `calibration` is that of it. `network` is
-    the network without exits, None where its answers are not known.
+    `shown` are the candidates that have a row in the table of policies. The details are those of `best`. `static` has
+    the results if all samples stop at one exit of `best`, for each exit; `calibration` is the calibration of `best`.
+    `network` is the network without exits, None if its predictions are not known.
     """
     reference = Reference(static[-1] if network is None else network, network is not None)
     return page(
@@ -130,8 +130,8 @@ def _policies(
             "Costs and budgets are fractions of the plain network's cost without added heads; costs include the heads. "
             "A speedup is one over the cost: below 1, the network alone is cheaper. The oracle stops each sample at "
             "the first correct exit. It uses the labels, and no policy can be better. Differences to it are in "
-            f"percentage points. Single exits and the oracle are those of {best.source}. Details below are of the "
-            "marked row.",
+            f"percentage points. Single exits and the oracle have the heads of {best.source}. The details below are "
+            "for the marked row.",
             "note",
         ),
     ]
@@ -183,7 +183,7 @@ def _exits(y: NDArray[Any], candidates: Sequence[Candidate], best: Candidate) ->
     report = exit_report(y, best.answers, best.measured.exits, best.policy.costs_, output="dict")
     shown = ("share", "cost", "accuracy_leaving", "accuracy_all")
     rows = [[name, *(percent(row[column]) for column in shown)] for name, row in report.items()]
-    columns = ["Exit", "Samples that leave", "Cost", "Accuracy on those", "Accuracy on all"]
+    columns = ["Exit", "Samples that leave", "Cost", "Accuracy on these", "Accuracy on all"]
     drawn = candidates[:_MOST_BARS]
     distribution = ExitDistributionDisplay.from_predictions(
         {plot_text(each.measured.name): each.measured.exits for each in drawn}, n_exits=best.answers.shape[1]
@@ -192,7 +192,7 @@ def _exits(y: NDArray[Any], candidates: Sequence[Candidate], best: Candidate) ->
     return [
         heading(f"Exits of {best.measured.name}"),
         table(columns, rows, [""] * (len(rows) - 1) + ["best"]),
-        paragraph("Accuracy on all is what the exit would give if every sample stopped there.", "note"),
+        paragraph("Accuracy on all is the accuracy of the exit if every sample stopped there.", "note"),
         heading("Where samples leave"),
         picture(distribution, "Share of the samples that leave at each exit, for each policy."),
         *([paragraph(note, "note")] if len(drawn) < len(candidates) else []),
@@ -218,7 +218,7 @@ def _classes(y: NDArray[Any], best: Candidate) -> list[str]:
     worst = np.argsort(accuracies, kind="stable")[:10]
     return [
         *parts,
-        paragraph("The ten classes of the lowest accuracy:"),
+        paragraph("The ten classes with the lowest accuracy:"),
         table(columns, [rows[row] for row in worst]),
         folded(f"All {len(rows)} classes", table(columns, rows)),
     ]
@@ -236,8 +236,8 @@ def _calibration(calibration: Calibration | None) -> list[str]:
     else:
         text = (
             f"The policy is not calibrated. For this section it was calibrated on {calibration.n_calibration_rows:,} "
-            f"of the rows, drawn at random, and measured on the other {len(calibration.y):,}. The saved policy stays "
-            "as it was."
+            f"of the rows, drawn at random, and measured on the other {len(calibration.y):,}. The saved policy does "
+            "not change."
         )
     policy, X, y = calibration.policy, calibration.X, calibration.y
     n_exits = len(policy.costs_)
@@ -250,16 +250,17 @@ def _calibration(calibration: Calibration | None) -> list[str]:
         paragraph(text),
         table(["Calibration error", "Percentage points"], errors),
         paragraph(
-            "The calibration error (ECE) is the distance between the probability of the prediction and its accuracy, "
-            "on average: 0 is best.",
+            "The calibration error (ECE) is the mean distance between the probability of the prediction and its "
+            "accuracy: 0 is best.",
             "note",
         ),
         picture(reliability, "Accuracy against confidence of the samples that leave at each exit."),
         paragraph(
-            "Instead of one answer, the policy can give a set of classes that holds the true one as often as asked:"
+            "Instead of one class, the policy can predict a set of classes. The coverage is the share of samples whose "
+            "set contains the true class:"
         ),
-        table(["Asked for", "Holds the true class", "Mean classes in a set"], sets),
-        picture(coverage, "Coverage and mean size of prediction sets against the coverage asked for."),
+        table(["Requested coverage", "Coverage", "Mean classes in a set"], sets),
+        picture(coverage, "Coverage and mean size of prediction sets against the requested coverage."),
     ]
 
 
@@ -273,25 +274,25 @@ def _costs(best: Candidate) -> list[str]:
         rows = [[*row, percent(of_heads)] for row, of_heads in zip(rows, layout.head_fractions, strict=True)]
         rows.append(["the plain network", amount(layout.network_cost), percent(1), ""])
     return [
-        heading("What an answer costs"),
+        heading("Cost of each exit"),
         table(columns, rows),
-        paragraph("Costs are cumulative: an answer at an exit includes all that comes before it, heads too.", "note"),
+        paragraph("Costs are cumulative: the cost of an exit includes all earlier layers and heads.", "note"),
     ]
 
 
 def _making(request: Request) -> list[str]:
     return [
-        heading("How this was made"),
+        heading("How this page was made"),
         definitions(
             {
                 "Made": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, by skexit.report.write_report",
                 "Versions": f"skexit {__version__}, scikit-learn {sklearn.__version__}, NumPy {np.__version__}, "
                 f"Python {platform.python_version()}",
                 "Intervals": "binomial for accuracies, Bonett and Price's for differences, Student's for costs; they "
-                "say what other rows would change, not what fitting again would",
+                "show how results vary with other rows, not with another fit",
                 "Calibration": f"rows drawn with random_state={request.random_state}",
-                "Choice": "the best policy was chosen on the rows that it is measured on, which favours it where many "
-                "are compared",
+                "Choice": "the best policy was chosen on the rows that it is measured on, which favours it if many are "
+                "compared",
             }
         ),
         paragraph("The policies as they were given:"),

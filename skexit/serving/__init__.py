@@ -1,4 +1,4 @@
-"""Live networks as services, on Ray Serve."""
+"""Live networks as services on Ray Serve."""
 
 from skexit.serving._application import serve_parts
 

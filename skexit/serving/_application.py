@@ -1,4 +1,4 @@
-"""A live network as an application of Ray Serve, in two deployments that scale apart."""
+"""A live network as an application of Ray Serve, in two parts that scale separately."""
 
 from __future__ import annotations
 
@@ -29,45 +29,46 @@ def serve_parts(
     monitor: ExitMonitor | None = None,
     n_retries: int = 3,
 ) -> Application:
-    """Make an application of Ray Serve of a live network, in two parts that scale apart.
+    """Make an application of Ray Serve from a live network, in two parts that scale separately.
 
-    ``serve.run(serve_parts(live, at_exit=0))`` starts four deployments at most:
+    ``serve.run(serve_parts(live, at_exit=0))`` starts up to four deployments:
 
     ``Ingress``
         Takes requests, checks them, and calls the first part.
     ``FirstPart``
-        ``live.truncate(at_exit)``. Answers samples that leave there, and calls the second part for the others.
+        ``live.truncate(at_exit)``. Predicts the samples that leave at its exits, and calls the second part for the
+        others.
     ``SecondPart``
         ``live.resume(at_exit)``.
     ``Monitor``
-        One replica with `controller` and `monitor`, if these are given.
+        One replica with `controller` and `monitor`, if at least one of them is passed.
 
     If a replica of either part stops in the middle of a request, the request is sent again, and Ray starts another
-    replica. Predictions are those of ``live``.
+    replica. Predictions are the same as those of ``live``.
 
     Parameters
     ----------
     live : EarlyExitModel
-        Live network on the CPU, made with ``example_input``. Replicas to which Ray gives a GPU move their part to it.
+        Live network on the CPU, created with ``example_input``. A replica with a GPU moves its part to the GPU.
     at_exit : int
         The last exit of the first part, from 0 to n_exits - 2.
     first, second, ingress : dict, default=None
         Options of ``ray.serve.deployment`` for these deployments, such as `num_replicas`, `autoscaling_config`,
         `ray_actor_options`, `max_ongoing_requests` and `max_queued_requests`. The `user_config` of the parts has the
         settings of ``ray.serve.batch``: `max_batch_size`, in requests, by default 32, and `batch_wait_timeout_s`, in
-        seconds, by default 0.002. By default, a replica of a part takes the requests of two batches at a time, and
-        a replica of the ingress 1,000.
+        seconds, by default 0.002. By default, a replica of a part takes as many requests at a time as fill two batches,
+        and a replica of the ingress takes 1,000.
     controller : BudgetController, default=None
         Sets the thresholds of both parts, from the exits of all requests.
     monitor : ExitMonitor, default=None
         Gets the exits and confidences of all requests.
     n_retries : int, default=3
-        How often a request is sent to another replica of a part, if replicas stop in the middle of it.
+        How often a request is sent to another replica if replicas of a part stop in the middle of it.
 
     Returns
     -------
     ray.serve.Application
-        For ``serve.run``. It answers JSON over HTTP; and in Python, ``handle.predict.remote(inputs)`` gives an
+        For ``serve.run``. It answers JSON over HTTP. In Python, ``handle.predict.remote(inputs)`` returns an
         :class:`~skexit.runtime.ExitOutput` of NumPy arrays.
 
     Raises
@@ -75,18 +76,17 @@ def serve_parts(
     ImportError
         If ray is not installed.
     ValueError
-        If there is no such exit, or none follows; if the network is not on the CPU, or takes several inputs by
-        position.
+        If `at_exit` is not from 0 to n_exits - 2, or the network is not on the CPU or takes several inputs by position.
     RuntimeError
-        If the live network was made without ``example_input`` and not called yet.
+        If the live network was created without ``example_input`` and has not been called.
 
     Notes
     -----
     Over HTTP, ``{"inputs": [row, ...]}``, or ``{"inputs": {"name": [row, ...], ...}}`` for a network with named inputs,
-    is answered by ``{"labels": [...], "probabilities": [[...], ...], "exits": [...]}``. Otherwise there is a message
-    under ``"error"``: with status 400 if the body is not such JSON, 422 if inputs do not fit the network, and 503 if
-    all retries failed. Ray itself answers 503 if more than `max_queued_requests` wait, and 408 after
-    `request_timeout_s`, an option of ``serve.start``.
+    gets the answer ``{"labels": [...], "probabilities": [[...], ...], "exits": [...]}``. A request that fails gets a
+    message under ``"error"``, with status 400 if the body is not such JSON, 405 if the method is not POST, 422 if the
+    inputs do not fit the network, and 503 if all retries failed. Ray itself answers 503 if more than
+    `max_queued_requests` wait, and 408 after `request_timeout_s`, an option of ``serve.start``.
 
     Examples
     --------
@@ -117,8 +117,8 @@ def serve_parts(
     first_part, second_part = live.truncate(at_exit), live.resume(at_exit)
     if first_part.device.type != "cpu":
         raise ValueError(
-            f"the network is on {first_part.device}. Move it to the CPU, model.cpu(), and make the live network of it "
-            "again: a replica moves its part to the GPU that Ray gives it."
+            f"the network is on {first_part.device}. Move it to the CPU, model.cpu(), and create the live network "
+            "again. A replica moves its part to the GPU that Ray assigns to it."
         )
     observed = None
     if controller is not None or monitor is not None:

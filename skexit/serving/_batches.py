@@ -1,4 +1,4 @@
-"""Requests that are answered in one batch: joined, divided, and run one by one where a batch fails."""
+"""Requests that run in one batch: they are joined and divided, and run one by one if a batch fails."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Answer = TypeVar("Answer")
 
 
 class Begun(NamedTuple):
-    """What the first part makes of a request.
+    """Result of the first part for a request.
 
     Parameters
     ----------
     answers : ExitOutput
-        Of the rows that left, as NumPy arrays.
+        Predictions for the rows that left, as NumPy arrays.
     rows : ndarray of shape (n_answered,) of int
-        These rows.
+        Indices of these rows in the request.
     rest : Activations or None
-        Of the other rows; None where there are none.
+        Activations of the other rows; None if all rows left.
     """
 
     answers: ExitOutput
@@ -39,8 +39,7 @@ def run_together(
 ) -> list[Answer | Exception]:
     """Run requests of the same kind in one batch each.
 
-    Where a batch fails, its requests are run one by one, so that only the request at fault has an exception for an
-    answer.
+    If a batch fails, its requests run one by one, so that only the faulty request gets an exception.
     """
     kinds: dict[Hashable, list[int]] = {}
     for position, request in enumerate(requests):
@@ -64,13 +63,13 @@ def _answer_or_exception(run: Callable[[list[Request]], list[Answer]], request: 
 
 
 def kind_of_arrays(inputs: Arrays) -> Hashable:
-    """Inputs of the same kind can be joined: sequences have the same length."""
+    """Key of inputs that can be joined: their rows have the same shape."""
     named = inputs.items() if isinstance(inputs, dict) else [("", inputs)]
     return tuple((name, array.shape[1:]) for name, array in named)
 
 
 def kind_of_rest(rest: Activations) -> Hashable:
-    """Activations of the same kind can be joined."""
+    """Key of activations that can be joined: their rows have the same shapes."""
     return tuple(tensor.shape[1:] for tensor in (*rest.tensors, *rest.side))
 
 
@@ -82,7 +81,7 @@ def join_arrays(requests: Sequence[Any]) -> Arrays:
 
 
 def join_rests(requests: Sequence[Activations]) -> Activations:
-    """The samples of several requests, one after the other, whose rows are counted anew."""
+    """The samples of several requests, one after the other, with new row indices from 0."""
     first = requests[0]
     n_samples = sum(map(len, requests))
     return Activations(
@@ -98,7 +97,7 @@ def join_rests(requests: Sequence[Activations]) -> Activations:
 
 
 def divide(output: PartialOutput, lengths: Sequence[int]) -> list[Begun]:
-    """The answers of each request, and what is left of it, on the CPU; requests have so many rows, in order."""
+    """Divide the output of a batch among its requests, which have these numbers of rows; all results are on the CPU."""
     ends = [0, *accumulate(lengths)]
     answered = _positions(output.rows, ends)
     labels, probabilities, exits, rows = (np.asarray(_on_cpu(part)) for part in output[:4])

@@ -1,4 +1,4 @@
-"""The entrance of an application: requests over HTTP and from Python."""
+"""The ingress of an application: it takes requests over HTTP and from Python."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from skexit.runtime import ExitOutput
 from skexit.serving._inputs import InputFormat, inputs_in
 from skexit.serving._retries import ReplicasLostError, call
 
-#: What networks raise for inputs that they cannot take, such as tokens beyond their vocabulary.
+#: Errors of networks for invalid inputs, such as tokens beyond their vocabulary.
 _INPUT_ERRORS = (ValueError, IndexError)
 
 
 class Ingress:
     """Checks inputs, and calls the first part until a replica has answered.
 
-    It holds no network, so that it has little reason to stop.
+    It holds no network, so it is less likely to stop than the replicas of the parts.
     """
 
     def __init__(self, input_format: InputFormat, first: DeploymentHandle, n_retries: int) -> None:
         self._format, self._first, self._n_retries = input_format, first, n_retries
 
     async def predict(self, inputs: Any) -> ExitOutput:
-        """Answer arrays, one row per sample."""
+        """Predict for arrays with one row per sample."""
         arrays = self._format.arrays(inputs)
         output: ExitOutput = await call(self._first, arrays, n_retries=self._n_retries)
         return output
 
     async def __call__(self, request: Request) -> JSONResponse:
-        """Answer JSON with JSON."""
+        """Answer a JSON request with JSON."""
         if request.method != "POST":
-            return _refusal(405, f'{request.method} is not answered here; POST {{"inputs": [...]}}.')
+            return _refusal(405, f'the method {request.method} is not supported; POST {{"inputs": [...]}}.')
         body = await request.body()
         try:
             inputs = inputs_in(body)

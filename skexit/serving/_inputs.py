@@ -1,4 +1,4 @@
-"""What requests hold: arrays that fit the network, checked before they join a batch with other requests."""
+"""Checks of the inputs of a request, before it joins a batch with other requests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Arrays: TypeAlias = NDArray[Any] | dict[str, NDArray[Any]]
 class InputArray:
     """One input of the network: its name in messages, its type, and the shape of a row.
 
-    `row_shape` is None where rows are sequences of integers, which have any length.
+    `row_shape` is None if rows are sequences of integers, which may have any length.
     """
 
     name: str
@@ -28,8 +28,8 @@ class InputArray:
 
     @classmethod
     def like(cls, name: str, example: torch.Tensor) -> InputArray:
-        """The input of which a tensor is an example."""
-        # numpy has no bfloat16.
+        """The input that `example` is an example of."""
+        # NumPy has no bfloat16.
         dtype = torch.float32 if example.dtype == torch.bfloat16 else example.dtype
         is_sequence = not example.is_floating_point() and example.ndim == 2
         row_shape = None if is_sequence else tuple(example.shape[1:])
@@ -70,12 +70,12 @@ class InputArray:
 
 
 class InputFormat:
-    """What the network takes: one array, or several by name.
+    """The inputs of the network: one array, or several by name.
 
     Parameters
     ----------
     example : tensor or dict of tensors
-        An input that the network was cut for.
+        The input for which the live network was prepared.
     """
 
     def __init__(self, example: Any) -> None:
@@ -86,8 +86,8 @@ class InputFormat:
             self._named = {name: InputArray.like(f"inputs[{name!r}]", tensor) for name, tensor in example.items()}
         else:
             raise ValueError(
-                "the network was cut for several inputs by position, which a request cannot name. Cut it again for a "
-                "dict of them by name: live.prepare({'name': tensor, ...})."
+                "the live network was prepared for several inputs by position, but a request has inputs by name. "
+                "Prepare it again for a dict of tensors: live.prepare({'name': tensor, ...})."
             )
 
     def arrays(self, inputs: Any) -> Arrays:
@@ -105,7 +105,7 @@ class InputFormat:
 
 
 def inputs_in(body: bytes) -> Any:
-    """The inputs in the body of an HTTP request; a ValueError says if it is not JSON of the form that is expected."""
+    """The inputs in the body of an HTTP request; raises a ValueError if the body is not JSON of the expected form."""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""One place that learns from the answers of all replicas."""
+"""One replica that counts the exits of all requests."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from skexit.monitoring import BudgetController, ExitMonitor
 
 
 class Thresholds(NamedTuple):
-    """Thresholds of the exits, and how many samples were counted when they were read."""
+    """Thresholds of the exits, and the number of samples that were counted when they were read."""
 
     values: NDArray[Any]
     n_samples: int
 
 
 class Monitor:
-    """Holds the controller and the monitor of an application. It has one replica, which answers one call at a time."""
+    """Holds the controller and the monitor of an application. It has one replica, which handles one call at a time."""
 
     def __init__(self, controller: BudgetController | None, monitor: ExitMonitor | None) -> None:
         self._controller, self._monitor = controller, monitor
@@ -32,7 +32,7 @@ class Monitor:
         return Thresholds(self._controller.thresholds, n_samples)
 
     async def update(self, exits: NDArray[Any], confidence: NDArray[Any], decided_at: int) -> None:
-        """Learn from samples that were answered."""
+        """Update the controller and the monitor with finished samples."""
         if self._controller is not None:
             self._controller.update(exits, decided_at=decided_at)
             self._gauges["mean_cost"].set(self._controller.mean_cost)
@@ -50,6 +50,6 @@ class Monitor:
 _METRICS = {
     "mean_cost": "Mean cost so far.",
     "nominal_budget": "Budget in use.",
-    "drift": "1 where inputs have changed.",
+    "drift": "1 if inputs have changed, otherwise 0.",
     "drift_e_value": "Evidence for a change.",
 }

@@ -32,7 +32,7 @@ from skexit.serving._monitor import Thresholds
 from skexit.serving._retries import call
 
 _logger = logging.getLogger("ray.serve")
-#: A batch waits no longer for thresholds; the first one of a replica waits longer, as it knows none.
+#: Longest time, in seconds, that a batch waits for thresholds; longer for the first batch of a replica, which has none.
 _MOST_SECONDS, _MOST_SECONDS_AT_FIRST = 0.2, 10.0
 
 
@@ -46,14 +46,14 @@ class _Replica:
         self._part = part.to(self._device)
 
     def check_health(self) -> None:
-        """Raise where the device answers no more. Ray also replaces a replica that is too late to return."""
+        """Raise an error if the device has failed. Ray also replaces a replica that does not return in time."""
         torch.zeros(1, device=self._device).item()
 
     def reconfigure(self, settings: Mapping[str, Any]) -> None:
-        """Take the settings of batches, `user_config` of the deployment."""
+        """Apply the settings of batches from the `user_config` of the deployment."""
         unknown = set(settings) - {"max_batch_size", "batch_wait_timeout_s"}
         if unknown:
-            raise ValueError(f"user_config has {sorted(unknown)}; it takes max_batch_size and batch_wait_timeout_s.")
+            raise ValueError(f"user_config has {sorted(unknown)}; pass only max_batch_size and batch_wait_timeout_s.")
         if "max_batch_size" in settings:
             self._batch.set_max_batch_size(settings["max_batch_size"])
         if "batch_wait_timeout_s" in settings:
@@ -65,7 +65,7 @@ class _Replica:
 
 
 class FirstReplica(_Replica):
-    """The first part: answers samples that leave early, and passes the others on to the second."""
+    """The first part: predicts samples that leave early, and passes the others to the second part."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class FirstReplica(_Replica):
         self._samples = Counter("skexit_samples", description="Samples that were answered.", tag_keys=("exit",))
 
     async def __call__(self, inputs: Arrays) -> ExitOutput:
-        """Answer the rows of one request."""
+        """Predict for the rows of one request."""
         thresholds, begun = await self._batch(inputs)
         if isinstance(begun, Exception):
             raise begun
@@ -98,7 +98,7 @@ class FirstReplica(_Replica):
     async def _batch(self, requests: list[Arrays]) -> list[tuple[Thresholds | None, Begun | Exception]]:
         self._thresholds = await self._read_thresholds()
         self._set(self._thresholds)
-        # In a thread: the replica goes on taking requests and answering Ray.
+        # In a thread, so that the replica can take other requests and Ray's health checks meanwhile.
         answers = await asyncio.to_thread(run_together, self._run, requests, kind_of_arrays)
         return [(self._thresholds, answer) for answer in answers]
 
@@ -121,11 +121,11 @@ class FirstReplica(_Replica):
         try:
             return await asyncio.wait_for(self._monitor.thresholds.remote(), timeout)
         except (TimeoutError, RayError, RayServeException) as error:
-            _logger.warning(f"The thresholds stay as they are: {error!r}")
+            _logger.warning(f"The monitor did not answer, so the thresholds do not change: {error!r}")
             return self._thresholds
 
     def _count(self, output: ExitOutput, thresholds: Thresholds | None) -> None:
-        """Count the answers of a request, without waiting for it."""
+        """Report the exits of a request, without waiting for the monitor."""
         exits = np.asarray(output.exits)
         for k, n_samples in zip(*np.unique(exits, return_counts=True), strict=True):
             self._samples.inc(float(n_samples), tags={"exit": str(k)})
@@ -133,7 +133,7 @@ class FirstReplica(_Replica):
             decided_at = 0 if thresholds is None else thresholds.n_samples
             confidence = np.asarray(output.probabilities).max(axis=1)
             report = asyncio.create_task(self._report((exits, confidence, decided_at)))
-            # The event loop keeps no task itself.
+            # The event loop holds only weak references to tasks.
             self._reports.add(report)
             report.add_done_callback(self._reports.discard)
 
@@ -148,14 +148,14 @@ class FirstReplica(_Replica):
 
 
 class SecondReplica(_Replica):
-    """The second part: answers what the first did not."""
+    """The second part: predicts the samples that did not leave in the first part."""
 
     async def __call__(self, rest: Activations, thresholds: Thresholds | None) -> Begun:
-        """Answer the rows of one request that did not leave in the first part."""
+        """Predict for the rows of one request that did not leave in the first part."""
         answer = await self._batch((rest, thresholds))
         if isinstance(answer, Exception):
             raise answer
-        # Rows are those of the request.
+        # The batch counts rows from 0; complete needs their indices in the request.
         return answer._replace(rows=rest.rows.numpy())
 
     @serve.batch

@@ -9,13 +9,13 @@ from ray.serve.handle import DeploymentHandle
 
 
 class ReplicasLostError(RuntimeError):
-    """Each replica that had the request has stopped in the middle of it."""
+    """Every replica that the request was sent to stopped before it answered."""
 
 
 async def call(handle: DeploymentHandle, *arguments: Any, n_retries: int) -> Any:
-    """Call a deployment, and call it again where the replica stops before it has answered.
+    """Call a deployment, and call it again if the replica stops before it has answered.
 
-    Ray itself sends a request to another replica only where the first has not accepted it.
+    Ray itself sends a request to another replica only if the first replica has not accepted it.
     """
     for _ in range(1 + n_retries):
         try:
@@ -23,5 +23,6 @@ async def call(handle: DeploymentHandle, *arguments: Any, n_retries: int) -> Any
         except RayActorError as error:
             lost = error
     raise ReplicasLostError(
-        f"{1 + n_retries} replicas of {handle.deployment_name} stopped before they answered this request."
+        f"{1 + n_retries} replicas of {handle.deployment_name} stopped before they answered this request. Send it "
+        "again, or set a higher n_retries in serve_parts."
     ) from lost

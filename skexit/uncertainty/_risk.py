@@ -1,4 +1,4 @@
-"""P-values that say whether a risk is below a level, valid for any number of rows."""
+"""P-values for tests of whether a risk is below a level, valid for any number of rows."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ Floats = NDArray[np.float64]
 
 
 def binomial_p_value(losses: ArrayLike, alpha: float) -> float:
-    """P-value of the hypothesis that losses of zero or one are one with a probability above `alpha`.
+    """P-value of the hypothesis that a loss, which is 0 or 1, is 1 with a probability above `alpha`.
 
-    The probability of no more losses than were seen, if their probability were `alpha`: exact.
+    It is the binomial probability of at most as many losses of 1 as in `losses`, if the probability of each were
+    `alpha`. The test is exact.
 
     Parameters
     ----------
     losses : array-like of shape (n_samples,)
-        Zero or one; independent, or in an exchangeable order.
+        0 or 1, independent of each other.
     alpha : float
-        The probability of the hypothesis.
+        The bound in the hypothesis, between 0 and 1.
 
     Returns
     -------
     float
-        Between 0 and 1.
+        The p-value, between 0 and 1.
 
     Examples
     --------
@@ -36,25 +37,27 @@ def binomial_p_value(losses: ArrayLike, alpha: float) -> float:
 
 
 def betting_p_value(losses: ArrayLike, alpha: float, delta: float = 0.1) -> float:
-    """P-value of the hypothesis that the mean of losses in [0, 1] is above `alpha`.
+    """P-value of the hypothesis that the expected loss is above `alpha`, for losses in [0, 1].
 
-    A player bets on each loss to be below alpha, with stakes that depend on the losses before it
-    only. If the mean is alpha or more, his capital, from one on, exceeds 1 / p at any time with a
-    probability of at most p [1]_ [2]_. Losses that vary little give small p-values.
+    A player starts with a capital of 1 and bets, for one loss after another, that it is below alpha. The stake depends
+    on earlier losses only. If the expected loss is alpha or more, the largest capital over time exceeds 1 / p with a
+    probability of at most p [1]_ [2]_. The p-value is one over the largest capital. If losses vary little, it is
+    smaller than p-values from bounds that do not use the variance.
 
     Parameters
     ----------
     losses : array-like of shape (n_samples,)
-        In [0, 1], in an order that does not depend on them.
+        Losses in [0, 1], in an order that does not depend on their values.
     alpha : float
-        The mean of the hypothesis.
+        The bound in the hypothesis, between 0 and 1.
     delta : float, default=0.1
-        The level at which the p-value will be compared; stakes are largest for this one.
+        The level with which the p-value will be compared. Stakes are optimised for this level; the p-value is valid for
+        any level.
 
     Returns
     -------
     float
-        Between 0 and 1.
+        The p-value, between 0 and 1.
 
     References
     ----------
@@ -76,7 +79,7 @@ def betting_p_value(losses: ArrayLike, alpha: float, delta: float = 0.1) -> floa
     means = (0.5 + np.cumsum(values)) / (1 + counts)
     variances = (0.25 + np.cumsum((values - means) ** 2)) / (1 + counts)
     before = np.concatenate([[0.25], variances[:-1]])
-    # Half of the capital at most: a stake of all would lose it with the first loss of one.
+    # At most half of the capital: with a stake of all capital, a single loss of 1 would end the game.
     stakes = np.minimum(np.sqrt(2 * np.log(1 / delta) / (n_samples * before)), 0.5 / (1 - alpha))
     log_capital = np.cumsum(np.log1p(stakes * (alpha - values)))
     return float(min(1.0, np.exp(-log_capital.max(initial=0.0))))

@@ -218,7 +218,10 @@ class TestCosts:
         ({"channels": (3, 0)}, r"^channels=\(3, 0\) must hold one positive integer for each layer"),
         ({"channels": (3, 2.5)}, r"^channels=\(3, 2\.5\) must hold"),
         ({"strides": (1, 0)}, r"^strides=\(1, 0\) must hold one positive integer for each layer"),
-        ({"channels": (3,)}, r"^channels=\(3,\) and strides=\(2, 1\) must have the same length, .* pass strides=\(1,\)\.$"),
+        (
+            {"channels": (3,)},
+            r"^channels=\(3,\) and strides=\(2, 1\) must have the same length, .* pass strides=\(1,\)\.$",
+        ),
         ({"channels": 3}, "The 'channels' parameter of ConvExitHeads must be an array-like"),
         ({"dropout": 1.0}, "The 'dropout' parameter of ConvExitHeads must be"),
     ],

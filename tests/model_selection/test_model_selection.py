@@ -433,7 +433,7 @@ class TestBudgetCurve:
         for policy in (ThresholdPolicy(), _Refitted()):
             with pytest.raises(ValueError, match=r"^budget=0\.1 is below the cost of the first exit, 0\.25 of"):
                 budget_curve(policy, X, y, [0.1, 0.5, 0.6])
-        message = r"^StaticExit has no parameter budget\. Pass a policy that has one, such as ThresholdPolicy, or a"
+        message = r"^StaticExit has no parameter budget\. Pass a policy that has one, such as ThresholdPolicy, a Pi"
         for estimator in (StaticExit(), Pipeline([("policy", StaticExit())])):
             with pytest.raises(ValueError, match=message):
                 budget_curve(estimator, X, y, [0.5])

@@ -708,7 +708,8 @@ class TestSampled:
 class TestBadInput:
     def test_heads_that_would_be_trained(self, features):
         with pytest.raises(
-            ValueError, match=r"heads are given, but joint=True trains its own heads: pass joint=False with them, or"
+            ValueError,
+            match=r"heads=ExitHeads\(.*\) cannot be used with joint=True, which .* Pass joint=False or heads=None\.",
         ):
             JEIGatedEnsemble(heads=ExitHeads()).fit(*features)
 

@@ -259,16 +259,16 @@ class TestChoice:
         policy = RiskControlledPolicy(alpha=0.2, loss=confused, random_state=0).fit(X, y)
         assert policy.risks_[0] < 0.2
         with pytest.raises(
-            ValueError, match=r"loss gave an array of shape \(600,\), values 0 to 3; it must give one value"
+            ValueError, match=r"loss returned an array of shape \(600,\), values 0 to 3; it must return one value"
         ):
             RiskControlledPolicy(loss=lambda true, answers, last: 3.0 * (answers != true), random_state=0).fit(X, y)
 
     def test_where_none_qualifies_all_go_to_the_last_exit(self, data):
         X, y = data
         message = (
-            r"no budget qualifies, so that all samples go to the last exit: at budget 1, the mean loss of 600 calibration "
-            r"rows is 0\.\d+, and the p-value of an expected loss above alpha=0\.001 is 1, not below delta=0\.1\. "
-            r"Use more calibration rows, or a larger alpha or delta\."
+            r"no budget qualifies, so all samples go to the last exit: at budget 1, the mean loss of 600 calibration "
+            r"rows is 0\.\d+, and the p-value of an expected loss above alpha=0\.001 is 1, which is more than "
+            r"delta=0\.1\. Use more calibration rows, or a larger alpha or delta\."
         )
         with pytest.warns(UserWarning, match=message):
             policy = RiskControlledPolicy(alpha=0.001, loss="error", random_state=0).fit(X, y)
@@ -360,7 +360,7 @@ class TestSeveralPolicies:
         assert mixed.n_calibration_ == 300
 
     def test_where_none_qualifies(self, data):
-        with pytest.warns(UserWarning, match=r"not below delta=0.1 / 2 policies. Use more .*, or fewer policies"):
+        with pytest.warns(UserWarning, match=r"more than delta=0.1 / 2 policies. Use more .*, or fewer policies"):
             policy = RiskControlledPolicy([ThresholdPolicy()] * 2, alpha=0.001, loss="error").fit(*data)
         assert policy.budget_ is None
         assert (policy.predict_exit(data[0]) == 2).all()
@@ -475,7 +475,7 @@ class TestPipelines:
 class TestBadInput:
     def test_a_policy_without_budget(self, data):
         with pytest.raises(
-            ValueError, match=r"policy=StaticExit\(\) has no budget to choose. Pass one with a `with_budget`"
+            ValueError, match=r"policy=StaticExit\(\) has no budget to choose. Pass a policy with a `with_budget`"
         ):
             RiskControlledPolicy(StaticExit()).fit(*data)
 

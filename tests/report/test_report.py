@@ -484,7 +484,7 @@ def test_calibration_on_one_half(data, policy, tmp_path):
     assert [row[1] for row in page.table("Calibration error")[1:]] == [f"{100 * error:.1f}" for error in errors]
     sets = [calibrated.predict_set(X[rest], alpha) for alpha in (0.1, 0.05, 0.01)]
     expected = [[percent(coverage_score(y[rest], own)), f"{inefficiency_score(own):.2f}"] for own in sets]
-    assert [row[1:] for row in page.table("Asked for")[1:]] == expected
+    assert [row[1:] for row in page.table("Requested coverage")[1:]] == expected
     assert page.says("calibrated on 150 of the rows, drawn at random, and measured on the other 150")
     np.testing.assert_array_equal(policy.temperatures_, 1)
 

@@ -258,7 +258,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
         Returns
         -------
         LambdaPath
-            The policies, and the accuracy and cost of each.
+            The policies, and their accuracies and costs.
 
         Raises
         ------
@@ -301,7 +301,8 @@ class JEIGatedEnsemble(BudgetedPolicy):
     ) -> JointTrainer:
         if self.heads is not None:
             raise ValueError(
-                "heads are given, but joint=True trains its own heads: pass joint=False with them, or heads=None."
+                f"heads={self.heads!r} cannot be used with joint=True, which trains its own heads. Pass joint=False or "
+                "heads=None."
             )
         check_two_classes(self.classes_)
         check_torch("JEIGatedEnsemble trains classifiers and gates jointly with")
