@@ -32,7 +32,7 @@ from scipy.ndimage import gaussian_filter
 from benchmarks.shared.data import normalize, read_images
 from benchmarks.shared.networks import load_network
 from benchmarks.shared.routing import EXITS
-from skexit import ExitHeads, ThresholdPolicy, make_exit_pipeline
+from skexit import ExitArray, ExitHeads, ThresholdPolicy, make_exit_pipeline
 from skexit.extraction import ExitExtractor
 from skexit.monitoring import BudgetController, ExitMonitor
 from skexit.utils._warnings import silenced
@@ -95,7 +95,8 @@ def extract(network: torch.nn.Module, images: np.ndarray, y: np.ndarray) -> Any:
     inputs = normalize(torch.from_numpy(images.clip(0, 1)).float().permute(0, 3, 1, 2)).contiguous()
     batches = zip(inputs.split(64), torch.from_numpy(y.astype(np.int64)).split(64), strict=True)
     with TemporaryDirectory() as folder:
-        return ExitExtractor(network, EXITS, head="output").extract(list(batches), folder, progress=False).X
+        X = ExitExtractor(network, EXITS, head="output").extract(list(batches), folder, progress=False).X
+        return ExitArray.from_array(np.asarray(X), X.layout)  # the folder goes
 
 
 def of_streams(policy: Any, reference: tuple[Any, Any], X: Any, y: np.ndarray, n_streams: int) -> dict[str, Any]:
