@@ -3,15 +3,16 @@ A day of traffic that changes
 =============================
 
 In the middle of the day, images become noisy, blurred and pale. With fixed
-thresholds, the policy overspends its budget. A controller keeps it, and a
+thresholds, the policy exceeds its budget. A controller keeps the budget, and a
 monitor raises an alarm. Both work without labels.
 """
 
 # %%
 # A stream with a corrupted middle
 # --------------------------------
-# Four exits see a quarter to all of a digit's rows. The stream has 6,000
-# images; those from 2,000 to 4,000 are corrupted in one of three ways.
+# The features of the four exits are the first two, four, six and eight rows of
+# pixels of a digit. The stream has 6,000 images. Those from 2,000 to 4,000 are
+# corrupted in one of three ways.
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -69,12 +70,13 @@ for name, own in exits.items():
     cost = pipeline.costs_[own]
     correct = at_exits[np.arange(len(own)), own] == y_stream
     print(
-        f"{name:<17} cost of corrupted images {cost[2000:4000].mean():.3f}, "
-        f"of all {cost.mean():.3f}; accuracy {correct.mean():.3f}"
+        f"{name:<16} cost: {100 * cost[2000:4000].mean():.1f} % (corrupted), "
+        f"{100 * cost.mean():.1f} % (all), "
+        f"accuracy: {100 * correct.mean():.1f} %"
     )
 
 # %%
-# The controller follows within a few hundred images, and spends the budget over
+# The controller adapts within a few hundred images, and meets the budget over
 # the day. The fixed thresholds are more accurate, because they spend more.
 
 import matplotlib.pyplot as plt
@@ -95,9 +97,9 @@ ax.set(xlabel="Images", ylabel="Mean cost of the last 300 (%)")
 # %%
 # The monitor
 # -----------
-# It compares exits and cost with 600 reference images, and raises an alarm. If
-# nothing changes, it does so with a probability of at most 1 %, however long
-# the stream is.
+# The monitor compares exits and cost with 600 reference images, and raises an
+# alarm. If nothing changes, the probability of an alarm is at most 1 %, however
+# long the stream is.
 
 import warnings
 

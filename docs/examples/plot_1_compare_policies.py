@@ -28,9 +28,9 @@ X_train.layout
 # The policies
 # ------------
 # The heads, a linear classifier at each exit, are fitted once for all policies.
-# These learn from cross-fitted logits, which
-# :meth:`~skexit.ExitHeads.fit_transform` gives: on rows that they were trained
-# on, heads are too confident.
+# The policies learn from cross-fitted logits, which
+# :meth:`~skexit.ExitHeads.fit_transform` returns, because heads are too
+# confident on rows that they were trained on.
 
 from skexit import (
     ExitHeads,
@@ -78,23 +78,26 @@ display = AccuracyCostDisplay.from_predictions(
 
 # %%
 # The points form an :class:`~skexit.metrics.AccuracyCostCurve`, which
-# interpolates between them: the accuracy for half of the compute,
-# and the compute for an accuracy of 90 %.
+# interpolates between them. It gives the accuracy at half of the cost, and the
+# cost for an accuracy of 90 %.
 
 from skexit.metrics import accuracy_cost_curve
 
 for name, answer in answers.items():
     curve = accuracy_cost_curve(y_test, *answer)
     accuracy, cost = curve.accuracy_at(0.5), curve.cost_at(0.9)
-    print(f"{name:28s} accuracy {accuracy:.3f} at 0.5, cost {cost:.3f} for 0.9")
+    print(
+        f"{name:20s} {100 * accuracy:.1f} % at 50 %, 90 % at {100 * cost:.1f} %"
+    )
 
 # %%
 # Differences
 # -----------
-# The bands overlap, but they vary together: an easy test row is easy for all
-# policies. So resample the rows of two policies together, and look at the
-# difference: here the accuracy at a mean cost of 0.5 minus that of maximum
-# probability. If the interval contains 0, the difference may be chance.
+# The bands overlap, but the curves vary together: an easy test row is easy for
+# all policies. So resample the rows of two policies together, and look at the
+# difference: here, the accuracy at a mean cost of 50 % minus that of maximum
+# probability, in points. If the interval contains 0, the difference may be
+# chance.
 
 from skexit.metrics import accuracy_at_budget, bootstrap_interval
 
@@ -113,7 +116,10 @@ for name, answer in answers.items():
         low, high = bootstrap_interval(
             gain, *arrays, method="difference", n_resamples=200, random_state=0
         )
-        print(f"{name:28s} {gain(*arrays):+.3f} [{low:+.3f}, {high:+.3f}]")
+        print(
+            f"{name:20s} {100 * gain(*arrays):+.1f} "
+            f"[{100 * low:+.1f}, {100 * high:+.1f}]"
+        )
 
 # %%
 # The intervals are for new test rows and these fitted policies. To see the

@@ -27,13 +27,14 @@ X_train
 # %%
 # The grid
 # --------
-# Heads turn features into logits, and a policy decides on these. Both are steps
-# of one pipeline, so that each fold fits its own. The heads are the same for
-# all policies: ``memory`` stores them, and each fold fits them once.
+# Heads compute logits from features, and a policy decides by the logits. Both
+# are steps of one pipeline, so each fold fits its own heads. The heads are the
+# same for all policies: ``memory`` stores them, so that each fold fits them
+# once.
 #
-# A list of grids gives each policy the parameters it has. λ is the price of the
-# whole network, in the units of the policy's objective; a budget is a fraction
-# of the network's cost.
+# A list of grids has the parameters of each policy. λ is the price of the whole
+# network, in the unit of the policy's objective. A budget is a fraction of the
+# network's cost.
 
 from tempfile import TemporaryDirectory
 
@@ -77,9 +78,9 @@ print(search.best_params_)
 # The choice
 # ----------
 # Each setting is a point: its mean cost and accuracy on the test folds, with
-# their standard deviations. ``best_within`` took the highest one left of the
-# line. A policy meets its budget on the rows it was fitted on, and may cost a
-# little more on others. So the grid has budgets below 0.6, too.
+# their standard deviations. ``best_within`` chose the highest point to the left
+# of the line. A policy meets its budget on the rows that it was fitted on, and
+# may cost a little more on other rows. So the grid also has budgets below 60 %.
 
 from skexit.plotting import AccuracyCostDisplay
 
@@ -87,7 +88,8 @@ display = AccuracyCostDisplay.from_cv_results(search.cv_results_, by="policy")
 _ = display.ax_.axvline(60, color="gray", linestyle=":", linewidth=1)
 
 # %%
-# The best settings; the chosen one is the first that costs at most 0.6:
+# The table shows the best settings. The chosen setting is the first one with a
+# cost of at most 0.6:
 
 import pandas as pd
 
@@ -109,15 +111,15 @@ results.sort_values("accuracy", ascending=False).round(3).head(10)
 # %%
 # On new rows
 # -----------
-# The accuracy on the folds is too high, since the best setting was chosen by
-# it, and it is that of policies fitted on half of the training rows. Measure
-# the refitted policy on rows that took no part in the choice:
+# The accuracy on the folds is slightly too high, because the best setting was
+# chosen by it. It is also that of policies fitted on half of the training rows.
+# So measure the refitted policy on rows that were not used for the choice:
 
 scores = accuracy_and_cost()(search.best_estimator_, X_test, y_test)
 print({name: round(score, 3) for name, score in scores.items()})
 
 # %%
-# The chosen policy takes other budgets without being fitted again:
+# ``with_budget`` sets another budget for the chosen policy, without a new fit:
 
 heads, policy = search.best_estimator_
 logits = heads.transform(X_test)

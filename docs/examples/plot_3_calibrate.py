@@ -2,9 +2,10 @@
 Calibrated probabilities and prediction sets
 ============================================
 
-Samples leave early because an exit is confident, correctly or not. So each
+Samples leave early because an exit is confident, even if it is wrong. So each
 exit is calibrated on the rows that leave there. Its probabilities then agree
-with its accuracy, and sets of classes contain the true one as often as asked.
+with its accuracy, and sets of classes contain the true class for a chosen share
+of the samples.
 """
 
 # %%
@@ -45,9 +46,9 @@ display = ReliabilityDisplay.from_estimator(
 )
 
 # %%
-# ``calibrate`` fits a temperature for each exit. Decisions stay as they are;
-# only the probabilities change. The error is the mean distance from the
-# diagonal; part of it is chance.
+# ``calibrate`` fits a temperature for each exit. Decisions do not change, only
+# probabilities do. The error is the mean distance from the diagonal. Part of it
+# is chance.
 
 from skexit.uncertainty import expected_calibration_error
 
@@ -61,15 +62,15 @@ for name, probabilities in (("before", before), ("after", after)):
     error = expected_calibration_error(
         y_test, probabilities, labels=policy.classes_
     )
-    print(f"calibration error {name}: {error:.3f}")
+    print(f"calibration error {name}: {100 * error:.1f} points")
 print("the same exits:", (policy.predict_exit(logits_test) == exits).all())
 
 # %%
 # Sets of classes
 # ---------------
-# A set has as many classes as needed to contain the true one for 95 % of the
-# rows that leave at an exit. Most sets have a single class; they have more if
-# the exit is not confident.
+# A set has as many classes as needed to contain the true class for 95 % of the
+# rows that leave at an exit. Most sets have a single class. They have more
+# classes if the exit is not confident.
 
 from skexit.uncertainty import coverage_score, inefficiency_score
 
@@ -77,12 +78,13 @@ sets = policy.predict_set(logits_test, alpha=0.05)
 names = load_cifar10_resnet56().target_names
 for row in (1, 4, 10):
     print(f"exit {exits[row]}: {', '.join(names[sets[row]])}")
-print(f"holds the true class: {coverage_score(y_test, sets):.3f}")
+print(f"coverage: {100 * coverage_score(y_test, sets):.1f} %")
 print(f"classes in a set: {inefficiency_score(sets):.2f}")
 
 # %%
-# One threshold for all exits (``method="general"``) has the right coverage over
-# all rows, but not at each exit. One threshold per exit has:
+# With one threshold for all exits (``method="general"``), the coverage is
+# correct over all rows, but not at each exit. With one threshold per exit, it is
+# also correct at each exit:
 
 import pandas as pd
 
@@ -99,8 +101,7 @@ for method in ("general", "gated"):
 pd.DataFrame(coverages, index=[f"exit {k}" for k in used]).round(3)
 
 # %%
-# The smaller the share of sets that may miss the true class, the larger the
-# sets:
+# For a higher coverage, sets are larger:
 
 from skexit.plotting import CoverageDisplay
 

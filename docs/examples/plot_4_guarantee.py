@@ -3,17 +3,17 @@ Lose at most two points of accuracy, with a guarantee
 =====================================================
 
 How early can samples stop if accuracy may fall by at most two points? A
-:class:`~skexit.RiskControlledPolicy` finds the cheapest budget for which this
-holds, and tests it on rows that nothing was fitted on.
+:class:`~skexit.RiskControlledPolicy` finds the lowest budget for which this
+holds, by tests on rows that nothing was fitted on.
 """
 
 # %%
 # Fit, then test
 # --------------
-# Heads and policy are fitted on some rows. Rows that neither has seen then test
-# one budget after another, from the most expensive to the cheapest. The policy
-# goes into a :class:`~sklearn.frozen.FrozenEstimator`, so that all rows given
-# to ``fit`` are such rows.
+# Heads and policy are fitted on some rows. Budgets are then tested on other
+# rows, one after another, from the highest to the lowest. The fitted policy is
+# passed in a :class:`~sklearn.frozen.FrozenEstimator`, so that all rows of the
+# second ``fit`` are used for tests.
 
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import train_test_split
@@ -39,22 +39,23 @@ policy = RiskControlledPolicy(
     FrozenEstimator(fitted), alpha=0.02, delta=0.1, random_state=0
 )
 policy.fit(logits_calibrate, y_calibrate)
-print(f"cheapest budget that qualifies: {policy.budget_:.3f}")
+print(f"lowest budget that passes: {100 * policy.budget_:.1f} %")
 
 # %%
-# With a probability of 90 % over the rows that tested it, the accuracy that is
-# lost on new rows is at most two points. On these new rows it is
+# With a probability of 90 % over the rows of the tests, the expected loss of
+# accuracy on new rows is at most two points. On these new rows, it is
 
 lost = (policy.predict_at_exits(logits_test)[:, -1] == y_test).mean()
 lost -= policy.score(logits_test, y_test)
-print(f"lost: {lost:.4f}, cost: {policy.mean_cost(logits_test):.3f}")
+cost = policy.mean_cost(logits_test)
+print(f"lost: {100 * lost:.1f} points, cost: {100 * cost:.1f} %")
 
 # %%
 # The tests
 # ---------
-# Each budget has a loss on the rows that test it, and a p-value: the
-# probability of such a small loss if the true one is above alpha. The first
-# p-value above delta ends the search.
+# Each budget has a mean loss on the rows of the tests, and a p-value: the
+# probability of such a small loss if the expected loss is above alpha. The
+# first p-value above delta ends the search.
 
 import matplotlib.pyplot as plt
 
@@ -75,7 +76,7 @@ for ax in (losses, p_values):
 # %%
 # What a guarantee costs
 # ----------------------
-# A smaller loss, and fewer rows to test it, need a larger budget.
+# For a smaller loss, or with fewer rows for the tests, the budget is larger.
 
 import warnings
 
@@ -88,11 +89,11 @@ for alpha in (0.01, 0.02, 0.05):
             FrozenEstimator(fitted), alpha=alpha, random_state=0
         )
         with warnings.catch_warnings():
-            # Where no budget qualifies, all samples go to the last exit.
+            # If no budget passes, all samples go to the last exit.
             warnings.simplefilter("ignore", UserWarning)
             controlled.fit(logits_calibrate[:n_rows], y_calibrate[:n_rows])
         cost = controlled.mean_cost(logits_test)
         score = controlled.score(logits_test, y_test)
         rows.append((alpha, n_rows, cost, score))
-columns = ["alpha", "rows that test", "mean cost", "accuracy"]
+columns = ["alpha", "rows for tests", "mean cost", "accuracy"]
 pd.DataFrame(rows, columns=columns).round(3)

@@ -2,8 +2,9 @@
 Load a saved policy in another process
 ======================================
 
-A policy is trained once and used elsewhere. A fitted policy consists of NumPy
-arrays: a process that loads and applies it does not import torch.
+A policy is often trained in one process and used in another. A fitted policy
+consists of NumPy arrays, so a process that loads and applies it does not import
+torch.
 """
 
 # %%
@@ -74,8 +75,8 @@ print("the predictions are the same:", same)
 
 # %%
 # joblib files are pickles, and a pickle can run any code when it is loaded.
-# Load only files that you trust. For others there is skops: it builds the types
-# that it is told to trust, and refuses the rest.
+# Load only files that you trust. For other files, use skops: it creates only
+# objects of the types that you trust, and refuses all others.
 
 import skops.io
 
@@ -87,7 +88,7 @@ same = np.array_equal(predicted, loaded.predict(X_test))
 print("the predictions are the same:", same)
 
 # %%
-# The predictions are the same. The exits of each class:
+# The predictions are the same. This plot shows the exits of each class:
 
 from skexit.plotting import ExitDistributionDisplay
 
@@ -96,9 +97,9 @@ display = ExitDistributionDisplay.from_estimator(loaded, X_test, y_test)
 # %%
 # Another version
 # ---------------
-# The file has the version of skexit that wrote it. Under another version, the
-# policy may decide differently, and loading it warns. Here the other process
-# has a newer version number:
+# The file contains the version of skexit that wrote it. With another version,
+# the policy may decide differently, so loading it raises a warning. Here, the
+# other process has a newer version number:
 
 program = """
 import textwrap
@@ -119,10 +120,10 @@ print(run(program))
 # %%
 # Another layout
 # --------------
-# The pipeline knows the layout that it was fitted on. An X with other exits,
-# widths or classes is refused, even where it has as many columns; where only
-# the FLOPs differ, there is a warning. The fingerprint of a layout is short
-# enough for the name of a file.
+# The pipeline stores the layout that it was fitted on. An X with other exits,
+# widths or classes raises an error, even if it has the same number of columns.
+# If only the FLOPs differ, there is a warning. The fingerprint of a layout is
+# short enough for the name of a file.
 
 import textwrap
 

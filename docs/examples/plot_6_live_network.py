@@ -2,15 +2,16 @@
 A live network that stops
 =========================
 
-From a torch network to one that stops early: train, extract, fit a policy, and
-run the network so that it stops where the policy says.
+Make a torch network stop early: train it, extract features, fit a policy, and
+run the network so that each sample stops at the exit that the policy chooses.
 """
 
 # %%
 # A small network
 # ---------------
-# scikit-learn's digits, some of them covered by noise, so that some are easy
-# and some are hard. Any torch network will do; this one is trained in seconds.
+# The data are scikit-learn's digits. Noise covers some of them, so that some
+# are easy and some are hard. Any torch network can be used. This one is trained
+# in seconds.
 
 import numpy as np
 import torch
@@ -77,7 +78,7 @@ pipeline.fit(cache.X, cache.y)
 # The live network
 # ----------------
 # :class:`~skexit.runtime.EarlyExitModel` calls the network's own modules, stage
-# by stage. After each exit, the samples that leave are taken out of the batch.
+# by stage. After each exit, the samples that leave are removed from the batch.
 
 from skexit.runtime import EarlyExitModel
 
@@ -87,9 +88,10 @@ labels, probabilities, stops = live(test_images)
 
 with torch.inference_mode():
     plain = network.eval()(test_images).argmax(dim=1)
-print(f"network: {(plain == test_y).double().mean():.3f} right")
-print(f"live: {(labels == test_y).double().mean():.3f} right")
-print(f"mean cost: {pipeline[-1].costs_[stops].mean():.3f}")
+for name, predicted in (("network", plain), ("live", labels)):
+    accuracy = 100 * (predicted == test_y).double().mean()
+    print(f"accuracy of {name}: {accuracy:.1f} %")
+print(f"mean cost: {100 * pipeline[-1].costs_[stops].mean():.1f} %")
 
 # %%
 # A hook counts the images that reach each block.
@@ -107,7 +109,7 @@ for hook in hooks:
 print("images in each block:", seen)
 
 # %%
-# Its predictions equal those of the policy on a cache of the same images:
+# Its exits are the same as those of the policy on a cache of the same images:
 
 test_folder = TemporaryDirectory()
 loader = DataLoader(TensorDataset(test_images, test_y), batch_size=50)
@@ -118,7 +120,7 @@ print(np.array_equal(pipeline[-1].predict_exit(logits), stops.numpy()))
 # %%
 # Easy and hard
 # -------------
-# Digits that left at the first exit in use, and digits that went all the way:
+# These digits left at the first exit in use, and at the last exit:
 
 import matplotlib.pyplot as plt
 

@@ -2,9 +2,9 @@
 A policy of your own
 ====================
 
-A policy scores how confident an exit is, and sets thresholds. A new policy
-needs two short methods; budgets, calibration, scikit-learn's tools and saving
-come with the base class.
+A policy scores the confidence of an exit, and sets thresholds. A new policy
+needs two short methods. The base class adds budgets, calibration, saving and
+scikit-learn's interface.
 """
 
 # %%
@@ -12,18 +12,18 @@ come with the base class.
 # --------
 # An exit can be confident and wrong, more often for some classes than for
 # others. If an early exit confuses dogs and cats, its prediction "cat" is less
-# reliable. So this policy weighs each probability with the accuracy of the exit
-# on samples for which it predicts that class.
+# reliable. So this policy weights each probability with the accuracy of the
+# exit on samples for which it predicts that class.
 #
-# - ``fit_policy`` learns: here, the share of right answers of each exit and
-#   class, pulled towards the exit's mean where there are few.
+# - ``fit_policy`` learns: here, the share of correct predictions of each exit
+#   and class, which is moved towards the exit's mean if there are few samples.
 # - ``score_exit`` scores one exit for the samples that are still running.
 #   ``memory`` is a dict that may carry notes to later exits.
 #
 # The base class finds the thresholds for a budget from the scores of the fitted
 # rows. A sample stops at the first exit whose score reaches the threshold.
 #
-# Written against the array API, the same code runs on torch tensors in a live
+# The code uses the array API, so it also runs on torch tensors in a live
 # network.
 
 import numpy as np
@@ -34,7 +34,7 @@ from skexit.uncertainty import max_probability, softmax
 
 
 class PrecisionPolicy(BudgetedPolicy):
-    """Stop where an exit is sure of a class that it tends to be right about."""
+    """Stop if an exit is confident of a class that it predicts reliably."""
 
     def __init__(self, budget=0.5, strength=20, *, heads=None, layout=None):
         self.budget = budget
@@ -64,12 +64,12 @@ class PrecisionPolicy(BudgetedPolicy):
 
 
 # %%
-# Does it keep the rules?
-# -----------------------
-# ``check_policy`` fits it to small data and checks what holds for every policy:
-# later exits change no earlier decision, a batch of another size or order has
-# the same exits, only the ratios of weights matter, and so on. A check that
-# fails says what to do. Under pytest, ``parametrize_policy_checks`` runs the
+# Check it
+# --------
+# ``check_policy`` fits it to small data and checks the rules for all policies:
+# later exits change no earlier decision, batches of another size or order have
+# the same exits, only the ratios of weights matter, and so on. The error of a
+# check explains what to do. With pytest, ``parametrize_policy_checks`` runs the
 # same checks one by one.
 
 from skexit.testing import check_policy
@@ -79,7 +79,7 @@ check_policy(PrecisionPolicy())
 # %%
 # Compare it
 # ----------
-# It is a policy like any other, so it can be compared with one.
+# It is a policy like any other, so it can be compared with another policy.
 
 from sklearn.model_selection import train_test_split
 
@@ -113,7 +113,8 @@ display = AccuracyCostDisplay.from_predictions(
 )
 
 # %%
-# The difference, over all budgets, with a 95 % interval:
+# The difference of the mean accuracy over all budgets, in points, with a 95 %
+# interval:
 
 from skexit.metrics import area_under_accuracy_cost, bootstrap_interval
 
@@ -127,21 +128,22 @@ arrays = (y_test, *answers["precision"], *answers["maximum probability"])
 low, high = bootstrap_interval(
     gain, *arrays, method="difference", n_resamples=200, random_state=0
 )
-print(f"{gain(*arrays):+.4f} [{low:+.4f}, {high:+.4f}]")
+print(f"{100 * gain(*arrays):+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]")
 
 # %%
 # What it learned
 # ---------------
-# The classes for which the first exit is the least and the most accurate:
+# These are the classes for which the first exit is the least and the most
+# accurate, in %:
 
 names = load_cifar10_resnet56().target_names
 order = ours.precisions_[0].argsort()
 for c in order[[0, 1, -2, -1]]:
-    print(f"{names[c]:10s} {ours.precisions_[0, c]:.2f}")
+    print(f"{names[c]:10s} {100 * ours.precisions_[0, c]:.0f}")
 
 # %%
-# The rest comes with the base class: calibration and sets of classes,
-# pipelines and searches, and the table of exits below.
+# The base class adds the rest: calibration and sets of classes, pipelines and
+# searches, and the table of exits below.
 
 from sklearn.model_selection import GridSearchCV
 

@@ -2,16 +2,16 @@
 A cascade of models
 ===================
 
-Exits need not be layers. A :class:`~skexit.ModelCascade` makes exits of whole
-models: a small model runs first, and the larger ones get the samples that it
-does not answer.
+Exits can also be whole models. In a :class:`~skexit.ModelCascade`, a small
+model runs first, and larger models run only for the samples that do not stop.
 """
 
 # %%
 # Three models
 # ------------
-# scikit-learn's digits, some of them covered by noise. The models are fitted as
-# usual: a linear one, a support vector machine, and a large ensemble.
+# The data are scikit-learn's digits, some of them covered by noise. The models
+# are a linear model, a support vector machine, and a large ensemble. They are
+# fitted as usual.
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -30,22 +30,22 @@ small = LogisticRegression(C=0.1).fit(images[:600], y[:600])
 medium = SVC().fit(images[:600], y[:600])
 large = BaggingClassifier(SVC(), 20, random_state=0).fit(images[:600], y[:600])
 for name, model in [("small", small), ("medium", medium), ("large", large)]:
-    print(f"{name}: {model.score(images[1200:], y[1200:]):.3f}")
+    print(f"{name}: {100 * model.score(images[1200:], y[1200:]):.1f} %")
 
 # %%
 # A policy on their logits
 # ------------------------
-# The cascade is the first step of a pipeline, and a policy the last. ``fit``
-# runs every model on rows that none was fitted on, measures the cost of a row
-# for each, and learns when to stop. A budget is a fraction of the cost of the
-# last model alone.
+# The cascade is the first step of a pipeline, and a policy is the last step.
+# ``fit`` runs every model on rows that no model was fitted on. It measures the
+# cost of each model per row, and learns when to stop. A budget is a fraction of
+# the cost of the last model alone.
 
 from skexit import ModelCascade, ThresholdPolicy, make_exit_pipeline
 
 cascade = ModelCascade([("small", small), ("medium", medium), ("large", large)])
 pipeline = make_exit_pipeline(cascade, ThresholdPolicy(budget=0.3))
 pipeline.fit(images[600:1200], y[600:1200])
-print("milliseconds a row:", cascade.model_costs_.round(3))
+print("milliseconds per row:", cascade.model_costs_.round(3))
 
 # %%
 # ``predict`` runs each model only for the samples that reach it. A sample that
@@ -56,7 +56,7 @@ from time import perf_counter
 new, y_new = images[1200:], y[1200:]
 print("costs:", pipeline.costs_.round(2))
 print("samples by exit:", np.bincount(pipeline.predict_exit(new), minlength=3))
-print(f"accuracy: {pipeline.score(new, y_new):.3f}")
+print(f"accuracy: {100 * pipeline.score(new, y_new):.1f} %")
 
 
 def milliseconds(predict):
@@ -71,9 +71,9 @@ print(f"cascade:           {milliseconds(pipeline.predict):.0f} ms")
 # %%
 # Which budget
 # ------------
-# To compare policies and budgets, run the models once: ``fit_transform`` gives
-# the X on which policies are fitted, as an extraction does for a network. Every
-# search, plot and metric takes it.
+# To compare policies and budgets, run the models once: ``fit_transform``
+# returns an X like that of an extraction, for policies, searches, plots and
+# metrics.
 
 from sklearn.model_selection import GridSearchCV
 
@@ -89,15 +89,16 @@ search = GridSearchCV(
 print(search.best_params_)
 
 # %%
-# ``transform`` gives an X whose models run when a policy reads their logits,
-# and only for the rows that it reads.
+# ``transform`` returns an X that runs a model when a policy reads its logits,
+# and only for the rows that are read.
 
 X_new = cascade.transform(new)
-print(f"accuracy: {search.best_estimator_.score(X_new, y_new):.3f}")
+accuracy = search.best_estimator_.score(X_new, y_new)
+print(f"accuracy: {100 * accuracy:.1f} %")
 
 # %%
-# The cascade compared with single models, at the cost of a cascade up to them;
-# the last model alone costs 1.
+# The plot compares the cascade with single models. The cost of a single model
+# is that of a cascade up to it. The last model alone would cost 100 %.
 
 from skexit import StaticExit
 from skexit.plotting import AccuracyCostDisplay
@@ -110,8 +111,8 @@ policies = {
 display = AccuracyCostDisplay.from_estimators(policies, X_new, y_new)
 
 # %%
-# Or the cheapest budget that loses no more than two points of accuracy, with a
-# guarantee for new rows:
+# Another choice is the lowest budget that loses at most two points of accuracy,
+# with a guarantee for new rows:
 
 from skexit import RiskControlledPolicy
 
@@ -119,13 +120,14 @@ policy = RiskControlledPolicy(
     search.best_estimator_, alpha=0.02, random_state=0
 )
 policy.fit(X, y_fit)
-print(f"budget: {policy.budget_:.2f}, cost: {policy.mean_cost(X_new):.2f}")
+print(f"budget: {100 * policy.budget_:.0f} %")
+print(f"cost: {100 * policy.mean_cost(X_new):.0f} %")
 
 # %%
 # Torch modules
 # -------------
-# A model may be a torch module that gives logits, too. It gets its inputs as
-# tensors. Two small ones, after the small model from above:
+# A model may also be a torch module that returns logits. It gets its inputs as
+# tensors. This cascade has two torch modules after the small model from above:
 
 import torch
 from torch import nn
@@ -172,6 +174,6 @@ pipeline = make_exit_pipeline(mixed, ThresholdPolicy(budget=0.3))
 pipeline.fit(images[600:1200], y[600:1200])
 for k, name in enumerate(["small", "narrow", "wide"]):
     alone = StaticExit(k).fit(mixed.transform(images[600:1200]), y_fit)
-    print(f"{name}: {alone.score(mixed.transform(new), y_new):.3f}")
-print(f"cascade: {pipeline.score(new, y_new):.3f}")
-print(f"cost: {pipeline.mean_cost(new):.2f}")
+    print(f"{name}: {100 * alone.score(mixed.transform(new), y_new):.1f} %")
+print(f"cascade: {100 * pipeline.score(new, y_new):.1f} %")
+print(f"cost: {100 * pipeline.mean_cost(new):.0f} %")

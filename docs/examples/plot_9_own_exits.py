@@ -3,16 +3,16 @@ A network with exits of its own
 ===============================
 
 MSDNet, BranchyNet and similar networks return the logits of several exits. Such
-a network needs no heads: its exits are found from its outputs, a policy is
-fitted on its logits, and the live network skips what no sample needs.
+a network needs no heads: skexit finds its exits from its outputs, fits a policy
+on its logits, and the live network skips layers that no sample needs.
 """
 
 # %%
 # A list of logits
 # ----------------
-# scikit-learn's digits, some of them covered by noise, and a small network with
-# a classifier after each block. The classifiers are trained together with the
-# blocks, on the weighted sum of their losses.
+# The data are scikit-learn's digits, some of them covered by noise. The small
+# network has a classifier after each block. Classifiers and blocks are trained
+# together, with a weighted sum of the losses of all exits.
 
 import torch
 from sklearn.datasets import load_digits
@@ -71,8 +71,8 @@ for _ in range(15):
 #
 # Where can it stop?
 # ------------------
-# One batch shows it. Each of the network's logits belongs to an exit, and its
-# classifier is part of the exit's cost.
+# One batch is enough to find out. Each of the network's logits belongs to an
+# exit, and the cost of an exit includes its classifier.
 
 from skexit.backbone import describe_exits, exit_costs, exit_points
 
@@ -86,8 +86,8 @@ print("costs:", exit_costs(network, exits, images[:2]).costs)
 # %%
 # Run it once
 # -----------
-# Run it over images that it was not trained on. The cache has the logits of
-# each exit, and the pooled outputs of the blocks.
+# Run the network over images that it was not trained on. The cache contains the
+# logits of each exit, and the pooled outputs of the blocks.
 
 from tempfile import TemporaryDirectory
 
@@ -100,12 +100,12 @@ cache = extractor.extract(loader, folder.name, progress=False)
 print(cache.X)
 for k, name in enumerate(extractor.exits):
     accuracy = (cache.X.logits(k).argmax(1) == cache.y).mean()
-    print(f"{name}: {accuracy:.3f}")
+    print(f"{name}: {100 * accuracy:.1f} %")
 
 # %%
 # A policy on the network's own logits
 # ------------------------------------
-# No heads are fitted, since every exit has logits.
+# No heads are fitted, because every exit has logits.
 
 from skexit import OptimalStoppingPolicy
 
@@ -114,8 +114,8 @@ policy = OptimalStoppingPolicy(budget=0.5).fit(cache.X, cache.y)
 # %%
 # The live network
 # ----------------
-# It calls the blocks and classifiers of the network, and only for the samples
-# that are still running.
+# It calls the blocks and classifiers of the network only for the samples that
+# have not left.
 
 from skexit.runtime import EarlyExitModel
 
@@ -126,12 +126,13 @@ live = EarlyExitModel(
 answers, probabilities, stops = live(test_images)
 with torch.inference_mode():
     last = network(test_images)[-1].argmax(1)
-print(f"network: {(last == test_labels).double().mean():.3f} right")
-print(f"live:    {(answers == test_labels).double().mean():.3f} right")
-print(f"mean cost: {policy.costs_[stops].mean():.2f}")
+for name, predicted in (("network", last), ("live", answers)):
+    accuracy = 100 * (predicted == test_labels).double().mean()
+    print(f"accuracy of {name}: {accuracy:.1f} %")
+print(f"mean cost: {100 * policy.costs_[stops].mean():.0f} %")
 
 # %%
-# Samples leave where they do on cached rows:
+# Samples leave at the same exits as on cached rows:
 
 test_folder = TemporaryDirectory()
 test_cache = extractor.extract(
@@ -142,7 +143,7 @@ print((policy.predict_exit(test_cache.X) == stops.numpy()).mean())
 # %%
 # Budgets
 # -------
-# The policy compared with stopping all samples at one exit:
+# The plot compares the policy with a single exit for all samples:
 
 from skexit import StaticExit
 from skexit.plotting import AccuracyCostDisplay
