@@ -87,7 +87,8 @@ for name, answer in answers.items():
     curve = accuracy_cost_curve(y_test, *answer)
     accuracy, cost = curve.accuracy_at(0.5), curve.cost_at(0.9)
     print(
-        f"{name:20s} {100 * accuracy:.1f} % at 50 %, 90 % at {100 * cost:.1f} %"
+        f"{name:20s} accuracy at half of the cost: {100 * accuracy:.1f} %, "
+        f"cost for an accuracy of 90 %: {100 * cost:.1f} %"
     )
 
 # %%

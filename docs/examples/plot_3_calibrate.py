@@ -83,8 +83,8 @@ print(f"classes in a set: {inefficiency_score(sets):.2f}")
 
 # %%
 # With one threshold for all exits (``method="general"``), the coverage is
-# correct over all rows, but not at each exit. With one threshold per exit, it is
-# also correct at each exit:
+# correct over all rows, but not at each exit. With one threshold per exit, it
+# is also correct at each exit:
 
 import pandas as pd
 
