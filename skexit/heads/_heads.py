@@ -1,4 +1,4 @@
-"""A classifier at each exit, trained on the cached features."""
+"""Classifiers at the exits, trained on cached features."""
 
 from __future__ import annotations
 
@@ -32,61 +32,61 @@ class ExitHeads(CrossFittedHeads):
 
     An exit that already has logits, such as the last exit of a frozen network, keeps them.
 
-    Rows without a label, which y marks by -1 as for scikit-learn's semi-supervised estimators, learn from the network's
-    own logits at the last exit, see `distillation`; heads that learn from labels alone leave them out. -1 is a class
-    if it is among the classes of the layout of X, or if X has neither logits nor classes. An array of strings with -1
-    must have the dtype object.
+    For rows without a label, y is -1, as in scikit-learn's semi-supervised estimators. From these rows, heads learn the
+    network's own logits at the last exit, see `distillation`. Heads that learn from labels alone leave them out. -1 is
+    a class if it is among the classes of the layout of X, or if X has neither logits nor classes. An array of strings
+    with -1 must have the dtype object.
 
-    The logits that ``fit_transform`` gives are cross-fitted: each row's come from heads that were trained without it. A
-    policy that learned from logits of heads trained on the same rows would overestimate their accuracy. A temperature
-    for each exit makes the logits as confident as those of heads of all rows on new rows, so that a policy meets its
-    budget there, too; it is extrapolated from heads of fewer rows. ``transform`` uses the heads trained on all
-    rows, so ``fit(X, y).transform(X)`` differs from ``fit_transform(X, y)``, as in
-    :class:`sklearn.preprocessing.TargetEncoder`. With a single exit there is no decision to
-    learn, and the two agree.
+    ``fit_transform`` returns cross-fitted logits: the logits of each row come from heads that were trained without this
+    row. If a policy learned from logits of heads that were trained on the same rows, it would overestimate their
+    accuracy. A temperature for each exit, which is extrapolated from heads of fewer rows, makes the cross-fitted logits
+    as confident as the logits of new rows, so that a policy meets its budget on new rows, too. ``transform`` uses the
+    heads trained on all rows, so ``fit(X, y).transform(X)`` differs from ``fit_transform(X, y)``, as in
+    :class:`sklearn.preprocessing.TargetEncoder`. With a single exit, there is no decision to learn, and the two agree.
 
     Parameters
     ----------
     hidden_layer_sizes : tuple of int, default=()
         Width of each hidden layer of a head; ``()`` makes the heads linear, and ``(256,)`` gives them one hidden layer.
     cascade : bool, default=False
-        Let the head at exit k use the inputs of the heads before it. With hidden layers, that is the last hidden layer
-        of the head before, and all heads are trained together; linear heads see the features of all exits up to k.
+        Whether heads use the inputs of earlier heads. With hidden layers, the last hidden layer of a head is also an
+        input of the next head, and all heads are trained together. Linear heads get the features of all exits up to
+        their own.
     training : {"separate", "boosted"}, default="separate"
         The loss of each head. ``"separate"``: its own cross-entropy on all samples.
         ``"boosted"``: the cross-entropy of the sum of its output and half of the sum of the heads before it, so that it
-        learns to correct these. Its logits are this sum. Exits that have logits are not part of it.
+        learns to correct these. Its logits are this sum. Exits that have logits are not part of the sum.
     dropout : float or "auto", default=0.0
-        Share of the hidden units that are left out at random in a step of training. ``"auto"`` is 0.4 up to 5,000
-        rows, and beyond falls as one over the square root of the rows.
+        Share of the hidden units that a training step leaves out at random. ``"auto"`` is 0.4 up to 5,000 rows.
+        Beyond, it is proportional to one over the square root of the number of rows.
     distillation : float or "auto", default="auto"
-        Share of the loss that compares a head with the network's own logits at the last exit, in place of the labels:
+        Share of the loss that compares a head with the network's own logits at the last exit instead of the labels:
         ``(1 - distillation) CE(y, softmax(z)) + distillation T² CE(softmax(t / T), softmax(z / T))``, with the
-        logits z of the head and t of the network. Logits of a head are then divided by the temperature that fits the
-        labels it learned from. ``"auto"`` is 0.9; it is 0, labels alone, if the last exit has no logits, or if
-        these are clearly worse than a linear classifier on the deepest features that get a head.
+        logits z of the head and t of the network. The logits of a head are then divided by the temperature that fits
+        the labels of the training rows best. ``"auto"`` is 0.9. It is 0, so that heads learn from labels alone, if the
+        last exit has no logits, or if these are clearly worse than a linear classifier on the deepest features that get
+        a head.
     temperature : float, default=4.0
-        T in the loss of `distillation`; a higher value gives more weight to the classes that are not the answer.
+        T in the loss of `distillation`; a higher value gives more weight to the classes that are not predicted.
     temperature_scaling : bool, default=False
-        Divide the logits of each head by the temperature that fits its cross-fitted logits best.
-        ``fit`` then trains the heads `cv` more times, as ``fit_transform`` always does.
+        Divide the logits of each head by the temperature that minimises the cross-entropy of its cross-fitted logits.
+        ``fit`` then also trains the heads of the folds, as ``fit_transform`` always does.
     solver : {"auto", "lbfgs", "adam"}, default="auto"
-        ``"lbfgs"`` fits linear heads by scikit-learn's logistic regression, in memory. ``"adam"`` trains by
-        mini-batches that are read when they are needed, so that the features may be larger than memory. ``"auto"``
-        takes ``"lbfgs"`` for linear heads whose features and logits take at most 256 MiB.
+        ``"lbfgs"`` fits linear heads in memory. ``"adam"`` trains by mini-batches that are read when they are needed,
+        so that the features may be larger than memory. ``"auto"`` is ``"lbfgs"`` for linear heads whose features and
+        logits take at most 256 MiB, otherwise ``"adam"``.
     l2 : float or "auto", default="auto"
         Strength of the squared penalty on the weights, for standardised features: the loss is the mean cross-entropy
-        plus ``l2 / 2`` times their squared norm. ``"auto"`` is 3e-3 up to 5,000 rows, and 15 / n_samples
-        for more rows: the prior of the weights does not grow with the rows.
+        plus ``l2 / 2`` times their squared norm. ``"auto"`` is 3e-3 up to 5,000 rows, and 15 / n_samples for more rows.
     learning_rate : float, default=0.01
         Highest learning rate of ``"adam"``.
     max_epochs : int or "auto", default="auto"
-        Passes of ``"adam"`` over the rows. ``"auto"`` is 30 up to 16,000 rows, and beyond falls to 8 at 60,000 rows.
+        Passes of ``"adam"`` over the rows. ``"auto"`` is 30 up to 16,000 rows, and falls to 8 at 60,000 rows.
     batch_size : int, default=128
-        Rows in a step of ``"adam"``; fewer where there would be less than 20 steps in an epoch.
+        Number of rows in a step of ``"adam"``; smaller if an epoch would have fewer than 20 steps.
     cv : int, cross-validation generator or iterable, default=5
-        How ``fit_transform`` splits the rows. From three folds on, cross-fitted logits are made as confident as those
-        of new rows, at the price of one more training; with two folds, they are not.
+        How ``fit_transform`` splits the rows. With three folds or more, cross-fitted logits are made as confident as
+        the logits of new rows, which takes one more training. With two folds, they are not.
     %(layout)s
     random_state : int, RandomState instance or None, default=None
         Seeds the splits, and the initial weights and batches of ``"adam"``.
@@ -96,13 +96,13 @@ class ExitHeads(CrossFittedHeads):
     Attributes
     ----------
     networks_ : list of DenseNetwork or None, one per exit
-        The trained heads, None where an exit keeps its own logits.
+        The trained heads; None for an exit that keeps its own logits.
     %(head_attributes)s
 
     References
     ----------
-    Phase 1 of "EM-Based Adaptive Computation in Multi-Exit Neural Networks": the sum of the
-    cross-entropies of separate heads is least where each head's is.
+    Separate: phase 1 of "EM-Based Adaptive Computation in Multi-Exit Neural Networks". To minimise the sum of the
+    cross-entropies, it is enough to minimise that of each head.
 
     Boosted: Yu, Li, Hua, Huang, Shi. "Boosted dynamic neural networks." AAAI 2023.
 
@@ -199,41 +199,42 @@ class ExitHeads(CrossFittedHeads):
     def partial_fit(
         self, X: Any, y: ArrayLike, classes: ArrayLike | None = None, sample_weight: ArrayLike | None = None
     ) -> ExitHeads:
-        """Go on training the heads with a batch of rows, of which none needs to be kept.
+        """Continue the training of the heads with a batch of rows, which need not be stored afterwards.
 
-        A call takes one pass of Adam's steps of `batch_size` rows, with Adam's state from the last call,
-        at a learning rate that falls as one over the square root of the steps; heads are the average of
-        their weights over the steps, in which late ones count more. `max_epochs` is not used: call again
-        with the same rows for a second pass. Features are standardised by all rows so far, and
-        ``l2="auto"`` follows the number of rows so far, each time counted.
+        A call makes one pass over the rows in steps of `batch_size`, with Adam's state from the last call. The learning
+        rate falls as one over the square root of the steps. The weights of the heads are averages over the steps, in
+        which late steps count more. `max_epochs` is not used: for a second pass, call again with the same rows.
+        Features are standardised by all rows so far. ``l2="auto"`` depends on the number of rows so far, in which
+        repeated rows count repeatedly.
 
-        ``fit`` forgets what was learned in calls, and a call after ``fit`` begins anew, for ``fit`` keeps
-        nothing to go on from. Heads that need all rows at once have no ``partial_fit``: those with
+        ``fit`` starts again from the beginning. It stores no state of training, so ``partial_fit`` after ``fit`` starts
+        from the beginning, too. Heads that need all rows at once have no ``partial_fit``: those with
         ``solver="lbfgs"``, ``temperature_scaling=True``, or `training` other than ``"separate"``.
 
         Parameters
         ----------
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Logits and features of the exits; logits alone also of shape (n_samples, n_exits, n_classes).
+            Logits and features of the exits. Logits alone may have the shape (n_samples, n_exits, n_classes).
         y : array-like of shape (n_samples,)
-            Class labels, or -1 of rows without one.
+            Class labels; -1 for rows without one.
         classes : array-like of shape (n_classes,), default=None
-            All classes that will come, in the first call. By default those of the layout of X, else
-            those of the first y.
+            In the first call, all classes that may occur. By default those of the layout of X, or else those of the
+            first y.
         sample_weight : array-like of shape (n_samples,), default=None
-            Weight of each sample; all count alike by default.
+            Weight of each sample; equal by default.
 
         Returns
         -------
         self : ExitHeads
-            The heads, which have learned from these rows, too.
+            The heads, trained on these rows as well.
 
         Raises
         ------
         ValueError
-            If X does not fit its layout or that of the first call, is not finite, y has an unknown
-            class, no row has a label though heads learn from labels alone, or classes are others than in
-            the first call.
+            If X does not match its layout or that of the first call, or is not finite; y has an unknown class; no row
+            has a label and heads learn from labels alone; or `classes` differ from those of the first call.
+        AttributeError
+            If the parameters need all rows at once.
         """
         is_first = self.fit_state_ is None
         used, known, labels, weight = validate_partial_data(self, X, y, classes, sample_weight, is_first=is_first)
@@ -266,7 +267,7 @@ class ExitHeads(CrossFittedHeads):
 
     @staticmethod
     def _add_to_sum(logits: Any, memory: dict[str, Any]) -> Any:
-        """Sum of the heads up to this, which goes on to the next."""
+        """Sum of the heads up to this exit; `memory` stores it for the next exit."""
         if "boosted" in memory:
             logits = logits + PREDICTION_REWEIGHTING * memory["boosted"]
         memory["boosted"] = logits
