@@ -35,39 +35,37 @@ def write_report(
     price_per_hour: float | None = None,
     random_state: int = 0,
 ) -> Path:
-    """Measure fitted policies on labelled rows, and write a report of one HTML file.
+    """Measure fitted policies on labelled rows, and write a report to one HTML file.
 
-    The page begins with the compute that is saved and the accuracy that is lost. Its reader can select any budget in
-    steps of 5 %, as far as the policies have ``with_budget``. The file holds its pictures, and neither scripts nor
-    links to other files.
+    The page begins with the saved compute and the lost accuracy. If policies have ``with_budget``, the reader can
+    select budgets in steps of 5 %. The file contains its plots. It has no scripts and no links to other files.
 
-    A policy counts as within a budget if its mean cost on the rows is at most the budget; or if the policy was set to
-    the budget or a lower one, and its cost on the rows is above it by no more than chance, so that the budget is in the
-    95 % interval.
+    A policy is within a budget if its mean cost on the rows is at most the budget. It is also within the budget if it
+    was set to the budget or a lower one, and the budget is in the 95 % interval of its cost.
 
     Parameters
     ----------
     X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-        Rows that neither network nor policies were fitted on.
+        Rows that neither the network nor the policies were fitted on.
     y : array-like of shape (n_samples,)
         Class labels. Rows without one, -1, are left out, unless -1 is a class.
     policies : dict of str to ExitPolicy or Pipeline
-        Fitted policies; a Pipeline ends in a policy.
+        Fitted policies, or fitted Pipelines that end in a policy.
     out : str or path-like
         File to write.
     budgets : sequence of float, default=()
-        Budgets that are asked about, as fractions in (0, 1] of what the network costs without exits; the first one is
-        selected when the page opens. Each policy that has ``with_budget`` is measured at each of them, the others as
-        they are. With none, all policies are measured as they are.
+        Budgets as fractions in (0, 1] of the network's cost without exits. The page opens with the first one. Each
+        policy that has ``with_budget`` is measured at each of these budgets, other policies as they are. By default,
+        the page opens with all policies as they are.
     source : str, default=None
-        Where the rows come from, for the reader.
+        Name of the data, for the reader.
     samples_per_day : float, default=1_000_000
-        Samples a day for which savings are computed, by :func:`~skexit.metrics.daily_savings`.
+        Number of samples per day, for the savings of :func:`~skexit.metrics.daily_savings`.
     network_ms : float, default=None
-        Milliseconds of the plain network for a sample, at the batch size that you use; then the page says what time is
-        saved. By default, the cost of the network where costs are in milliseconds.
+        Milliseconds of the plain network per sample, at the batch size that you use. The page then has the saved time.
+        By default, the cost of the network if costs are in milliseconds.
     price_per_hour : float, default=None
-        What an hour of the machine costs; then the page says what money is saved.
+        Price of an hour of the machine. The page then has the saved money.
     random_state : int, default=0
         Seeds the split for calibration.
 
@@ -79,10 +77,10 @@ def write_report(
     Raises
     ------
     ValueError
-        If there are no labels or no policies, a policy does not fit the rows, a budget is outside (0, 1] or below the
-        first exit's cost, or a number for the savings is negative or not finite.
+        If there are no labels or no policies, the layout of the rows differs from that of a policy, a budget is outside
+        (0, 1] or below the cost of the first exit, or a number for the savings is negative or not finite.
     FileNotFoundError
-        If there is no folder to write the file into.
+        If the folder of `out` does not exist.
     ImportError
         If matplotlib is not installed.
 

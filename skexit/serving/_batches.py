@@ -112,7 +112,7 @@ def divide(output: PartialOutput, lengths: Sequence[int]) -> list[Begun]:
 
 
 def _positions(rows: torch.Tensor, ends: Sequence[int]) -> list[int]:
-    """Where the rows of each request begin in a sorted tensor of rows."""
+    """Position of the first row of each request in a sorted tensor of rows."""
     return torch.searchsorted(rows.cpu(), torch.tensor(ends)).tolist()
 
 
@@ -132,7 +132,7 @@ def _on_cpu(part: torch.Tensor | np.ndarray) -> torch.Tensor | np.ndarray:
 
 
 def complete(begun: Begun, later: Begun) -> ExitOutput:
-    """The answers of both parts, in the order of the rows of the request."""
+    """The predictions of both parts, in the order of the rows of the request."""
     order = np.concatenate([begun.rows, later.rows]).argsort()
     parts: list[Any] = [np.concatenate(both)[order] for both in zip(begun.answers, later.answers, strict=True)]
     return ExitOutput(*parts)

@@ -36,7 +36,7 @@ class InputArray:
         return cls(name, torch.empty(0, dtype=dtype).numpy().dtype, row_shape)
 
     def array(self, values: Any) -> NDArray[Any]:
-        """The values, one row per sample; a ValueError says what does not fit."""
+        """The values as an array with one row per sample; raises a ValueError if they do not fit the network."""
         try:
             given = np.asarray(values)
         except ValueError as error:
@@ -91,7 +91,7 @@ class InputFormat:
             )
 
     def arrays(self, inputs: Any) -> Arrays:
-        """Inputs of a request as arrays; a ValueError says what does not fit the network."""
+        """Inputs of a request as arrays; raises a ValueError if they do not fit the network."""
         if self._named is None:
             return self._single.array(inputs)
         if not isinstance(inputs, Mapping) or set(inputs) != set(self._named):
