@@ -92,7 +92,7 @@ for (name, own), color in zip(
 ax.axhline(65, color="black", linestyle="--", linewidth=1)
 ax.axvspan(2000, 4000, color="gray", alpha=0.15)
 ax.text(3000, ax.get_ylim()[0], "corrupted", ha="center", va="bottom")
-ax.set(xlabel="Images", ylabel="Mean cost of the last 300 (%)")
+_ = ax.set(xlabel="Images", ylabel="Mean cost of the last 300 (%)")
 
 # %%
 # The monitor

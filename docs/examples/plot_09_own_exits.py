@@ -148,7 +148,7 @@ print((policy.predict_exit(test_cache.X) == stops.numpy()).mean())
 from skexit import StaticExit
 from skexit.plotting import AccuracyCostDisplay
 
-budgets = [0.35, 0.4, 0.45, 0.5, 0.55, 0.6]
+budgets = [0.35, 0.4, 0.45, 0.5]
 policies = {
     "optimal stopping": [policy.with_budget(budget) for budget in budgets],
     "single exits": [
