@@ -82,6 +82,9 @@ sphinx_gallery_conf = {
     "write_computation_times": False,
 }
 
+# Equations break where a phone's screen ends.
+mathjax4_config = {"output": {"displayOverflow": "linebreak"}}
+
 html_theme = "pydata_sphinx_theme"
 html_title = "skexit"
 html_show_sourcelink = False
@@ -109,5 +112,13 @@ def keep_intervals_whole(app, doctree):
             text.parent.replace(text, nodes.Text(text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")))
 
 
+def mark_sentences(app, doctree):
+    """Cells with more than a few words get a class, so that they are not squeezed on a phone."""
+    for cell in doctree.findall(nodes.entry):
+        if len(cell.astext()) > 40:
+            cell["classes"].append("sentence")
+
+
 def setup(app):
     app.connect("doctree-read", keep_intervals_whole)
+    app.connect("doctree-read", mark_sentences)
