@@ -17,6 +17,7 @@ corrupted images until the alarm, and the share of streams in which the alarm wa
 from __future__ import annotations
 
 import argparse
+import copy
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -101,7 +102,7 @@ def extract(network: torch.nn.Module, images: np.ndarray, y: np.ndarray) -> Any:
 
 def of_streams(policy: Any, reference: tuple[Any, Any], X: Any, y: np.ndarray, n_streams: int) -> dict[str, Any]:
     """Means over streams. X has the images as they are, then the same corrupted."""
-    correct = policy.predict_at_exits(X) == np.tile(y, 2)[:, None]
+    correct, fresh = policy.predict_at_exits(X) == np.tile(y, 2)[:, None], ExitMonitor(policy, *reference)
     rows: list[dict[str, float]] = []
     for seed in range(n_streams):
         draws = np.random.default_rng(seed).integers(len(y), size=2 * N_EACH)
@@ -115,7 +116,7 @@ def of_streams(policy: Any, reference: tuple[Any, Any], X: Any, y: np.ndarray, n
         confidence = policy.predict_proba(own).max(axis=1)
         right = correct[stream, exits["fixed"]]
         for name, labels in (("", None), (" with labels", right)):
-            monitor = ExitMonitor(policy, *reference)
+            monitor = copy.deepcopy(fresh)
             with silenced():
                 monitor.update(exits["fixed"], confidence=confidence, correct=labels)
             delay = np.inf if monitor.changed_at is None else monitor.changed_at - N_EACH
@@ -138,12 +139,12 @@ def measure(data_root: Path, weights: Path, n_streams: int) -> pd.DataFrame:
     pipeline.fit(extract(network, scaled[fit], y[fit]), y[fit])
     policy = pipeline.steps[-1][1]
     known = pipeline[:-1].transform(extract(network, scaled[reference], y[reference])), y[reference]
-    plain, rows = scaled[new], []
+    plain, rows = pipeline[:-1].transform(extract(network, scaled[new], y[new])), []
     for name, (corrupt, settings) in CORRUPTIONS.items():
         for setting in settings:
-            both = np.concatenate([plain, corrupt(plain, setting)])
-            X = pipeline[:-1].transform(extract(network, both, np.tile(y[new], 2)))
-            row = of_streams(policy, known, X, y[new], n_streams)
+            corrupted = pipeline[:-1].transform(extract(network, corrupt(scaled[new], setting), y[new]))
+            both = ExitArray.from_array(np.concatenate([np.asarray(plain), np.asarray(corrupted)]), plain.layout)
+            row = of_streams(policy, known, both, y[new], n_streams)
             rows.append({"corruption": f"{name} {setting:g}"} | row)
             print(pd.DataFrame(rows[-1:]).round(3).to_string(index=False, header=len(rows) == 1), flush=True)
     return pd.DataFrame(rows)
