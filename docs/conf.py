@@ -82,9 +82,6 @@ sphinx_gallery_conf = {
     "write_computation_times": False,
 }
 
-# Equations break where a phone's screen ends.
-mathjax4_config = {"output": {"displayOverflow": "linebreak"}}
-
 html_theme = "pydata_sphinx_theme"
 html_title = "skexit"
 html_show_sourcelink = False
