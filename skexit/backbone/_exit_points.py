@@ -40,8 +40,9 @@ def exit_points(
         Face, with or without a classifier.
     each : {"stage", "block"}, default="stage"
         For known families, whether there is an exit after each stage or after each block. A stage ends where the
-        resolution drops; in a transformer it is three layers, counted from the last. The layers inside a dense block
-        are not exits, because all later ones need them: a DenseNet has the same exits in both cases.
+        resolution drops; in a transformer it is three layers, counted from the last, or one layer if there are at most
+        three. The layers inside a dense block are not exits, because all later ones need them: a DenseNet has the same
+        exits in both cases.
     example_input : tensor, tuple of tensors or dict of tensors, default=None
         One batch of inputs; a tuple is passed by position, a dict by keyword. Required for networks of no known family,
         and with `n_exits`.
@@ -209,7 +210,7 @@ def _has_stride(model: nn.Module, name: str) -> bool:
 
 
 def _transformer_layers(names: list[str], each: str) -> list[str]:
-    return names if each == "block" else names[::-3][::-1]
+    return names if each == "block" or len(names) <= 3 else names[::-3][::-1]
 
 
 _FAMILIES: dict[str, Callable[[nn.Module, str], list[str]]] = {

@@ -119,6 +119,15 @@ def test_hugging_face_vision_transformer():
     assert called_modules(model, names, torch.zeros(1, 3, 32, 32)) == names
 
 
+@pytest.mark.parametrize("n_layers", [1, 2, 3, 4, 7])
+def test_small_transformers_have_early_exits(n_layers):
+    model = models.VisionTransformer(32, 16, n_layers, 2, 16, 32)
+    names = exit_points(model)
+    assert len(names) >= min(n_layers, 2)
+    assert names[-1] == f"encoder.layers.encoder_layer_{n_layers - 1}"
+    assert set(names) <= set(exit_points(model, each="block"))
+
+
 def test_a_subclass_belongs_to_the_family_of_its_parent():
     class FineTuned(models.ResNet):
         pass
