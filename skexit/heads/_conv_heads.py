@@ -208,5 +208,6 @@ def warn_without_maps(layout: ExitLayout) -> None:
     if places and not any(places):
         warn(
             "no exit of X that needs a head has a map, so all heads are linear. Extract with a grid, such as "
-            "ExitExtractor(..., pool=('avg', 'grid8')), or declare the maps: ExitLayout(..., feature_maps=...)."
+            "ExitExtractor(..., pool=('avg', 'grid8')), or declare the maps: ExitLayout(..., feature_maps=...). "
+            "ExitTransformer removes maps, unless it returns one feature for each feature, as StandardScaler does."
         )

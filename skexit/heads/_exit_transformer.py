@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import clone
+from sklearn.base import OneToOneFeatureMixin, clone
 from sklearn.utils import Tags, get_tags
 from sklearn.utils.validation import check_is_fitted
 
@@ -42,7 +42,8 @@ class ExitTransformer(LayoutTransformer):
     layout_ : ExitLayout
         Layout of the X that was fitted.
     layout_out_ : ExitLayout
-        Layout of the X that ``transform`` returns. It has no ``feature_maps``.
+        Layout of the X that ``transform`` returns. ``feature_maps`` are kept if the transformer returns one feature for
+        each feature, as StandardScaler does.
     %(columns)s
 
     See Also
@@ -55,8 +56,8 @@ class ExitTransformer(LayoutTransformer):
     as take 16 MiB. If there are several batches and the transformer has ``partial_fit``, it learns in one pass over
     batches of equal size. Any other transformer gets all rows of an exit in memory.
 
-    A live network, :class:`~skexit.runtime.EarlyExitModel`, applies the transformers on the CPU. They
-    cannot be exported to ONNX.
+    A live network, :class:`~skexit.runtime.EarlyExitModel`, applies the transformers on the CPU. Linear
+    ones, such as StandardScaler and PCA, can be exported to ONNX.
 
     Examples
     --------
@@ -120,7 +121,8 @@ class ExitTransformer(LayoutTransformer):
         widths = [
             self.exit_features(k, read_features(exits, k, slice(0, 1))).shape[1] for k in range(exits.layout.n_exits)
         ]
-        self.layout_out_ = exits.layout.replace(n_features=widths)
+        maps = exits.layout.feature_maps if isinstance(self.transformer, OneToOneFeatureMixin) else None
+        self.layout_out_ = exits.layout.replace(n_features=widths, feature_maps=maps)
         return self
 
     def _fit_exit(self, X: ExitArray, k: int, y: NDArray[Any] | None) -> Any:
@@ -148,9 +150,9 @@ class ExitTransformer(LayoutTransformer):
         """
         check_is_fitted(self)
         new = validate_new_exits(self, X)
-        return self._output(
-            _TransformedFeatures(new, self), X, new.layout.replace(n_features=self.layout_out_.n_features)
-        )
+        out = self.layout_out_
+        layout = new.layout.replace(n_features=out.n_features, feature_maps=out.feature_maps)
+        return self._output(_TransformedFeatures(new, self), X, layout)
 
     def exit_features(self, k: int, features: NDArray[np.float64]) -> NDArray[np.float64]:
         """Transform the features of exit `k`.

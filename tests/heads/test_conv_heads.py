@@ -7,11 +7,21 @@ import joblib
 import numpy as np
 import pytest
 from sklearn.base import clone
+from sklearn.decomposition import PCA
 from sklearn.model_selection import KFold
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from skexit import ConvExitHeads, ExitHeads, ExitLayout, ThresholdPolicy, make_exit_pipeline, stack_exits
+from skexit import (
+    ConvExitHeads,
+    ExitHeads,
+    ExitLayout,
+    ExitTransformer,
+    ThresholdPolicy,
+    make_exit_pipeline,
+    stack_exits,
+)
 from skexit._nn._conv import ConvNetwork
 from skexit._nn._dense import DenseNetwork
 from skexit.extraction import ExitExtractor
@@ -249,6 +259,17 @@ def test_no_map_at_all_is_warned_of():
     layout = ExitLayout([0, 0, 0, 2], X.layout.n_features, feature_maps=X.layout.feature_maps)
     heads = clone(QUICK).set_params(layout=layout).fit(plain, y)  # as the warning says
     assert isinstance(heads.networks_[0], ConvNetwork)
+
+
+def test_scaled_maps_are_maps():
+    X, y = make_exits()
+    scaled = ExitTransformer(StandardScaler()).fit(X, y).transform(X)
+    assert scaled.layout.feature_maps == X.layout.feature_maps
+    assert isinstance(clone(QUICK).fit(scaled, y).networks_[0], ConvNetwork)
+    reduced = ExitTransformer(PCA(2)).fit(X, y).transform(X)
+    assert not any(reduced.layout.feature_maps)
+    with pytest.warns(UserWarning, match="ExitTransformer removes maps, unless .* as with StandardScaler"):
+        clone(QUICK).fit(reduced, y)
 
 
 def test_weights():
