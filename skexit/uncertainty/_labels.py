@@ -33,6 +33,19 @@ def column_of_labels(
     return labelled, index_of_true_labels(true_labels[labelled], classes)
 
 
+def check_indices_of_classes(labels: ArrayLike, table: NDArray[Any]) -> NDArray[np.int64]:
+    """Labels, checked to be indices of classes, which are the last axis of a table with one row per sample."""
+    indices = column_or_1d(labels)
+    check_consistent_length(table, indices)
+    n_classes = table.shape[-1]
+    if len(indices) and (indices.dtype.kind not in "iu" or indices.min() < 0 or indices.max() >= n_classes):
+        raise ValueError(
+            f"labels must be the indices of classes: integers from 0 to {n_classes - 1}. For sorted classes "
+            "with names, pass numpy.searchsorted(classes, y). Leave out rows without a label."
+        )
+    return indices
+
+
 def index_of_true_labels(y_true: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.intp]:
     """Index of each row's true class among the classes.
 

@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
+from skexit.uncertainty._labels import check_indices_of_classes
+
 Floats = NDArray[np.float64]
 
 #: Strength of the squared penalty on the biases of the classes. It keeps a bias finite if no row has the class.
@@ -37,6 +39,11 @@ def fit_mixture(
     biases : ndarray of shape (n_classes,)
         Number that is added to the logit of each class.
 
+    Raises
+    ------
+    ValueError
+        If a label is not the index of a class, or there are more or fewer labels than rows.
+
     References
     ----------
     .. [1] Wołczyk et al. "Zero Time Waste: Recycling predictions in early exit neural networks."
@@ -54,6 +61,7 @@ def fit_mixture(
     True
     """
     n_samples, n_classifiers, n_classes = log_probabilities.shape
+    labels = check_indices_of_classes(labels, log_probabilities)
     share = np.full(n_samples, 1 / n_samples) if sample_weight is None else sample_weight / sample_weight.sum()
     rows = np.arange(n_samples)
 

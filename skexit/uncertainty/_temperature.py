@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
-from sklearn.utils import check_array, check_consistent_length, column_or_1d
+from sklearn.utils import check_array
 
+from skexit.uncertainty._labels import check_indices_of_classes
 from skexit.uncertainty._scores import softmax
 from skexit.utils._checks import check_sample_weight
 from skexit.utils._warnings import warn
@@ -212,15 +213,7 @@ def _checked_range(temperature: float) -> float:
 def _check_rows(logits: ArrayLike, labels: ArrayLike, weight: ArrayLike) -> tuple[Floats, NDArray[np.int64], Floats]:
     """Checked margins (logits minus the row's largest), labels and weights of the rows; there may be no rows."""
     checked = check_array(logits, dtype=np.float64, input_name="logits", ensure_min_samples=0)
-    true_columns = column_or_1d(labels)
-    check_consistent_length(checked, true_columns)
-    if len(checked) and (
-        true_columns.dtype.kind not in "iu" or true_columns.min() < 0 or true_columns.max() >= checked.shape[1]
-    ):
-        raise ValueError(
-            f"labels must be the indices of classes: integers from 0 to {checked.shape[1] - 1}. For sorted classes "
-            "with names, pass numpy.searchsorted(classes, y)."
-        )
+    true_columns = check_indices_of_classes(labels, checked)
     # Larger margins would overflow when squared; their probabilities are 0.
     margins = np.maximum(checked - checked.max(axis=1, keepdims=True), -1e100)
     return margins, true_columns, np.asarray(weight, dtype=np.float64)

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from skexit.uncertainty import expected_calibration_error, fit_temperature, softmax
+from skexit.uncertainty import expected_calibration_error, fit_mixture, fit_temperature, softmax
 from skexit.uncertainty._temperature import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE, match_confidence
 
 
@@ -214,6 +214,12 @@ class TestTemperature:
     def test_errors(self, logits, labels, weight, message):
         with pytest.raises(ValueError, match=message):
             fit_temperature(logits, labels, weight)
+
+
+@pytest.mark.parametrize("labels", [[0, -1, 1], [0, 2, 1], [0.0, 1.0, 1.0], ["a", "b", "a"]])
+def test_labels_of_mixtures_are_indices_of_classes(labels):
+    with pytest.raises(ValueError, match=r"^labels must be the indices of classes: integers from 0 to 1\. "):
+        fit_mixture(np.log(np.full((3, 4, 2), 0.5)), labels)
 
 
 @pytest.mark.parametrize("strategy", ["quantile", "uniform"])
