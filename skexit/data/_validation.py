@@ -242,7 +242,7 @@ def validate_groups(groups: Any, y: Any, sample_weight: Any = None) -> NDArray[n
     checked = column_or_1d(groups, dtype=object)
     if len(checked) != len(y):
         raise ValueError(f"groups has {len(checked)} values, but there are {len(y)} rows. Give the group of each row.")
-    missing = [row for row, group in enumerate(checked) if _is_missing(group)]
+    missing = _missing_rows(checked)
     if missing:
         raise ValueError(
             f"groups lacks the group of {len(missing)} rows, the first of which is row {missing[0]}. Give each row a "
@@ -251,6 +251,10 @@ def validate_groups(groups: Any, y: Any, sample_weight: Any = None) -> NDArray[n
     used = check_sample_weight(sample_weight, y) > 0
     numbers: dict[Any, int] = {}
     return np.array([numbers.setdefault(group, len(numbers)) for group in checked[used]])
+
+
+def _missing_rows(values: NDArray[Any]) -> list[int]:
+    return [row for row, value in enumerate(values.tolist()) if _is_missing(value)]
 
 
 def _is_missing(value: Any) -> bool:
@@ -265,12 +269,19 @@ def _check_class_labels(y: NDArray[Any], layout: ExitLayout) -> None:
     y = y[is_labelled(y, layout)]
     if not len(y):
         return
+    missing = _missing_rows(y) if y.dtype.kind in "fO" else []
+    if missing:
+        raise ValueError(
+            f"y has the value {y.tolist()[missing[0]]!r}, which is no label, in {len(missing)} rows. "
+            f"{'Leave them out' if layout.n_classes is None else 'Mark rows without a label by -1, or leave them out'}."
+        )
     kind = type_of_target(y, input_name="y")
     if kind not in ("binary", "multiclass"):
         cure = (
             "Divide the range of a continuous target into classes first, for example by numpy.digitize."
             if kind == "continuous"
-            else f"y has dtype {y.dtype}; convert labels to integers or strings, for example by y.astype(str)."
+            else f"y has dtype {y.dtype}; convert labels to integers or strings, for example by "
+            f"y.astype({'int' if all(isinstance(label, Integral) for label in y.tolist()) else 'str'})."
         )
         raise ValueError(
             f"Unknown label type: {kind}. skexit is for classification only: y holds one class label per row. {cure}"

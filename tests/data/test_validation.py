@@ -204,3 +204,25 @@ def test_scores_do_not_vanish_in_single_precision():
     single = blend(probability, confidence, 30.0).numpy()
     double = blend(probability.numpy().astype(float), confidence.numpy().astype(float), 30.0)
     np.testing.assert_allclose(single, double, rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [np.nan, None])
+def test_missing_labels(data, value):
+    """Where X tells the classes, -1 marks rows without a label; elsewhere it would be one more class."""
+    X, y = data
+    missing = np.where(y == 1, value, y.astype(object))
+    if value is not None:
+        missing = missing.astype(float)
+    message = rf"y has the value {value!r}, which is no label, in {(y == 1).sum()} rows\. "
+    with pytest.raises(ValueError, match=message + "Mark rows without a label by -1, or leave them out"):
+        ThresholdPolicy().fit(X, missing)
+    ThresholdPolicy().fit(X, np.where(y == 1, -1, y))
+    with pytest.raises(ValueError, match=message + r"Leave them out\.$"):
+        ExitHeads().fit(stack_exits(features=[X.features(0)]), missing)
+
+
+def test_numbers_among_objects_become_integers(data):
+    X, y = data
+    with pytest.raises(ValueError, match=r"y has dtype object; .* for example by y\.astype\(int\)\.$"):
+        ThresholdPolicy().fit(X, y.astype(object))
+    ThresholdPolicy().fit(X, y.astype(object).astype(int))
