@@ -34,13 +34,16 @@ def layout_of_exits(layout: ExitLayout, exits: Sequence[int] | NDArray[np.intp])
 def check_selected_exits(exits: Any, n_exits: int) -> NDArray[np.intp]:
     """Exits that are selected, checked to exist and to rise."""
     selected = np.asarray(exits)
+    if selected.dtype == bool and selected.shape == (n_exits,) and selected.any():
+        raise ValueError(f"exits={exits!r} is a mask; pass the exits themselves, {np.flatnonzero(selected).tolist()}.")
     if selected.ndim != 1 or len(selected) == 0 or selected.dtype.kind not in "iu":
         raise ValueError(f"exits={exits!r} must be a list of exits, such as [0, {n_exits - 1}].")
-    if selected[0] < 0 or selected[-1] >= n_exits or (np.diff(selected) <= 0).any():
+    if selected.min() < 0 or selected.max() >= n_exits:
         raise ValueError(
-            f"exits={selected.tolist()} must rise, from 0 or more to {n_exits - 1} at most: X has {n_exits} exits. "
-            "Name each exit once, as numpy.unique(exits) does."
+            f"exits={selected.tolist()} must be from 0 to {n_exits - 1}: X has {n_exits} exits, counted from 0."
         )
+    if (np.diff(selected) <= 0).any():
+        raise ValueError(f"exits={selected.tolist()} must rise; pass {np.unique(selected).tolist()}.")
     return selected.astype(np.intp)
 
 

@@ -140,6 +140,7 @@ def choose_exits(
     ExitArray(600 rows, 9 columns, 3 exits, float64)
     """
     policy = ThresholdPolicy(budget=budget, heads=heads, layout=layout)
+    policy._validate_params()
     exits, classes, labels, weight, numbers = policy._validate_training_data(X, y, None, groups)
     n_all = exits.layout.n_exits
     _check_n_exits(n_exits, n_all)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rows import make_rows
 from sklearn.model_selection import KFold
+from sklearn.utils._param_validation import InvalidParameterError
 
 from skexit import ExitHeads, ExitLayout, FeatureCache, ThresholdPolicy, stack_exits
 from skexit.cache import CacheWriter
@@ -193,3 +194,9 @@ class TestErrors:
         with pytest.raises(ValueError, match=r"budget=0.1 is below the cost of the first exit, 0.2 .*Raise it to 0.2"):
             choose_exits(X, y, budget=0.1)
         assert choose_exits(X, y, budget=0.2, cv=2, random_state=0).exits[0] == 0
+
+    @pytest.mark.parametrize("heads", ["auto", 3])
+    def test_heads(self, heads):
+        X, y = make_rows(60)
+        with pytest.raises(InvalidParameterError, match="The 'heads' parameter"):
+            choose_exits(X, y, heads=heads)
