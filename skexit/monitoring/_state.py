@@ -12,7 +12,7 @@ from threading import Lock
 
 from filelock import FileLock
 
-from skexit.utils._files import replacing
+from skexit.utils._files import refuse_folder, replacing
 
 #: The delay falls by this number with each sample that is counted.
 _FADING = 1 / 20
@@ -82,6 +82,7 @@ class SharedState:
             raise FileNotFoundError(
                 f"there is no folder {str(path.parent)!r} for path={str(path)!r}. Create the folder first."
             )
+        refuse_folder(path, "path")
 
     @contextmanager
     def opened(self) -> Iterator[ControllerState]:

@@ -17,6 +17,7 @@ from skexit.report._calibration import measure_calibration
 from skexit.report._measures import best_within, candidates_at, measure_exits, measure_network, measure_policies
 from skexit.report._page import Request, render
 from skexit.utils._checks import check_budget_is_fraction
+from skexit.utils._files import refuse_folder
 from skexit.utils._optional import import_pyplot
 
 __all__ = ["write_report"]
@@ -79,8 +80,12 @@ def write_report(
     ValueError
         If there are no labels or no policies, the layout of the rows differs from that of a policy, a budget is outside
         (0, 1] or below the cost of the first exit, or a number for the savings is negative or not finite.
+    TypeError
+        If `policies` is not a dict.
     FileNotFoundError
         If the folder of `out` does not exist.
+    IsADirectoryError
+        If `out` is a folder.
     ImportError
         If matplotlib is not installed.
 
@@ -101,10 +106,18 @@ def write_report(
     import_pyplot()
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {str(path.parent)!r} to write {path.name!r} into; make it first.")
+    refuse_folder(path, "out")
     if y is None:
         raise ValueError("y is None: a report needs the labels of the rows.")
+    if policies and not isinstance(policies, Mapping):
+        raise TypeError(
+            f"policies is a {type(policies).__name__}; give a dict of names and fitted policies, such as "
+            "{'my policy': policy}."
+        )
     if not policies:
         raise ValueError("policies is empty; give at least one fitted policy.")
+    if np.ndim(budgets) != 1:
+        raise ValueError(f"budgets={budgets!r} must be a list of budgets, such as [0.5].")
     asked = [check_budget_is_fraction(budget) for budget in dict.fromkeys(budgets)]
     classes = getattr(steps_of(next(iter(policies.values())))[-1], "classes_", None)
     # Without classes it is no fitted policy, and measure_policies raises the error.

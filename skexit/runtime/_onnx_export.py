@@ -34,6 +34,7 @@ from skexit.runtime._onnx_parts import (
 )
 from skexit.runtime._onnx_policy import EXITS_IN_USE, PROBE, probe
 from skexit.runtime._onnx_session import METADATA, make_session
+from skexit.utils._files import refuse_folder
 from skexit.utils._optional import optional_import
 
 #: Files of ONNX hold less than 2 GiB; the weights of larger networks are in a file beside.
@@ -79,6 +80,8 @@ def export_onnx(live: EarlyExitModel, path: str | Path, *, thresholds_as_input: 
         values than torch.
     RuntimeError
         If the network is not prepared.
+    IsADirectoryError
+        If `path` is a folder.
 
     See Also
     --------
@@ -117,6 +120,7 @@ def export_onnx(live: EarlyExitModel, path: str | Path, *, thresholds_as_input: 
             'export_onnx(EarlyExitModel(...), "network.onnx").'
         )
     network, path = live._cut_before(), Path(path)
+    refuse_folder(path, "path")
     decisions = live._decisions
     n_nested = sum(decisions.is_used) - 1
     if n_nested > _MOST_NESTED:

@@ -8,6 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def refuse_folder(path: Path, parameter: str) -> None:
+    """Raise an IsADirectoryError if there is a folder where a file is to be written."""
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"{parameter}={str(path)!r} is a folder; give the name of a file, such as {str(path / 'name')!r}."
+        )
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield the path of a file to write, which replaces `path` at the end, or is deleted if an error is raised.

@@ -230,6 +230,10 @@ def test_a_file_that_holds_no_state(tmp_path):
         BudgetController(POLICY, 0.5, path=path)
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         BudgetController(POLICY, path=tmp_path / "nowhere" / "state.json")
+    with pytest.raises(
+        IsADirectoryError, match=r"^path='.*' is a folder; give the name of a file, such as '.*name'\.$"
+    ):
+        BudgetController(POLICY, path=tmp_path)
 
 
 @pytest.mark.parametrize(

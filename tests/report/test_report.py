@@ -543,6 +543,14 @@ def test_bad_input(data, policy, tmp_path, monkeypatch):
         write_report(X, y, {"a": ThresholdPolicy()}, out)
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*absent"):
         write_report(X, y, {"a": policy}, tmp_path / "absent" / "r.html")
+    with pytest.raises(IsADirectoryError, match=r"^out='.*' is a folder; give the name of a file, such as"):
+        write_report(X, y, {"a": policy}, tmp_path)
+    for policies in (policy, [policy]):
+        with pytest.raises(TypeError, match="; give a dict of names and fitted policies, such as"):
+            write_report(X, y, policies, out)
+    for budgets in (0.5, "0.5"):
+        with pytest.raises(ValueError, match=rf"^budgets={budgets!r} must be a list of budgets, such as \[0.5\]\.$"):
+            write_report(X, y, {"a": policy}, out, budgets=budgets)
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(
         ImportError, match=r"^plots need matplotlib, which is not installed: pip install 'skexit\[plot\]'$"

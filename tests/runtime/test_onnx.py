@@ -397,6 +397,11 @@ def test_what_the_file_says_of_itself(cnn_file, cnn_live):
     onnx.checker.check_model(cnn_file, full_check=True)
 
 
+def test_a_folder_for_a_file(cnn_live, tmp_path):
+    with pytest.raises(IsADirectoryError, match=r"^path='.*' is a folder; give the name of a file, such as"):
+        export_onnx(cnn_live, tmp_path)
+
+
 def test_another_budget(cnn, cnn_file, cnn_live, cnn_cache, images, tmp_path):
     path = shutil.copy(cnn_file, tmp_path / "network.onnx")
     for budget in (0.6, 0.95):
