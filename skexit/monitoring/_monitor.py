@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_consistent_length, column_or_1d
 
 from skexit.monitoring._eprocess import DriftEvidence
 from skexit.monitoring._reference import mean_interval
-from skexit.policies._access import policy_and_data
+from skexit.policies._access import check_fits, policy_and_data
 from skexit.utils._labels import has_label
 from skexit.utils._warnings import warn
 
@@ -67,7 +68,8 @@ class ExitMonitor:
     Raises
     ------
     ValueError
-        If `level` is not in (0, 1).
+        If `level` is out of range, X does not fit the policy, or y has another length than X, a class that the policy
+        does not know, or no label.
 
     Warns
     -----
@@ -100,11 +102,14 @@ class ExitMonitor:
         if isinstance(level, bool) or not 0 < level < 1:
             raise ValueError(f"level={level!r} must be in (0, 1). It is the probability of a false alarm.")
         self.level = level
+        labels = None if y is None else column_or_1d(y)
+        check_consistent_length(X, labels)
+        check_fits(policy, X, labels)
         own, exits = policy_and_data(policy, X)
         self._costs: Floats = own.costs_
         stops = own.predict_exit(exits)
         confidence = own.predict_proba(exits).max(axis=1)
-        correct = None if y is None else _correct(own.predict(exits), np.asarray(y), own.classes_)
+        correct = None if labels is None else _correct(own.predict(exits), labels, own.classes_)
         values = self._values(len(stops), stops, confidence, correct)
         self._names = [f"exit {k}" for k in range(len(self._costs))] + ["mean cost", "confidence", "accuracy"]
         self._watched: NDArray[np.bool_] = np.any(~np.isnan(values), axis=0)
@@ -160,8 +165,8 @@ class ExitMonitor:
         Raises
         ------
         ValueError
-            If no array is passed, arrays differ in length, an exit or a probability is out of range, or `correct` is
-            passed and the reference rows had no labels.
+            If no array is passed, arrays differ in length, an exit or a probability is out of range, `correct` has
+            other values than True and False, or `correct` is passed and the reference rows had no labels.
         """
         given = {
             name: np.asarray(array)
@@ -177,8 +182,11 @@ class ExitMonitor:
             raise ValueError(
                 "correct was passed, but the reference rows had no labels. Pass y to ExitMonitor, or leave out correct."
             )
+        n_samples = len(next(iter(given.values())))
+        if n_samples == 0:
+            return
         self._check(given)
-        rows = self._values(len(next(iter(given.values()))), *(given.get(name) for name in _GIVEN))
+        rows = self._values(n_samples, *(given.get(name) for name in _GIVEN))
         with self._lock:
             for values in rows:
                 self._take(values)
@@ -238,18 +246,20 @@ class ExitMonitor:
         return text + "The mean cost still meets the budget. Label some rows to measure the accuracy."
 
     def _check(self, given: dict[str, NDArray[Any]]) -> None:
-        exits, confidence = given.get("exits"), given.get("confidence")
+        exits, confidence, correct = (given.get(name) for name in _GIVEN)
         n_exits = len(self._costs)
-        if (
-            exits is not None
-            and len(exits)
-            and (exits.dtype.kind not in "iu" or not (0 <= exits.min() <= exits.max() < n_exits))
-        ):
+        if exits is not None and (exits.dtype.kind not in "iu" or not (0 <= exits.min() <= exits.max() < n_exits)):
             raise ValueError(f"exits has values from {exits.min()} to {exits.max()}; exits are 0 to {n_exits - 1}.")
         if confidence is not None and not ((confidence >= 0) & (confidence <= 1)).all():
             raise ValueError(
                 f"confidence has values from {confidence.min()} to {confidence.max()}; pass probabilities, which are "
                 "in [0, 1]."
+            )
+        others = [] if correct is None else correct[~np.isin(correct, (0, 1))].tolist()
+        if others:
+            raise ValueError(
+                f"correct has the value {others[0]!r}; pass True or False for each answer, and leave out samples "
+                "without a label."
             )
 
     def _values(

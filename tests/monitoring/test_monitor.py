@@ -122,12 +122,44 @@ def test_intervals_hold_the_mean():
         ({}, "pass exits, confidence or correct"),
         ({"exits": [0, 9]}, "exits are 0 to 3"),
         ({"exits": [0, 1], "confidence": [0.5]}, "the arrays have the shapes"),
+        ({"exits": []} | {"confidence": [0.5]}, "the arrays have the shapes"),
+        ({"exits": [0.0]}, "exits are 0 to 3"),
         ({"confidence": [1.5]}, "pass probabilities"),
+        ({"confidence": [np.nan]}, "pass probabilities"),
+        ({"correct": [True, -1]}, "correct has the value -1; pass True or False for each answer"),
+        ({"correct": [np.nan]}, "correct has the value nan.* leave out samples without a label"),
+        ({"correct": ["yes"]}, "correct has the value 'yes'"),
     ],
 )
 def test_wrong_samples(policy, arguments, message):
+    monitor = ExitMonitor(policy, *make_rows(200, 1))
     with pytest.raises(ValueError, match=message):
-        ExitMonitor(policy, *make_rows(200, 1)).update(**arguments)
+        monitor.update(**arguments)
+    assert monitor.to_frame()["mean"].isna().all()
+
+
+@pytest.mark.parametrize("given", [{"exits": []}, {"exits": [], "confidence": [], "correct": []}, {"correct": []}])
+def test_no_samples_change_nothing(policy, given):
+    monitor = ExitMonitor(policy, *make_rows(200, 1))
+    monitor.update([0, 1], confidence=[0.5, 0.9], correct=[True, False])
+    before = monitor.to_frame()
+    monitor.update(**given)
+    assert monitor.n_samples == 2
+    pd.testing.assert_frame_equal(monitor.to_frame(), before)
+
+
+def test_reference_labels(policy):
+    X, y = make_rows(200, 1)
+    expected = ExitMonitor(policy, X, y).to_frame()
+    for labels in (y[:, None], pd.Series(y, index=np.arange(200)[::-1]), y.tolist(), y.astype(float)):
+        pd.testing.assert_frame_equal(ExitMonitor(policy, X, labels).to_frame(), expected)
+    for labels, message in (
+        (y[:5], r"inconsistent numbers of samples: \[200, 5\]"),
+        (np.where(y == 1, 7, y), "y has the class 7, which is none of those known"),
+        (y.astype(str), "y has the class '0', which is none of those known"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ExitMonitor(policy, X, labels)
 
 
 def test_labels_without_reference_labels(policy):
