@@ -248,7 +248,7 @@ class TestLive:
     def test_other_exits(self, network, policy, data):
         with pytest.raises(ValueError, match="Pass the exits of the extraction"):
             EarlyExitModel(network, ["1"], policy, example_input=data[0])
-        with pytest.raises(ValueError, match=r"with head= which module does"):
+        with pytest.raises(ValueError, match=r"name the module that computes them with head="):
             EarlyExitModel(network, EXITS, policy, head=None, example_input=data[0])
         EarlyExitModel(network, EXITS, policy, head=[None, "4"], example_input=data[0])
 
@@ -266,7 +266,7 @@ class TestCommandLine:
         extractor.extract([data[0]], tmp_path / "c")
         joblib.dump(policy, tmp_path / "policy.joblib")
         assert main(["report", str(tmp_path / "c"), str(tmp_path / "policy.joblib")]) == 1
-        assert "Extract into another folder, with a loader that gives (inputs, labels)" in capsys.readouterr().err
+        assert "Extract into another folder, with a loader that returns (inputs, labels)" in capsys.readouterr().err
         with pytest.raises(ValueError, match="another folder"):
             extractor.extract([data], tmp_path / "c")
         extractor.extract([data], tmp_path / "another")

@@ -106,7 +106,7 @@ def test_arguments_in_another_order(network, tmp_path):
         with pytest.raises(TypeError, match="the network is the"):
             EarlyExitModel(given, network, ["1", "3"])
     for live in (tmp_path / "network.onnx", "network.onnx", network):
-        with pytest.raises(TypeError, match=r"pass a live network and then the path"):
+        with pytest.raises(TypeError, match=r"pass a live network, and then the path"):
             export_onnx(live, network)
 
 

@@ -204,7 +204,7 @@ def test_a_search_by_our_scorers(scoring, refit, cv, data):
 @pytest.mark.parametrize("name", sorted(set(skexit.TRUSTED_TYPES) - set(persistence.SAVED_TYPES)))
 def test_json_has_no_types_of_searches(name):
     document = {"__kind__": name, "parameters": {}, "attributes": {}}
-    with pytest.raises(ValueError, match="which is no class of skexit that it may have"):
+    with pytest.raises(ValueError, match="which is not an allowed class of skexit"):
         _decode(document)
 
 

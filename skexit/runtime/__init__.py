@@ -1,4 +1,4 @@
-"""Live networks that stop where a policy says."""
+"""Live networks in which a policy decides at which exit each sample stops."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from skexit.runtime._pruning import pruned
     from skexit.runtime._throughput import LoaderOutput
 
-#: The modules are imported when they are asked for: a network in ONNX runs without torch.
+#: Module of each public name. Modules are imported on first use, because a network in ONNX runs without torch.
 _MODULES = {
     "Activations": "_deployment",
     "EarlyExitModel": "_early_exit",

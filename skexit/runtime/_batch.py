@@ -1,4 +1,4 @@
-"""Samples that are still running, and the answers of those that left."""
+"""Samples that are still running, and the predictions of samples that have left."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from skexit.runtime._output import ExitOutput
 
 @dataclass(slots=True)
 class Batch:
-    """Samples that go on to the next stage.
+    """Samples that continue to the next stage.
 
-    `tensors` are what the exit before gave, and `side` the inputs beside the first, as attention masks. `rows` say
-    where the samples belong in the output, and `notes` what the policy knows of them. `gone` says which samples were
-    answered and are taken along only, None for none.
+    `tensors` are the outputs of the stage before, and `side` the inputs of the network after the first one, such as
+    attention masks. `rows` are the rows of the samples in the output of the live network. `notes` are the policy's
+    notes on the samples. `gone` is a mask of the samples that have left but are still in the batch; None if there are
+    none.
     """
 
     tensors: list[torch.Tensor]
@@ -34,34 +35,35 @@ class Batch:
         return len(self.rows)
 
     def select(self, kept: torch.Tensor) -> Batch:
-        """Some of the samples, of which none is gone; the tensors are copied."""
+        """A copy of some samples, none of which may be gone."""
         return Batch(
             select_rows(self.tensors, kept), select_rows(self.side, kept), self.rows[kept], self.notes.keep(kept)
         )
 
     def without_gone(self) -> Batch:
-        """The samples that are not gone."""
+        """The samples that have not left."""
         return self if self.gone is None else self.select(torch.nonzero(~self.gone).flatten())
 
     def slice(self, rows: slice) -> Batch:
-        """A range of the samples, of which none is gone; nothing is copied."""
+        """A view of a range of samples, none of which may be gone."""
         return self.map(lambda tensor: tensor[rows])
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        """The batch with a function's value in place of each tensor."""
+        """The batch with a function applied to each tensor."""
         tensors, side = ([function(tensor) for tensor in tensors] for tensors in (self.tensors, self.side))
         return Batch(tensors, side, function(self.rows), self.notes.map(function))
 
     def parts(self) -> list[torch.Tensor]:
-        """All tensors, in an order that batches before the same stage have in common."""
+        """All tensors. Their order is the same for all batches before a stage."""
         noted = [tensor for memory in self.notes for tensor in memory.values()]
         return [*self.tensors, *self.side, self.rows, *noted]
 
 
 class Answers:
-    """Collects the answers of the samples that left.
+    """Collects the predictions of the samples that have left.
 
-    The classes are an ndarray where they are names. An exit's logits are divided by its temperature; None means 1.
+    `classes` is a tensor of numbers or an ndarray of names. The logits of an exit are divided by its temperature; if
+    `temperatures` is None, all are 1.
     """
 
     def __init__(self, classes: torch.Tensor | NDArray[Any], temperatures: torch.Tensor | None) -> None:
@@ -71,13 +73,13 @@ class Answers:
         self._exits: list[int] = []
 
     def add(self, k: int, rows: torch.Tensor, logits: torch.Tensor) -> None:
-        """Record the answers of the samples that leave at exit `k`."""
+        """Record the predictions for the samples that leave at exit `k`."""
         self._rows.append(rows)
         self._logits.append(logits)
         self._exits.append(k)
 
     def output(self) -> tuple[torch.Tensor, ExitOutput]:
-        """Rows that were answered, in order, and their answers; a ValueError says if logits are not finite."""
+        """The rows with predictions, in ascending order, and the predictions; a ValueError if logits are not finite."""
         exits = _join([torch.full_like(rows, k) for k, rows in zip(self._exits, self._rows, strict=True)])
         rows, logits = _join(self._rows), _join(self._logits)
         self._logits.clear()

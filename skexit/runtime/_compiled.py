@@ -1,4 +1,4 @@
-"""Stages, with the decisions after them, that torch.compile has compiled for a few sizes of batches."""
+"""Stages and the decisions after them, compiled by torch.compile for a few batch sizes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from skexit.runtime._runner import StageRunner, read_exit
 
 
 class PaddedNetwork(nn.Module):
-    """A compiled network that sees batches of a few sizes only, which rise.
+    """A network that is compiled for a few batch sizes, which are in ascending order.
 
-    A batch is filled up to the next size by repeating its last row; one that is larger than the largest is divided. So
-    each row of what the network gives must be a function of the same row of what it takes. It may be what the batch
-    itself has, which the network may change where it works in place.
+    A batch is padded to the next size by repeating its last row. A batch larger than the largest size is divided. Each
+    row of the outputs must therefore depend on the same row of the inputs only. Outputs may share memory with inputs,
+    and the network may change its inputs in place.
     """
 
     def __init__(self, network: nn.Module, sizes: Sequence[int], options: dict[str, Any]) -> None:
@@ -31,7 +31,7 @@ class PaddedNetwork(nn.Module):
         self._layouts: dict[int, list[tuple[Any, ...]]] = {}
 
     def forward(self, *tensors: torch.Tensor) -> Any:
-        """What the network gives for tensors of any number of rows."""
+        """The outputs of the network, for any number of rows."""
         n_rows, largest = len(tensors[0]), self._sizes[-1]
         parts = [
             self._compute_part(tensors, range(n_rows)[start : start + largest]) for start in range(0, n_rows, largest)
@@ -43,12 +43,12 @@ class PaddedNetwork(nn.Module):
     def _compute_part(self, tensors: Sequence[torch.Tensor], rows: range) -> Any:
         size = next(size for size in self._sizes if size >= len(rows))
         outputs = self._compiled(*self._padded(tensors, rows, size))
-        if tensors[0].is_cuda:  # with CUDA graphs the next run writes into the same memory
+        if tensors[0].is_cuda:  # with CUDA graphs, the next run writes to the same memory
             return pytree.tree_map(lambda output: output[: len(rows)].clone(), outputs)
         return outputs if len(rows) == size else pytree.tree_map(lambda output: output[: len(rows)], outputs)
 
     def _padded(self, tensors: Sequence[torch.Tensor], rows: range, size: int) -> Sequence[torch.Tensor]:
-        # What lies in memory in another way than before, or has gradients, would be compiled anew; copies are alike.
+        # torch.compile compiles again if strides or inference mode differ. Copies always have the same ones.
         if len(tensors[0]) == size and self._layouts.get(size) == _layouts(tensors):
             return tensors
         padded = torch.arange(rows.start, rows.start + size, device=tensors[0].device).clamp_(max=rows[-1])
@@ -72,7 +72,7 @@ class CompiledExit:
         self._network = PaddedNetwork(network, sizes, options)
 
     def __call__(self, batch: Batch) -> tuple[Batch, torch.Tensor, torch.Tensor | None]:
-        """The batch after the stage, logits of the answers, and who leaves."""
+        """The batch after the stage, the logits of predictions, and a mask of the samples that leave."""
         inputs = [*batch.tensors, *batch.side, *self._flat.noted(batch.notes)]
         batch.tensors.clear()
         outputs = self._network(*inputs)
@@ -82,9 +82,10 @@ class CompiledExit:
 
 
 class PlainStage(nn.Module):
-    """The network from one exit to the next, and what decisions read there, as they were before they were compiled.
+    """The network from one exit to the next, and `read_exit`, without compiled parts.
 
-    Takes what the exit before gave and the side inputs; gives what goes on, and what `read_exit` gives.
+    The inputs are the outputs of the stage before and the side inputs. The outputs are the tensors for the next stage,
+    and what `read_exit` returns.
     """
 
     def __init__(self, runner: StageRunner, k: int) -> None:
@@ -114,7 +115,7 @@ class _StageAndDecision(nn.Module):
 
 
 def _with_own_code(network: nn.Module, n_inputs: int) -> fx.GraphModule:
-    """The network with a forward of its own: torch limits how often one code is compiled, whatever it belongs to."""
+    """The network with a separate forward function, because torch limits how often one function is compiled."""
     graph = fx.Graph()
     inputs = tuple(graph.placeholder(f"input{i}") for i in range(n_inputs))
     graph.output(graph.call_module("network", inputs))
@@ -122,31 +123,31 @@ def _with_own_code(network: nn.Module, n_inputs: int) -> fx.GraphModule:
 
 
 def placeholders(network: fx.GraphModule) -> list[fx.Node]:
-    """The inputs of a stage's network."""
+    """The input nodes of a stage's network."""
     return list(network.graph.find_nodes(op="placeholder"))
 
 
 def compile_stage(stage: Stage, sizes: Sequence[int], options: dict[str, Any]) -> Stage:
-    """A stage whose networks are compiled, for rising numbers of rows, with options of ``torch.compile``."""
+    """A stage with compiled networks. `sizes` are batch sizes in ascending order, `options` those of torch.compile."""
     head = None if stage.logits is None else PaddedNetwork(plain_network(stage.logits), sizes, options)
     return Stage(PaddedNetwork(plain_network(stage.network), sizes, options), head)
 
 
 def plain_network(network: Any) -> Any:
-    """The network of a stage as it was before it was compiled."""
+    """The network of a stage without the compilation."""
     return network.network if isinstance(network, PaddedNetwork) else network
 
 
 def compile_exits(runner: StageRunner, sizes: Sequence[int], options: dict[str, Any]) -> dict[int, CompiledExit]:
-    """The stages with the decisions after them, by exit, where torch can record these."""
+    """Compiled stages with the decisions after them, for each exit whose decision torch can record."""
     recorded = runner.decisions.recorded
     exits = [k for k in runner.stages if recorded.get(k) is not None and not runner.decisions.of_features]
     return {k: CompiledExit(runner, k, sizes, options) for k in exits}
 
 
 def check_sizes(pad_to: Sequence[int]) -> list[int]:
-    """The sizes of batches, rising; a ValueError says if there is none, or one is no positive integer."""
+    """The batch sizes in ascending order; a ValueError if there is none, or one is not a positive integer."""
     sizes = sorted(set(pad_to))
     if not sizes or not all(isinstance(size, int) and size >= 1 for size in sizes):
-        raise ValueError(f"pad_to={pad_to!r} must be one or more numbers of rows, each at least 1.")
+        raise ValueError(f"pad_to={pad_to!r} must be a sequence of one or more positive integers, the batch sizes.")
     return sizes

@@ -1,4 +1,4 @@
-"""What happens at an exit as a function of tensors alone, which torch can record."""
+"""The decision at an exit as a function of tensors only, which torch can record."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from skexit.data._walk import Memories, Memory
 from skexit.policies._decision import stays_at
 from skexit.runtime._decisions import Decisions
 
-#: Notes of earlier exits: the number of the step that made one, a point and its name, and the tensor.
+#: Notes of earlier exits. A key is the number of the pipeline step that made the note, a point, and the note's name.
 Notes = dict[str, torch.Tensor]
 
 
 class DecisionGraph(nn.Module):
-    """Decides at exit `k`: logits of the answer, who leaves, and notes for later exits.
+    """The decision at exit `k`: logits of the predictions, samples that stay, and notes for later exits.
 
-    Where the arrays of the policy are NumPy's, they become constants of what is recorded; tensors would be asked for
-    their values. `decides` says whether some samples may leave and others stay. `scaling` is a matrix and an offset
-    that do to features what ExitTransformers do.
+    The policy must have NumPy arrays, which become constants of the recording: torch cannot record reads of a tensor's
+    values. `decides` is True if samples may leave at the exit and others may stay. `scaling` is a matrix and an offset
+    with the same effect on features as the ExitTransformers.
     """
 
     def __init__(self, decisions: Decisions, k: int, scaling: tuple[torch.Tensor, torch.Tensor] | None = None) -> None:
@@ -29,10 +29,10 @@ class DecisionGraph(nn.Module):
         self.decides = k < decisions.n_exits - 1 and decisions.is_used[k]
 
     def forward(self, read: dict[str, torch.Tensor], notes: Notes, threshold: torch.Tensor | None) -> dict[str, Any]:
-        """A dict of ``logits``, ``stays`` (absent where nobody or everybody leaves) and ``notes``.
+        """A dict with ``logits``, ``stays`` (only if `decides`) and ``notes`` (at all exits but the last).
 
-        `read` has features and logits in double precision, as far as the exit has them. The threshold, of shape () or
-        (1,), is looked at where the exit decides.
+        `read` has ``features`` and ``logits`` in double precision, if they are read at the exit. `threshold`, of shape
+        () or (1,), is needed only if `decides`.
         """
         decisions, k = self._decisions, self._k
         logits, features = (read.get(name) for name in ("logits", "features"))

@@ -1,4 +1,4 @@
-"""A fitted policy and what gives its logits, put to one exit of a live network after another."""
+"""Decisions of a fitted policy at the exits of a live network."""
 
 from __future__ import annotations
 
@@ -18,30 +18,31 @@ if TYPE_CHECKING:
 
 
 class Decisions(NetworkDecision):
-    """Which samples leave at an exit of a live network, and with which logits.
+    """Decides which samples leave at an exit of a live network, and computes the logits of their predictions.
 
-    A pipeline ends with the policy; its other steps give logits, as ExitHeads and ExitEnsemble do, but for the first
-    ones, which may be ExitTransformers. `heads` has `exit_logits`, and gives logits before the pipeline's steps do.
+    `policy` is a policy or a pipeline that ends with one. The first steps of a pipeline may be ExitTransformers; the
+    other steps before the policy compute logits, as ExitHeads and ExitEnsemble do. `heads` computes logits before the
+    steps of the pipeline, and has a method `exit_logits`.
 
-    `steps` are what gives logits, one after the other, and the policy. `classes` are on a device where they are
-    numbers. An exit's logits are divided by its temperature; `temperatures` is None where all are 1.
+    `steps` are the steps that compute logits, in their order, and the policy. If `classes` are numbers, `on` makes them
+    a tensor. The logits of an exit are divided by its temperature; `temperatures` is None if all are 1.
     """
 
     def __init__(self, policy: Any, heads: Any = None) -> None:
         self.steps: list[Any] = [*([] if heads is None else [heads]), *steps_of(policy)]
         last = self.steps[-1]
         if not isinstance(last, ExitPolicy):
-            raise ValueError(f"policy={policy!r} must be an exit policy, or a pipeline that ends with one.")
+            raise ValueError(f"policy={policy!r} must be a fitted exit policy, or a pipeline that ends with one.")
         for step in self.steps:
             check_is_fitted(step)
         super().__init__(self.steps)
         self.classes: Any = last.classes_
         self.temperatures: Any = last.temperatures_ if (last.temperatures_ != 1).any() else None
         self.recorded: dict[int, Any] = {}
-        """Functions of tensors that decide at an exit, by exit; None where torch cannot record what happens there."""
+        """Recorded decisions by exit; None if torch cannot record the decision of an exit."""
 
     def on(self, device: torch.device) -> Decisions:
-        """The same decisions, with the networks and arrays of policy and heads on a device."""
+        """The same decisions, with networks and arrays of policy and heads as tensors on a device."""
         import torch
 
         from skexit.runtime._tensors import as_double, with_tensors
@@ -53,7 +54,7 @@ class Decisions(NetworkDecision):
             decisions.classes = torch.as_tensor(self.policy.classes_, device=device)
         if self.temperatures is not None:
             decisions.temperatures = as_double(self.policy.temperatures_, device)
-        # Tensors that `set_thresholds` changes in place: recordings and compiled graphs hold them.
+        # Recordings and compiled graphs refer to these tensors, so `set_thresholds` changes them in place.
         with torch.inference_mode(False):
             thresholds = [torch.tensor(float(value), dtype=torch.float64, device=device) for value in self._thresholds]
         decisions._thresholds = cast(Any, thresholds)
@@ -65,12 +66,12 @@ class Decisions(NetworkDecision):
         return np.array([float(value) for value in self._thresholds])
 
     def set_thresholds(self, thresholds: NDArray[np.float64]) -> None:
-        """Change the thresholds of the exits in use, but for the last."""
+        """Change the thresholds of the exits in use, except the last exit."""
         for k in np.flatnonzero(self.is_used[: self.n_exits - 1]):
             cast(Any, self._thresholds[k]).fill_(float(thresholds[k]))
 
     def with_thresholds(self, thresholds: NDArray[np.float64]) -> Decisions:
-        """The same, but samples leave by other thresholds."""
+        """The same decisions with other thresholds."""
         policy = copy.copy(self.policy)
         policy.thresholds_ = thresholds
         decisions = copy.copy(self)
@@ -79,7 +80,7 @@ class Decisions(NetworkDecision):
         return decisions
 
     def for_all_exits(self) -> Decisions:
-        """The same, but all samples go to the last exit, and every exit is looked at."""
+        """The same decisions at every exit, but all samples continue to the last exit."""
         decisions = copy.copy(self)
         decisions.n_exits = len(self.policy.thresholds_)
         decisions._thresholds = [np.inf] * decisions.n_exits
@@ -87,5 +88,5 @@ class Decisions(NetworkDecision):
         return decisions
 
     def __getstate__(self) -> dict[str, Any]:
-        # Not for a copy, which may decide otherwise, nor for pickle, which knows no recordings.
+        # A copy may decide differently, and pickle cannot save recordings.
         return {**self.__dict__, "recorded": {}}

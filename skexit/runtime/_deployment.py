@@ -24,20 +24,20 @@ from skexit.runtime._thresholds import check_thresholds
 
 @dataclass(frozen=True)
 class Activations:
-    """What a second part needs of the samples that a first part did not answer.
+    """The samples that stay after the first part of a live network, with all that the second part needs.
 
     Parameters
     ----------
     at_exit : int
-        The last exit of the first part.
+        The last exit of the first part, counted from 0.
     tensors : list of tensor of shape (n_samples, ...)
-        What that exit's module gave.
+        Outputs of the network's stage up to this exit, which later stages need.
     side : list of tensor of shape (n_samples, ...)
-        The inputs beside the first, as attention masks.
+        The inputs of the network after the first one, such as attention masks.
     rows : tensor of shape (n_samples,) of int64
-        Rows of the samples among the inputs of the first part.
+        Rows of the samples in the inputs of the first part.
     notes : list of dict of str to tensor of shape (n_samples, ...)
-        What the policy knows of the samples.
+        Notes of the policy on the samples, one dict per step of its pipeline.
     """
 
     at_exit: int
@@ -50,17 +50,17 @@ class Activations:
         return len(self.rows)
 
     def to(self, device: torch.device | str) -> Activations:
-        """The same on another device.
+        """The activations on another device.
 
         Parameters
         ----------
         device : torch.device or str
-            Where to go.
+            The device to move to.
 
         Returns
         -------
         Activations
-            A copy.
+            New activations. Tensors that are on the device already are not copied.
         """
         return Activations(
             self.at_exit,
@@ -71,48 +71,49 @@ class Activations:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The parameters by name: numbers, tensors, and lists and dicts of them.
+        """The activations as a dict of numbers, tensors, and lists and dicts of tensors.
 
-        ``torch.save`` writes them, and ``torch.load`` reads them with ``weights_only=True``.
+        ``torch.save`` can write it, and ``torch.load`` can read it with ``weights_only=True``.
 
         Returns
         -------
         dict
-            What ``from_dict`` takes.
+            The parameters by name, for ``from_dict``.
         """
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @classmethod
     def from_dict(cls, parameters: dict[str, Any]) -> Activations:
-        """The activations that `to_dict` gave.
+        """Make activations from the dict of ``to_dict``.
 
         Parameters
         ----------
         parameters : dict
-            What ``to_dict`` gave.
+            The dict that ``to_dict`` returned.
 
         Returns
         -------
         Activations
+            Activations with these parameters.
         """
         return cls(**parameters)
 
 
 class PartialOutput(NamedTuple):
-    """Answers of one part of a live network.
+    """Predictions of one part of a live network, for the samples that left there.
 
     Parameters
     ----------
-    labels : tensor of shape (n_answered,), or ndarray where classes are names
-        Class of each sample that left.
+    labels : tensor of shape (n_answered,), or ndarray if classes are names
+        Predicted class of each sample that left.
     probabilities : tensor of shape (n_answered, n_classes)
-        Of each class, by the exit that answered.
+        Class probabilities, from the exit at which the sample left.
     exits : tensor of shape (n_answered,) of int64
-        The exit of the whole network at which each sample left, counted from 0.
+        Exit of the whole network at which each sample left, counted from 0.
     rows : tensor of shape (n_answered,) of int64
-        Rows among the inputs of the first part, in order.
+        Rows of the samples in the inputs of the first part, in ascending order.
     rest : Activations or None
-        The samples that were not answered, for the second part; None where there are none.
+        The samples that stay, for the second part; None if there are none.
     """
 
     labels: torch.Tensor | NDArray[Any]
@@ -123,17 +124,18 @@ class PartialOutput(NamedTuple):
 
 
 def join_outputs(outputs: Sequence[PartialOutput]) -> ExitOutput:
-    """Put the answers of the parts of a live network together.
+    """Join the predictions of the parts of a live network.
 
     Parameters
     ----------
     outputs : sequence of PartialOutput
-        Of the first part, and of the second for all that the first did not answer.
+        The output of the first part, and one or more outputs of the second part for all samples that the first part
+        left to it.
 
     Returns
     -------
     ExitOutput
-        In the order of the inputs of the first part, on the device of the first output.
+        Predictions in the order of the inputs of the first part, on the device of the first output.
 
     Examples
     --------
@@ -167,21 +169,21 @@ class _Part(EvaluationModule):
         stages = {k: runner.stages[k] for k in exits}
         self.networks = nn.ModuleDict({str(k): stage.network for k, stage in stages.items()})
         self.heads = nn.ModuleDict({str(k): stage.logits for k, stage in stages.items() if stage.logits is not None})
-        # What was measured is of the whole network.
+        # The measured times are those of the whole network.
         self._runner = replace(runner, stages=stages, latency=None)
         self._device = network.device
         self.eval()
 
     @property
     def device(self) -> torch.device:
-        """Device of this part."""
+        """The device of this part."""
         return self._device
 
     @property
     def thresholds(self) -> NDArray[np.float64]:
-        """Thresholds of the exits of the whole network, of shape (n_exits,), as those of :class:`EarlyExitModel`.
+        """Thresholds of all exits of the whole network, of shape (n_exits,).
 
-        A part in the same process as the live network shares them with it.
+        See ``EarlyExitModel.thresholds``. A part that has not been copied or moved shares them with the live network.
         """
         return self._runner.decisions.thresholds
 
@@ -197,9 +199,9 @@ class _Part(EvaluationModule):
         return self
 
     def _answer(self, batch: Batch) -> tuple[PartialOutput, Batch | None]:
-        """The answers of these stages, and the samples that stay."""
+        """The predictions of these stages, and the samples that stay."""
         answers = self._runner.answers()
-        # Gives the answers their shape where there are none.
+        # Without samples that leave, this empty prediction determines the shape of the output.
         n_classes = len(self._runner.decisions.policy.classes_)
         answers.add(0, batch.rows[:0], in_double(torch.empty(0, n_classes, device=batch.rows.device)))
         staying: Batch | None = batch
@@ -214,24 +216,24 @@ class _Part(EvaluationModule):
 class FirstPart(_Part):
     """The stages of a live network up to an exit, with the policy.
 
-    It has the modules of these stages only, and shares them with the network. A copy that shares
-    nothing can be written with ``torch.save``.
+    This part has only the modules of its stages, and shares them with the live network. ``torch.save`` can write it to
+    a file, which holds no other modules.
 
     Parameters
     ----------
     network : PreparedNetwork
-        Of the live network.
+        The prepared network of an :class:`EarlyExitModel`.
     at_exit : int
-        The last exit of this part.
+        The last exit of this part, counted from 0.
 
     See Also
     --------
-    EarlyExitModel.truncate : Gives the first part of a live network.
-    SecondPart : Goes on with the samples that this part does not answer.
+    EarlyExitModel.truncate : Returns the first part of a live network.
+    SecondPart : Continues with the samples that stay after this part.
     """
 
     def __init__(self, network: PreparedNetwork, at_exit: int) -> None:
-        # Nobody passes the policy's last exit.
+        # All samples have left at the last exit that the policy uses.
         super().__init__(network, range(min(at_exit + 1, network.all_exits.decisions.n_exits)))
         self.at_exit = at_exit
         self._example = network.example
@@ -243,24 +245,25 @@ class FirstPart(_Part):
 
     @torch.inference_mode()
     def forward(self, *inputs: Any, **named_inputs: Any) -> PartialOutput:
-        """Answer the samples that leave in this part.
+        """Predict the classes of the samples that leave in this part.
 
         Parameters
         ----------
         *inputs : tensor, several tensors, a tuple of tensors or a dict of tensors
-            What the network takes.
+            Inputs of the network.
         **named_inputs : tensor
-            As the network takes them.
+            Inputs of the network by name.
 
         Returns
         -------
         PartialOutput
-            Answers, and what goes on.
+            Predictions for the samples that leave, and the activations of those that stay in ``rest``.
 
         Raises
         ------
         ValueError
-            If inputs have another shape, type or device than the network takes.
+            If inputs have the wrong shape, type or device for the network, or the logits of a prediction are not
+            finite.
         """
         given = as_inputs(inputs, named_inputs)
         check_rows(given, self._device)
@@ -281,20 +284,20 @@ class FirstPart(_Part):
 class SecondPart(_Part):
     """The stages of a live network after an exit, with the policy.
 
-    It has the modules of these stages only, and shares them with the network. A copy that shares
-    nothing can be written with ``torch.save``.
+    This part has only the modules of its stages, and shares them with the live network. ``torch.save`` can write it to
+    a file, which holds no other modules.
 
     Parameters
     ----------
     network : PreparedNetwork
-        Of the live network.
+        The prepared network of an :class:`EarlyExitModel`.
     at_exit : int
-        The last exit of the first part.
+        The last exit of the first part, counted from 0.
 
     See Also
     --------
-    EarlyExitModel.resume : Gives the second part of a live network.
-    FirstPart : Gives what this part goes on with.
+    EarlyExitModel.resume : Returns the second part of a live network.
+    FirstPart : Returns the activations that this part continues with.
     """
 
     def __init__(self, network: PreparedNetwork, at_exit: int) -> None:
@@ -303,36 +306,41 @@ class SecondPart(_Part):
 
     @torch.inference_mode()
     def forward(self, rest: Activations) -> PartialOutput:
-        """Answer the samples that the first part did not answer.
+        """Predict the classes of the samples that stay after the first part.
 
         Parameters
         ----------
         rest : Activations
-            On the device of this part. A network that works in place may change them.
+            Activations from the first part, on the device of this part. Layers that work in place may change them.
 
         Returns
         -------
         PartialOutput
-            Its `rest` is None.
+            Predictions for all samples; its ``rest`` is None.
 
         Raises
         ------
         ValueError
-            If the activations are of another exit, or on another device.
+            If the activations are from another exit or on another device, or the logits of a prediction are not finite.
         """
         if rest.at_exit != self.at_exit:
-            raise ValueError(f"the activations are of exit {rest.at_exit}, but this part goes on from {self.at_exit}.")
+            raise ValueError(
+                f"rest has activations after exit {rest.at_exit}, but this part continues after exit {self.at_exit}. "
+                f"Pass activations of truncate({self.at_exit}), or use resume({rest.at_exit})."
+            )
         if rest.rows.device != self._device:
-            raise ValueError(f"the activations are on {rest.rows.device}, but this part on {self._device}. Move one.")
+            raise ValueError(
+                f"rest is on {rest.rows.device}, but this part is on {self._device}. Pass "
+                f"rest.to({str(self._device)!r})."
+            )
         return self._answer(Batch(list(rest.tensors), list(rest.side), rest.rows, _memories(rest.notes)))[0]
 
 
 def check_at_exit(at_exit: int, n_exits: int) -> None:
-    """Raise a ValueError unless a network can be divided at an exit."""
+    """Raise a ValueError unless `at_exit` is an exit with another one after it."""
     if not isinstance(at_exit, Integral) or not 0 <= at_exit <= n_exits - 2:
         raise ValueError(
-            f"at_exit={at_exit!r} must be the index of an exit that another follows: an integer from 0 to "
-            f"{n_exits - 2}."
+            f"at_exit={at_exit!r} must be the number of an exit before the last: an integer from 0 to {n_exits - 2}."
         )
 
 
@@ -341,5 +349,5 @@ def _memories(notes: list[dict[str, torch.Tensor]]) -> Memories:
 
 
 def _plain(memories: Memories) -> list[dict[str, torch.Tensor]]:
-    # Dicts, which torch.load takes with weights_only=True.
+    # torch.load with weights_only=True can read dicts, but not other classes.
     return [dict(memory) for memory in memories]

@@ -1,4 +1,4 @@
-"""The live network that stops where a policy says."""
+"""The live network, in which a policy decides at which exit each sample stops."""
 
 from __future__ import annotations
 
@@ -32,38 +32,37 @@ if TYPE_CHECKING:
 
 
 class EarlyExitModel(EvaluationModule):
-    """A network that stops at the exit that a policy chooses for each sample.
+    """A network in which a policy decides at which exit each sample stops.
 
-    The network is cut at its exits into stages, which call its own modules. After each exit the samples that leave are
-    taken out of the batch, and the others go on; when none is left, the stages that follow are not called. Exits at
-    which the policy never stops, and at which it need not look, cost nothing.
+    The network is divided into stages at its exits. The stages call the modules of the network. After each exit, the
+    samples that leave are removed from the batch, and the others continue. When no sample is left, later stages are
+    not called. An exit takes no time if the policy never stops there and does not read its outputs.
 
     Parameters
     ----------
     model : torch.nn.Module
-        The network that the exits were extracted from, on the device on which it is to run. It is
-        put into evaluation mode, as by ``model.eval()``, and shares its parameters with this one: call
-        ``model.train()`` before you train it again.
+        The network of the extraction, on the device on which it will run. It is not copied, and is set to evaluation
+        mode: call ``model.train()`` before you train it again.
     exits : sequence of str or of modules, or None
-        Names of the modules after which it can stop, or these modules, as in extraction; None for
-        :func:`~skexit.backbone.exit_points`, which may need `example_input`.
+        Names of the modules after which the network can stop, or these modules, as in the extraction. None:
+        :func:`~skexit.backbone.exit_points` finds them, and may need `example_input`.
     policy : fitted exit policy, or Pipeline that ends with one
-        Steps before the policy give logits, as ExitHeads and ExitEnsemble do.
+        Steps before the policy compute logits, as ExitHeads and ExitEnsemble do. The first steps may be
+        ExitTransformers.
     heads : fitted ExitHeads or ExitEnsemble, default=None
-        Gives logits before the policy sees them, where the policy was fitted on what ``heads.transform`` gave.
+        Computes the logits, if the policy was fitted on the output of ``heads.transform``.
     pool : str, sequence of str or callable, default="auto"
-        What is kept of an exit's output, as in extraction.
+        How features are computed from the output of an exit, as in the extraction.
     channels : {"auto", "first", "last"} or dict of str to str, default="auto"
-        Axis of the channels in the exits' outputs, as in extraction.
+        Axis of the channels in the exits' outputs, as in the extraction.
     head : "output", None, list of n_exits str or None, or dict of str to str, default="output"
-        Which logits are the network's own, as in extraction.
+        The network's own logits, as in the extraction.
     example_input : tensor, tuple of tensors or dict of tensors, default=None
-        One input or more, on the device of the network. The network is then cut and checked at once;
-        else when the first input comes.
+        One or more inputs, on the device of the network. They serve to divide and check the network at once; by
+        default, this is done for the first inputs.
     latency : ExitLatency, default=None
-        What :func:`measure_latency` measured. Samples that leave are then taken out of the batch only
-        where that is quicker than to take them along to the next exit; else always. An
-        :class:`~skexit.exceptions.UnprofitableExitsWarning` names the exits whose decisions take longer than they save.
+        Result of :func:`measure_latency`. With it, samples that leave are removed from the batch only if that is faster
+        than to keep them up to the next exit; by default, they are always removed.
 
     Attributes
     ----------
@@ -71,22 +70,32 @@ class EarlyExitModel(EvaluationModule):
         The policy without the steps before it.
     classes : ndarray of shape (n_classes,)
         Class labels, in the order of the probabilities.
+    exits : list of str
+        Names of the exits.
 
     Raises
     ------
+    TypeError
+        If `exits` is a policy.
     ValueError
-        If the exits do not cut the network: if anything goes around one, as a skip connection does, or samples of a
-        batch depend on one another; or if the policy was fitted on another layout than these exits have.
+        If the network cannot be divided at its exits, because later modules need a tensor from before an exit that does
+        not have one row per sample, or because the samples of a batch depend on one another; or if the policy was
+        fitted on other exits, logits or features.
+
+    Warns
+    -----
+    UnprofitableExitsWarning
+        If `latency` shows that the decisions at some exits take longer than they save.
 
     See Also
     --------
-    measure_latency : What each exit costs in milliseconds.
+    measure_latency : Measures the time up to each exit.
 
     Notes
     -----
-    The network is recorded by ``torch.export`` with its modules as single operations, and then run on
-    random inputs, stage after stage, and compared with the plain network. Inputs may have any number
-    of rows; sequences of integers, such as token ids, any length.
+    ``torch.export`` records the network with its modules as single operations. The stages are then run on random inputs
+    and compared with the plain network. Inputs may have any number of rows; sequences of integers, such as token ids,
+    may have any length.
 
     Examples
     --------
@@ -127,7 +136,7 @@ class EarlyExitModel(EvaluationModule):
         model = unwrapped(model)
         if hasattr(exits, "predict"):
             raise TypeError(
-                f"exits is the policy {type(exits).__name__}; the order is EarlyExitModel(model, exits, policy)."
+                f"exits is a policy of type {type(exits).__name__}; the order is EarlyExitModel(model, exits, policy)."
             )
         found = exit_points(model, example_input=example_input) if exits is None else exits
         self.exits = names_of_exits(model, found)
@@ -153,22 +162,22 @@ class EarlyExitModel(EvaluationModule):
             self.prepare(example_input)
 
     def prepare(self, example_input: Inputs) -> PreparedNetwork:
-        """Cut the network at its exits, and check that stages and policy fit.
+        """Divide the network into stages at its exits, and check that stages and policy fit.
 
         Parameters
         ----------
         example_input : tensor, tuple of tensors or dict of tensors
-            One input or more.
+            One or more inputs, on the device of the network.
 
         Returns
         -------
         PreparedNetwork
-            The network that calls run from now on.
+            The divided network, which later calls run.
 
         Raises
         ------
         ValueError
-            As by the class itself.
+            If the network cannot be divided at its exits, or the policy was fitted on other logits or features.
         """
         self._network = prepare_network(
             self.model,
@@ -184,10 +193,10 @@ class EarlyExitModel(EvaluationModule):
 
     @property
     def thresholds(self) -> NDArray[np.float64]:
-        """Thresholds of the exits, of shape (n_exits,). Set them to follow inputs that change.
+        """Thresholds of the exits, of shape (n_exits,). Set them to adapt a running network to changed inputs.
 
-        Exits that the policy does not use stay unused, and the last exit answers all samples that reach it. Nothing is
-        recorded or compiled again.
+        Exits that the policy does not use stay unused, and all samples leave at the last exit. Nothing is recorded or
+        compiled again.
         """
         network = self._network
         return (self._decisions if network is None else network.used_exits.decisions).thresholds
@@ -198,29 +207,34 @@ class EarlyExitModel(EvaluationModule):
         decisions.set_thresholds(check_thresholds(thresholds, len(self.exits)))
 
     def compile_stages(self, pad_to: Sequence[int] = (1, 8, 64), **options: Any) -> Self:
-        """Compile the stages by ``torch.compile``, each with the decision after it, for batches of a few sizes.
+        """Compile each stage and the decision after it with ``torch.compile``, for a few batch sizes.
 
-        After an exit a batch may have any number of samples, and each new number would be compiled anew. A batch is
-        filled up to the next size by repeating its last sample; one that is larger than the largest is divided. Stages
-        are compiled when a size first comes, and again for each length of sequences, so that these are best padded to a
-        few. Beyond ``torch._dynamo.config.recompile_limit`` of these, torch runs a stage as it is.
+        After an exit, a batch may have any number of samples, and ``torch.compile`` would compile again for each
+        number. Therefore a batch is padded to the next size by repeating its last sample, and a batch larger than the
+        largest size is divided. A stage is compiled when a batch size first occurs. It is compiled again for each
+        length of sequences, so pad sequences to a few lengths. Beyond ``torch._dynamo.config.recompile_limit``
+        compilations, torch runs a stage without compilation.
+
+        Moving the network to another device, or preparing it again, removes the compiled stages.
 
         Parameters
         ----------
         pad_to : sequence of int, default=(1, 8, 64)
-            Sizes of batches.
+            Batch sizes.
         **options
-            Further parameters of ``torch.compile``, as `backend` and `mode`.
+            Other parameters of ``torch.compile``, such as `backend` and `mode`.
 
         Returns
         -------
         self : EarlyExitModel
-            As long as it is not moved to another device or prepared again.
+            The live network with compiled stages.
 
         Raises
         ------
         ValueError
-            If the network is not cut yet, or `pad_to` has no sizes.
+            If `pad_to` is empty, or a size is not a positive integer.
+        RuntimeError
+            If the network is not prepared.
         """
         sizes = check_sizes(pad_to)
         network = self._cut_before()
@@ -231,14 +245,14 @@ class EarlyExitModel(EvaluationModule):
 
     @torch.inference_mode()
     def forward(self, *inputs: Any, **named_inputs: Any) -> ExitOutput:
-        """Answer, stopping each sample where the policy says.
+        """Predict the class of each sample, at the exit that the policy chooses.
 
         Parameters
         ----------
         *inputs : tensor, several tensors, a tuple of tensors, or a dict or dataclass of tensors
-            What the network takes.
+            Inputs of the network.
         **named_inputs : tensor
-            As the network takes them. Labels, ``labels`` or ``label``, are left out.
+            Inputs of the network by name. ``labels`` and ``label`` are ignored.
 
         Returns
         -------
@@ -248,8 +262,8 @@ class EarlyExitModel(EvaluationModule):
         Raises
         ------
         ValueError
-            If inputs have another shape, type or device than the network takes, or the logits of an answer are not
-            finite, as where an input is NaN.
+            If inputs have the wrong shape, type or device for the network, or the logits of a prediction are not
+            finite, for example because an input is NaN.
         RuntimeError
             If the network is in training mode.
         """
@@ -268,29 +282,29 @@ class EarlyExitModel(EvaluationModule):
 
     @property
     def stages(self) -> Mapping[int, Stage]:
-        """The stages of the network by exit; none before the network is cut."""
+        """The stages of the network by exit; empty before the network is prepared."""
         return {} if self._network is None else self._network.all_exits.stages
 
     def predict_loader(
         self, loader: Iterable[Any], *, batch_size: int = 256, max_wait: float | None = None, progress: bool = True
     ) -> LoaderOutput:
-        """Answer many inputs, running each stage when enough samples have reached it.
+        """Predict many inputs, and run each stage when enough samples have reached it.
 
-        A batch of the loader that cannot be loaded, that the network does not take or raises for, or
-        whose logits are not finite, is reported, and the others are answered.
+        If the loader raises for a batch, the network cannot take it or raises for it, or its logits are not finite,
+        the batch is listed in ``failures``, and the other batches are predicted.
 
         Parameters
         ----------
         loader : iterable
-            Gives batches as for extraction: x, (x, y), (ids, mask, y), a dict or a dataclass; labels are ignored. x is
-            moved to the device of the network.
+            Its batches are as for extraction: x, (x, y), (ids, mask, y), a dict or a dataclass. Labels are ignored, and
+            inputs are moved to the device of the network.
         batch_size : int, default=256
-            Samples with which a stage is run.
+            Number of samples with which a stage is run.
         max_wait : float, default=None
-            Seconds after which a sample has waited long enough before a stage, which is then run with fewer. This is
-            looked at whenever the loader has given a batch. None: wait until the loader ends.
+            Longest time in seconds that a sample waits before a stage; then the stage is run with fewer samples. The
+            time is checked after each batch of the loader. None: samples wait until the loader ends.
         progress : bool, default=True
-            Show a progress bar of the samples that were answered, if the output is a terminal.
+            Whether to show a progress bar of the predicted samples, if the output is a terminal.
 
         Returns
         -------
@@ -301,22 +315,23 @@ class EarlyExitModel(EvaluationModule):
         Raises
         ------
         ValueError
-            If the loader is empty, the network cannot be cut, or a parameter is out of range.
+            If the loader is empty, the network cannot be divided at its exits, or a parameter is out of range.
         RuntimeError
             If the network is in training mode.
         Exception
-            The first batch's, if every batch failed; the loader's, if it raises a hundred times in a row.
+            The error of the first batch, if every batch failed; the error of the loader, if it raises a hundred times
+            in a row.
 
         Notes
         -----
-        Between two exits at which samples may leave, the network runs without a stop. At most about
-        `batch_size` samples wait before each, for every length of sequences, as sequences of different
-        lengths cannot be joined. A loader that is a generator ends when it raises.
+        Samples wait only after exits at which samples may leave. At most about `batch_size` samples wait at each, for
+        every length of sequences, because sequences of different lengths cannot be joined. A loader that is a generator
+        ends when it raises.
 
-        On a CPU with glibc, memory that activations free is kept for the next, and returned at the end.
+        On a CPU with glibc, freed memory is kept for later activations, and returned to the system at the end.
 
-        Where a stage raises for samples of several batches of the loader, it is run for each of these
-        batches on its own. A network that was not cut before is cut for the first batch.
+        If a stage raises for samples of several batches of the loader, it is run again for each of these batches
+        separately. A network that is not prepared is prepared with the first batch.
 
         Examples
         --------
@@ -338,24 +353,24 @@ class EarlyExitModel(EvaluationModule):
         return predict_loader(self._prepared, device_of(self.model), loader, batch_size, max_wait, progress)
 
     def truncate(self, at_exit: int) -> FirstPart:
-        """Give the part of the network up to an exit, with the policy.
+        """Return the part of the network up to an exit, with the policy.
 
         Parameters
         ----------
         at_exit : int
-            The last exit of the part, from 0 to n_exits - 2.
+            The last exit of this part, from 0 to n_exits - 2.
 
         Returns
         -------
         FirstPart
-            Without the stages of the second part.
+            A network that has only the stages up to this exit.
 
         Raises
         ------
         ValueError
-            If there is no such exit, or none follows.
+            If `at_exit` is not an integer from 0 to n_exits - 2.
         RuntimeError
-            If the network was not cut yet.
+            If the network is not prepared.
 
         Examples
         --------
@@ -380,40 +395,40 @@ class EarlyExitModel(EvaluationModule):
         return FirstPart(self._cut_before(), at_exit)
 
     def resume(self, at_exit: int) -> SecondPart:
-        """Give the part of the network that goes on where another one was truncated.
+        """Return the part of the network after an exit, with the policy.
 
         Parameters
         ----------
         at_exit : int
-            The last exit of the other part, from 0 to n_exits - 2.
+            The last exit of the first part, from 0 to n_exits - 2.
 
         Returns
         -------
         SecondPart
-            Without the stages of the first part.
+            A network that has only the stages after this exit.
 
         Raises
         ------
         ValueError
-            If there is no such exit, or none follows.
+            If `at_exit` is not an integer from 0 to n_exits - 2.
         RuntimeError
-            If the network was not cut yet.
+            If the network is not prepared.
         """
         check_at_exit(at_exit, len(self.exits))
         return SecondPart(self._cut_before(), at_exit)
 
     def _apply(self, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         super()._apply(function, recurse)
-        self._network = None  # its stages have the buffers as they were
+        self._network = None  # its stages still have the old buffers
         return self
 
     def _cut_before(self) -> PreparedNetwork:
         if self._network is None:
-            raise RuntimeError("the network is not cut yet; call prepare(example_input) first.")
+            raise RuntimeError("the live network is not prepared; call prepare(example_input) first.")
         return self._network
 
     def _prepared(self, inputs: Inputs) -> PreparedNetwork:
-        """The network as it is cut; it is cut now where it was not."""
+        """The prepared network. If it is not prepared, `inputs` prepare it now."""
         if self.model.training:
             raise RuntimeError("the network is in training mode; call model.eval() on it.")
         return self.prepare(inputs) if self._network is None else self._network

@@ -1,4 +1,4 @@
-"""What every live network is: a module that stays in evaluation mode."""
+"""The base class of live networks: a module that stays in evaluation mode."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ class EvaluationModule(nn.Module):
     """A module that cannot be trained."""
 
     def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode: what stops early cannot be trained, so that `mode=True` is a RuntimeError."""
+        """Stay in evaluation mode. A live network cannot be trained, so ``mode=True`` raises a RuntimeError."""
         if mode:
             name = type(self).__name__
             article = "an" if name[0] in "AEIOU" else "a"
-            raise RuntimeError(f"{article} {name} cannot be trained; train the network, and extract and fit again.")
+            raise RuntimeError(
+                f"{article} {name} cannot be trained. Train the plain network, and repeat extraction and fit."
+            )
         return super().train(False)

@@ -1,4 +1,4 @@
-"""What each exit of a live network takes, in milliseconds, by batch size."""
+"""Times of the exits of a live network in milliseconds, by batch size."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from skexit.data import ExitLayout
 
 @dataclass(frozen=True, eq=False)
 class ExitLatency:
-    """Milliseconds to and at each exit, by batch size.
+    """Times of the stages and exits of a live network in milliseconds, by batch size.
+
+    A stage is the part of the network from the exit before to an exit.
 
     Parameters
     ----------
     batch_sizes : ndarray of shape (n_batch_sizes,) of int
-        Rising.
+        The batch sizes, in ascending order.
     stage_ms : ndarray of shape (n_batch_sizes, n_exits)
-        Time of a batch from the exit before to this one.
+        Time of a batch in the stage before each exit.
     exit_ms : ndarray of shape (n_batch_sizes, n_exits)
-        Time of a batch at the exit: pooling, heads and policy.
+        Time of a batch at each exit: pooling, heads and policy.
     compaction_ms : ndarray of shape (n_batch_sizes, n_exits)
-        Time to copy as many samples as the batch has, when others leave.
+        Time to copy a batch of this size after each exit, as is done with the samples that stay.
     spread_ms : ndarray of shape (n_batch_sizes, n_exits)
-        Interquartile range of the repeated runs of the stages.
+        Interquartile range of the repeated measurements of each stage; in onnxruntime, of the runs up to each exit.
     network_ms : ndarray of shape (n_batch_sizes,)
-        Time of a batch in the network as it is, without exits.
+        Time of a batch in the network without exits.
     """
 
     batch_sizes: NDArray[np.int64]
@@ -39,36 +41,37 @@ class ExitLatency:
     network_ms: NDArray[np.float64]
 
     def costs(self, batch_size: int) -> NDArray[np.float64]:
-        """Milliseconds that one sample takes to leave at each exit, in batches of this size.
+        """Milliseconds per sample up to each exit, in batches of one size.
 
         Parameters
         ----------
         batch_size : int
-            Between two that were measured, times are interpolated; beyond the largest, they grow with the samples.
+            Number of samples in a batch. Times are interpolated between measured batch sizes. Beyond the largest one,
+            they are proportional to the number of samples.
 
         Returns
         -------
         ndarray of shape (n_exits,)
-            Cumulative, heads and policy included.
+            Cumulative times of stages, heads and policy.
         """
         per_batch = [self._at(times, batch_size) for times in (self.stage_ms, self.exit_ms)]
         return np.cumsum(sum(per_batch)) / batch_size
 
     def layout(self, layout: ExitLayout, batch_size: int) -> ExitLayout:
-        """A layout with these costs, in ms: policies fitted on it meet a budget of mean latency.
+        """A layout with costs in milliseconds. Policies that are fitted with it meet a budget of mean latency.
 
         Parameters
         ----------
         layout : ExitLayout
-            Of the same exits.
+            A layout with the same exits.
         batch_size : int
-            One that was measured.
+            Number of samples in a batch, as in :meth:`costs`.
 
         Returns
         -------
         ExitLayout
-            With costs in ms, of the batch size that was asked for. Budgets are fractions of the time of the
-            network without exits; what pooling, heads and policy take is in ``head_costs``.
+            The layout with costs in ms per sample. Budgets are fractions of the time of the network without exits.
+            ``head_costs`` has the times of pooling, heads and policy.
         """
         return layout.replace(
             costs=self.costs(batch_size),
@@ -78,23 +81,23 @@ class ExitLatency:
         )
 
     def compaction_pays(self, k: int, until: int, n_samples: int, n_staying: int) -> bool:
-        """Whether to take out those who leave at an exit is quicker than to take them along to a later one.
+        """Whether it is faster to copy the samples that stay than to keep all samples in the batch up to a later exit.
 
         Parameters
         ----------
         k : int
-            The exit at which they leave, counted from 0.
+            The exit at which samples leave, counted from 0.
         until : int
-            The next at which samples may be taken out.
+            The next exit at which samples can be removed from the batch.
         n_samples : int
-            In the batch.
+            Number of samples in the batch.
         n_staying : int
-            Samples that go on.
+            Number of samples that stay.
 
         Returns
         -------
         bool
-            True where there is time to be saved.
+            True if the copy is faster.
         """
         stages = self.stage_ms[:, k + 1 : until + 1].sum(axis=1)
         gain = self._at(stages, n_samples) - self._at(stages, n_staying)

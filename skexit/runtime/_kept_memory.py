@@ -1,4 +1,4 @@
-"""Memory that a network's tensors take again and again, kept from glibc's page faults."""
+"""Reuse freed memory for the tensors of a network, without page faults by glibc."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from contextlib import contextmanager
 
 import torch
 
-#: The largest block that glibc's threshold for mmap adapts to (DEFAULT_MMAP_THRESHOLD_MAX), less its bookkeeping.
+#: Bytes of the largest block to which glibc adapts its mmap threshold (DEFAULT_MMAP_THRESHOLD_MAX), less its header.
 _LARGEST_BLOCK = 2**25 - 2**13
 _BLOCK = 2**24
-#: Addresses, not memory: pages that no tensor touches are never mapped.
+#: These blocks reserve addresses, not memory: a page is mapped only when a tensor writes to it.
 _N_BLOCKS = 128
 
 
 @contextmanager
 def kept_memory(device: torch.device) -> Iterator[None]:
-    """Keep freed memory for the next tensors, until the end.
+    """Keep freed memory for the next tensors, and return it to the system at the end.
 
-    A stage of a network allocates each of its activations anew. glibc maps large blocks for one use only, and returns
-    what is free at the top of its heap, so that every activation would be mapped page by page: up to half of a
-    network's time. Blocks below an allocated one are not returned, and tensors of any size are cut from them.
+    A stage of a network allocates memory for each of its activations. By default, glibc maps large blocks for one use
+    only, and returns free memory at the top of its heap to the system. Every activation is then mapped page by page,
+    which can take half of a network's time. glibc does not return free memory below an allocated block: therefore one
+    block stays allocated above free memory, and all tensors are cut from this memory.
 
-    At the end it is returned. Settings of ``mallopt`` are not touched, as they belong to the process and cannot be put
-    back. It does nothing on other devices and with other C libraries, or where addresses are limited.
+    The settings of ``mallopt`` do not change, because they apply to the whole process and cannot be restored. The
+    function has no effect on other devices, with other C libraries, or if the address space is limited.
     """
     if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
         yield
@@ -39,9 +40,9 @@ def kept_memory(device: torch.device) -> Iterator[None]:
 
 
 def _reserve() -> torch.Tensor | None:
-    """Free blocks in a row below one that is allocated, which is given."""
+    """Reserve contiguous free blocks below an allocated block, and return this block; None if that fails."""
     try:
-        # Freeing a mapped block lets glibc serve blocks of up to this size from its heap.
+        # After a mapped block is freed, glibc allocates blocks of up to its size from the heap.
         _allocate(_LARGEST_BLOCK)
         return [_allocate(_BLOCK) for _ in range(_N_BLOCKS)][-1]
     except RuntimeError:

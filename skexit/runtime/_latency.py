@@ -1,4 +1,4 @@
-"""What each exit of a live network costs in milliseconds, by batch size."""
+"""Measure the times of the exits of a live network, by batch size."""
 
 from __future__ import annotations
 
@@ -38,24 +38,26 @@ def measure_latency(
     head: Head = "output",
     n_repeats: int = 10,
 ) -> ExitLatency:
-    """Measure what each exit of a network takes here, heads and policy included.
+    """Measure the time up to each exit of a network on this machine, including heads and policy.
 
     Parameters
     ----------
     model : torch.nn.Module or EarlyExitModel
-        A live network has its own `exits`, `policy`, `heads`, `pool`, `channels` and `head`.
+        The network. With an :class:`EarlyExitModel`, leave out `exits`, `policy`, `heads`, `pool`, `channels` and
+        `head`: it has its own.
     exits : sequence of str, default=None
-        Names of the modules after which the network can stop; by default :func:`~skexit.backbone.exit_points`.
+        Names of the modules after which the network can stop; by default found by
+        :func:`~skexit.backbone.exit_points`.
     batch_sizes : sequence of int, default=(1, 8, 64)
-        Numbers of inputs to measure with.
+        Batch sizes to measure.
     example_input : tensor, tuple of tensors or dict of tensors
-        One input or more, repeated to make batches.
+        One or more inputs, on the device of the network. They are repeated to make batches.
     policy : fitted exit policy or Pipeline, default=None
-        Needed unless `model` is a live network.
+        Required unless `model` is an :class:`EarlyExitModel`.
     heads, pool, channels, head : optional
         As in :class:`EarlyExitModel`.
     n_repeats : int, default=10
-        Runs of each batch size, of which the median counts.
+        Number of timed runs per batch size. The result has their medians.
 
     Returns
     -------
@@ -65,11 +67,12 @@ def measure_latency(
     Raises
     ------
     ValueError
-        If there is no policy, a batch size is not positive, or the network is not cut by its exits.
+        If there is no policy, a batch size or `n_repeats` is not positive, or the network cannot be divided at its
+        exits.
 
     See Also
     --------
-    measure_onnx_latency : The same in onnxruntime.
+    measure_onnx_latency : The same measurement in onnxruntime.
 
     Examples
     --------
@@ -88,7 +91,7 @@ def measure_latency(
     if isinstance(model, EarlyExitModel):
         network = model.prepare(example_input)
     elif policy is None:
-        raise ValueError("policy is needed to measure what exits cost; pass a fitted one, or an EarlyExitModel.")
+        raise ValueError("policy is None; pass a fitted policy, or an EarlyExitModel, which has one.")
     else:
         network = EarlyExitModel(model, exits, policy, heads, pool=pool, channels=channels, head=head).prepare(
             example_input
@@ -105,10 +108,10 @@ def measure_latency(
 
 
 def check_sizes_and_repeats(batch_sizes: Sequence[int], n_repeats: int) -> NDArray[np.int64]:
-    """The sizes of batches, rising; a ValueError says if one of them, or `n_repeats`, is not positive."""
+    """The batch sizes in ascending order; a ValueError if one of them, or `n_repeats`, is not positive."""
     sizes = np.unique(np.asarray(batch_sizes, dtype=np.int64))
     if len(sizes) == 0 or sizes[0] < 1:
-        raise ValueError(f"batch_sizes={list(batch_sizes)} must be positive numbers.")
+        raise ValueError(f"batch_sizes={list(batch_sizes)} must be one or more positive integers.")
     if n_repeats < 1:
         raise ValueError(f"n_repeats={n_repeats} must be at least 1.")
     return sizes
@@ -117,7 +120,7 @@ def check_sizes_and_repeats(batch_sizes: Sequence[int], n_repeats: int) -> NDArr
 def _measure(runner: StageRunner, plain: nn.Module, inputs: Inputs, n_repeats: int) -> tuple[NDArray[np.float64], ...]:
     """Milliseconds of stages, exits and compaction, the spread of the stages, and the time of the plain network.
 
-    All but the last have the shape (n_exits,). The two networks run in turn, so that a busy machine slows both.
+    All but the last have the shape (n_exits,). The two networks run in turn, so that other load slows both equally.
     """
     n_runs = _N_WARM_UP_RUNS + n_repeats
     times = [(_time_stages(runner, inputs), _time_plain(plain, inputs)) for _ in range(n_runs)][_N_WARM_UP_RUNS:]
@@ -128,7 +131,7 @@ def _measure(runner: StageRunner, plain: nn.Module, inputs: Inputs, n_repeats: i
 
 def _time_plain(plain: nn.Module, inputs: Inputs) -> float:
     clock = millisecond_clock(device_of(plain))
-    # A network that works in place must not change the inputs of the next run.
+    # Copies, because layers that work in place would change the inputs of the next run.
     own = map_tensors(lambda tensor: tensor.clone(), inputs)
     start = clock()
     call(plain, own)

@@ -1,4 +1,4 @@
-"""One model of ONNX from the parts of a live network: each stage after the first runs only if a sample stays."""
+"""Join the parts of a live network to one ONNX model, in which later stages run only if a sample reaches them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from skexit.runtime._onnx_policy import TEMPERATURES
 from skexit.runtime._onnx_session import THRESHOLDS
 from skexit.runtime._onnx_simplify import simplify
 
-#: Values by their names in a part. Those of the samples that are still running also have their rows, of shape
-#: (n_rows, 1), once samples may have left.
+#: Values by their names in a part. After the first exit at which samples may leave, the values of the running samples
+#: include their rows, of shape (n_rows, 1).
 Values = dict[str, ir.Value]
 
 ROWS, LOGITS, STAYS = "rows", "logits", "stays"
@@ -31,10 +31,10 @@ def compose(
     temperatures: Any,
     classes: Any,
 ) -> ir.Model:
-    """A model that takes the network's inputs and gives ``labels``, ``probabilities`` and ``exits``.
+    """A model with the network's inputs, and the outputs ``labels``, ``probabilities`` and ``exits``.
 
-    `stages` has a part ``stage3`` and `decisions` a part ``exit3`` for each of the exits; both are used up. `classes`
-    are integers.
+    For each exit k, `stages` has a part ``stage{k}`` and `decisions` a part ``exit{k}``. Their nodes are moved to the
+    new model. `classes` are integers.
     """
     simplify(decisions.graph)
     first = _of_part(stages.graph.inputs, f"stage{exits[0]}")
@@ -59,7 +59,7 @@ def compose(
 
 
 class _Composer:
-    """Puts stage after stage into the graph where it runs."""
+    """Adds the stages to the graph, one after another."""
 
     def __init__(
         self,
@@ -73,9 +73,10 @@ class _Composer:
         self._constants, self._thresholds = constants, thresholds
 
     def run(self, graph: ir.Graph, i: int, running: Values, answers: ir.Value | None = None) -> ir.Value:
-        """Answers of all samples, after those that run have come to the `i`-th of the exits.
+        """Add the stages from the `i`-th exit on, and return the predictions of all samples.
 
-        Answers are a matrix with a row for each sample: the logits of the last exit that it came to, and its number.
+        Predictions are a matrix with one row per sample: the logits of the last exit that the sample reached, and the
+        number of this exit.
         """
         k = self._exits[i]
         outputs = _move(self._stages, f"stage{k}", graph, running)
@@ -95,7 +96,7 @@ class _Composer:
     def _answer(
         self, scope: _Scope, k: int, logits: ir.Value, rows: ir.Value | None, answers: ir.Value | None
     ) -> ir.Value:
-        # One matrix for logits and exits: each node counts.
+        # One matrix for logits and exits needs fewer nodes than two.
         one_column = self._constants.array("one_column", np.array([0, 0, 0, 1]))
         number = self._constants.array(f"exit{k}", np.array(k, dtype=np.float64))
         answer = scope("Pad", logits, one_column, number)
@@ -123,7 +124,7 @@ class _Composer:
 
 
 def _finish(graph: ir.Graph, answers: ir.Value, constants: _Constants, temperatures: Any, classes: Any) -> None:
-    """Labels, probabilities and exits as outputs of the graph."""
+    """Add labels, probabilities and exits as outputs of the graph."""
     scope, n_classes = _Scope(graph, "end"), len(np.asarray(classes))
     widths = constants.array("widths", np.array([n_classes, 1]))
     logits, numbers = scope.split(answers, 2, widths, axis=1)
@@ -144,7 +145,7 @@ def _finish(graph: ir.Graph, answers: ir.Value, constants: _Constants, temperatu
 
 
 def _move(source: ir.Graph, part: str, target: ir.Graph, given: Values) -> Values:
-    """Move the nodes of a part to the end of a graph, for given inputs, with its weights; gives its outputs."""
+    """Move the nodes and weights of a part to the end of a graph, connect the given inputs, and return the outputs."""
     ends = _of_part(source.outputs, f"{OUTPUT}{part}")
     nodes = _nodes_before(source, list(ends.values()))
     for value in ends.values():
@@ -172,13 +173,13 @@ def _move(source: ir.Graph, part: str, target: ir.Graph, given: Values) -> Value
 
 
 def _of_part(values: Sequence[ir.Value], part: str) -> Values:
-    """Inputs or outputs that belong to a part, by their own names."""
+    """Inputs or outputs of a part, by their names without the part's name."""
     named = {value.name or "": value for value in values}
     return {name.removeprefix(f"{part}/"): value for name, value in named.items() if name.startswith(f"{part}/")}
 
 
 def _nodes_before(graph: ir.Graph, values: list[ir.Value]) -> list[ir.Node]:
-    """Nodes that some values depend on, in the order of the graph."""
+    """The nodes that `values` depend on, in the order of the graph."""
     needed: set[ir.Node] = set()
     waiting = list(values)
     while waiting:
@@ -195,7 +196,7 @@ def _copy_weight(value: ir.Value, part: str) -> ir.Value:
 
 
 def _source(value: ir.Value) -> ir.Value:
-    """The value that another is a copy of."""
+    """The value that `value` is a copy of, or `value` itself."""
     node = value.producer()
     while node is not None and node.op_type == "Identity" and node.inputs[0] is not None:
         value, node = node.inputs[0], node.inputs[0].producer()
@@ -203,7 +204,7 @@ def _source(value: ir.Value) -> ir.Value:
 
 
 def _name_sizes(value: ir.Value, prefix: str) -> None:
-    """Make the names of sizes that are open a part's own: another part has them for other sizes."""
+    """Prefix the names of dynamic sizes, because other parts use the same names for other sizes."""
     if value.shape is not None:
         value.shape = ir.Shape([size if isinstance(size, int) else f"{prefix}/{size}" for size in value.shape])
 
@@ -216,7 +217,7 @@ def _name_rows(inputs: Sequence[ir.Value]) -> None:
 
 
 class _Constants:
-    """Constants of the main graph, which branches see, too."""
+    """Constants of the main graph. Its branches can use them, too."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self._graph = graph
@@ -231,7 +232,7 @@ class _Constants:
 
 
 class _Scope:
-    """Appends nodes to a graph, under names of its own."""
+    """Appends nodes to a graph, with names that start with a prefix."""
 
     def __init__(self, graph: ir.Graph, prefix: str) -> None:
         self._graph, self._prefix, self._n_nodes = graph, prefix, 0

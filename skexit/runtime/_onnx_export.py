@@ -1,4 +1,4 @@
-"""Write a live network as one model of ONNX, which stops by itself."""
+"""Write a live network as one ONNX model, which includes the decisions at the exits."""
 
 from __future__ import annotations
 
@@ -37,47 +37,50 @@ from skexit.runtime._onnx_session import METADATA, make_session
 from skexit.utils._files import refuse_folder
 from skexit.utils._optional import optional_import
 
-#: Files of ONNX hold less than 2 GiB; the weights of larger networks are in a file beside.
+#: An ONNX file must be smaller than 2 GiB. The weights of larger networks are written to a second file.
 _LARGEST_FILE = 2**31 - 2**24
-#: Protocol buffers are read to a depth of 100, and each stage that stands in another one takes three.
+#: Protocol buffers are read to a depth of 100, and each nested stage takes three levels.
 _MOST_NESTED = 30
-#: Largest difference between torch and onnxruntime, relative to the largest value, and one that is rounding.
+#: Largest difference between torch and onnxruntime: relative to the largest value, and absolute.
 _TOLERANCE, _NOTHING = 1e-3, 1e-12
 
 
 def export_onnx(live: EarlyExitModel, path: str | Path, *, thresholds_as_input: bool = False) -> Path:
-    """Write a live network as one file of ONNX, which stops by itself.
+    """Write a live network as one ONNX file, which includes the heads and the decisions of the policy.
 
-    The file takes what the network takes, in any number of rows, and gives ``labels``, ``probabilities`` and ``exits``.
-    Heads and policy are part of it. A stage runs only if a sample comes to it, and only for those that do; so any
-    onnxruntime runs the file, without skexit. Afterwards every stage and decision is run by onnxruntime on random
-    inputs, and compared with torch.
+    The file has the inputs of the network, with any number of rows, and the outputs ``labels``, ``probabilities`` and
+    ``exits``. A stage runs only for the samples that reach it, and not at all if there are none. onnxruntime runs the
+    file without skexit. As a check, each stage and decision is run by onnxruntime on random inputs and compared with
+    torch before the file is written.
 
     Parameters
     ----------
     live : EarlyExitModel
-        Prepared: it was made with ``example_input``, or has had an input.
+        A prepared live network: it was made with ``example_input``, or has been called.
     path : str or Path
-        The file, ``"network.onnx"`` for example; its folder is made if it is not there. Weights of 2 GiB and more are
-        in another file beside it, ``"network.onnx.data"``.
+        The file to write, such as ``"network.onnx"``. Its folder is created if it does not exist. If the weights have
+        about 2 GiB or more, they are written to a second file, such as ``"network.onnx.data"``.
     thresholds_as_input : bool, default=False
-        Whether a call may pass other thresholds, of shape (n_exits,) and in double precision, as the input
-        ``thresholds``; those of the policy are its default. ``OnnxEarlyExit.thresholds`` sets them, as for a
-        :class:`~skexit.monitoring.BudgetController`. onnxruntime then says that they are no constant.
+        Whether the file has an optional input ``thresholds``, of shape (n_exits,) and in double precision. By default
+        it has the thresholds of the policy. ``OnnxEarlyExit.thresholds`` sets it, for example from a
+        :class:`~skexit.monitoring.BudgetController`. onnxruntime then prints a warning that the thresholds are not
+        constant.
 
     Returns
     -------
     Path
-        The file.
+        The path of the file.
 
     Raises
     ------
     ImportError
-        If onnx, onnxscript or onnxruntime are not installed.
+        If onnx, onnxscript or onnxruntime is not installed.
+    TypeError
+        If `live` is not a live network.
     ValueError
-        If a step of the policy is scikit-learn's, but for linear ones in an ExitTransformer, samples stop at more than
-        31 exits, the network computes in a type that NumPy does not have, as bfloat16, or onnxruntime gives other
-        values than torch.
+        If torch cannot record the network or a decision; if a decision uses an estimator of scikit-learn, except
+        linear transformers in an ExitTransformer; if samples stop at more than 31 exits; if the network has a type that
+        NumPy does not have, such as bfloat16; or if onnxruntime computes other values than torch.
     RuntimeError
         If the network is not prepared.
     IsADirectoryError
@@ -90,9 +93,9 @@ def export_onnx(live: EarlyExitModel, path: str | Path, *, thresholds_as_input: 
 
     Notes
     -----
-    As in :class:`EarlyExitModel`, inputs may have any number of rows; sequences of integers any length.
-    Rounding differs between torch and onnxruntime, so that a sample whose score is within rounding of
-    a threshold may leave elsewhere.
+    As in :class:`EarlyExitModel`, inputs may have any number of rows, and sequences of integers any length. Rounding
+    differs between torch and onnxruntime. A sample whose score differs from a threshold by rounding only may therefore
+    leave at another exit.
 
     Examples
     --------
@@ -116,7 +119,7 @@ def export_onnx(live: EarlyExitModel, path: str | Path, *, thresholds_as_input: 
     _check_installed()
     if not hasattr(live, "_cut_before"):
         raise TypeError(
-            f"live is a {type(live).__name__}; pass a live network and then the path: "
+            f"live has the type {type(live).__name__}; pass a live network, and then the path: "
             'export_onnx(EarlyExitModel(...), "network.onnx").'
         )
     network, path = live._cut_before(), Path(path)
@@ -125,11 +128,11 @@ def export_onnx(live: EarlyExitModel, path: str | Path, *, thresholds_as_input: 
     n_nested = sum(decisions.is_used) - 1
     if n_nested > _MOST_NESTED:
         raise ValueError(
-            f"the policy stops samples at {n_nested} exits before the last, but readers of ONNX follow no more than "
-            f"{_MOST_NESTED} stages that stand in one another. Extract the outputs of fewer exits, and fit it on them."
+            f"the policy stops samples at {n_nested} exits before the last, but ONNX files can have at most "
+            f"{_MOST_NESTED} nested stages. Extract the outputs of fewer exits, and fit the policy on them."
         )
     for name, tensor in named_tensors(network.example).items():
-        _to_numpy(tensor, name)  # says if NumPy does not have its type
+        _to_numpy(tensor, name)  # raises an error if NumPy does not have its type
     parts = _Parts(live)
     classes = live.policy.classes_
     model = compose(
@@ -155,7 +158,7 @@ def _check_installed() -> None:
 
 
 class _Parts:
-    """Stages and decisions of a live network, with what each gives for random inputs."""
+    """Stages and decisions of a live network, with their outputs for random inputs."""
 
     def __init__(self, live: EarlyExitModel) -> None:
         network = live._cut_before()
@@ -180,52 +183,52 @@ class _Parts:
 
     @property
     def input_shapes(self) -> list[list[int | None]]:
-        """Shapes of the network's inputs."""
+        """Shapes of the network's inputs. None stands for any size."""
         return list(next(iter(self._stages.shapes.values())).values())
 
     def record(self) -> tuple[ir.Model, ir.Model]:
-        """Models of all stages and of all decisions, compared with torch."""
+        """A model of all stages and a model of all decisions. Their outputs are compared with torch."""
         try:
             stages = self._stages.record(self._names)
         except RecordingError as error:
             raise ValueError(
-                "the network between two exits cannot be written as ONNX, because torch cannot record it for inputs of "
-                f"any number of rows and any length: {_first_line(error)} Export a live network that takes no inputs "
-                "beside the first, such as an attention mask, or run it in torch."
+                "the network between two exits cannot be written as ONNX, because torch cannot record it for inputs "
+                f"with any number of rows and any length: {_first_line(error)} Export a live network with one input, "
+                "without an attention mask for example, or run it in torch."
             ) from error
         try:
             return stages, self._exits.record(self._names)
         except RecordingError as error:
             raise ValueError(
-                f"what {self._decisions.steps} do at an exit cannot be written as ONNX, because torch cannot record "
-                "it. Estimators of skexit are written against the array API, which it can; fit the policy without "
-                "those of scikit-learn."
+                f"the decision of {self._decisions.steps} at an exit cannot be written as ONNX, because torch cannot "
+                "record it. Use estimators of skexit in place of those of scikit-learn. Own estimators must compute "
+                "with functions of the array API."
             ) from error
 
 
 def _first_line(error: Exception) -> str:
-    """Of what torch raised."""
+    """First line of the torch error that caused `error`."""
     return str(error.__cause__).strip().partition("\n")[0].rstrip(".") + "."
 
 
 def _scaling(decisions: Decisions, k: int, n_features: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Matrix and offset of what ExitTransformers do to features; None where there are none."""
+    """Matrix and offset with the same effect on features as the ExitTransformers; None if there are none."""
     if not decisions.of_features:
         return None
     offset = decisions.transform_features(k, np.zeros((1, n_features)))
     matrix = decisions.transform_features(k, np.eye(n_features)) - offset
     rows = np.random.default_rng(0).normal(size=(30, n_features)) * np.logspace(-1, 3, 30)[:, None]
-    rows = rows.astype(np.float16).astype(np.float64)  # as a cache may have them
+    rows = rows.astype(np.float16).astype(np.float64)  # a cache may have half precision
     if not np.allclose(decisions.transform_features(k, rows), rows @ matrix + offset):
         raise ValueError(
-            f"{decisions.of_features} cannot be written as ONNX, because what they do to features is not linear. Fit "
-            "the pipeline without: pool= takes a function that does it."
+            f"{decisions.of_features} cannot be written as ONNX, because they are not linear. Fit the pipeline without "
+            "them, and pass a function with the same effect as pool= in extraction and live network."
         )
     return torch.as_tensor(matrix), torch.as_tensor(offset)
 
 
 class _PartsOfAKind:
-    """Parts by name, with what goes in and out."""
+    """Parts by name, with their inputs, outputs and input shapes."""
 
     def __init__(self) -> None:
         self._parts: dict[str, nn.Module] = {}
@@ -234,7 +237,7 @@ class _PartsOfAKind:
         self.shapes: dict[str, Shapes] = {}
 
     def add(self, name: str, part: nn.Module, inputs: Tensors, shapes: Shapes) -> Tensors:
-        # Copies: torch takes a tensor that goes into two parts for one input.
+        # Copies, because torch would treat a tensor that two parts share as one input.
         inputs = {own_name: tensor.clone() for own_name, tensor in inputs.items()}
         self._parts[name], self._inputs[name], self.shapes[name] = part, inputs, shapes
         outputs: Tensors = part(inputs)
@@ -248,7 +251,7 @@ class _PartsOfAKind:
 
 
 def _compare(program: torch.onnx.ONNXProgram, inputs: Tensors, outputs: Tensors, exits: Sequence[str]) -> None:
-    """Raise a ValueError unless onnxruntime gives for one row what torch gives for it among others."""
+    """Raise a ValueError unless onnxruntime gives the same outputs for one row as torch for this row in a batch."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "parts.onnx"
         program.save(path, external_data=_size_of(program.model) > _LARGEST_FILE)
@@ -258,13 +261,14 @@ def _compare(program: torch.onnx.ONNXProgram, inputs: Tensors, outputs: Tensors,
         values = session.run([f"{OUTPUT}{name}" for name in outputs], given)
     for (name, tensor), value in zip(outputs.items(), values, strict=True):
         expected = _to_numpy(tensor[:1], name)
-        # Of all rows: what is left of a probability may be 0 in one, and rounding in the other.
+        # Relative to the largest value of all rows: a tiny value may be 0 in torch and a rounding error in onnxruntime.
         atol = max(_TOLERANCE * float(tensor.double().abs().max()), _NOTHING) if expected.dtype.kind != "b" else 0
         if not np.allclose(value, expected, rtol=_TOLERANCE, atol=atol, equal_nan=True):
             k = int("".join(filter(str.isdigit, name.partition("/")[0])))
             raise ValueError(
-                f"run by onnxruntime, the stage that ends at {exits[k]!r} gives other values than in torch. It cannot "
-                "be exported; torch.onnx does not know one of its operations as it is."
+                f"onnxruntime computes other values than torch for the stage up to exit {exits[k]!r} or the decision "
+                "there, because torch.onnx translates one of its operations differently. Use another operation, or run "
+                "the live network in torch."
             )
 
 
@@ -274,7 +278,7 @@ def _size_of(model: ir.Model) -> int:
 
 
 def _describe(live: EarlyExitModel, shapes: Sequence[Sequence[int | None]]) -> dict[str, str]:
-    """What a reader of the file may want to know, as JSON by name."""
+    """The description of the network in the file's metadata: names and JSON texts."""
     example = live._cut_before().example
     layout = live.policy.layout_
     inputs = [
@@ -297,7 +301,7 @@ def _describe(live: EarlyExitModel, shapes: Sequence[Sequence[int | None]]) -> d
 
 
 def _input_names(example: Inputs) -> list[str]:
-    """Names of the file's inputs: those of a dict, else ``x`` or ``x0``, ``x1`` ..."""
+    """Names of the file's inputs: the keys of a dict, otherwise ``x``, or ``x0``, ``x1`` and so on."""
     tensors = tensors_of(example)
     if isinstance(example, dict):
         return list(named_tensors(example))
@@ -308,5 +312,7 @@ def _to_numpy(tensor: torch.Tensor, what: str) -> NDArray[Any]:
     try:
         array: NDArray[Any] = tensor.numpy(force=True)
     except TypeError as error:
-        raise ValueError(f"{what} is of {tensor.dtype}, which NumPy does not have; use float32 or float16.") from error
+        raise ValueError(
+            f"{what} has the type {tensor.dtype}, which NumPy does not have. Convert the network to float32 or float16."
+        ) from error
     return array

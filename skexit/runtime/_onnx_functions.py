@@ -1,4 +1,4 @@
-"""Functions that torch.onnx writes inexactly or not at all, or onnxruntime does not have in double precision."""
+"""Replacements for functions that torch.onnx translates inexactly or not at all, or onnxruntime has not in double."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ op: Any = opset18
 def _scalar_tensor(
     number: Any, dtype: int = ir.DataType.FLOAT, layout: str = "", device: str = "", pin_memory: bool = False
 ) -> Any:
-    # torch.onnx writes every number in single precision, and then converts it.
+    # torch.onnx would write every number in single precision, and then convert it.
     if isinstance(number, bool | int | float):
         return op.Constant(value=ir.tensor(np.array(number, dtype=ir.DataType(dtype).numpy())))
     return op.Cast(number, to=dtype)
@@ -32,7 +32,7 @@ def _sort(values: Any, stable: bool | None = None, dim: int = -1, descending: bo
 
 
 def _log1p(values: Any) -> Any:
-    # After Kahan: both roundings of the sum cancel.
+    # Kahan's method: the rounding errors of the sum cancel.
     one = op.CastLike(1.0, values)
     rounded = op.Add(one, values)
     is_one = op.Equal(rounded, one)
@@ -48,7 +48,7 @@ def _expm1(values: Any) -> Any:
 
 
 def _log1p_of_finite(values: Any) -> Any:
-    # As _log1p, for what is finite and not negative, in fewer steps.
+    # Like _log1p with fewer nodes, for values that are finite and not negative.
     one = op.CastLike(1.0, values)
     rounded = op.Add(one, values)
     return op.Sub(op.Log(rounded), op.Div(op.Sub(op.Sub(rounded, one), values), rounded))
@@ -60,7 +60,7 @@ def _logaddexp(first: Any, second: Any) -> Any:
 
 
 def _softplus(values: Any, beta: float = 1.0, threshold: float = 20.0) -> Any:
-    # onnxruntime's rounds what is near zero. The threshold is torch's way not to overflow.
+    # onnxruntime's Softplus is inexact near zero. The `threshold` of torch avoids overflow, which cannot occur here.
     scaled = values if beta == 1 else op.Mul(values, op.CastLike(float(beta), values))
     result = op.Add(op.Relu(scaled), _log1p_of_finite(op.Exp(op.Neg(op.Abs(scaled)))))
     return result if beta == 1 else op.Div(result, op.CastLike(float(beta), values))
@@ -69,7 +69,7 @@ def _softplus(values: Any, beta: float = 1.0, threshold: float = 20.0) -> Any:
 def _sigmoid(values: Any) -> Any:
     if values.dtype != ir.DataType.DOUBLE:
         return op.Sigmoid(values)
-    # onnxruntime's rounds what is near zero.
+    # onnxruntime's Sigmoid is inexact near zero.
     return op.Reciprocal(op.Add(op.CastLike(1.0, values), op.Exp(op.Neg(values))))
 
 

@@ -1,4 +1,4 @@
-"""What each exit of a network in ONNX costs in milliseconds, by batch size."""
+"""Measure the times of the exits of a network in ONNX, by batch size."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from skexit.runtime._onnx_policy import set_weights
 from skexit.runtime._onnx_session import PROVIDERS, THRESHOLDS, OnnxEarlyExit
 
 _N_WARM_UP_RUNS = 2
-#: Share by which a later exit takes longer at least: costs rise.
+#: A later exit takes longer by at least this share, because the costs of a layout must increase.
 _LEAST_RISE = 1e-6
-#: Share of the time from one exit to the next that is taken to be the exit's at most: stages take some.
+#: At most this share of the time from one exit to the next counts as time of the exit, the rest as time of the stage.
 _MOST_AT_EXIT = 0.9
 
 
@@ -38,45 +38,47 @@ def measure_onnx_latency(
     providers: Sequence[Any] = PROVIDERS,
     n_repeats: int = 10,
 ) -> ExitLatency:
-    """Measure what each exit of a network takes in onnxruntime here, heads and policy included.
+    """Measure the time up to each exit in onnxruntime on this machine, including heads and policy.
 
     Parameters
     ----------
     live : EarlyExitModel
-        Prepared. It is exported with all its exits, whichever its policy uses, and once without any but the last.
+        A prepared live network. It is exported twice: with all its exits, even if its policy does not use them, and
+        with the last exit only.
     batch_sizes : sequence of int, default=(1, 8, 64)
-        Numbers of inputs to measure with.
+        Batch sizes to measure.
     example_input : tensor, tuple of tensors or dict of tensors
-        One input or more, repeated to make batches.
+        One or more inputs. They are repeated to make batches.
     session_options : onnxruntime.SessionOptions, default=None
-        Of the sessions, as numbers of threads.
+        Options of the sessions, such as the number of threads.
     providers : sequence of str, default=("CPUExecutionProvider",)
-        What runs the network.
+        Execution providers of onnxruntime.
     n_repeats : int, default=10
-        Runs of each batch size, of which the median counts.
+        Number of timed runs per batch size. The result has their medians.
 
     Returns
     -------
     ExitLatency
-        Milliseconds by exit and batch size. ``compaction_ms`` is 0: it is part of ``exit_ms``.
+        Milliseconds by exit and batch size. ``compaction_ms`` is 0, because ``exit_ms`` includes it.
 
     Raises
     ------
     ImportError
-        If onnx, onnxscript or onnxruntime are not installed.
+        If onnx, onnxscript or onnxruntime is not installed.
     ValueError
-        If a batch size is not positive, or the network cannot be exported.
+        If a batch size or `n_repeats` is not positive, or the network cannot be exported.
     RuntimeError
         If the network is not prepared.
 
     See Also
     --------
-    measure_latency : The same in torch.
+    measure_latency : The same measurement in torch.
 
     Notes
     -----
-    For each exit, the file is run with thresholds by which all samples leave there. What all exits take together is the
-    difference between a run to the last exit and the network without early exits; each takes an equal share of it.
+    For each exit, the file is run with thresholds with which all samples leave there. The time of all decisions
+    together is the time up to the last exit minus the time of the network without early exits. Each exit before the
+    last gets an equal share of it.
 
     Examples
     --------
@@ -107,7 +109,7 @@ def measure_onnx_latency(
             export_onnx(_with_thresholds(live, [number] * (n_exits - 1) + [-np.inf]), Path(folder, f"{number}.onnx"))
             for number in (0.0, np.inf)
         )
-        import onnx  # installed, or there would be no export
+        import onnx  # export_onnx has checked that it is installed
 
         model = onnx.load(everywhere, load_external_data=False)
         plain = OnnxEarlyExit(nowhere, session_options=session_options, providers=providers)
@@ -121,7 +123,7 @@ def measure_onnx_latency(
 
 
 def _with_thresholds(live: EarlyExitModel, thresholds: Sequence[float]) -> EarlyExitModel:
-    """A copy of a live network with other thresholds, cut anew."""
+    """A copy of a live network with other thresholds, prepared again."""
     other = copy.copy(live)
     other._decisions = live._decisions.with_thresholds(np.array(thresholds))
     other.policy = other._decisions.policy
@@ -132,9 +134,9 @@ def _with_thresholds(live: EarlyExitModel, thresholds: Sequence[float]) -> Early
 def _measure(
     by_exit: Sequence[OnnxEarlyExit], plain: OnnxEarlyExit, inputs: Inputs, n_repeats: int
 ) -> tuple[NDArray[np.float64], ...]:
-    """Milliseconds of stages and exits, the spread of the runs to an exit, and the time of the plain network.
+    """Milliseconds of stages and exits, the spread of the runs up to an exit, and the time of the plain network.
 
-    All but the last have the shape (n_exits,). All sessions run in turn, so that a busy machine slows each.
+    All but the last have the shape (n_exits,). All sessions run in turn, so that other load slows them equally.
     """
     arrays: Any = map_tensors(cast(Any, lambda tensor: tensor.numpy(force=True)), inputs)
     names = [value.name for value in plain.session.get_inputs()]
@@ -143,7 +145,7 @@ def _measure(
     n_runs = _N_WARM_UP_RUNS + n_repeats
     runs = np.array([[_time(call) for call in calls] for _ in range(n_runs)][_N_WARM_UP_RUNS:])
     whole, *until = np.median(runs, axis=0)
-    # Noise aside, later exits take longer.
+    # Later exits take longer; a measurement that says otherwise is noise.
     until = np.maximum.accumulate(until) * (1 + _LEAST_RISE * np.arange(len(until)))
     own = np.diff(until, prepend=0)
     share = max(until[-1] - whole, 0) / max(len(until) - 1, 1)

@@ -1,4 +1,4 @@
-"""Stages of a live network and decisions after them, recorded one by one as graphs of ONNX."""
+"""Record the stages of a live network and the decisions after them as ONNX graphs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from skexit.runtime._runner import StageRunner
 
 #: Values by their names in a part: ``tensor0``, ``side0``, ``features``, ``logits``, ``stays``, ``note/0.votes``.
 Tensors = dict[str, torch.Tensor]
-#: Shapes by the names of inputs, None where any size will do.
+#: Shapes by the names of inputs. None stands for any size.
 Shapes = dict[str, list[int | None]]
-#: What the names of outputs begin with in what is recorded, where an input has the same name.
+#: Prefix of the names of recorded outputs, because an input may have the same name.
 OUTPUT = "output/"
 
 
@@ -30,7 +30,7 @@ class RecordingError(RuntimeError):
 
 
 class StagePart(nn.Module):
-    """The network from one exit to the next, and what decisions look at there; tensors go in and out by name."""
+    """The network from one exit to the next, and the logits and features there. Inputs and outputs are dicts."""
 
     def __init__(self, runner: StageRunner, k: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class StagePart(nn.Module):
         self.eval()
 
     def forward(self, inputs: Tensors) -> Tensors:
-        # Copies: stages and heads may work in place on what they are given.
+        # Copies, because stages and heads may change their inputs in place.
         carried, logits, features = self._stage(*(tensor.clone() for tensor in inputs.values()))
         read = {"features": features, "logits": logits}
         outputs = {name: tensor for name, tensor in read.items() if tensor is not None}
@@ -48,20 +48,20 @@ class StagePart(nn.Module):
         return outputs
 
     def names(self) -> list[str]:
-        """Names of the inputs, in the order of the network's."""
+        """Names of the inputs, in the order of the stage's network."""
         n_side = self._stage.n_side
         n_tensors = self._stage.n_inputs - n_side
         return [*(f"tensor{i}" for i in range(n_tensors)), *(f"side{i}" for i in range(n_side))]
 
     def shapes(self) -> Shapes:
-        """Shapes of the inputs, None where any size will do."""
+        """Shapes of the inputs. None stands for any size."""
         shapes = [node.meta["val"].shape for node in placeholders(self._stage.network)]
         open_sizes = [[None if isinstance(size, torch.SymInt) else size for size in shape] for shape in shapes]
         return dict(zip(self.names(), open_sizes, strict=True))
 
 
 class DecisionPart(nn.Module):
-    """A DecisionGraph whose tensors go in and out by name."""
+    """A DecisionGraph whose inputs and outputs are dicts of tensors."""
 
     def __init__(self, decision: DecisionGraph) -> None:
         super().__init__()
@@ -72,18 +72,18 @@ class DecisionPart(nn.Module):
         notes = {name.removeprefix("note/"): tensor for name, tensor in inputs.items() if name.startswith("note/")}
         decided = self.decision(read, notes, inputs.get("threshold"))
         outputs = {name: tensor for name, tensor in decided.items() if isinstance(tensor, torch.Tensor)}
-        # An output of its own for each: torch gives none for what is another one, or goes in as it is.
+        # Copies, because torch does not record an output that is the same tensor as an input or another output.
         return {name: tensor.clone() for name, tensor in (outputs | _as_notes(decided.get("notes", {}))).items()}
 
     def shapes(self, inputs: Tensors) -> Shapes:
-        """Shapes of such inputs, with any number of rows."""
+        """Shapes of the given inputs, with any number of rows."""
         return {name: [1 if name == "threshold" else None, *tensor.shape[1:]] for name, tensor in inputs.items()}
 
 
 class PartsSideBySide(nn.Module):
-    """Parts that do not hang together, recorded at once: that takes torch hardly longer than one.
+    """Independent parts that are recorded together, which takes hardly longer than to record one part.
 
-    Inputs, outputs and shapes are those of each part, by its name.
+    `inputs`, `outputs` and `shapes` are those of each part, by the names of the parts.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class PartsSideBySide(nn.Module):
         return {name: part(inputs[name]) for name, part in self.parts.items()}
 
     def record(self) -> torch.onnx.ONNXProgram:
-        """All parts as a model of ONNX; a RecordingError says if torch cannot record one.
+        """All parts as one ONNX model; a RecordingError if torch cannot record a part.
 
         Inputs are named ``part/name``, and outputs ``output/part/name``.
         """
@@ -114,7 +114,7 @@ class PartsSideBySide(nn.Module):
         with torch.no_grad():
             try:
                 recorded = torch.export.export(self, (self._inputs,), dynamic_shapes=(dynamic,))
-            except Exception as error:  # torch raises anything
+            except Exception as error:  # torch may raise any exception
                 raise RecordingError from error
         with _without_torchvision():
             program = torch.onnx.export(
@@ -131,7 +131,7 @@ class PartsSideBySide(nn.Module):
 
 
 def flat(tensors: dict[str, Tensors]) -> Tensors:
-    """Tensors of parts, named ``part/name``."""
+    """The tensors of all parts, named ``part/name``."""
     return {f"{part}/{name}": tensor for part, own in tensors.items() for name, tensor in own.items()}
 
 
@@ -145,7 +145,7 @@ def _as_notes(notes: Notes) -> Tensors:
 
 @contextmanager
 def _without_torchvision() -> Iterator[None]:
-    """Leave out the warnings of torch.onnx that it has no operations of torchvision, where that is not installed."""
+    """Suppress the warning of torch.onnx that torchvision is not installed."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     logger.addFilter(_is_not_of_torchvision)
     try:

@@ -1,4 +1,4 @@
-"""Another budget for a network that was written as ONNX, without writing the network again."""
+"""Set another budget in an ONNX file, without exporting the network again."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from skexit.runtime._onnx_session import METADATA, THRESHOLDS
 from skexit.utils._files import replacing
 from skexit.utils._optional import optional_import
 
-#: Names of weights of the file.
+#: Name of the weight of the file that has the temperatures.
 TEMPERATURES = "temperatures"
-#: Exits where samples may leave, and what `probe` gave for the policy that was exported.
+#: Names of metadata: the exits at which samples may leave, and the result of `probe` for the exported policy.
 EXITS_IN_USE, PROBE = "exits_in_use", "probe"
 _N_PROBES = 12
 
@@ -25,25 +25,26 @@ _N_PROBES = 12
 def set_policy(path: str | Path, policy: Any, heads: Any = None) -> None:
     """Set the thresholds and temperatures of an exported ONNX file to those of another policy.
 
-    That is what another budget or calibration changes: ``policy.with_budget(0.5)``, or ``policy.calibrate(X, y)``.
+    Most policies change only these for another budget or calibration: ``policy.with_budget(0.5)``, or
+    ``policy.calibrate(X, y)``.
 
     Parameters
     ----------
     path : str or Path
-        The file, which is replaced by another one of the same name.
+        The file from :func:`export_onnx`. It is replaced in one step.
     policy : fitted exit policy, or Pipeline that ends with one
-        With the scores of the policy that was exported, at the same exits.
+        A policy with the same scores as the exported one, for the same exits.
     heads : fitted ExitHeads or ExitEnsemble, default=None
-        As they were passed to :class:`EarlyExitModel`.
+        The heads that were passed to :class:`EarlyExitModel`.
 
     Raises
     ------
     ImportError
         If onnx is not installed.
     ValueError
-        If the policy scores otherwise than the one that was exported, or stops at exits that the file has not. For
-        another budget, JEIGatedEnsemble may choose other gates, and EMExitAssigner may weigh its routers otherwise;
-        then export the live network again, with this policy.
+        If the policy has other scores than the exported one, or stops at exits that the file does not have. For another
+        budget, a JEIGatedEnsemble may choose other gates, and an EMExitAssigner other weights of its routers; then
+        export the live network again with this policy.
 
     Examples
     --------
@@ -71,14 +72,13 @@ def set_policy(path: str | Path, policy: Any, heads: Any = None) -> None:
     model = onnx.load(path, load_external_data=False)
     described = {entry.key: entry.value for entry in model.metadata_props}
     if METADATA + PROBE not in described:
-        raise ValueError(f"{path} was not written by skexit.runtime.export_onnx.")
+        raise ValueError(f"path={str(path)!r} was not written by export_onnx. Pass a file from export_onnx.")
     expected, exits = (json.loads(described[METADATA + name]) for name in (PROBE, EXITS_IN_USE))
     found = probe(decisions)
     if np.shape(found) != np.shape(expected) or not np.allclose(found, expected, rtol=1e-6):
         raise ValueError(
-            f"{policy!r} scores samples otherwise than the policy in {path}, where only thresholds and temperatures "
-            "can be set. Write the file again: export_onnx(EarlyExitModel(model, exits, policy, example_input=x), "
-            "path)."
+            f"{policy!r} has other scores than the policy in {path}, where only thresholds and temperatures can be "
+            "set. Write the file again: export_onnx(EarlyExitModel(model, exits, policy, example_input=x), path)."
         )
     _check_exits(decisions, exits, path)
     arrays = {THRESHOLDS: decisions.policy.thresholds_, TEMPERATURES: decisions.policy.temperatures_[:, None]}
@@ -86,7 +86,7 @@ def set_policy(path: str | Path, policy: Any, heads: Any = None) -> None:
 
 
 def set_weights(path: Path, model: Any, arrays: dict[str, Any]) -> None:
-    """Replace weights of the model in a file, by name, in double precision."""
+    """Replace weights of a model by arrays in double precision, by name, and write the model to a file."""
     import onnx
 
     for weight in model.graph.initializer:
@@ -101,15 +101,15 @@ def _check_exits(decisions: Decisions, exits: list[int], path: Path) -> None:
     missing = sorted({*used} - {*exits})
     if missing:
         raise ValueError(
-            f"the policy stops samples at the exits {used}, but {path} has only {exits}, where the policy that was "
-            "exported stopped some. Export the live network again, with this policy."
+            f"the policy stops samples at exits {used}, but {path} has decisions only at exits {exits}, which the "
+            "exported policy used. Export the live network again with this policy."
         )
 
 
 def probe(decisions: Decisions) -> list[list[list[float]]]:
-    """Scores and largest logits at all exits but the last, for a few random rows: policies that score alike agree."""
+    """Scores and largest logits at all exits but the last, for a few random rows, to tell policies apart."""
     everywhere, layout = decisions.for_all_exits(), decisions.layout
-    # Of all sizes: where an exit is sure, criteria agree.
+    # Rows of different magnitude, because all criteria agree if the logits are large.
     rows = np.random.default_rng(0).normal(size=(_N_PROBES, layout.n_columns)) * np.logspace(-2, 1, _N_PROBES)[:, None]
 
     def look(k: int, logits: Any, features: Any, memories: Any) -> Any:

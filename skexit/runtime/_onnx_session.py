@@ -1,4 +1,4 @@
-"""Run a network that was written as ONNX, and that stops by itself."""
+"""Run a live network that was exported as an ONNX file."""
 
 from __future__ import annotations
 
@@ -15,53 +15,54 @@ from skexit.runtime._output import ExitOutput
 from skexit.runtime._thresholds import check_thresholds
 from skexit.utils._optional import optional_import
 
-#: What the names of skexit's metadata in a file begin with.
+#: Prefix of the names of skexit's metadata in a file.
 METADATA = "skexit."
-#: Name of the input of a file that has thresholds as its default.
+#: Name of the weight with the thresholds, and of the optional input that replaces it.
 THRESHOLDS = "thresholds"
-#: What runs networks by default.
+#: Default execution providers of onnxruntime.
 PROVIDERS = ("CPUExecutionProvider",)
 _OUTPUTS = ("labels", "probabilities", "exits")
 
 
 class OnnxEarlyExit:
-    """A network that stops at the exit that a policy chooses for each sample, run by onnxruntime.
+    """A live network in an ONNX file, run by onnxruntime without torch.
 
-    It needs no torch. The file stops by itself; this class checks inputs, and gives class labels as they were fitted.
+    The file includes the decisions of the policy. This class checks inputs, and returns the class labels that the
+    policy was fitted with.
 
     Parameters
     ----------
     path : str or Path
-        What :func:`export_onnx` wrote.
+        The file from :func:`export_onnx`.
     session_options : onnxruntime.SessionOptions, default=None
-        Numbers of threads, and the like.
+        Options of the session, such as the number of threads.
     providers : sequence of str, default=("CPUExecutionProvider",)
-        What runs the network, as ``onnxruntime.InferenceSession`` takes it.
+        Execution providers, as in ``onnxruntime.InferenceSession``.
 
     Attributes
     ----------
     session : onnxruntime.InferenceSession
-        Of the file.
+        The session that runs the file.
     classes : ndarray of shape (n_classes,)
         Class labels, in the order of the probabilities.
     exits : list of str
         Names of the exits.
     thresholds : ndarray of shape (n_exits,) or None
-        Thresholds to use instead of those in the file, where they are set. They can be in a file that was exported with
-        ``thresholds_as_input=True``. An exit that the policy of the file does not use stays unused.
+        Thresholds to use in place of those in the file; None for those in the file. They can be set if the file was
+        exported with ``thresholds_as_input=True``. Exits that the policy of the file does not use stay unused.
 
     Raises
     ------
     ImportError
         If onnxruntime is not installed.
     FileNotFoundError
-        If there is no such file.
+        If the file does not exist.
     ValueError
-        If an export did not write the file.
+        If the file was not written by :func:`export_onnx`.
 
     See Also
     --------
-    export_onnx : Writes the file; an example is there.
+    export_onnx : Writes the file, and has an example.
     """
 
     def __init__(self, path: str | Path, *, session_options: Any = None, providers: Sequence[Any] = PROVIDERS) -> None:
@@ -69,7 +70,9 @@ class OnnxEarlyExit:
         description = self.session.get_modelmeta().custom_metadata_map
         known = {name.removeprefix(METADATA): text for name, text in description.items() if name.startswith(METADATA)}
         if "inputs" not in known:
-            raise ValueError(f"{path} was not written by skexit.runtime.export_onnx. Run it by onnxruntime itself.")
+            raise ValueError(
+                f"path={str(path)!r} was not written by export_onnx. Run it with onnxruntime.InferenceSession."
+            )
         self._inputs, self._by_name = json.loads(known["inputs"]), json.loads(known["by_name"])
         self.classes: NDArray[Any] = np.asarray(json.loads(known["classes"]), dtype=json.loads(known["classes_dtype"]))
         self.exits: list[str] = json.loads(known["exits"])
@@ -78,28 +81,27 @@ class OnnxEarlyExit:
 
     @property
     def thresholds(self) -> NDArray[np.float64] | None:
-        """Thresholds that were set; None where those of the file are in use."""
+        """Thresholds that were set; None if those of the file are in use."""
         return self._thresholds
 
     @thresholds.setter
     def thresholds(self, thresholds: ArrayLike | None) -> None:
         if THRESHOLDS not in [value.name for value in self.session.get_overridable_initializers()]:
             raise ValueError(
-                "the thresholds of this file are fixed. Export the network with "
-                "export_onnx(live, path, thresholds_as_input=True) to set them between calls; set_policy changes them "
-                "in the file."
+                "the thresholds of this file are fixed. To set them between calls, export the network with "
+                "export_onnx(live, path, thresholds_as_input=True). To change them in the file, call set_policy."
             )
         self._thresholds = None if thresholds is None else check_thresholds(thresholds, len(self.exits))
 
     def predict(self, *inputs: Any, **named_inputs: Any) -> ExitOutput:
-        """Answer, stopping each sample where the policy says.
+        """Predict the class of each sample, at the exit that the policy chooses.
 
         Parameters
         ----------
         *inputs : ndarray, several ndarray, a tuple of ndarray or a dict of ndarray
-            What the network takes, with one row per sample.
+            Inputs of the network, with one row per sample.
         **named_inputs : ndarray
-            As the network takes them.
+            Inputs of the network by name.
 
         Returns
         -------
@@ -109,7 +111,7 @@ class OnnxEarlyExit:
         Raises
         ------
         ValueError
-            If inputs have another shape or type than the network takes, or the logits of an answer are not finite.
+            If inputs have the wrong shape or type for the network, or the logits of a prediction are not finite.
         """
         if inputs and named_inputs:
             raise ValueError("pass the inputs of the network, either all by position or all by name.")
@@ -127,39 +129,42 @@ class OnnxEarlyExit:
         if self._by_name:
             given = list(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
             if not isinstance(inputs, Mapping) or set(inputs) != set(names):
-                raise ValueError(f"the network takes the inputs {names} by name, but got {given}.")
+                raise ValueError(f"the network needs the inputs {names} by name, but got {given}. Pass a dict of them.")
             arrays = [np.asarray(inputs[name]) for name in names]
         else:
             arrays = [np.asarray(array) for array in (inputs if isinstance(inputs, tuple | list) else [inputs])]
             if len(arrays) != len(names):
-                raise ValueError(f"the network takes {len(names)} inputs, but got {len(arrays)}.")
+                raise ValueError(
+                    f"the network needs {len(names)} inputs, but got {len(arrays)}. Pass them in the order {names}."
+                )
         for expected, array in zip(self._inputs, arrays, strict=True):
             _check_input(array, **expected)
         lengths = [len(array) for array in arrays]
         if len(set(lengths)) > 1 or lengths[0] == 0:
-            raise ValueError(f"the inputs have {lengths} rows; pass the same number of each, at least one.")
+            raise ValueError(f"the inputs have {lengths} rows; all must have the same number of rows, at least one.")
         return arrays
 
 
 def make_session(path: Path, session_options: Any = None, providers: Sequence[Any] = PROVIDERS) -> Any:
-    """A session of onnxruntime; an ImportError says if that is not installed."""
+    """Make a session of onnxruntime; an ImportError if it is not installed."""
     with optional_import("networks in ONNX need", "onnx"):
         import onnxruntime
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing; export the network again with skexit.runtime.export_onnx.")
+        raise FileNotFoundError(f"there is no file {str(path)!r}; write it with skexit.runtime.export_onnx.")
     return onnxruntime.InferenceSession(path, session_options, providers=list(providers))
 
 
 def _check_input(array: NDArray[Any], name: str, dtype: str, shape: Sequence[int | None]) -> None:
     if array.dtype != dtype:
         raise ValueError(
-            f"{name} has the type {array.dtype}, but the network was exported for {dtype}. Convert it by astype."
+            f"the input {name} has the type {array.dtype}, but the network was exported for {dtype}. Pass "
+            f"{name}.astype({dtype!r})."
         )
     if array.ndim != len(shape) or any(
         size not in (None, given) for size, given in zip(shape, array.shape, strict=True)
     ):
         expected = ", ".join("any" if size is None else str(size) for size in shape)
         raise ValueError(
-            f"{name} has the shape {array.shape}, but the network was exported for ({expected}). Export it "
-            "again for such inputs."
+            f"the input {name} has the shape {array.shape}, but the network was exported for ({expected}). Pass inputs "
+            "of this shape, or export the network with an example_input of the other shape."
         )

@@ -1,7 +1,7 @@
-"""Fewer nodes in a graph of ONNX.
+"""Remove nodes from an ONNX graph.
 
-At an exit there is little to compute, so that each node counts. Between two layers, a node that does nothing keeps
-onnxruntime from computing them as one.
+The computation at an exit is so small that each node takes a noticeable part of its time. Between two layers, a node
+without effect prevents onnxruntime from fusing the layers.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-#: Functions of numbers that broadcast.
+#: Element-wise operations with broadcasting.
 _ELEMENTWISE = {"Add", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "Mul", "Sub", "Where"}
-#: An end beyond that of any axis.
+#: End of a slice that includes everything.
 _NO_END = 2**63 - 1
-#: Those that give columns for columns and scalars.
+#: Operations whose output is a column if each input is a column or a scalar.
 _OF_NUMBERS = {"Abs", "Add", "Div", "Exp", "Log", "Max", "Mul", "Neg", "Reciprocal", "Sqrt", "Sub"}
 
 
 def drop_copies(graph: ir.Graph) -> None:
-    """Pass values on where a node gives what it takes; the nodes stay in the graph."""
+    """Bypass nodes whose output equals their input. The nodes stay in the graph, unused."""
     for node in graph:
         value = node.inputs[0] if node.inputs else None
         if value is not None and _gives_its_input(node, value) and not node.outputs[0].is_graph_output():
@@ -41,7 +41,7 @@ def _gives_its_input(node: ir.Node, value: ir.Value) -> bool:
 
 
 def _is_whole(node: ir.Node, value: ir.Value) -> bool:
-    """Whether a Slice takes all of a value."""
+    """Whether a Slice returns its whole input."""
     known = {i: _integers(given) for i, given in enumerate(node.inputs) if i > 0 and given is not None}
     starts, ends, axes, steps = (known.get(i) for i in range(1, 5))
     if starts is None or ends is None or None in known.values():
@@ -54,14 +54,14 @@ def _is_whole(node: ir.Node, value: ir.Value) -> bool:
 
 
 def simplify(graph: ir.Graph) -> None:
-    """Use scalars, columns and Gemm where torch writes more; nodes that are no longer used stay in the graph."""
+    """Replace operations by simpler ones: on scalars, on columns, and Gemm. Unused nodes stay in the graph."""
     _drop_expansions(graph)
     _compute_columns(graph)
     _use_gemm(graph)
 
 
 def _drop_expansions(graph: ir.Graph) -> None:
-    """Pass scalars as they are where they are expanded to the shape of what they are combined with."""
+    """Bypass an Expand of a scalar to the shape of the value that it is combined with."""
     for node in graph:
         if node.op_type != "Expand" or node.inputs[0] is None or node.inputs[1] is None:
             continue
@@ -74,7 +74,7 @@ def _drop_expansions(graph: ir.Graph) -> None:
 
 
 def _compute_columns(graph: ir.Graph) -> None:
-    """Compute numbers of the rows as columns, of shape (n_rows, 1), where they are made columns afterwards."""
+    """Compute values of shape (n_rows,) as columns, of shape (n_rows, 1), if an Unsqueeze follows, and bypass it."""
     columns: dict[ir.Value, ir.Value] = {}
     for node in list(graph):
         if node.op_type != "Unsqueeze" or node.outputs[0].is_graph_output():
@@ -86,7 +86,7 @@ def _compute_columns(graph: ir.Graph) -> None:
 
 
 def _column(graph: ir.Graph, value: ir.Value, columns: dict[ir.Value, ir.Value]) -> ir.Value | None:
-    """The value as a column by one node more; None where that takes an Unsqueeze. `columns` are those so far."""
+    """The value as a column, from a new node; None if only an Unsqueeze can make it. `columns` are the earlier ones."""
     node = value.producer()
     if node is None or value in columns:
         return columns.get(value)
@@ -128,7 +128,7 @@ def _gathered(graph: ir.Graph, node: ir.Node, columns: dict[ir.Value, ir.Value])
 
 
 def _of_columns(graph: ir.Graph, node: ir.Node, columns: dict[ir.Value, ir.Value]) -> _Made:
-    # What others use as it is would be computed twice.
+    # A value that other nodes also use without Unsqueeze would be computed twice.
     if len(node.outputs[0].uses()) > 1:
         return None
     inputs: list[ir.Value | None] = []
@@ -152,7 +152,7 @@ _MAKERS: list[tuple[set[str], Callable[[ir.Graph, ir.Node, dict[ir.Value, ir.Val
 
 
 def _use_gemm(graph: ir.Graph) -> None:
-    """Make one node of a product with a matrix of weights and the sum with a row of them."""
+    """Replace a product with a weight matrix and the sum with a bias by one Gemm node."""
     for node in list(graph):
         product, bias = (*node.inputs, None)[:2] if node.op_type == "Add" else (None, None)
         matmul = None if product is None else product.producer()
@@ -180,7 +180,7 @@ def _is_scalar(value: ir.Value) -> bool:
 
 
 def _integers(value: ir.Value | None) -> list[int] | None:
-    """The numbers of a constant."""
+    """The values of a constant as integers; None if `value` is not constant."""
     if value is None or value.const_value is None:
         return None
     return [int(number) for number in value.const_value.numpy().ravel()]

@@ -1,4 +1,4 @@
-"""What a network that stops early answers."""
+"""The output of a live network."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ if TYPE_CHECKING:
 
 
 class ExitOutput(NamedTuple):
-    """Answers of a live network, in the order of its inputs.
+    """Predictions of a live network, in the order of its inputs.
 
     Parameters
     ----------
-    labels : tensor of shape (n_samples,), or ndarray where classes are names
-        Class of each sample.
+    labels : tensor of shape (n_samples,), or ndarray if classes are names
+        Predicted class of each sample.
     probabilities : tensor of shape (n_samples, n_classes)
-        Of each class, by the exit that answered.
+        Class probabilities, from the exit at which the sample left.
     exits : tensor of shape (n_samples,) of int64
-        The exit at which each sample left, counted from 0.
+        Exit at which each sample left, counted from 0.
 
     Notes
     -----
-    All are NumPy arrays where onnxruntime runs the network.
+    If onnxruntime runs the network, all are NumPy arrays.
     """
 
     labels: torch.Tensor | NDArray[Any]

@@ -1,4 +1,4 @@
-"""Fitted policies as JSON, which is read without running anything from the file."""
+"""Fitted policies as JSON. To read them does not run code from the file."""
 
 from __future__ import annotations
 
@@ -27,15 +27,14 @@ from skexit.policies import ExitPolicy
 from skexit.utils._warnings import warn
 
 _FORMAT, _FORMAT_VERSION = "skexit", 1
-#: Key of the digest of all other keys. Most of what a policy consists of could be left out or changed, and it would
-#: still answer, otherwise.
+#: Key of the digest of all other keys. Without it, a policy with missing or changed values would still predict.
 _DIGEST = "sha256"
-#: Marks an object of JSON that stands for something that JSON does not have.
+#: Key that marks a JSON object for a type that JSON does not have. Its value is the name of the type.
 _KIND = "__kind__"
-#: Kinds of NumPy arrays whose bytes say everything: bool, integers, floats, and strings.
+#: Kinds of NumPy arrays that are written as bytes: bool, integers, floats and strings.
 _ARRAY_KINDS = "biufU"
 
-#: What surrounds estimators of skexit, with the one parameter that answers depend on.
+#: Classes that contain estimators of skexit, and the one parameter of each on which predictions depend.
 _CONTAINERS: dict[str, tuple[type, str]] = {
     "sklearn.frozen.FrozenEstimator": (FrozenEstimator, "estimator"),
     "sklearn.pipeline.Pipeline": (Pipeline, "steps"),
@@ -46,30 +45,31 @@ _CONTAINERS: dict[str, tuple[type, str]] = {
 def policy_to_json(policy: Any) -> str:
     """Write a fitted policy as JSON.
 
-    What its answers depend on is written: thresholds, networks, temperatures, the layout. What only
-    fitting, ``with_budget`` and ``predict_set`` need is not, so that the text does not grow with the
-    number of rows that were fitted; parameters that are estimators, functions or random states, which
-    only fitting needs, are those of the default after reading.
+    The text has all values that predictions depend on: thresholds, networks, temperatures and the layout. It leaves out
+    the state that only ``with_budget`` and ``predict_set`` need, so its length does not depend on the number of fitted
+    rows. It also leaves out parameters that are estimators, functions or random states, which only ``fit`` needs: after
+    reading, they have their default values.
 
     Parameters
     ----------
     policy : fitted exit policy, ExitHeads or ExitEnsemble
-        In a FrozenEstimator or a Pipeline, too; or a dict, list or tuple of such, of numbers, strings and NumPy arrays.
+        It may be in a FrozenEstimator or a Pipeline. Dicts, lists and tuples of policies, numbers, strings and NumPy
+        arrays are also allowed.
 
     Returns
     -------
     str
-        What :func:`policy_from_json` reads.
+        JSON text for :func:`policy_from_json`.
 
     Raises
     ------
     ValueError
-        If there is anything else in it, as a regressor of scikit-learn, or thresholds, costs or temperatures are
-        not those of a fitted policy.
+        If `policy` contains an object of another type, such as a regressor of scikit-learn, or its thresholds, costs or
+        temperatures are not those of a fitted policy.
 
     See Also
     --------
-    policy_from_json : Reads it back.
+    policy_from_json : Reads the text.
 
     Examples
     --------
@@ -92,28 +92,28 @@ def policy_to_json(policy: Any) -> str:
 
 
 def policy_from_json(text: str) -> Any:
-    """Read what `policy_to_json` wrote.
+    """Read a policy from the text of `policy_to_json`.
 
     Parameters
     ----------
     text : str
-        What :func:`policy_to_json` gave.
+        JSON text from :func:`policy_to_json`.
 
     Returns
     -------
     policy
-        It predicts, scores and can be calibrated; for another budget it must be fitted again.
+        The policy. It can predict, score and be calibrated. For another budget, fit it again.
 
     Raises
     ------
     ValueError
-        If the text is of another format, was changed or damaged in any way, or names a class that is not
-        skexit's. A digest in it is for damage; it is no signature, and says nothing of who wrote it.
+        If the text has another format, was changed or damaged, or names a class that is not from skexit. The digest in
+        the text detects damage. It is not a signature: it does not show who wrote the text.
 
     Warns
     -----
     InconsistentVersionWarning
-        If another version of skexit wrote it.
+        If another version of skexit wrote the text.
 
     Examples
     --------
@@ -123,19 +123,19 @@ def policy_from_json(text: str) -> Any:
     try:
         document = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"this is no JSON: {error}. Pass what policy_to_json wrote.") from error
+        raise ValueError(f"text is not valid JSON: {error}. Pass a text from policy_to_json.") from error
     if not isinstance(document, dict) or document.get("format") != _FORMAT or "content" not in document:
-        raise ValueError("this JSON was not written by skexit; pass what policy_to_json wrote.")
+        raise ValueError("this JSON was not written by skexit. Pass a text from policy_to_json.")
     version = document.get("format_version")
     if version != _FORMAT_VERSION:
         raise ValueError(
-            f"this JSON has version {version!r} of the format, but skexit {_version.__version__} reads "
-            f"{_FORMAT_VERSION}. Write it again with this version of skexit."
+            f"this JSON has version {version!r} of the format, but skexit {_version.__version__} reads version "
+            f"{_FORMAT_VERSION}. Write the policy again with this version of skexit."
         )
     if document.pop(_DIGEST, None) != _digest(document):
         raise ValueError(
-            f"this JSON was changed after it was written: its {_DIGEST} is that of another text. Write the policy "
-            "again with policy_to_json."
+            f"this JSON was changed after it was written: its {_DIGEST} does not belong to its content. Write the "
+            "policy again with policy_to_json."
         )
     content = _decode(document["content"])
     saved_version = str(document.get("skexit_version", "unknown"))
@@ -146,12 +146,12 @@ def policy_from_json(text: str) -> Any:
 
 
 def _digest(document: dict[str, Any]) -> str:
-    """Digest of everything in the document, however it is laid out."""
+    """Digest of the document's content. It does not depend on the order of keys."""
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def _encode(value: Any, place: str) -> Any:
-    """The value in terms of JSON; `place` says in errors where it stands."""
+    """The value in types that JSON has. `place` is the position of the value, for errors."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, bool | int | str):
@@ -174,7 +174,7 @@ def _encode_array(array: NDArray[Any], place: str) -> dict[str, Any]:
         return {_KIND: "objects", "shape": list(array.shape), "items": _encode(array.ravel().tolist(), place)}
     if array.dtype.kind not in _ARRAY_KINDS:
         raise _not_writable(f"array of {array.dtype}", place)
-    # Products depend in their last digit on how an array lies in memory.
+    # The memory order is written, too, because the last digits of matrix products depend on it.
     order: Literal["C", "F"] = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
     data = base64.b64encode(little.tobytes(order=order)).decode()
@@ -208,7 +208,7 @@ def _encode_object(value: Any, place: str) -> dict[str, Any]:
 
 
 def _state_of_estimator(estimator: ExitEstimator) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parameters, and attributes that `fit` has set, as far as answers depend on them."""
+    """The parameters and fitted attributes on which predictions depend."""
     parameters = {name: value for name, value in estimator.get_params(deep=False).items() if _is_plain(value)}
     by_init = estimator.get_params(deep=False)
     attributes = {
@@ -224,10 +224,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _not_writable(what: str, place: str) -> ValueError:
-    return ValueError(
-        f"{place} is of type {what}, which cannot be written as JSON. Only estimators of skexit can, and what they "
-        "consist of; save others with joblib or skops."
-    )
+    return ValueError(f"{place} has the type {what}, which cannot be written as JSON. Save it with joblib or skops.")
 
 
 def _decode(value: Any) -> Any:
@@ -242,19 +239,27 @@ def _decode(value: Any) -> Any:
     try:
         return decode(value)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"this JSON is damaged: what it says of {kind!r} is not complete, or wrong.") from error
+        raise ValueError(
+            f"this JSON is damaged: its object of type {kind!r} is incomplete or wrong. Write the policy again with "
+            "policy_to_json."
+        ) from error
 
 
 def _decode_array(value: dict[str, Any]) -> NDArray[Any]:
     dtype = np.dtype(value["dtype"])
     if dtype.kind not in _ARRAY_KINDS:
-        raise ValueError(f"this JSON is damaged: it has an array of {dtype}.")
+        raise ValueError(
+            f"this JSON is damaged: it has an array of type {dtype}. Write the policy again with policy_to_json."
+        )
     try:
         flat = np.frombuffer(base64.b64decode(value["data"], validate=True), dtype=dtype)
-        # A copy, because what is read from bytes cannot be changed.
+        # astype copies, because arrays from bytes are read-only.
         return flat.astype(dtype.newbyteorder("=")).reshape(value["shape"], order=value["order"])
     except ValueError as error:
-        raise ValueError(f"this JSON is damaged: an array has other data than it says: {error}.") from error
+        raise ValueError(
+            f"this JSON is damaged: the data of an array do not fit its description ({error}). Write the policy again "
+            "with policy_to_json."
+        ) from error
 
 
 def _decode_objects(value: dict[str, Any]) -> NDArray[Any]:
@@ -272,7 +277,10 @@ def _decode_object(value: dict[str, Any]) -> Any:
         module, _, class_name = name.rpartition(".")
         kind = getattr(importlib.import_module(module), class_name)
     else:
-        raise ValueError(f"this JSON has an object of {name!r}, which is no class of skexit that it may have.")
+        raise ValueError(
+            f"this JSON has an object of type {name!r}, which is not an allowed class of skexit. Pass a text from "
+            "policy_to_json."
+        )
     made = kind(**{field: _decode(part) for field, part in value["parameters"].items()})
     made.__dict__.update({field: _decode(part) for field, part in value["attributes"].items()})
     if isinstance(made, ExitPolicy):
@@ -281,7 +289,7 @@ def _decode_object(value: dict[str, Any]) -> Any:
 
 
 def _check_policy(policy: ExitPolicy, place: str) -> None:
-    """Raise a ValueError where a policy decides by numbers that no fitted one has."""
+    """Raise a ValueError if a policy has thresholds, costs or temperatures that no fitted policy can have."""
     if not hasattr(policy, "layout_"):
         return  # not fitted
     shape = (policy.layout_.n_exits,)
@@ -295,7 +303,8 @@ def _check_policy(policy: ExitPolicy, place: str) -> None:
     ):
         if values.shape != shape or not is_right():
             raise ValueError(
-                f"{place}.{name} is {values.tolist()}, which no policy fitted on {shape[0]} exits has. Fit it again."
+                f"{place}.{name} is {values.tolist()}, which no policy fitted on {shape[0]} exits has. Fit the policy "
+                "again."
             )
 
 

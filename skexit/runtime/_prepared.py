@@ -1,4 +1,4 @@
-"""A live network that is cut at its exits, with the decisions after them."""
+"""A network divided at its exits, with the decisions after them."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ from skexit.runtime._runner import StageRunner
 
 @dataclass(frozen=True)
 class PreparedNetwork:
-    """A network cut at its exits, and checked against the policy that decides there.
+    """A network that is divided into stages at its exits and fits the policy that decides there.
 
-    Made by :meth:`EarlyExitModel.prepare`.
+    :meth:`EarlyExitModel.prepare` makes it.
 
     Parameters
     ----------
     all_exits : StageRunner
-        Runs the network with a cut at every exit.
+        Runs the network divided at every exit.
     used_exits : StageRunner
-        Runs the network with a cut only at exits whose logits or features the policy reads.
+        Runs the network divided only at exits whose logits or features the policy reads.
     example : tensor, tuple of tensors or dict of tensors
         One input, on the device of the network.
     device : torch.device
-        Device of the network.
+        The device of the network.
     """
 
     all_exits: StageRunner
@@ -69,10 +69,10 @@ def prepare_network(
     channels: Channels,
     latency: ExitLatency | None,
 ) -> PreparedNetwork:
-    """Cut a network in evaluation mode at its exits, and check that stages and policy fit.
+    """Divide a network in evaluation mode at its exits, and check that stages and policy fit.
 
-    Parameters are those of :class:`EarlyExitModel`. A ValueError says if the exits do not cut the network, or the
-    policy was fitted on other exits.
+    Parameters are those of :class:`EarlyExitModel`. A ValueError says if the network cannot be divided at its exits, or
+    the policy was fitted on other logits or features.
     """
     device = device_of(model)
     example_input = main_first(model, in_form(example_input, "example_input"))
@@ -89,12 +89,12 @@ def prepare_network(
     runner = StageRunner(stages, exits, decisions.on(device), pool, layouts, beside_first, counts, latency)
     _prepare_runner(runner, example)
     observed = np.flatnonzero(runner.decisions.is_observed).tolist()
-    # Across exits that nothing reads, the network runs as if they were not there.
+    # At exits that no decision reads, the network is not divided.
     return PreparedNetwork(runner, replace(runner, stages=network.cut(observed)), example, device)
 
 
 def start(network: PreparedNetwork, inputs: Inputs) -> Batch:
-    """The samples before the first stage of ``used_exits``; a ValueError says if the network does not take them."""
+    """The batch before the first stage of ``used_exits``; a ValueError if the network cannot take the inputs."""
     if not is_like(inputs, network.example):
         check_rows(inputs, network.device)
         inputs = like_example(inputs, network.example)
@@ -102,14 +102,14 @@ def start(network: PreparedNetwork, inputs: Inputs) -> Batch:
 
 
 def runner_to_last_exit(network: PreparedNetwork) -> StageRunner:
-    """Takes all samples to the last exit, and decides at each."""
+    """A runner that computes the decision at each exit, but continues with all samples to the last exit."""
     runner = replace(network.all_exits, decisions=network.all_exits.decisions.for_all_exits())
     _prepare_runner(runner, network.example)
     return runner
 
 
 def map_stages(network: PreparedNetwork, function: Callable[[Stage], Stage]) -> PreparedNetwork:
-    """A copy of the network with every stage changed by a function."""
+    """A copy of the network with a function applied to every stage."""
     all_exits, used_exits = (
         replace(runner, stages={k: function(stage) for k, stage in runner.stages.items()})
         for runner in (network.all_exits, network.used_exits)
@@ -118,13 +118,13 @@ def map_stages(network: PreparedNetwork, function: Callable[[Stage], Stage]) -> 
 
 
 def first_batch(runner: StageRunner, inputs: Inputs) -> Batch:
-    """The samples before the first stage of a runner."""
+    """The batch before the first stage of a runner."""
     first, *side = tensors_of(inputs)
     return runner.start(first, side, torch.arange(len(first), device=first.device))
 
 
 def _prepare_runner(runner: StageRunner, example: Inputs) -> None:
-    # Tensors of inference mode do not count the changes that are made to them.
+    # Tensors of inference mode do not count in-place changes.
     with torch.inference_mode(False), torch.no_grad():
         example_copy: Any = map_tensors(torch.clone, example)
         runner.prepare(first_batch(runner, example_copy))

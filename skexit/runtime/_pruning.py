@@ -19,23 +19,23 @@ from skexit.utils._warnings import warn
 
 
 def pruned(policy: Any, latency: ExitLatency, batch_size: int = 1, *, heads: Any = None) -> Any:
-    """A policy that does not use exits whose decisions take longer than they save.
+    """A copy of a policy that does not use exits whose decisions take longer than they save.
 
-    One exit after the other is switched off, each time the one without which the expected time is the least, as long as
-    that lowers it: with the other thresholds as they are, the samples that would leave there go on. Then the thresholds
-    of the exits that are left are set anew for the same budget. Both are repeated until every exit pays. The expected
-    time is that of each stage, and of each decision, for as many samples of a batch as reach it, of the rows that the
-    policy was fitted on.
+    The function first switches off exits one by one, each time the exit without which the expected time is shortest, as
+    long as this lowers the expected time. The other thresholds do not change in this step, so samples that would leave
+    at the exit continue. Then it computes the thresholds of the remaining exits again, for the same budget. It repeats
+    both steps until every exit saves time. The expected time is the sum over stages and decisions, each for the part of
+    a batch that reaches it. These parts are those of the rows that the policy was fitted on.
 
-    If the costs of the policy are milliseconds, ``latency.layout``, then those of the copy, ``costs_``, leave out the
-    decisions that it does not make, and what these took is spent on later exits: the copy meets the budget.
+    If the costs of the policy are milliseconds (``latency.layout``), the ``costs_`` of the copy leave out the decisions
+    that it no longer makes. The copy spends this time on later exits and still meets the budget.
 
     Parameters
     ----------
     policy : fitted policy, or Pipeline that ends with one
-        With ``with_budget`` and what that needs of the rows, ``fit_state_``.
+        It must have ``with_budget`` and ``fit_state_``.
     latency : ExitLatency
-        What :func:`measure_latency` measured with this policy.
+        Result of :func:`measure_latency` with this policy.
     batch_size : int, default=1
         Number of samples that arrive together.
     heads : fitted ExitHeads or ExitEnsemble, default=None
@@ -44,23 +44,24 @@ def pruned(policy: Any, latency: ExitLatency, batch_size: int = 1, *, heads: Any
     Returns
     -------
     policy or Pipeline
-        A fitted copy, in which the thresholds of exits that are switched off, or were not in use before, are ``inf``,
-        also after ``with_budget``. It is not calibrated. Where every exit pays, `policy` as it is.
+        A fitted copy. The thresholds of exits that are switched off, or were not in use before, are ``inf``, and stay
+        ``inf`` after ``with_budget``. The copy is not calibrated. If every exit saves time, `policy` itself is
+        returned.
 
     Raises
     ------
     ValueError
-        If the policy has no ``with_budget``, was shipped without ``fit_state_``, or has another number of exits than
-        were measured, or `batch_size` is not positive.
+        If the policy has no ``with_budget`` or no ``fit_state_``, its number of exits differs from that in `latency`,
+        or `batch_size` is not positive.
 
     See Also
     --------
-    measure_latency : What stages and decisions take.
+    measure_latency : Measures the times of stages and decisions.
 
     Notes
     -----
-    An exit on whose notes a later decision depends is looked at also where nobody leaves. To switch it off saves no
-    time unless the later one is off, too.
+    If a later decision needs the notes of an exit, the exit is computed even if no sample leaves there. To switch off
+    such an exit saves time only if the later exit is switched off, too.
 
     Examples
     --------
@@ -81,16 +82,16 @@ def pruned(policy: Any, latency: ExitLatency, batch_size: int = 1, *, heads: Any
     own = steps_of(policy)[-1]
     n_measured = latency.stage_ms.shape[1]
     if not isinstance(own, BudgetedPolicy):
-        raise ValueError(f"{own!r} has no budget for which thresholds can be set anew. Pass a policy with with_budget.")
+        raise ValueError(f"policy={own!r} has no budget. Pass a policy with with_budget, such as ThresholdPolicy.")
     if own.fit_state_ is None:
         raise ValueError(
-            f"this {type(own).__name__} has no fit_state_, by which its thresholds are set anew: it was shipped "
-            "without it. Call pruned on the policy that was fitted, and ship the copy that it gives."
+            f"policy={own!r} has no fit_state_, from which thresholds are computed. Call pruned on the policy that was "
+            "fitted, before without_fit_state()."
         )
     if len(own.thresholds_) != n_measured:
         raise ValueError(
-            f"the policy has {len(own.thresholds_)} exits, but latency was measured at {n_measured}. Pass what "
-            "measure_latency gives for a live network with this policy."
+            f"the policy has {len(own.thresholds_)} exits, but latency has {n_measured}. Pass the result of "
+            "measure_latency for a live network with this policy."
         )
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
@@ -102,9 +103,9 @@ def pruned(policy: Any, latency: ExitLatency, batch_size: int = 1, *, heads: Any
 
 
 def warn_of_exits_that_do_not_pay(steps: Sequence[Any], latency: ExitLatency, names: Sequence[str]) -> None:
-    """Warn of exits whose decisions take longer than they save, whatever the batch size that was measured.
+    """Warn of exits whose decisions take longer than they save at all batch sizes that were measured.
 
-    `steps` are what gives logits, and the policy. `names` are those of the exits.
+    `steps` are the steps that compute logits, and the policy. `names` are the names of the exits.
     """
     *before, policy = steps
     if not isinstance(policy, BudgetedPolicy) or policy.fit_state_ is None:
@@ -123,7 +124,7 @@ def _unused(policy: BudgetedPolicy) -> list[int]:
 def _without(
     before: Sequence[Any], policy: BudgetedPolicy, exits: Sequence[int], latency: ExitLatency, batch_size: int
 ) -> BudgetedPolicy:
-    """A copy without these exits, for the same budget."""
+    """A copy of the policy without some exits, for the same budget."""
     other = copy.copy(policy)
     if policy.layout_.cost_unit == "ms":
         other.thresholds_ = _with_inf(policy.thresholds_, exits)
@@ -144,7 +145,7 @@ def _with_inf(thresholds: NDArray[np.float64], exits: Sequence[int]) -> NDArray[
 def _exits_that_do_not_pay(
     before: Sequence[Any], policy: BudgetedPolicy, latency: ExitLatency, batch_size: int
 ) -> list[int]:
-    """These exits, after those that are not used."""
+    """The unused exits, and then the exits whose decisions take longer than they save."""
     scores, weight = policy._fitted_scores()
 
     def time_without(exits: Sequence[int]) -> float:
@@ -165,15 +166,15 @@ def _exits_that_do_not_pay(
 
 
 def _pays_for(policy: BudgetedPolicy, without: set[int]) -> bool:
-    """Whether the budget pays for the first of the other exits."""
+    """Whether the budget is at least the cost of the first remaining exit."""
     first = next(k for k in range(len(policy.thresholds_)) if k not in without)
     return policy.budget is None or policy.costs_[first] <= policy.budget
 
 
 def expected_ms(steps: Sequence[Any], latency: ExitLatency, batch_size: int) -> float:
-    """Milliseconds of a batch in a live network whose samples leave as those on which the policy was fitted.
+    """Expected milliseconds of a batch, if the shares of samples at the exits are those of the fitted rows.
 
-    `steps` are what gives logits, and the policy.
+    `steps` are the steps that compute logits, and the policy.
     """
     decision = NetworkDecision(steps)
     reaching = batch_size * (1 - np.append(0, np.cumsum(decision.policy.exit_distribution_)[:-1]))
@@ -185,5 +186,5 @@ def expected_ms(steps: Sequence[Any], latency: ExitLatency, batch_size: int) -> 
 
 
 def _ms(latency: ExitLatency, times: NDArray[np.float64], n_samples: float) -> float:
-    """Expected time for so many samples on average; fewer than one: for one, as often as there is one."""
+    """Expected time for `n_samples` on average. Below 1, this is the probability of a sample times the time for one."""
     return float(latency._at(times, max(n_samples, 1.0)) * min(n_samples, 1.0))

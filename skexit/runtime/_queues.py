@@ -1,4 +1,4 @@
-"""Samples that wait before a stage until it is worth running."""
+"""Samples that wait before a stage until there are enough of them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from skexit.runtime._batch import Batch
 
 
 class SampleQueue:
-    """Samples of one shape that wait for a stage, run in batches of one size, in the order in which they came.
+    """Samples of one shape that wait for a stage, in the order in which they arrived.
 
-    They are copied into memory that the queue keeps: to ask for fresh memory again and again takes longer than to copy.
+    The queue copies samples into its own memory, because to allocate new memory for each batch would take longer.
     """
 
     def __init__(self, batch_size: int) -> None:
@@ -26,11 +26,11 @@ class SampleQueue:
 
     @property
     def waiting_since(self) -> float:
-        """When the first of the samples came."""
+        """Time at which the first sample arrived."""
         return float(self._times[0])
 
     def put(self, batch: Batch, rows: torch.Tensor | slice, time: float) -> None:
-        """Copy some rows of a batch, which came at a time."""
+        """Copy some rows of a batch that arrived at `time`."""
         end = len(self) + (len(batch) if isinstance(rows, slice) else len(rows))
         memory = self._reserve(batch, end)
         for target, source in zip(memory.parts(), batch.parts(), strict=True):
@@ -39,7 +39,7 @@ class SampleQueue:
         self._n_samples = end
 
     def first(self, n_samples: int) -> Batch:
-        """The first samples, as many as there are or `n_samples`; they stay in the memory of the queue."""
+        """The first `n_samples`, or all if there are fewer. They share the memory of the queue."""
         assert self._memory is not None
         return self._memory.slice(slice(min(n_samples, len(self))))
 
@@ -48,15 +48,15 @@ class SampleQueue:
         self._keep(slice(n_samples, len(self)))
 
     def drop(self, rows: range) -> None:
-        """Remove the samples of some rows of the output."""
+        """Remove the samples of a range of rows of the output."""
         own = self.first(len(self)).rows
         self._keep(torch.nonzero((own < rows.start) | (own >= rows.stop)).flatten())
 
     def _keep(self, kept: torch.Tensor | slice) -> None:
-        """Move some of the samples to the front, and forget the others."""
+        """Move some of the samples to the front, and remove the others."""
         assert self._memory is not None
         times = self._times[: len(self)][kept if isinstance(kept, slice) else kept.cpu().numpy()]
-        # A range may reach into where it is moved to.
+        # The source and the target of a range may overlap.
         overlaps = isinstance(kept, slice) and len(times) > kept.start
         for tensor in self._memory.parts():
             rest = tensor[: len(self)][kept]
@@ -65,9 +65,9 @@ class SampleQueue:
         self._n_samples = len(times)
 
     def _reserve(self, batch: Batch, n_samples: int) -> Batch:
-        """Room for samples like those of a batch."""
+        """Memory for `n_samples` like those of a batch."""
         if self._memory is None or n_samples > len(self._memory):
-            # Before samples come, fewer wait than a stage is run with, and no more come than it is run with.
+            # At most 2 * batch_size: fewer than batch_size samples wait, and at most batch_size arrive at once.
             size = max(n_samples, min(2 * n_samples, 2 * self._batch_size))
             larger = batch.map(lambda tensor: empty_rows(tensor, size))
             if self._memory is not None:

@@ -1,4 +1,4 @@
-"""What happens at an exit, recorded once as a function of tensors that runs without Python."""
+"""Record the decision at an exit once, as a function of tensors that runs without Python."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from skexit.data._walk import Memories
 from skexit.runtime._decisions import Decisions
 from skexit.runtime._rows import in_double
 
-#: Methods by which Python looks at the values of a tensor; what it does next would not be recorded.
+#: Methods that read the values of a tensor. Python code that depends on them would not be recorded.
 _READS = {
     *(torch.Tensor.__array__, torch.Tensor.__dlpack__, torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.item),
     *(torch.Tensor.__bool__, torch.Tensor.__float__, torch.Tensor.__int__, torch.Tensor.__index__),
     *(torch.Tensor.__contains__, torch.Tensor.__iter__),
 }
-#: Rows with which a decision is recorded, and others with which the recording must give the same.
+#: Number of rows with which a decision is recorded, and numbers of rows with which the recording is compared.
 _N_RECORDED, _N_COMPARED = 2, (1, 3)
 
 
-#: Gives features for what a stage gave, and the attention mask or None.
+#: A function of the output of a stage, and of the attention mask or None, that returns features.
 Pooling = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
 def decide(
     decisions: Decisions, k: int, logits: Any, features: Any, notes: Memories, pool: Pooling | None = None
 ) -> tuple[Any, Any]:
-    """Logits with which exit `k` answers, and who leaves; None where all leave or none. Changes the notes in place.
+    """Logits of the predictions at exit `k`, and a mask of the samples that leave; None if all leave or none.
 
-    The decision is recorded when it is first made. One that reads the values of tensors, as an estimator that works on
-    NumPy arrays does, runs as it is. With `pool`, `features` is what the stage gave, and to pool it is part of the
-    recording; pass the same `pool` for an exit each time.
+    The notes are changed in place. The decision is recorded at the first call. If it reads the values of tensors, as an
+    estimator on NumPy arrays does, it runs in Python. With `pool`, `features` is the output of the stage, and the
+    recording includes pooling; then pass the same `pool` for an exit each time.
     """
     if k not in decisions.recorded:
         decisions.recorded[k] = _record(decisions, k, logits, features, notes, pool)
@@ -49,23 +49,23 @@ def decide(
 
 
 def read_features(pool: Pooling, tensor: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Features of what a stage gave, in double precision, in memory of their own: later stages may work in place."""
+    """Pooled features in double precision. They do not share memory with `tensor`, which later stages may change."""
     features = in_double(pool(tensor, mask))
     return features.clone() if features is tensor else features
 
 
 class FlatDecision:
-    """What happens at exit `k` as a function of tensors alone, and what these are.
+    """The decision at exit `k` as a function of tensors only.
 
-    It takes logits and features as far as there are any, and notes; it gives logits, who leaves where some may, and
-    notes.
+    Its inputs are logits, features (each only if the exit has them) and notes. Its outputs are the logits of
+    predictions, a mask of the samples that leave (only if some may leave and others stay), and notes.
     """
 
     def __init__(self, decisions: Decisions, k: int, logits: Any, features: Any, notes: Memories) -> None:
         self._decisions, self._k = decisions, k
         self._has = [part is not None for part in (logits, features)]
         self._splits = k < decisions.n_exits - 1 and decisions.is_used[k]
-        # Notes before and after the exit, each by the number of its step and its name.
+        # Notes before and after the exit, each as the number of its step and its name.
         self._taken, self._given = _names(notes), [(0, "")]
 
     def __call__(self, *inputs: torch.Tensor, pool: Pooling | None = None) -> tuple[torch.Tensor, ...]:
@@ -80,21 +80,21 @@ class FlatDecision:
         return (answer, *([leaves] if self._splits else []), *_noted(notes, self._given))
 
     def noted(self, notes: Memories) -> list[torch.Tensor]:
-        """The notes that it takes."""
+        """The notes that are inputs."""
         return _noted(notes, self._taken)
 
     @property
     def n_notes(self) -> int:
-        """How many notes it takes."""
+        """Number of notes that are inputs."""
         return len(self._taken)
 
     @property
     def n_outputs(self) -> int:
-        """How many tensors it gives."""
+        """Number of outputs."""
         return 1 + self._splits + len(self._given)
 
     def unpack(self, outputs: Sequence[torch.Tensor], notes: Memories) -> tuple[Any, Any]:
-        """Logits and who leaves, from what it gave; the notes are changed in place."""
+        """Logits, and the mask of samples that leave or None, from the outputs. The notes are changed in place."""
         n_own = 1 + self._splits
         for (step, name), value in zip(self._given, outputs[n_own:], strict=True):
             notes[step][name] = value
@@ -103,9 +103,9 @@ class FlatDecision:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A decision as TorchScript, and as Python, with inputs of a few rows for the latter.
+    """A decision as TorchScript in `function`, and in Python as `flat`, with example inputs for `flat`.
 
-    Where pooling was recorded, the one in TorchScript takes what the stage gave, and the one in Python features.
+    If pooling was recorded, `function` takes the output of the stage, and `flat` takes features.
     """
 
     function: Any
@@ -113,7 +113,7 @@ class Recorded:
     example: tuple[torch.Tensor, ...]
 
     def __call__(self, logits: Any, features: Any, notes: Memories) -> tuple[Any, Any]:
-        # Not by a context manager: around so little, each takes its time.
+        # Without a context manager, whose time is noticeable here.
         optimizes = _switch_optimizations(False)
         try:
             outputs = self.function(*_present(logits, features), *self.flat.noted(notes))
@@ -133,20 +133,20 @@ def _decide(decisions: Decisions, k: int, logits: Any, features: Any, notes: Mem
 
 
 def _as_features(decisions: Decisions, pool: Pooling | None, features: Any) -> Any:
-    """The features of an exit, which are pooled now where there is a `pool`."""
+    """The features of an exit. If there is a `pool`, they are pooled now."""
     return features if pool is None or features is None else decisions._as_cached(read_features(pool, features))
 
 
 def _record(
     decisions: Decisions, k: int, logits: Any, features: Any, notes: Memories, pool: Pooling | None
 ) -> Recorded | None:
-    """The decision of exit `k`, or None where it cannot be recorded."""
+    """The recorded decision of exit `k`; None if it cannot be recorded."""
     flat = FlatDecision(decisions, k, logits, features, notes)
 
     def whole(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return flat(*given, pool=pool)
 
-    # Outside of inference mode, whose tensors cannot be recorded.
+    # Tensors of inference mode cannot be recorded.
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         inputs = [*_present(logits, features), *flat.noted(notes)]
@@ -159,7 +159,7 @@ def _record(
             _simplify(function.graph)
             with _as_recorded():
                 found = [function(*other) for other in others]
-        except Exception:  # whatever torch cannot record
+        except Exception:  # torch may raise any exception if it cannot record a decision
             return None
         pooled = _some_rows(_present(logits, _as_features(decisions, pool, features)), _N_RECORDED)
     same = all(_is_same(*pair) for pair in zip(sum(found, ()), sum(expected, ()), strict=True))
@@ -167,7 +167,7 @@ def _record(
 
 
 def _simplify(graph: Any) -> None:
-    """Compute once what depends on no input, and what is computed twice."""
+    """Replace computations without inputs by constants, and remove repeated computations."""
     torch._C._jit_pass_inline(graph)
     torch._C._jit_pass_constant_propagation(graph)
     torch._C._jit_pass_cse(graph)
@@ -184,7 +184,10 @@ def _as_recorded() -> Iterator[None]:
 
 
 def _switch_optimizations(are_on: bool) -> bool:
-    """Say whether TorchScript optimises; gives how it was. That would take the first runs, and round in another way."""
+    """Set whether TorchScript optimises, and return the old setting.
+
+    Optimisation would slow down the first runs, and change the rounding.
+    """
     were_on: bool = torch._C._get_graph_executor_optimize()
     torch._C._set_graph_executor_optimize(are_on)
     return were_on
@@ -212,7 +215,7 @@ def _is_same(found: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 class _RefuseToRead(TorchFunctionMode):
-    """Raises where Python looks at the values of tensors."""
+    """Raises a TypeError if Python reads the values of a tensor."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function in _READS:
@@ -221,10 +224,10 @@ class _RefuseToRead(TorchFunctionMode):
 
 
 class _InFewerSteps(TorchFunctionMode):
-    """Computes a logarithm of a sum of exponentials in half the time: log_softmax is one step, logsumexp is eight."""
+    """Computes logsumexp in half the time, from log_softmax, which is one operation instead of eight."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is not torch.logsumexp or args[1:] != (-1,) or kwargs:
             return function(*args, **(kwargs or {}))
-        # By the largest value: any other may be -inf, or so small that it loses its digits.
+        # From the largest value, because others may be -inf, or so small that digits are lost.
         return args[0].amax(-1) - torch.log_softmax(args[0], -1).amax(-1)

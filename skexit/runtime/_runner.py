@@ -1,4 +1,4 @@
-"""Run one stage of a network after another for the samples that are still running."""
+"""Run the stages of a network for the samples that are still running."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from skexit.runtime._exit_latency import ExitLatency
 from skexit.runtime._recorded import decide, read_features
 from skexit.runtime._rows import count_rows, fill_up, in_double, size_to_run, split_rows
 
-#: Rows of a batch: all, some, or none.
+#: Rows of a batch: some as a tensor of numbers, all as a slice, or none as None.
 Rows = torch.Tensor | slice | None
 
 
@@ -27,9 +27,9 @@ Rows = torch.Tensor | slice | None
 class StageRunner:
     """Stages, by exit, with the decisions after them.
 
-    `channels` says where each exit has its channels. `mask` says which of the side inputs is the attention mask, and
-    `counts` how many tokens the network makes of its positions, if it tells. `latency` says where it pays to take
-    samples that leave out of the batch; None means everywhere.
+    `channels` is the axis of the channels at each exit: "first" or "last". `mask` is the number of the side input that
+    is the attention mask. `counts` computes how many tokens the network makes from the positions of the mask, if the
+    network says so. With `latency`, samples that leave are removed from the batch only if that is faster; None: always.
     """
 
     stages: Mapping[int, Stage]
@@ -41,40 +41,40 @@ class StageRunner:
     counts: TokenCounts | None
     latency: ExitLatency | None = None
     compiled: Mapping[int, Callable[[Batch], tuple[Batch, Any, Any]]] = field(default_factory=dict)
-    """What gives the same as a stage and the decision after it, by exit, as one compiled graph."""
+    """Compiled graphs of a stage and the decision after it, by exit."""
     is_in_place: dict[int, bool] = field(default_factory=dict)
-    """Stages that change what they are given, by exit; known once prepared."""
+    """Whether a stage changes its inputs in place, by exit. `prepare` sets it."""
     _pools: dict[int, Any] = field(default_factory=dict)
     _pools_when_deciding: set[int] = field(default_factory=set)
-    """Exits where to pool is part of the recorded decision."""
+    """Exits at which the recorded decision includes pooling."""
 
     def start(self, first: torch.Tensor, side: list[torch.Tensor], rows: Any) -> Batch:
-        """Samples before the first stage."""
+        """The batch before the first stage."""
         return Batch([first], side, rows, self.decisions.start())
 
     def answers(self) -> Answers:
-        """Nothing yet."""
+        """A collector of predictions, which is empty."""
         return Answers(self.decisions.classes, self.decisions.temperatures)
 
     def run(self, k: int, batch: Batch, answers: Answers) -> Batch | None:
-        """Run the network to exit `k`, record who leaves there, and give the samples that go on, if any.
+        """Run the network to exit `k`, record the predictions of samples that leave, and return the others.
 
-        The lists of the batch are emptied, so that the network may free what they hold.
+        The result is None if no sample stays. The lists in the batch are emptied, so that their tensors can be freed.
         """
         batch, logits, leaves = self.compute_and_decide(k, batch)
         if logits is None:
             return batch
         leaving, staying = self.split(k, batch, leaves)
         following = self._go_on(k, batch, leaves, staying)
-        # Last, so that nothing is recorded where memory does not suffice.
+        # Recorded last: if memory is exhausted before, no prediction is recorded.
         if leaving is not None:
             answers.add(k, batch.rows[leaving], logits[leaving])
         return following
 
     def split(self, k: int, batch: Batch, leaves: Any) -> tuple[Rows, Rows]:
-        """Rows of the batch that leave at exit `k`, and that stay. Waits once for the device.
+        """Rows of the batch that leave at exit `k`, and rows that stay. Waits once for the device.
 
-        `leaves` is what `decide` gives. Either result is an array of rows, a slice of all, or None where there is none.
+        `leaves` is the mask from `decide`, or None.
         """
         everyone, nobody = slice(None), None
         if k == self.decisions.n_exits - 1:
@@ -92,7 +92,7 @@ class StageRunner:
         return leaving if n_leaving else nobody, staying if n_staying else nobody
 
     def _go_on(self, k: int, batch: Batch, leaves: Any, staying: Rows) -> Batch | None:
-        """The samples that stay, without the others, or with them where that is quicker."""
+        """The samples that stay. Those that leave are kept in the batch if that is faster; None if no sample stays."""
         if staying is None:
             return None
         if isinstance(staying, slice):
@@ -109,21 +109,21 @@ class StageRunner:
         return latency.compaction_pays(k, following, n_samples, n_staying)
 
     def compute_and_decide(self, k: int, batch: Batch) -> tuple[Batch, Any, Any]:
-        """The batch after the stage to exit `k`, and what `decide` gives; None where no decision looks at the exit."""
+        """The batch after the stage to exit `k`, and the result of `decide`, or None twice if no decision reads it."""
         if k in self.compiled:
             return self.compiled[k](batch)
         batch = self.compute(k, batch)
         return (batch, *self.decide(k, batch)) if self.decisions.is_observed[k] else (batch, None, None)
 
     def compute(self, k: int, batch: Batch) -> Batch:
-        """Run the network from the exit before to exit `k`."""
+        """Run the network from the previous exit to exit `k`."""
         inputs = [*batch.tensors, *batch.side]
         batch.tensors.clear()
         batch.tensors = self.stages[k].network.forward(*inputs)
         return batch
 
     def decide(self, k: int, batch: Batch) -> tuple[Any, Any]:
-        """Logits with which exit `k` answers, and who leaves; None where no decision is made."""
+        """Logits of the predictions at exit `k`, and a mask of the samples that leave; None if all leave or none."""
         if k in self._pools_when_deciding:
             return decide(self.decisions, k, None, batch.tensors[0], batch.notes, self._pools[k])
         return self._decide(k, *self._read(k, batch), batch.notes)
@@ -133,10 +133,10 @@ class StageRunner:
         return decide(self.decisions, k, logits, features, notes)
 
     def prepare(self, batch: Batch) -> None:
-        """Find how to pool each exit that is looked at, record what happens there, and find stages that work in place.
+        """Prepare pooling, record decisions, and find stages that work in place.
 
-        The batch has one sample, with tensors that count their versions. A ValueError says if an exit gives other
-        logits or features than the policy was fitted on.
+        `batch` has one sample. Its tensors must count in-place changes. A ValueError says if an exit has other logits
+        or features than the policy was fitted on.
         """
         has_lengths = any(is_sequence(tensor) for tensor in (*batch.tensors, *batch.side))
         for k in range(self.decisions.n_exits):
@@ -148,18 +148,18 @@ class StageRunner:
                 continue
             if self.decisions.uses_features(k):
                 tensor, channels = batch.tensors[0], self.channels[self.exits[k]]
-                # Says what does not fit.
+                # Raises an error if the output cannot be pooled.
                 pool_output(tensor, self.pool, self._mask_of(batch), channels, self.counts)
                 self._pools[k] = prepared_pool(self.pool, tensor.ndim, channels, self.counts)
             logits, features = self._read(k, batch)
             self._check_exit(k, logits, features)
-            # A recording holds for maps of one size.
+            # A recording is only correct for maps of one size.
             if not has_lengths and self._can_pool_when_deciding(k, batch.tensors[0]):
                 self._pools_when_deciding.add(k)
             self.decide(k, batch)
 
     def _can_pool_when_deciding(self, k: int, tensor: torch.Tensor) -> bool:
-        """Whether pooling can be recorded. A head must come after it, as it may work in place on the same tensor."""
+        """Whether pooling can be recorded. It cannot if there is a head, which may change the tensor in place."""
         has_maps = self.pool_at(k) is not None and is_for_maps(self.pool, tensor.ndim)
         return has_maps and self.own_head(k) is None and not self.decisions.of_features
 
@@ -168,8 +168,8 @@ class StageRunner:
         if layout.has_logits(k) and logits is None:
             raise ValueError(
                 f"the policy was fitted with logits at exit {self.exits[k]!r}, but the network has none of its own "
-                "there. Pass the heads that gave them, as heads= or in a pipeline with the policy, or say with head= "
-                "which module does."
+                "there. Pass the heads that computed them, as heads= or in a pipeline with the policy, or name the "
+                "module that computes them with head=."
             )
         for part, given, width in (
             ("logits", logits, layout.n_logits[k]),
@@ -185,11 +185,11 @@ class StageRunner:
         return read_exit(batch.tensors, batch.side, self.pool_at(k), self.own_head(k), self.mask)
 
     def pool_at(self, k: int) -> Any:
-        """What pools the features of exit `k`, known once prepared; None where nothing looks at them."""
+        """The pooling of exit `k`, which `prepare` sets; None if no decision reads its features."""
         return self._pools.get(k)
 
     def own_head(self, k: int) -> Any:
-        """What gives the logits that the network itself has for exit `k`; None where nothing looks at them."""
+        """The module for the network's own logits at exit `k`; None if no decision reads them."""
         is_read = self.decisions.is_observed[k] and self.decisions.layout.has_logits(k)
         return self.stages[k].logits if is_read else None
 
@@ -201,9 +201,9 @@ class StageRunner:
 def read_exit(
     tensors: Sequence[torch.Tensor], side: Sequence[torch.Tensor], pool: Any, head: Any, mask: int | None
 ) -> tuple[Any, Any]:
-    """Logits that the network itself has for an exit, and features, from what the stage gave and the side inputs."""
+    """The network's own logits of an exit, and its features, from the outputs of the stage and the side inputs."""
     logits = features = None
-    # Features first: the head may work in place on what the exit gave.
+    # Features first, because the head may change the outputs of the stage in place.
     if pool is not None:
         features = read_features(pool, tensors[0], None if mask is None else side[mask])
     if head is not None:
@@ -212,7 +212,7 @@ def read_exit(
 
 
 def _select(batch: Batch, rows: torch.Tensor, size: int) -> Batch:
-    """Some of the samples, filled up to a size with samples that are gone."""
+    """Some of the samples, padded to a size with samples that are gone."""
     if size == len(rows):
         return batch.select(rows)
     rows, added = fill_up(rows, size)

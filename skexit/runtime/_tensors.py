@@ -15,7 +15,7 @@ from skexit.runtime._rows import double_on
 
 
 class TensorNetwork(DenseNetwork):
-    """A network whose weights and biases are tensors."""
+    """A DenseNetwork with tensors as weights and biases."""
 
     def __call__(self, inputs: Any) -> Any:
         if len(self.weights) > 1:
@@ -28,9 +28,9 @@ class TensorNetwork(DenseNetwork):
 
 
 def with_tensors(value: Any, device: torch.device) -> Any:
-    """A copy of an estimator, or of what it consists of, whose networks and arrays are on the device.
+    """A copy of an estimator, or of a part of one, whose networks and arrays are tensors on a device.
 
-    What is no estimator, list, tuple or dict is given back as it is.
+    Values of other types than estimators, networks, lists, tuples and dicts are returned unchanged.
     """
     if isinstance(value, DenseNetwork):
         weights, biases = (
@@ -46,7 +46,7 @@ def with_tensors(value: Any, device: torch.device) -> Any:
         return dataclasses.replace(
             value, means=cast(Any, means), kernels=cast(Any, kernels), biases=cast(Any, conv_biases), dense=dense
         )
-    # Elsewhere, each exit would copy these arrays to the device, and wait.
+    # Otherwise, each exit would copy these arrays to the device and wait.
     names = getattr(type(value), "arrays_on_device", ())
     if names or isinstance(value, BaseEstimator):
         copied = copy.copy(value)
@@ -61,5 +61,5 @@ def with_tensors(value: Any, device: torch.device) -> Any:
 
 
 def as_double(array: Any, device: torch.device) -> torch.Tensor:
-    """An array on the device, in the precision in which policies compute."""
+    """An array as a tensor on the device, in the precision of policies."""
     return torch.as_tensor(array, dtype=double_on(device), device=device)

@@ -1,4 +1,4 @@
-"""Thresholds that a user sets while a network runs."""
+"""Check thresholds that a user sets while a network runs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def check_thresholds(thresholds: ArrayLike, n_exits: int) -> NDArray[np.float64]:
-    """The thresholds as numbers; a ValueError says if they are not one number per exit."""
+    """The thresholds as an array; a ValueError if they are not one number per exit."""
     values = np.asarray(thresholds, dtype=np.float64)
     if values.shape != (n_exits,) or np.isnan(values).any():
         raise ValueError(
-            f"thresholds={thresholds!r} must be one number for each of the {n_exits} exits, as thresholds_ of a policy "
-            "or thresholds of a BudgetController."
+            f"thresholds={thresholds!r} must be one number for each of the {n_exits} exits, such as policy.thresholds_ "
+            "or the thresholds of a BudgetController."
         )
     return values

@@ -1,4 +1,4 @@
-"""Answer many inputs with stages that wait until enough samples have reached them."""
+"""Predict many inputs. Each stage runs when enough samples have reached it."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from skexit.runtime._prepared import PreparedNetwork
 from skexit.runtime._queues import SampleQueue
 from skexit.runtime._runner import StageRunner
 
-#: A loader that raises so often, without a batch in between, is not asked again.
+#: After so many errors in a row, the error of the loader is raised.
 _MAX_ERRORS_IN_A_ROW = 100
 
-#: Gives the network that takes some inputs; cuts it for the first.
+#: A function that returns the prepared network. The inputs prepare it at the first call.
 Prepared = Callable[[Inputs], PreparedNetwork]
 
-#: Shapes of the samples in a queue, without their number.
+#: Shapes of the tensors in a queue, without the axis of samples.
 _Shapes = tuple[torch.Size, ...]
 
 
 class LoaderOutput(NamedTuple):
-    """Answers to the inputs that a loader gave, in its order.
+    """Predictions for the inputs of a loader, in the order of the loader.
 
     Parameters
     ----------
-    labels : tensor of shape (n_samples,), or ndarray where classes are names
-        Class of each sample.
+    labels : tensor of shape (n_samples,), or ndarray if classes are names
+        Predicted class of each sample.
     probabilities : tensor of shape (n_samples, n_classes)
-        Of each class, by the exit that answered.
+        Class probabilities, from the exit at which the sample left.
     exits : tensor of shape (n_samples,) of int64
-        The exit at which each sample left, counted from 0.
+        Exit at which each sample left, counted from 0.
     batches : tensor of shape (n_samples,) of int64
-        The batch of the loader that each sample is from, counted from 0. Batches that failed have no samples here.
+        Number of the loader's batch that each sample is from, counted from 0. Batches that failed have no samples here.
     failures : list of (int, Exception)
-        The batches that failed, and why.
+        The numbers of the batches that failed, and their errors.
     """
 
     labels: torch.Tensor | NDArray[Any]
@@ -64,9 +64,9 @@ def predict_loader(
     max_wait: float | None,
     progress: bool,
 ) -> LoaderOutput:
-    """Answer what a loader gives; see :meth:`EarlyExitModel.predict_loader`.
+    """Predict the inputs of a loader; see :meth:`EarlyExitModel.predict_loader`.
 
-    `prepared` takes the inputs of a batch and returns the PreparedNetwork that takes them; `device` is the network's.
+    `prepared` takes the inputs of a batch, and returns the PreparedNetwork. `device` is the device of the network.
     """
     _check_limits(batch_size, max_wait)
     queues: _StageQueues | None = None
@@ -87,19 +87,19 @@ def _check_limits(batch_size: int, max_wait: float | None) -> None:
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
     if max_wait is not None and not max_wait >= 0:
-        raise ValueError(f"max_wait={max_wait} must be None or a number of seconds, at least 0.")
+        raise ValueError(f"max_wait={max_wait} must be None or a number of seconds of at least 0.")
 
 
 def _read_batches(
     prepared: Prepared, device: torch.device, loader: Iterable[Any], failures: dict[int, Exception]
 ) -> Iterator[tuple[int, Inputs]]:
-    """The batches of a loader that the network takes, by number; the others are failures."""
+    """Numbers and inputs of the batches that the network can take. The others are added to `failures`."""
     for number, (item, error) in enumerate(_items(loader)):
         inputs = None
         if error is None:
             inputs, error = _attempt(_read, number, item, device)
         if inputs is not None:
-            # Outside of an attempt: what keeps the network from being cut would do so with every batch.
+            # Errors are raised here, because a network that cannot be divided would fail with every batch.
             network = prepared(inputs)
             inputs, error = _attempt(like_example, inputs, network.example)
         if error is not None:
@@ -109,7 +109,7 @@ def _read_batches(
 
 
 def _items(loader: Iterable[Any]) -> Iterator[tuple[Any, Exception | None]]:
-    """What a loader gives, or raises, one batch after another."""
+    """The batches of a loader, or the errors that it raises, one after another."""
     items, end = iter(loader), object()
     n_errors = 0
     while True:
@@ -123,11 +123,11 @@ def _items(loader: Iterable[Any]) -> Iterator[tuple[Any, Exception | None]]:
 
 
 def _attempt(function: Callable[..., Any], *args: Any) -> tuple[Any, Exception | None]:
-    """What a function gives, or the exception that it raises."""
+    """The result of a function, or the exception that it raises."""
     try:
         return function(*args), None
     except Exception as error:
-        # As text, since frames would keep the batch in memory.
+        # The traceback as text, because its frames would keep the batch in memory.
         error.add_note("It was raised in\n" + "".join(traceback.format_tb(error.__traceback__)))
         return None, error.with_traceback(None)
 
@@ -135,7 +135,7 @@ def _attempt(function: Callable[..., Any], *args: Any) -> tuple[Any, Exception |
 def _read(number: int, item: Any, device: torch.device) -> Inputs | None:
     """The inputs in an item of a loader, on the device; None if it has no rows."""
     inputs, _ = read_item(number, item)
-    # To the CPU a copy must be waited for.
+    # A copy to the CPU must finish before its result is read.
     inputs = map_tensors(lambda tensor: tensor.to(device, non_blocking=device.type != "cpu"), inputs)
     if not any(len(tensor) for tensor in tensors_of(inputs)):
         return None
@@ -144,10 +144,10 @@ def _read(number: int, item: Any, device: torch.device) -> Inputs | None:
 
 
 class _StageQueues:
-    """Samples on their way through a network.
+    """Queues of samples before the stages of a network.
 
-    The way has legs: the stages from one exit at which samples may leave to the next. Before each leg there is a queue
-    for every shape that samples have there.
+    The network is divided into legs. A leg consists of the stages from one exit at which samples may leave to the next.
+    Before each leg, there is one queue for each shape of the samples.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class _StageQueues:
         failures: dict[int, Exception],
         on_answers: Callable[[int], Any],
     ) -> None:
-        # Samples that were answered have no place in a queue, be it quicker or not to take them along.
+        # Without latency, samples that leave are always removed: a queue must not contain them.
         self._runner = replace(runner, latency=None)
         self._batch_size, self._max_wait = batch_size, max_wait
         self._failures = failures
@@ -174,12 +174,12 @@ class _StageQueues:
 
     @property
     def has_answers(self) -> bool:
-        """Whether any batch did not fail."""
+        """Whether at least one batch did not fail."""
         return any(number not in self._failures for number in self._rows)
 
     @torch.inference_mode()
     def add(self, number: int, inputs: Inputs) -> None:
-        """Let a batch of the loader in, and run the legs that are ready."""
+        """Add a batch of the loader, and run the legs that are ready."""
         first, *side = tensors_of(inputs)
         rows = range(self._n_rows, self._n_rows + len(first))
         self._rows[number], self._n_rows = rows, rows.stop
@@ -190,14 +190,14 @@ class _StageQueues:
 
     @torch.inference_mode()
     def flush(self) -> None:
-        """Run the legs for all that still wait."""
+        """Run the legs for all samples that still wait."""
         for leg, queues in enumerate(self._queues):
             while queues:
                 self._run_next(leg, next(iter(queues)))
                 self._run_ready()
 
     def output(self) -> LoaderOutput:
-        """The answers to the batches that did not fail."""
+        """The predictions for the batches that did not fail."""
         rows, (labels, probabilities, exits) = self._answers.output()
         batches = self._batches_of(rows)
         if self._failures:
@@ -219,7 +219,7 @@ class _StageQueues:
             self._run_next(*ready)
 
     def _find_ready(self) -> tuple[int, _Shapes] | None:
-        """The last leg for which enough samples wait, or one has waited long enough."""
+        """The last leg for which enough samples wait, or a sample has waited long enough; None if there is none."""
         latest = -np.inf if self._max_wait is None else time.monotonic() - self._max_wait
         for leg in reversed(range(len(self._legs))):
             for shapes, queue in self._queues[leg].items():
@@ -230,7 +230,7 @@ class _StageQueues:
     def _run_next(self, leg: int, shapes: _Shapes) -> None:
         queue = self._queues[leg][shapes]
         waiting = queue.first(self._batch_size)
-        # A network that works in place must not change what may have to be run again.
+        # A copy for stages that work in place, because the inputs may have to be run again.
         error = self._run_and_pass_on(leg, waiting.map(torch.clone) if self._is_in_place[leg] else waiting)
         failed = None if error is None else waiting.map(torch.clone)
         queue.remove(len(waiting))
@@ -240,27 +240,27 @@ class _StageQueues:
             self._find_failure(leg, failed, cast(Exception, error))
 
     def _run_and_pass_on(self, leg: int, batch: Batch) -> Exception | None:
-        """Run a leg, and put the samples that stay before the next."""
+        """Run a leg, and put the samples that stay into the next queue; return an error, or None."""
         n_leaving, error = _attempt(self._run, leg, batch.slice(slice(None)))
         if error is None:
             self._on_answers(n_leaving)
         return error
 
     def _run(self, leg: int, batch: Batch) -> int:
-        """Run a leg, put the samples that stay before the next, and give the number of the others."""
+        """Run a leg, put the samples that stay into the next queue, and return the number of those that leave."""
         logits = leaves = None
         for k in self._legs[leg]:
             batch, logits, leaves = self._runner.compute_and_decide(k, batch)
             if logits is not None and not bool(torch.isfinite(logits).all()):
                 raise ValueError(
-                    f"exit {self._runner.exits[k]!r} gave logits that are infinite or NaN. Look at the inputs for "
-                    "missing values or a wrong scale."
+                    f"exit {self._runner.exits[k]!r} has logits that are infinite or NaN. Check the inputs for missing "
+                    "values or a wrong scale."
                 )
         k = self._legs[leg][-1]
         leaving, staying = self._runner.split(k, batch, leaves)
-        # Copies: what the batch has may be the memory of the queue.
+        # Copies, because the batch may share the memory of the queue.
         answered = [] if leaving is None else [part[leaving].clone() for part in (batch.rows, cast(Any, logits))]
-        # Only now, so that nothing is recorded where memory does not suffice.
+        # Only now: if memory is exhausted before, no sample is queued or recorded.
         if staying is not None:
             self._put(leg + 1, batch, staying)
         if not answered:
@@ -269,7 +269,7 @@ class _StageQueues:
         return len(answered[0])
 
     def _find_failure(self, leg: int, batch: Batch, error: Exception) -> None:
-        """Run the samples of each batch of the loader on their own, if they are of several."""
+        """Find the loader's batch that failed: if there are several, run the samples of each batch separately."""
         batches = self._batches_of(batch.rows)
         numbers = batches.unique().tolist()
         if len(numbers) == 1:
@@ -282,7 +282,7 @@ class _StageQueues:
                 self._drop(number, own_error)
 
     def _drop(self, number: int, error: Exception) -> None:
-        """Note that a batch of the loader failed, and stop running it."""
+        """Record that a batch of the loader failed, and remove its samples from the queues."""
         self._failures[number] = error
         for queues in self._queues:
             for shapes, queue in list(queues.items()):
@@ -291,12 +291,12 @@ class _StageQueues:
                     del queues[shapes]
 
     def _batches_of(self, rows: torch.Tensor) -> torch.Tensor:
-        """The batches of the loader that rows of the output are from."""
+        """The numbers of the loader's batches that rows of the output are from."""
         lengths = torch.tensor([len(own) for own in self._rows.values()])
         return torch.tensor(list(self._rows)).repeat_interleave(lengths).to(rows.device)[rows]
 
 
 def _find_legs(decisions: Decisions) -> list[range]:
-    """The stages from one exit at which samples may leave to the next, for all such exits."""
+    """The legs: ranges of stages from one exit at which samples may leave to the next."""
     ends = [k + 1 for k, is_used in enumerate(decisions.is_used) if is_used]
     return [range(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]

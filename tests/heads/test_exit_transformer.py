@@ -162,7 +162,7 @@ def test_persistence(data, tmp_path):
         skops.io.load(tmp_path / "p.skops", trusted=skexit.TRUSTED_TYPES),
     ):
         np.testing.assert_array_equal(loaded.predict_proba(X), pipeline.predict_proba(X))
-    with pytest.raises(ValueError, match=r"transformers_\[0\] is of type sklearn.*cannot be written as JSON"):
+    with pytest.raises(ValueError, match=r"transformers_\[0\] has the type sklearn.*cannot be written as JSON"):
         policy_to_json(pipeline)
 
 

@@ -114,7 +114,7 @@ def test_the_networks_themselves_are_kept_for_an_export(live):
 
 @pytest.mark.parametrize("pad_to", [(), (0, 8), (8, 2.5), (-1,)])
 def test_wrong_sizes(live, pad_to):
-    with pytest.raises(ValueError, match="must be one or more numbers of rows"):
+    with pytest.raises(ValueError, match="must be a sequence of one or more positive integers"):
         live.compile_stages(pad_to)
 
 

@@ -155,13 +155,13 @@ def test_a_network_that_is_not_cut_yet():
     live, _ = live_and_inputs("threshold")
     uncut = EarlyExitModel(live.model, Network.exits, live.policy)
     for method in (uncut.truncate, uncut.resume):
-        with pytest.raises(RuntimeError, match="not cut yet"):
+        with pytest.raises(RuntimeError, match="the live network is not prepared"):
             method(0)
 
 
 def test_activations_of_another_exit():
     live, x = live_and_inputs("threshold")
-    with pytest.raises(ValueError, match="are of exit 0, but this part goes on from 1"):
+    with pytest.raises(ValueError, match="activations after exit 0, but this part continues after exit 1"):
         live.resume(1)(live.truncate(0)(x).rest)
 
 
@@ -169,7 +169,7 @@ def test_activations_on_another_device():
     live, x = live_and_inputs("threshold")
     rest = live.truncate(0)(x).rest.to("meta")
     assert {tensor.device.type for tensor in (*rest.tensors, rest.rows)} == {"meta"}
-    with pytest.raises(ValueError, match="are on meta, but this part on cpu"):
+    with pytest.raises(ValueError, match="rest is on meta, but this part is on cpu"):
         live.resume(0)(rest)
 
 
@@ -191,5 +191,5 @@ def test_parts_move_with_their_policy():
     first, second = (joblib_copy(part).to("meta") for part in (live.truncate(0), live.resume(0)))
     with pytest.raises(ValueError, match="x is on cpu, but the network on meta"):
         first(x)
-    with pytest.raises(ValueError, match="are on cpu, but this part on meta"):
+    with pytest.raises(ValueError, match="rest is on cpu, but this part is on meta"):
         second(live.truncate(0)(x).rest)

@@ -325,12 +325,12 @@ class TestErrors:
             EarlyExitModel(network, EXITS, policy, pool="avg", example_input=images[0][:1])
 
     def test_policies(self, network, cache):
-        with pytest.raises(ValueError, match="must be an exit policy, or a pipeline that ends with one"):
+        with pytest.raises(ValueError, match="must be a fitted exit policy, or a pipeline that ends with one"):
             EarlyExitModel(network, EXITS, ExitHeads().fit(cache.X, cache.y))
-        with pytest.raises(ValueError, match="policy is needed to measure what exits cost"):
+        with pytest.raises(ValueError, match="policy is None; pass a fitted policy"):
             measure_latency(network, EXITS, example_input=torch.zeros(1, 1, 8, 8))
         policy = ThresholdPolicy().fit(cache.X, cache.y)
-        with pytest.raises(ValueError, match=r"batch_sizes=\[0, 4\] must be positive"):
+        with pytest.raises(ValueError, match=r"batch_sizes=\[0, 4\] must be one or more positive integers"):
             measure_latency(network, EXITS, (0, 4), example_input=torch.zeros(1, 1, 8, 8), policy=policy)
 
 

@@ -113,7 +113,7 @@ def test_a_policy_that_was_read_can_be_calibrated(data):
 
 def test_what_cannot_be_written_is_named(data):
     X, y = data
-    with pytest.raises(ValueError, match=r"^OptimalStoppingPolicy\.estimators_\[0\] is of type sklearn\..*Ridge"):
+    with pytest.raises(ValueError, match=r"^OptimalStoppingPolicy\.estimators_\[0\] has the type sklearn\..*Ridge"):
         policy_to_json(OptimalStoppingPolicy(estimator=Ridge(), random_state=0).fit(X, y))
 
     class Own(ThresholdPolicy):
@@ -121,7 +121,7 @@ def test_what_cannot_be_written_is_named(data):
 
     with pytest.raises(ValueError, match="Own, which cannot be written as JSON"):
         policy_to_json(Own().fit(X, y))
-    with pytest.raises(ValueError, match=r"^dict\['when'\] is of type array of datetime64\[D\]"):
+    with pytest.raises(ValueError, match=r"^dict\['when'\] has the type array of datetime64\[D\]"):
         policy_to_json({"when": np.array(["2020-01-01"], dtype="M8[D]")})
 
 
@@ -183,21 +183,24 @@ LAYOUT = {"__kind__": "skexit.ExitLayout", "parameters": {"n_logits": [3], "n_fe
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "no JSON"),
-        ('{"a": ', "no JSON"),
+        ("", "is not valid JSON"),
+        ('{"a": ', "is not valid JSON"),
         ("[1]", "not written by skexit"),
         ('{"content": 1}', "not written by skexit"),
         (changed(format_version=99), "version 99 of the format"),
-        (changed(content={"__kind__": "subprocess.Popen", "parameters": {}}), "'subprocess.Popen', which is no class"),
-        (changed(content={"__kind__": "skexit.ExitArray"}), "is no class of skexit that it may have"),
-        (changed(content={"__kind__": ["tuple"]}), "is not complete, or wrong"),
-        (changed(content={"__kind__": "tuple"}), "of 'tuple' is not complete"),
-        (changed(content=ARRAY | {"dtype": "|O"}), "an array of object"),
-        (changed(content=ARRAY | {"dtype": "nonsense"}), "of 'array' is not complete, or wrong"),
-        (changed(content=ARRAY | {"shape": [2]}), "other data than it says"),
-        (changed(content=ARRAY | {"data": "AAA"}), "other data than it says"),
-        (changed(content=LAYOUT | {"parameters": {"n_columns": 3}}), "ExitLayout' is not complete, or wrong"),
-        (changed(content={"__kind__": "skexit.ExitLayout"}), "ExitLayout' is not complete, or wrong"),
+        (
+            changed(content={"__kind__": "subprocess.Popen", "parameters": {}}),
+            "subprocess.Popen', which is not an allowed",
+        ),
+        (changed(content={"__kind__": "skexit.ExitArray"}), "is not an allowed class of skexit"),
+        (changed(content={"__kind__": ["tuple"]}), "is incomplete or wrong"),
+        (changed(content={"__kind__": "tuple"}), "of type 'tuple' is incomplete"),
+        (changed(content=ARRAY | {"dtype": "|O"}), "an array of type object"),
+        (changed(content=ARRAY | {"dtype": "nonsense"}), "of type 'array' is incomplete or wrong"),
+        (changed(content=ARRAY | {"shape": [2]}), "do not fit its description"),
+        (changed(content=ARRAY | {"data": "AAA"}), "do not fit its description"),
+        (changed(content=LAYOUT | {"parameters": {"n_columns": 3}}), "ExitLayout' is incomplete or wrong"),
+        (changed(content={"__kind__": "skexit.ExitLayout"}), "ExitLayout' is incomplete or wrong"),
     ],
 )
 def test_what_is_not_read(text, message):

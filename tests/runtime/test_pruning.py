@@ -134,7 +134,7 @@ def test_where_nothing_pays(data, fitted):
     [
         (lambda fitted: fitted, {"batch_size": 0}, "batch_size=0 must be at least 1"),
         (lambda fitted: fitted.without_fit_state(), {}, "no fit_state_.*Call pruned on the policy that was fitted"),
-        (lambda fitted: fitted, {"latency": make_latency([0, 0], stages=(1, 1))}, "has 4 exits, but latency was meas"),
+        (lambda fitted: fitted, {"latency": make_latency([0, 0], stages=(1, 1))}, "has 4 exits, but latency has 2"),
     ],
 )
 def test_errors(fitted, policy, arguments, message):
@@ -143,7 +143,7 @@ def test_errors(fitted, policy, arguments, message):
 
 
 def test_a_policy_without_budget(data):
-    with pytest.raises(ValueError, match="no budget for which thresholds can be set anew"):
+    with pytest.raises(ValueError, match="has no budget"):
         pruned(StaticExit(1).fit(*data), make_latency([0] * N_EXITS))
 
 

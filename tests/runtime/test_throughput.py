@@ -271,7 +271,7 @@ def test_logits_that_are_not_finite_are_a_failure(value):
     assert_same_answers(output, live(x), batches != 6)
     ((number, error),) = output.failures
     assert number == 6
-    assert "exit 'blocks.0' gave logits that are infinite or NaN" in str(error)
+    assert "exit 'blocks.0' has logits that are infinite or NaN" in str(error)
 
 
 def test_too_many_samples_at_once_are_no_failure(fresh):
