@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -179,6 +180,30 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
     """Call the network on one input."""
     args, kwargs = as_arguments(model, inputs)
     return model(*args, **kwargs)
+
+
+@contextmanager
+def naming_missing_batch_axis(model: nn.Module, example_input: Inputs) -> Iterator[None]:
+    """Turn an error of a network into one that says so if the example is a single sample instead of a batch."""
+    try:
+        yield
+    except Exception as error:
+        example = example_input
+        if isinstance(example, torch.Tensor) and not _runs(model, example) and _runs(model, example[None]):
+            raise ValueError(
+                f"example_input has the shape {tuple(example.shape)}, which is that of one sample; the network takes a "
+                "batch. Pass example_input[None], a batch of one sample."
+            ) from error
+        raise
+
+
+@torch.no_grad()
+def _runs(model: nn.Module, inputs: Inputs) -> bool:
+    try:
+        call(model, inputs)
+    except Exception:
+        return False
+    return True
 
 
 def as_arguments(model: nn.Module, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:

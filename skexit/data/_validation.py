@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_consistent_length, validate_data
 
 from skexit.data._arrays import ExitArray, relabel
 from skexit.data._blocks import as_numpy
+from skexit.data._class_order import check_order_of_classes
 from skexit.data._labels import UNLABELLED, UNLABELLED_ROWS, encode_labelled, encode_labels, is_labelled
 from skexit.data._layout import ExitLayout, own_layout, resolve_layout, warn_of_default_costs
 from skexit.data._overlays import OverlaidSource
@@ -43,6 +44,7 @@ def validate_training_data(
     if not is_labelled(y, checked.layout).any():
         raise ValueError(UNLABELLED_ROWS + " Give the labels of some rows, of two classes or more.")
     classes, labels = encode_labelled(y, checked.layout)
+    check_order_of_classes(checked, classes, labels)
     _warn_of_logits_as_features(estimator, checked, classes, labels)
     checked, classes, labels, weight = _drop_weightless(checked, classes, labels, sample_weight)
     weight = weight / weight.max()  # equal weights become exactly 1, and no sum overflows

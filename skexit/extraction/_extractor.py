@@ -242,7 +242,7 @@ class ExitExtractor:
         batches = read_batches(loader, None if classes is None else np.asarray(classes))
         first = next(batches, None)
         if first is None:
-            raise ValueError("loader is empty; give at least one batch.")
+            raise ValueError("loader is empty; give at least one batch, of one row or more.")
         self._example = _first_row(first.inputs) if self._example is None else self._example
         origin = self._origin(first, classes)
         check_data = check_data and rank == 0  # one worker compares for all

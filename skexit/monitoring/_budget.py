@@ -65,7 +65,8 @@ class BudgetController(Controller):
     n_samples : int
         Number of samples so far.
     bound : float
-        Largest possible distance between ``mean_cost`` and the budget.
+        Largest possible distance between ``mean_cost`` and the budget; for an OptimalStoppingPolicy, by which
+        ``mean_cost`` may exceed it.
 
     Raises
     ------

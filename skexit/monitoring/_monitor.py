@@ -238,12 +238,14 @@ class ExitMonitor:
                 "Accuracy has fallen: fit policy, heads or network again on recent rows. Until then, a larger budget "
                 "or RiskController sends more samples to later exits."
             )
+        label = "The accuracy is unknown without labels: label some rows to measure it."
         if "mean cost" in names[rises | falls]:
+            direction = "risen" if "mean cost" in names[rises] else "fallen"
             return text + (
-                "The mean cost no longer meets the budget: call policy.meet_budget(X) with recent rows, or use "
-                "BudgetController. The accuracy is unknown without labels: label some rows to measure it."
+                f"The mean cost has {direction}. Unless a BudgetController sets the thresholds, use one, or call "
+                f"policy.meet_budget(X) with recent rows, to spend the budget again. {label}"
             )
-        return text + "The mean cost still meets the budget. Label some rows to measure the accuracy."
+        return text + f"The mean cost has not changed so far. {label}"
 
     def _check(self, given: dict[str, NDArray[Any]]) -> None:
         exits, confidence, correct = (given.get(name) for name in _GIVEN)

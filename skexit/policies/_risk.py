@@ -331,13 +331,15 @@ class RiskControlledPolicy(ExitPolicy):
 
     def _warn_that_none_qualifies(self, tests: _Tests, n_policies: int, has_groups: bool) -> None:
         level = f"delta={self.delta}" + (f" / {n_policies} policies" if n_policies > 1 else "")
-        cure = ", or higher budgets" if self.budgets is not None and tests.budgets[0] < 1 else ""
+        cure = f"more calibration {'groups' if has_groups else 'rows'}, or a larger alpha or delta"
         cure += ", or fewer policies" if n_policies > 1 else ""
+        if tests.risks[0] > self.alpha:  # more rows or fewer policies do not change this
+            cure = "a larger alpha, or a policy that loses less"
+        cure += ", or higher budgets" if self.budgets is not None and tests.budgets[0] < 1 else ""
         warn(
             f"no budget qualifies, so all samples go to the last exit: at budget {tests.budgets[0]:.4g}, the mean loss "
             f"of {self.n_calibration_} calibration rows is {tests.risks[0]:.4g}, and the p-value of an expected loss "
-            f"above alpha={self.alpha} is {tests.p_values[0]:.3g}, which is more than {level}. Use more calibration "
-            f"{'groups' if has_groups else 'rows'}, or a larger alpha or delta{cure}."
+            f"above alpha={self.alpha} is {tests.p_values[0]:.3g}, which is more than {level}. Use {cure}."
         )
 
     def _ordered_budgets(self, fitted: Any) -> Floats:

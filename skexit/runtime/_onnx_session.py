@@ -151,7 +151,12 @@ def make_session(path: Path, session_options: Any = None, providers: Sequence[An
         import onnxruntime
     if not path.exists():
         raise FileNotFoundError(f"there is no file {str(path)!r}; write it with skexit.runtime.export_onnx.")
-    return onnxruntime.InferenceSession(path, session_options, providers=list(providers))
+    try:
+        return onnxruntime.InferenceSession(path, session_options, providers=list(providers))
+    except Exception as error:
+        if type(error).__name__ != "InvalidProtobuf":
+            raise
+        raise ValueError(f"{str(path)!r} is not an ONNX file; write one with skexit.runtime.export_onnx.") from error
 
 
 def _check_input(array: NDArray[Any], name: str, dtype: str, shape: Sequence[int | None]) -> None:

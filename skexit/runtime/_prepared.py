@@ -20,6 +20,7 @@ from skexit.backbone._inputs import (
     like_example,
     main_first,
     map_tensors,
+    naming_missing_batch_axis,
     tensors_of,
 )
 from skexit.backbone._masks import count_tokens
@@ -77,7 +78,8 @@ def prepare_network(
     device = device_of(model)
     example_input = main_first(model, in_form(example_input, "example_input"))
     check_rows(example_input, device)
-    network = RecordedNetwork(model, exits, example_input, head)
+    with naming_missing_batch_axis(model, example_input):
+        network = RecordedNetwork(model, exits, example_input, head)
     stages = network.cut(range(len(exits)))
     if head is None or head == "output":
         check_against_plain_network(model, exits, list(stages.values()), network.own_logits, example_input)

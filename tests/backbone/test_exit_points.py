@@ -279,3 +279,12 @@ def test_networks_with_shared_modules_keep_their_weights():
 def test_each_is_checked():
     with pytest.raises(ValueError, match="each='layer' must be 'stage' or 'block'"):
         exit_points(nn.Linear(2, 2), each="layer")
+
+
+def test_one_sample_as_the_example():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2)).eval()
+    with pytest.raises(
+        ValueError, match=r"shape \(3, 8, 8\), which is that of one sample; .* Pass example_input\[None\]"
+    ):
+        exit_points(model, example_input=torch.zeros(3, 8, 8), n_exits=1)
+    assert exit_points(model, example_input=torch.zeros(3, 8, 8)[None], n_exits=1)

@@ -51,6 +51,14 @@ def test_harder_inputs_give_an_alarm(policy):
     assert "Accuracy has fallen" in monitor.advice
 
 
+@pytest.mark.parametrize(("at", "direction"), [(3, "risen"), (0, "fallen")])
+def test_without_labels_the_advice_is_about_the_cost(policy, at, direction):
+    monitor = ExitMonitor(policy, *make_rows(2000, 1))
+    with pytest.warns(UserWarning, match="inputs have changed"):
+        monitor.update(np.full(500, at))
+    assert f"The mean cost has {direction}. Unless a BudgetController sets the thresholds" in monitor.advice
+
+
 def test_late_labels_alone(policy):
     """Exits are as before, answers are wrong."""
     monitor = ExitMonitor(policy, *make_rows(2000, 1))

@@ -268,7 +268,7 @@ class TestChoice:
         message = (
             r"no budget qualifies, so all samples go to the last exit: at budget 1, the mean loss of 600 calibration "
             r"rows is 0\.\d+, and the p-value of an expected loss above alpha=0\.001 is 1, which is more than "
-            r"delta=0\.1\. Use more calibration rows, or a larger alpha or delta\."
+            r"delta=0\.1\. Use a larger alpha, or a policy that loses less\."
         )
         with pytest.warns(UserWarning, match=message):
             policy = RiskControlledPolicy(alpha=0.001, loss="error", random_state=0).fit(X, y)
@@ -360,7 +360,9 @@ class TestSeveralPolicies:
         assert mixed.n_calibration_ == 300
 
     def test_where_none_qualifies(self, data):
-        with pytest.warns(UserWarning, match=r"more than delta=0.1 / 2 policies. Use more .*, or fewer policies"):
+        with pytest.warns(
+            UserWarning, match=r"more than delta=0.1 / 2 policies. Use a larger alpha, or a policy that loses less"
+        ):
             policy = RiskControlledPolicy([ThresholdPolicy()] * 2, alpha=0.001, loss="error").fit(*data)
         assert policy.budget_ is None
         assert (policy.predict_exit(data[0]) == 2).all()

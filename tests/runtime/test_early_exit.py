@@ -198,6 +198,12 @@ class TestStops:
         assert_same(live(images[0]), policy, cache.X)
 
 
+def test_one_sample_as_the_example(network, images, cache):
+    message = r"shape \(1, 8, 8\), which is that of one sample; .* Pass example_input\[None\]"
+    with pytest.raises(ValueError, match=message):
+        EarlyExitModel(network, EXITS, _stopping(cache), example_input=images[0][0])
+
+
 def test_names_of_classes(network, images, cache):
     names = np.array(["cat", "ant", "bee"])
     X = cache.X.with_layout(cache.X.layout.replace(classes=names))

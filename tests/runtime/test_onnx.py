@@ -490,6 +490,9 @@ def test_wrong_inputs(cnn_file, images):
 
 
 def test_a_bad_file(cnn_file, tmp_path):
+    (tmp_path / "text.onnx").write_text("not a network")
+    with pytest.raises(ValueError, match=r"text\.onnx' is not an ONNX file; write one with skexit.runtime.export_onnx"):
+        OnnxEarlyExit(tmp_path / "text.onnx")
     with pytest.raises(FileNotFoundError, match=r"there is no file '.*missing\.onnx'"):
         OnnxEarlyExit(tmp_path / "missing.onnx")
     other = onnx.load(cnn_file)
