@@ -21,8 +21,8 @@ from skexit.cli._files import (
 )
 
 _BATCHES = (
-    "Times are estimated from operations unless --live-ms is given. In batches, early exits save less time than "
-    "operations: measure both times at your batch size."
+    "Times are estimated from operations unless --live-ms is given.\n"
+    "In batches, early exits save less time than operations: measure times at your batch size."
 )
 
 
