@@ -361,9 +361,10 @@ class RiskControlledPolicy(ExitPolicy):
             return (last == y).astype(np.float64) - (answers == y)
         losses = np.asarray(self.loss(y, answers, last), dtype=np.float64)
         if losses.shape != y.shape or not (np.abs(losses) <= 1).all():
+            values = f", values {losses.min():.4g} to {losses.max():.4g}" if losses.size else ""
             raise ValueError(
-                f"loss returned an array of shape {losses.shape}, values {losses.min():.4g} to {losses.max():.4g}; it "
-                f"must return one value in [-1, 1] for each of the {len(y)} rows."
+                f"loss returned an array of shape {losses.shape}{values}; it must return one value in [-1, 1] for each "
+                f"of the {len(y)} rows."
             )
         return losses
 

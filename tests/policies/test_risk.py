@@ -262,6 +262,8 @@ class TestChoice:
             ValueError, match=r"loss returned an array of shape \(600,\), values 0 to 3; it must return one value"
         ):
             RiskControlledPolicy(loss=lambda true, answers, last: 3.0 * (answers != true), random_state=0).fit(X, y)
+        with pytest.raises(ValueError, match=r"loss returned an array of shape \(0,\); it must return one value"):
+            RiskControlledPolicy(loss=lambda true, answers, last: [], random_state=0).fit(X, y)
 
     def test_where_none_qualifies_all_go_to_the_last_exit(self, data):
         X, y = data
