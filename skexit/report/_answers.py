@@ -13,12 +13,12 @@ from skexit.report._html import answer, choice, definitions, folded, heading, pa
 from skexit.report._measures import Candidate, Measured, best_within, candidates_at, difference_interval, is_within
 
 _BATCHES = (
-    "Hours follow from operations. A batch saves less time than operations, and on a GPU that it does not keep busy, "
-    "perhaps none: measure the plain and the live network at your batch size before you count on them."
+    "Hours are computed from operations. In batches, early exits save less time than operations, and perhaps none on a "
+    "GPU that is not fully used. Measure the plain and the live network at your batch size before you rely on them."
 )
 _MEASURED_TIMES = (
-    "Hours follow from the milliseconds of each exit, which hold for the batch size that they were measured at. "
-    "Measure at your batch size before you count on them."
+    "Hours are computed from the milliseconds of each exit at the batch size of the measurement. Measure at your batch "
+    "size before you rely on them."
 )
 
 

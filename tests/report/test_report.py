@@ -339,14 +339,14 @@ def test_savings_of_a_day(data, policy, tmp_path):
         "2,000,000",
         f"{savings.hours:,.2f}",
         f"{savings.money:,.2f}",
-        "A batch saves less time than operations",
+        "early exits save less time than operations",
     ):
         assert page.says(text)
     assert page.says(f"of compute and about {20 * savings.compute:.3g} ms per sample")
     timed = X.with_layout(X.layout.replace(costs=[5, 15, 20], cost_unit="ms", network_cost=20))
     own = ThresholdPolicy(budget=0.6).fit(timed[:200], y[:200])
     page = Page(write_report(timed, y, {"sure": own}, tmp_path / "r.html"))
-    assert page.says("Hours follow from the milliseconds of each exit")
+    assert page.says("Hours are computed from the milliseconds of each exit")
     with pytest.raises(ValueError, match="samples_per_day=-1 must be a finite number of at least 0"):
         write_report(X, y, {"sure": policy}, tmp_path / "s.html", samples_per_day=-1)
     assert not (tmp_path / "s.html").exists()

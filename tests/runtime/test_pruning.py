@@ -23,6 +23,7 @@ from skexit import (
 from skexit.exceptions import UnprofitableExitsWarning
 from skexit.runtime import EarlyExitModel, ExitLatency, pruned
 from skexit.runtime._pruning import expected_ms
+from skexit.utils._warnings import silenced
 
 N_EXITS = 4
 POLICIES = [
@@ -44,7 +45,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def fitted(data):
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), silenced():
         return [policy.fit(*data) for policy in POLICIES]
 
 
