@@ -224,8 +224,13 @@ class TestFrames:
 
     def test_what_a_file_loses_is_said(self, named, data):
         frame = self.through_a_file(named.to_frame())
-        with pytest.warns(
-            LayoutLostWarning, match=r"Costs are now \[0.3333, 0.6667, 1.0\], and logits .* sorted classes"
+        with (
+            pytest.warns(
+                LayoutLostWarning, match=r"Costs are now \[0.3333, 0.6667, 1.0\], and logits .* sorted classes"
+            ),
+            pytest.raises(
+                ValueError, match=r"in the order \['cat', 'ant', 'eel', 'bee'\]. Give the label of each logit"
+            ),
         ):
             ThresholdPolicy(budget=0.7).fit(frame, names_of(data[1]))
         with pytest.warns(LayoutLostWarning, match="Costs are now"):
