@@ -227,8 +227,9 @@ def recommended_heads(random_state: int | np.random.RandomState | None = None) -
     """The heads that performed best in our comparisons.
 
     Each head has one hidden layer, which is also an input of the next head. The heads also learn from the network's
-    own logits if X has them. Penalty, dropout and the number of passes depend on the number of rows. A fit on 50,000
-    rows of nine exits with 5,000 features in total takes about a minute, on 5,000 rows about fifteen seconds.
+    own logits, or from the deepest head if X has none at the last exit. Penalty, dropout and the number of passes
+    depend on the number of rows. A fit on 50,000 rows of nine exits with 5,000 features in total takes about a minute,
+    on 5,000 rows about fifteen seconds.
 
     Parameters
     ----------

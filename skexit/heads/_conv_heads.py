@@ -16,6 +16,7 @@ from skexit._nn._dense import DenseNetwork
 from skexit.data import ExitArray, ExitLayout
 from skexit.heads._conv_training import ConvHeadTrainer, ConvTraining
 from skexit.heads._cross_fitting import CrossFittedHeads
+from skexit.heads._distillation import Distillation
 from skexit.utils._module_names import set_module
 from skexit.utils._sklearn import Interval, StrOptions
 from skexit.utils._warnings import warn
@@ -30,9 +31,9 @@ class ConvExitHeads(CrossFittedHeads):
     followed by a linear layer. The inputs of the linear layer are all outputs of the last convolution, and the features
     of the exit that are not part of the map. An exit without a map gets the linear head of :class:`~skexit.ExitHeads`.
 
-    In all else, these heads work like :class:`~skexit.ExitHeads`: they also learn from the network's own logits and
-    from rows without a label, an exit that has logits keeps them, and ``fit_transform`` returns cross-fitted logits.
-    :doc:`/guide/heads` shows their cost, and compares them with hidden layers.
+    In all else, these heads work like :class:`~skexit.ExitHeads`: they also learn from the network's own logits or from
+    the deepest head, and from rows without a label, an exit that has logits keeps them, and ``fit_transform`` returns
+    cross-fitted logits. :doc:`/guide/heads` shows their cost, and compares them with hidden layers.
 
     Parameters
     ----------
@@ -44,8 +45,8 @@ class ConvExitHeads(CrossFittedHeads):
         Share of the inputs of the linear layer that a training step leaves out at random. ``"auto"`` is 0.4 up to 5,000
         rows. Beyond, it is proportional to one over the square root of the number of rows.
     distillation : float or "auto", default="auto"
-        Share of the loss that compares a head with the network's own logits at the last exit, as in
-        :class:`~skexit.ExitHeads`.
+        Share of the loss that compares a head with the network's own logits at the last exit, or with the deepest head
+        if there are none, as in :class:`~skexit.ExitHeads`.
     temperature : float, default=4.0
         The temperature T in this part of the loss.
     temperature_scaling : bool, default=False
@@ -167,10 +168,11 @@ class ConvExitHeads(CrossFittedHeads):
         return self.networks_[k] is not None
 
     def _train(
-        self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]
+        self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64], distillation: Distillation | None
     ) -> list[ConvNetwork | DenseNetwork | None]:
-        random_state = check_random_state(self.random_state)
-        return ConvHeadTrainer(X, labels, weight, len(self.classes_), self._training(), random_state).train()
+        settings, random_state = self._training(), check_random_state(self.random_state)
+        trainer = ConvHeadTrainer(X, labels, weight, len(self.classes_), settings, random_state, distillation)
+        return trainer.train()
 
     def _validate(self, X: Any, y: Any, sample_weight: Any, groups: Any) -> Any:
         validated = super()._validate(X, y, sample_weight, groups)
@@ -180,8 +182,7 @@ class ConvExitHeads(CrossFittedHeads):
     def _training(self) -> ConvTraining:
         check_convolutions(self.channels, self.strides)
         parameters = {field.name: getattr(self, field.name) for field in fields(ConvTraining)}
-        own = {"channels": tuple(self.channels), "strides": tuple(self.strides), "distillation": self.distillation_}
-        return ConvTraining(**parameters | own)
+        return ConvTraining(**parameters | {"channels": tuple(self.channels), "strides": tuple(self.strides)})
 
     def _describe_head(self, head: ConvNetwork | DenseNetwork) -> str:
         if isinstance(head, DenseNetwork):

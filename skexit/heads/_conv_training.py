@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +16,7 @@ from skexit.data import ExitArray
 from skexit.data._layout_checks import FeatureMap
 from skexit.data._validation import read_features
 from skexit.heads._conv_scaling import head_scaling
-from skexit.heads._distillation import HeadLoss
+from skexit.heads._distillation import Distillation, HeadLoss
 from skexit.heads._settings import TrainingSettings
 from skexit.heads._training import HeadTrainer, HeadTraining
 
@@ -46,6 +45,7 @@ class ConvHeadTrainer:
     n_classes: int
     settings: ConvTraining
     random_state: np.random.RandomState
+    distillation: Distillation | None
 
     def train(self) -> list[ConvNetwork | DenseNetwork | None]:
         """The heads: linear for an exit without a map, None for an exit that keeps its own logits."""
@@ -59,13 +59,10 @@ class ConvHeadTrainer:
     def _train_linear(self, k: int) -> DenseNetwork:
         shared = {field.name: getattr(self.settings, field.name) for field in fields(TrainingSettings)}
         settings = HeadTraining(**shared, hidden_layer_sizes=(), cascade=False, training="separate", solver="auto")
-        return HeadTrainer(self.X, self.labels, self.weight, self.n_classes, settings, self.random_state).train_linear(
-            k
+        trainer = HeadTrainer(
+            self.X, self.labels, self.weight, self.n_classes, settings, self.random_state, self.distillation
         )
-
-    @cached_property
-    def _loss(self) -> HeadLoss:
-        return HeadLoss(self.labels, self.n_classes, self.settings.distil(self.X))
+        return trainer.train_linear(k)
 
     def _train_convolutions(self, k: int, place: FeatureMap) -> ConvNetwork:
         n_rows, n_features = len(self.X), self.X.layout.n_features[k]
@@ -93,9 +90,10 @@ class ConvHeadTrainer:
 
         read_inputs = keep_in_memory(read_scaled, n_rows, n_features, allow_half=True)
         relative_weight = torch.as_tensor(self.weight / self.weight.mean(), dtype=torch.float32)
+        loss = HeadLoss(self.labels, self.n_classes, self.distillation and self.distillation.of([k]))
 
         def mean_loss(batch: NDArray[np.int64]) -> torch.Tensor:
-            losses = self._loss(model(read_inputs(batch).float())[None], batch)
+            losses = loss(model(read_inputs(batch).float())[None], batch)
             return losses @ relative_weight[batch] / len(batch)
 
         rows = np.arange(n_rows)

@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from skexit._nn._mini_batches import ReadRows
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._arrays import enough_rows
 from skexit.data._estimator import cost_columns
@@ -17,7 +18,8 @@ from skexit.data._layout import add_heads
 from skexit.data._lazy import MergedLogits, TransformedLogits
 from skexit.data._overlays import LogitsSource
 from skexit.data._validation import cross_validation_splits, validate_groups, validate_new_data, validate_training_data
-from skexit.heads._distillation import resolve_distillation
+from skexit.heads._deepest_head import Splits, resolve_share_of_deepest, shares_by_exit, teacher_splits
+from skexit.heads._distillation import Distillation, network_teaches, resolve_share_of_network
 from skexit.heads._transformer import LogitsTransformer
 from skexit.uncertainty import fit_temperature
 from skexit.uncertainty._temperature import match_confidence, temperature_within_bounds
@@ -34,7 +36,9 @@ _ROWS_OF_WHOLE_CHANGE = 600
 
 
 class CrossFittedHeads(LogitsTransformer):
-    """Heads of the exits that have no logits; they learn from labels and from the network's own logits.
+    """Heads that learn from labels and from a teacher, where exits have no logits.
+
+    The teacher is the network's own logits at the last exit; if there are none, it is the deepest head.
 
     A subclass implements `exit_logits`, `earlier_exits`, `_train` and `_describe_head`. If dividing the outputs of a
     head does not divide its logits, it also overrides `_divide_logits`. It must have the parameters annotated below.
@@ -54,7 +58,7 @@ class CrossFittedHeads(LogitsTransformer):
         return True
 
     @abstractmethod
-    def _train(self, X: ExitArray, labels: Integers, weight: Floats) -> list[Any]:
+    def _train(self, X: ExitArray, labels: Integers, weight: Floats, distillation: Distillation | None) -> list[Any]:
         """Train heads, None for an exit that has logits. A head has `n_multiply_adds` and `divided_by`."""
 
     @abstractmethod
@@ -71,7 +75,8 @@ class CrossFittedHeads(LogitsTransformer):
         ----------
         %(X_y_weight)s
         groups : array-like of shape (n_samples,), default=None
-            Group of each sample. Used with `temperature_scaling` only, in the same way as by ``fit_transform``.
+            Group of each sample. The rows of a group are in the same fold, if `temperature_scaling` or a deepest head
+            that teaches needs folds.
 
         Returns
         -------
@@ -82,11 +87,10 @@ class CrossFittedHeads(LogitsTransformer):
         ------
         ValueError
             If X does not match its layout or is not finite; y has a class that is unknown to X, or only one class; no
-            row has a label; there are fewer groups than folds; or `distillation` is a number above 0 and the last exit
-            has no logits.
+            row has a label; or there are fewer groups than folds.
         """
         used, labels, weight, numbers, _ = self._validate(X, y, sample_weight, groups)
-        self._fit(used, labels, weight)
+        self._fit(used, labels, weight, numbers)
         if self.temperature_scaling:
             folds, fold_of_row = self._cross_fit(used, labels, weight, numbers)
             self._calibrate(folds, fold_of_row, used, labels, weight)
@@ -116,7 +120,7 @@ class CrossFittedHeads(LogitsTransformer):
         used, labels, weight, numbers, rows = self._validate(X, y, sample_weight, groups)
         if used.layout.n_exits == 1:  # no decision will be learned from the logits
             return self.fit(X, y, sample_weight, groups).transform(X)
-        self._fit(used, labels, weight)
+        self._fit(used, labels, weight, numbers)
         folds, fold_of_row = self._cross_fit(used, labels, weight, numbers)
         if self.temperature_scaling:
             self._calibrate(folds, fold_of_row, used, labels, weight)
@@ -146,14 +150,17 @@ class CrossFittedHeads(LogitsTransformer):
         check_two_classes(self.classes_)
         numbers = validate_groups(groups, y, sample_weight)
         rows = np.flatnonzero(check_sample_weight(sample_weight, np.empty(len(np.asarray(y)))) > 0)
-        self.distillation_ = resolve_distillation(self.distillation, used, labels)
+        if network_teaches(used.layout):
+            self.distillation_ = resolve_share_of_network(self.distillation, used, labels)
+        else:
+            self.distillation_ = resolve_share_of_deepest(self.distillation, used.layout, labels, numbers)
         if self.distillation_ == 0:
             rows = rows[labels >= 0]
             used, labels, weight, numbers = only_labelled(used, labels, weight, numbers)
         return used, labels, weight, numbers, rows
 
-    def _fit(self, X: ExitArray, labels: Integers, weight: Floats) -> None:
-        self._keep(X, self.classes_, self._train(X, labels, weight))
+    def _fit(self, X: ExitArray, labels: Integers, weight: Floats, groups: Integers | None) -> None:
+        self._keep(X, self.classes_, self._train(X, labels, weight, self._distil(X, labels, weight, groups)))
         self._undo_softening(X, labels, weight)
 
     def _keep(self, X: ExitArray, classes: NDArray[Any], networks: list[Any]) -> None:
@@ -193,23 +200,53 @@ class CrossFittedHeads(LogitsTransformer):
         fold_of_row = np.empty(len(X), dtype=np.intp)
         for train_rows, test_rows in cross_validation_splits(self.cv, labels, self.random_state, groups):
             fold_of_row[test_rows] = len(folds)
-            folds.append(self._trained_on(train_rows, X, labels, weight))
-        self._match_confidence(folds, fold_of_row, X, labels, weight)
+            folds.append(self._trained_on(train_rows, X, labels, weight, groups))
+        self._match_confidence(folds, fold_of_row, X, labels, weight, groups)
         return folds, fold_of_row
 
-    def _trained_on(self, rows: NDArray[np.intp], X: ExitArray, labels: Integers, weight: Floats) -> Self:
+    def _trained_on(
+        self, rows: NDArray[np.intp], X: ExitArray, labels: Integers, weight: Floats, groups: Integers | None
+    ) -> Self:
+        X, labels, weight = X[rows], labels[rows], weight[rows]
         heads = copy.copy(self)
-        heads._set_networks(self._train(X[rows], labels[rows], weight[rows]))
-        heads._undo_softening(X[rows], labels[rows], weight[rows])
+        distillation = self._distil(X, labels, weight, None if groups is None else groups[rows])
+        heads._set_networks(self._train(X, labels, weight, distillation))
+        heads._undo_softening(X, labels, weight)
         return heads
+
+    def _distil(self, X: ExitArray, labels: Integers, weight: Floats, groups: Integers | None) -> Distillation | None:
+        """How the heads of these rows learn from their teacher; None if they learn from labels alone."""
+        if self.distillation_ == 0 or network_teaches(X.layout):
+            return Distillation.from_network(X, self.distillation_, self.temperature)
+        splits = teacher_splits(labels, groups)
+        if not splits:  # a fold may have too few rows, though all rows together are enough
+            return None
+        shares = shares_by_exit(X.layout, self.distillation_)
+        return Distillation(shares, self.temperature, self._deepest_head(splits, X, labels, weight))
+
+    def _deepest_head(self, splits: Splits, X: ExitArray, labels: Integers, weight: Floats) -> ReadRows:
+        """Train the deepest head on labels and its own features, and return a function that reads its logits.
+
+        The logits are cross-fitted. They are computed when they are read, because those of all rows may be larger than
+        memory.
+        """
+        deepest = X.select_exits([X.layout.n_exits - 1])
+        folds: list[Self] = []
+        fold_of_row = np.empty(len(X), dtype=np.intp)
+        for train_rows, test_rows in splits:
+            fold_of_row[test_rows] = len(folds)
+            folds.append(copy.copy(self))
+            folds[-1]._set_networks(self._train(deepest[train_rows], labels[train_rows], weight[train_rows], None))
+        return lambda rows: folds[0]._held_out_logits(folds, fold_of_row, deepest, rows)[0]
 
     def _undo_softening(self, X: ExitArray, labels: Integers, weight: Floats) -> None:
         """Divide the logits of distilled heads by the temperatures that fit the labels best.
 
-        Otherwise they would be as confident as the teacher's logits. If no row has a label, the temperatures do not
-        change.
+        Otherwise they would be as confident as the network's own logits on rows that it was trained on. If no row has a
+        label, the temperatures do not change. They do not change either if the deepest head teaches: its logits for
+        rows that it has not seen are not too confident.
         """
-        if self.distillation_ == 0:
+        if self.distillation_ == 0 or not network_teaches(X.layout):
             return
         rows = enough_labelled_rows(labels, X.layout.n_exits * len(self.classes_))
         if len(rows):
@@ -220,7 +257,13 @@ class CrossFittedHeads(LogitsTransformer):
             self._divide_logits(k, float(self._softness[k]))
 
     def _match_confidence(
-        self, folds: list[Self], fold_of_row: NDArray[np.intp], X: ExitArray, labels: Integers, weight: Floats
+        self,
+        folds: list[Self],
+        fold_of_row: NDArray[np.intp],
+        X: ExitArray,
+        labels: Integers,
+        weight: Floats,
+        groups: Integers | None,
     ) -> None:
         """Divide the logits of the folds' heads by temperatures, so that they are as confident as heads of all rows.
 
@@ -234,7 +277,7 @@ class CrossFittedHeads(LogitsTransformer):
         if n_folds == 2 or len(part) < 2:  # with two folds, a smaller part has too few rows for an extrapolation
             return
         n_fold = len(X) * (1 - 1 / n_folds)
-        smaller = self._trained_on(part, X, labels, weight)
+        smaller = self._trained_on(part, X, labels, weight, groups)
         rows = others[enough_rows(len(others), X.layout.n_exits * len(self.classes_))]
         exponent = np.log(len(X) / n_fold) / np.log(n_fold / len(part))
         if self._has_hidden_layers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from skexit._nn._mini_batches import ReadRows, keep_in_memory
-from skexit.data import ExitArray
+from skexit.data import ExitArray, ExitLayout
 from skexit.data._labels import UNLABELLED
 from skexit.data._validation import read_features, read_logits
 
@@ -28,20 +28,26 @@ _SHARE = 0.9
 _ENOUGH_ROWS = 2000
 
 
-def resolve_distillation(distillation: float | str, X: ExitArray, labels: NDArray[np.int64]) -> float:
+def resolve_share_of_network(distillation: float | str, X: ExitArray, labels: NDArray[np.int64]) -> float:
     """The share of the loss that compares heads with the network's own logits; a ValueError says if X lacks them.
 
     ``"auto"`` is off where X lacks them, and where they are of no use.
     """
-    has_teacher = X.layout.has_logits(X.layout.n_exits - 1)
+    has_teacher = network_teaches(X.layout)
     if distillation == "auto":
         return _SHARE if has_teacher and not _is_clearly_worse_than_features(X, labels) else 0.0
     if distillation and not has_teacher:
         raise ValueError(
-            f"distillation={distillation!r} teaches heads with the network's own logits, but the last exit of X has "
-            "none. Use distillation='auto' or 0, or extract them: ExitExtractor stores them with head='output'."
+            f"distillation={distillation!r} teaches heads in partial_fit with the network's own logits, but the last "
+            "exit of X has none. Use distillation='auto' or 0, call fit, in which the deepest head teaches, or extract "
+            "them: ExitExtractor stores them with head='output'."
         )
     return cast(float, distillation)
+
+
+def network_teaches(layout: ExitLayout) -> bool:
+    """Whether the last exit has logits: those of the network."""
+    return layout.has_logits(layout.n_exits - 1)
 
 
 def _is_clearly_worse_than_features(X: ExitArray, labels: NDArray[np.int64]) -> bool:
@@ -72,14 +78,28 @@ def _is_clearly_worse_than_features(X: ExitArray, labels: NDArray[np.int64]) -> 
 class Distillation:
     """The part of the loss that compares heads with a teacher.
 
-    With the teacher's logits t, those z of a head, the label y, the share d and the temperature T, the loss is ``(1 -
-    d) CE(y, softmax(z)) + d T² CE(softmax(t / T), softmax(z / T))``. `teacher` takes row numbers, and gives logits of
-    shape (n_rows, n_classes).
+    With the teacher's logits t, those z of a head, the label y, the head's share d and the temperature T, the loss is
+    ``(1 - d) CE(y, softmax(z)) + d T² CE(softmax(t / T), softmax(z / T))``. `shares` has d for each exit. `teacher`
+    takes row numbers, and gives logits of shape (n_rows, n_classes).
     """
 
-    share: float
+    shares: Floats
     temperature: float
     teacher: ReadRows
+
+    @classmethod
+    def from_network(cls, X: ExitArray, share: float, temperature: float) -> Distillation | None:
+        """The network's own logits at the last exit teach all heads alike; None if the share is zero."""
+        if share == 0:
+            return None
+        last = X.layout.n_exits - 1
+        shares = np.full(X.layout.n_exits, share)
+        return cls(shares, temperature, lambda rows: cast(Floats, read_logits(X, last, rows)))
+
+    def of(self, exits: list[int]) -> Distillation | None:
+        """The same for the heads of some exits; None if these learn from labels alone."""
+        shares = self.shares[exits]
+        return replace(self, shares=shares) if shares.any() else None
 
     def soft_targets(self, rows: NDArray[np.int64]) -> Floats:
         """The teacher's probabilities at the temperature."""
@@ -93,14 +113,15 @@ class Distillation:
         return torch.as_tensor(self.soft_targets(rows), dtype=torch.float32)
 
     def loss_and_errors(self, logits: Floats, labels: NDArray[np.int64], soft_targets: Floats) -> tuple[Floats, Floats]:
-        """Loss of each row, and its gradient with respect to the logits."""
+        """Loss of each row at the head of a single exit, and its gradient with respect to the logits."""
+        (share,) = self.shares
         of_labels, errors = label_loss_and_errors(logits, labels)
         log_probabilities = log_softmax(logits / self.temperature, axis=1)
         of_teacher = -(self.temperature**2) * np.sum(soft_targets * log_probabilities, axis=1)
         of_labels[labels == UNLABELLED] = errors[labels == UNLABELLED] = 0
-        errors *= 1 - self.share
-        errors += self.share * self.temperature * (np.exp(log_probabilities) - soft_targets)
-        return (1 - self.share) * of_labels + self.share * of_teacher, errors
+        errors *= 1 - share
+        errors += share * self.temperature * (np.exp(log_probabilities) - soft_targets)
+        return (1 - share) * of_labels + share * of_teacher, errors
 
 
 def label_loss_and_errors(logits: Floats, labels: NDArray[np.int64]) -> tuple[Floats, Floats]:
@@ -128,12 +149,11 @@ class HeadLoss:
         from torch.nn import functional
 
         labels = torch.as_tensor(self._labels[rows])[:, None].expand(-1, len(logits))
-        of_labels = functional.cross_entropy(
-            logits.movedim(0, -1), labels, ignore_index=UNLABELLED, reduction="none"
-        ).sum(dim=1)
+        of_labels = functional.cross_entropy(logits.movedim(0, -1), labels, ignore_index=UNLABELLED, reduction="none")
         if self._distillation is None:
-            return of_labels
-        share, temperature = self._distillation.share, self._distillation.temperature
-        log_probabilities = torch.log_softmax(logits / temperature, dim=-1)
-        of_teacher = -(temperature**2) * (self._soft_targets(rows) * log_probabilities.sum(dim=0)).sum(dim=1)
-        return (1 - share) * of_labels + share * of_teacher
+            return of_labels.sum(dim=1)
+        shares = torch.as_tensor(self._distillation.shares, dtype=logits.dtype)
+        temperature = self._distillation.temperature
+        log_probabilities = torch.tensordot(shares, torch.log_softmax(logits / temperature, dim=-1), dims=1)
+        of_teacher = -(temperature**2) * (self._soft_targets(rows) * log_probabilities).sum(dim=1)
+        return of_labels @ (1 - shares) + of_teacher

@@ -18,7 +18,7 @@ from skexit.data._labels import UNLABELLED_ROWS, only_labelled
 from skexit.data._validation import validate_partial_data
 from skexit.heads._boosting import PREDICTION_REWEIGHTING
 from skexit.heads._cross_fitting import CrossFittedHeads, check_two_classes
-from skexit.heads._distillation import resolve_distillation
+from skexit.heads._distillation import Distillation, resolve_share_of_network
 from skexit.heads._partial_fit import PartialFit, train_further
 from skexit.heads._training import HeadTrainer, HeadTraining
 from skexit.utils._array_api import side_by_side
@@ -33,9 +33,9 @@ class ExitHeads(CrossFittedHeads):
     An exit that already has logits, such as the last exit of a frozen network, keeps them.
 
     For rows without a label, y is -1, as in scikit-learn's semi-supervised estimators. From these rows, heads learn the
-    network's own logits at the last exit, see `distillation`. Heads that learn from labels alone leave them out. -1 is
-    a class if it is among the classes of the layout of X, or if X has neither logits nor classes. An array of strings
-    with -1 must have the dtype object.
+    logits of the teacher, see `distillation`. Heads that learn from labels alone leave them out. -1 is a class if it is
+    among the classes of the layout of X, or if X has neither logits nor classes. An array of strings with -1 must have
+    the dtype object.
 
     ``fit_transform`` returns cross-fitted logits: the logits of each row come from heads that were trained without this
     row. If a policy learned from logits of heads that were trained on the same rows, it would overestimate their
@@ -60,12 +60,20 @@ class ExitHeads(CrossFittedHeads):
         Share of the hidden units that a training step leaves out at random. ``"auto"`` is 0.4 up to 5,000 rows.
         Beyond, it is proportional to one over the square root of the number of rows.
     distillation : float or "auto", default="auto"
-        Share of the loss that compares a head with the network's own logits at the last exit instead of the labels:
-        ``(1 - distillation) CE(y, softmax(z)) + distillation T² CE(softmax(t / T), softmax(z / T))``, with the
-        logits z of the head and t of the network. The logits of a head are then divided by the temperature that fits
-        the labels of the training rows best. ``"auto"`` is 0.9. It is 0, so that heads learn from labels alone, if the
-        last exit has no logits, or if these are clearly worse than a linear classifier on the deepest features that get
-        a head.
+        Share d of the loss that compares a head with a teacher, instead of the labels:
+        ``(1 - d) CE(y, softmax(z)) + d T² CE(softmax(t / T), softmax(z / T))``, with the logits z of the head and t of
+        the teacher.
+
+        If the last exit has logits, which are the network's own, these are the teacher. The logits of a head are then
+        divided by the temperature that fits the labels of the training rows best. ``"auto"`` is 0.9. It is 0, so that
+        heads learn from labels alone, if the network's logits are clearly worse than a linear classifier on the deepest
+        features that get a head.
+
+        If the last exit has no logits, its head is the teacher. It learns from the labels and the features of the last
+        exit. Its logits for a row come from one of three heads, which has not seen this row or its group. d is then
+        `distillation` times the fraction of the last exit's cost that comes after the exit, so that the last exit learns
+        from labels alone. ``"auto"`` is 0.65. It is 0 if there are fewer than three rows or groups with labels.
+        ``partial_fit`` does not train this teacher: its heads learn from labels alone.
     temperature : float, default=4.0
         T in the loss of `distillation`; a higher value gives more weight to the classes that are not predicted.
     temperature_scaling : bool, default=False
@@ -106,8 +114,9 @@ class ExitHeads(CrossFittedHeads):
 
     Boosted: Yu, Li, Hua, Huang, Shi. "Boosted dynamic neural networks." AAAI 2023.
 
-    Distilled: Hinton, Vinyals, Dean. "Distilling the knowledge in a neural network." 2015. Zhang et al. "Be your own
-    teacher." ICCV 2019. Phuong, Lampert. "Distillation-based training for multi-exit architectures." ICCV 2019.
+    Distilled: Hinton, Vinyals, Dean. "Distilling the knowledge in a neural network." 2015. Phuong, Lampert.
+    "Distillation-based training for multi-exit architectures." ICCV 2019. The deepest head as the teacher: Zhang et
+    al. "Be your own teacher." ICCV 2019.
 
     Examples
     --------
@@ -205,7 +214,8 @@ class ExitHeads(CrossFittedHeads):
         rate falls as one over the square root of the steps. The weights of the heads are averages over the steps, in
         which late steps count more. `max_epochs` is not used: for a second pass, call again with the same rows.
         Features are standardised by all rows so far. ``l2="auto"`` depends on the number of rows so far, in which
-        repeated rows count repeatedly.
+        repeated rows count repeatedly. Heads learn from labels and from the network's own logits. If the last exit has
+        none, they learn from labels alone.
 
         ``fit`` starts again from the beginning. It stores no state of training, so ``partial_fit`` after ``fit`` starts
         from the beginning, too. Heads that need all rows at once have no ``partial_fit``: those with
@@ -232,7 +242,8 @@ class ExitHeads(CrossFittedHeads):
         ------
         ValueError
             If X does not match its layout or that of the first call, or is not finite; y has an unknown class; no row
-            has a label and heads learn from labels alone; or `classes` differ from those of the first call.
+            has a label and heads learn from labels alone; `distillation` is a number above 0 and the last exit has no
+            logits; or `classes` differ from those of the first call.
         AttributeError
             If the parameters need all rows at once.
         """
@@ -240,14 +251,17 @@ class ExitHeads(CrossFittedHeads):
         used, known, labels, weight = validate_partial_data(self, X, y, classes, sample_weight, is_first=is_first)
         check_two_classes(known)
         if is_first:
-            self.distillation_ = resolve_distillation(self.distillation, used, labels)
+            self.distillation_ = resolve_share_of_network(self.distillation, used, labels)
             self._softness = np.ones(used.layout.n_exits)
         if self.distillation_ == 0:
             if (labels < 0).all():
                 raise ValueError(f"{UNLABELLED_ROWS} Heads that learn from labels alone, as here, need some.")
             used, labels, weight, _ = only_labelled(used, labels, weight)
         state = (self.fit_state_ or PartialFit.start(check_random_state(self.random_state))).next_call(weight)
-        self.fit_state_, networks = train_further(used, labels, weight, state, len(known), self._head_training())
+        distillation = Distillation.from_network(used, self.distillation_, self.temperature)
+        self.fit_state_, networks = train_further(
+            used, labels, weight, state, len(known), self._head_training(), distillation
+        )
         self._keep(used, known, networks)
         self._undo_softening(used, labels, weight)
         return self
@@ -288,22 +302,24 @@ class ExitHeads(CrossFittedHeads):
     def _has_hidden_layers(self) -> bool:
         return len(self.hidden_layer_sizes) > 0
 
-    def _fit(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
+    def _fit(self, *rows: Any) -> None:
         self.fit_state_ = None
-        super()._fit(X, labels, weight)
+        super()._fit(*rows)
 
     def _set_networks(self, networks: list[DenseNetwork | None]) -> None:
         super()._set_networks(networks)
         self._temperatures = np.ones(len(networks))
 
-    def _train(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> list[DenseNetwork | None]:
-        random_state = check_random_state(self.random_state)
-        return HeadTrainer(X, labels, weight, len(self.classes_), self._head_training(), random_state).train()
+    def _train(
+        self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64], distillation: Distillation | None
+    ) -> list[DenseNetwork | None]:
+        settings, random_state = self._head_training(), check_random_state(self.random_state)
+        return HeadTrainer(X, labels, weight, len(self.classes_), settings, random_state, distillation).train()
 
     def _head_training(self) -> HeadTraining:
         parameters = {field.name: getattr(self, field.name) for field in fields(HeadTraining)}
         sizes = check_hidden_layer_sizes(self.hidden_layer_sizes, "hidden_layer_sizes")
-        return HeadTraining(**parameters | {"hidden_layer_sizes": sizes, "distillation": self.distillation_})
+        return HeadTraining(**parameters | {"hidden_layer_sizes": sizes})
 
     def uses_features(self, k: int) -> bool:
         # Linear heads of a cascade see the features of earlier exits, also of those that have no head.

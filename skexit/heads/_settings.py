@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 from skexit._nn._mini_batches import Training, number_of_epochs
-from skexit.data import ExitArray
-from skexit.data._validation import read_logits
-from skexit.heads._distillation import Distillation
 from skexit.utils._optional import check_torch
 
 #: ``l2="auto"``: the largest penalty, and for more rows, the penalty times the number of rows.
@@ -21,11 +18,9 @@ _FEWEST_EPOCHS, _MOST_EPOCHS, _ENOUGH_VISITS = 8, 30, 500_000
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Parameters of ExitHeads and of ConvExitHeads alike; `distillation` is their attribute ``distillation_``."""
+    """Parameters that ExitHeads and ConvExitHeads share."""
 
     dropout: float | str
-    distillation: float
-    temperature: float
     l2: float | str
     learning_rate: float
     max_epochs: int | str
@@ -43,13 +38,6 @@ class TrainingSettings:
         if self.dropout == "auto":
             return _MOST_DROPOUT * min(1.0, (_ROWS_OF_MOST_DROPOUT / n_rows) ** 0.5)
         return cast(float, self.dropout)
-
-    def distil(self, X: ExitArray) -> Distillation | None:
-        """The part of the loss from the network's own logits, or None if its share is 0."""
-        if self.distillation == 0:
-            return None
-        last = X.layout.n_exits - 1
-        return Distillation(self.distillation, self.temperature, lambda rows: cast(Any, read_logits(X, last, rows)))
 
     def by_mini_batches(self, n_rows: int, name: str) -> Training:
         """Settings of mini-batches for `n_rows` rows; raises an ImportError if torch is not installed.

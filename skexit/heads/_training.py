@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,12 @@ from tqdm.auto import tqdm
 from skexit._nn._dense import DenseNetwork
 from skexit._nn._mini_batches import ReadRows, train
 from skexit.data import ExitArray
+from skexit.data._labels import UNLABELLED
 from skexit.data._lazy import fit_in_memory
 from skexit.data._validation import read_features
 from skexit.heads._boosting import PREDICTION_REWEIGHTING
 from skexit.heads._cascade import train_cascade
-from skexit.heads._distillation import HeadLoss
+from skexit.heads._distillation import Distillation, HeadLoss
 from skexit.heads._linear import solve_linear
 from skexit.heads._settings import TrainingSettings
 
@@ -58,9 +59,7 @@ class HeadTrainer:
     n_classes: int
     settings: HeadTraining
     random_state: np.random.RandomState
-
-    def __post_init__(self) -> None:
-        self._distillation = self.settings.distil(self.X)
+    distillation: Distillation | None
 
     def train(self) -> list[DenseNetwork | None]:
         """The heads, and None where an exit keeps its own logits."""
@@ -102,6 +101,11 @@ class HeadTrainer:
 
     def train_linear(self, k: int, offset: ReadRows | None = None) -> DenseNetwork:
         """The linear head at exit `k`, whose logits are added to those that `offset` gives."""
+        distillation = self._distillation_of([k])
+        if distillation is None and (self.labels == UNLABELLED).any():
+            rows = np.flatnonzero(self.labels != UNLABELLED)
+            labelled = replace(self, X=self.X[rows], labels=self.labels[rows], weight=self.weight[rows])
+            return labelled.train_linear(k, None if offset is None else lambda batch: offset(rows[batch]))
         if self._in_memory(k):
             return solve_linear(
                 self._inputs(k),
@@ -110,9 +114,9 @@ class HeadTrainer:
                 n_classes=self.n_classes,
                 l2=self.settings.penalty(len(self.X)),
                 offset=None if offset is None else offset(np.arange(len(self.X))),
-                distillation=self._distillation,
+                distillation=distillation,
             )
-        loss = HeadLoss(self.labels, self.n_classes, self._distillation)
+        loss = HeadLoss(self.labels, self.n_classes, distillation)
         return train(
             lambda rows: self._inputs(k, rows),
             self.labels,
@@ -143,7 +147,7 @@ class HeadTrainer:
     def _train_with_hidden_layers(self, exits: list[int], offset: ReadRows | None) -> list[DenseNetwork]:
         return train_cascade(
             lambda rows: np.concatenate([read_features(self.X, k, rows) for k in exits], axis=1),
-            HeadLoss(self.labels, self.n_classes, self._distillation),
+            HeadLoss(self.labels, self.n_classes, self._distillation_of(exits)),
             self.weight,
             widths=[self.X.layout.n_features[k] for k in exits],
             hidden_layer_sizes=self.settings.hidden_layer_sizes,
@@ -154,6 +158,9 @@ class HeadTrainer:
             offset=offset,
             description=self._describe(f"heads of exits {exits}"),
         )
+
+    def _distillation_of(self, exits: list[int]) -> Distillation | None:
+        return None if self.distillation is None else self.distillation.of(exits)
 
     def _describe(self, what: str) -> str | None:
         return what if self.settings.verbose else None

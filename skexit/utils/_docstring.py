@@ -39,8 +39,8 @@ heads_ : ExitHeads or None
     The heads that were fitted.
 %(columns)s""",
     "head_attributes": """distillation_ : float
-    The share of the loss that compares heads with the network's own logits: `distillation`, or the value
-    of ``"auto"`` for these rows.
+    The share of the loss that compares heads with their teacher, at an exit of no cost if this is the deepest head:
+    `distillation`, or the value of ``"auto"`` for these rows.
 classes_ : ndarray of shape (n_classes,)
     Class labels, in the order of the logits.
 layout_ : ExitLayout

@@ -245,12 +245,6 @@ def test_the_cure_of_wrong_strides_works():
     clone(QUICK).set_params(channels=(3,), strides=(1,)).fit(*make_exits())
 
 
-def test_a_teacher_that_is_not_there():
-    X, y = make_exits(own_logits=False)
-    with pytest.raises(ValueError, match=r"distillation=0\.5 teaches heads .* but the last exit of X has none"):
-        clone(QUICK).set_params(distillation=0.5).fit(X, y)
-
-
 def test_no_map_at_all_is_warned_of():
     X, y = make_exits()
     plain = X.with_layout(X.layout.replace(feature_maps=None))

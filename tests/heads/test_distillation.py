@@ -46,7 +46,7 @@ class TestLoss:
     def test_is_that_of_the_docstring(self, share, temperature):
         rng = np.random.default_rng(0)
         z, t, labels = rng.normal(size=(5, 4)), 3 * rng.normal(size=(5, 4)), np.array([0, 3, 1, 1, 2])
-        distillation = Distillation(share, temperature, t.__getitem__)
+        distillation = Distillation(np.array([share]), temperature, t.__getitem__)
         losses, errors = distillation.loss_and_errors(z, labels, distillation.soft_targets(np.arange(5)))
         expected = [loss_of_a_row(*row, share, temperature) for row in zip(z, labels, t, strict=True)]
         np.testing.assert_allclose(losses, expected)
@@ -54,8 +54,9 @@ class TestLoss:
             slope = approx_fprime(z[row], loss_of_a_row, 1e-7, labels[row], t[row], share, temperature)
             np.testing.assert_allclose(errors[row], slope, atol=1e-5)
         rows = np.array([4, 0, 2])
-        by_torch = HeadLoss(labels, 4, distillation)(torch.tensor(np.stack([z[rows], 2 * z[rows]])), rows)
-        doubled = [loss_of_a_row(*row, share, temperature) for row in zip(2 * z, labels, t, strict=True)]
+        both = Distillation(np.array([share, 0.2]), temperature, t.__getitem__)
+        by_torch = HeadLoss(labels, 4, both)(torch.tensor(np.stack([z[rows], 2 * z[rows]])), rows)
+        doubled = [loss_of_a_row(*row, 0.2, temperature) for row in zip(2 * z, labels, t, strict=True)]
         np.testing.assert_allclose(by_torch, (np.array(expected) + doubled)[rows], rtol=1e-5)
 
     def test_without_a_teacher_is_the_cross_entropy(self):
@@ -98,19 +99,6 @@ def test_learns_what_the_labels_do_not_tell(kind):
     assert np.mean(gains) > 0.03
 
 
-@KIND
-def test_a_network_without_logits_teaches_nothing(kind):
-    X, y, _ = noisy_task(60, seed=0)
-    without = stack_exits(features=[X.features(k) for k in range(3)])
-    with pytest.raises(
-        ValueError, match=r"distillation=0\.5 .* the last exit of X has none\. Use distillation='auto' or 0"
-    ):
-        ExitHeads(distillation=0.5, **kind).fit(without, y)
-    heads = ExitHeads(max_epochs=1, random_state=0, **kind).fit(without, y)
-    assert heads.distillation_ == 0
-    assert_same_heads(heads, clone(heads).set_params(distillation=0).fit(without, y))
-
-
 def assert_same_heads(one, other):
     for network, expected in zip(one.networks_, other.networks_, strict=True):
         if expected is not None:
@@ -125,11 +113,6 @@ class TestAuto:
         heads = ExitHeads(max_epochs=1, random_state=0, **kind).fit(X, y)
         assert heads.distillation_ == 0.9
         assert_same_heads(heads, clone(heads).set_params(distillation=0.9).fit(X, y))
-
-    def test_logits_of_an_earlier_exit_teach_nothing(self):
-        X, y, _ = noisy_task(60, seed=0)
-        moved = stack_exits([X.logits(2), None, None], [X.features(k) for k in range(3)])
-        assert ExitHeads().fit(moved, y).distillation_ == 0
 
     @pytest.mark.parametrize("useless", ["untrained", "classes in another order", "constant"])
     @pytest.mark.parametrize("n_samples", [60, 4000])

@@ -97,7 +97,7 @@ class TestLinearHeads:
         X, y = make_features()
         added = ExitHeads(cascade=True, distillation=0).fit(X, y).transform(X)
         joined = stack_exits(features=[np.hstack([X.features(j) for j in range(k + 1)]) for k in range(3)])
-        expected = ExitHeads().fit(joined, y).transform(joined)
+        expected = ExitHeads(distillation=0).fit(joined, y).transform(joined)
         for k in (0, 1):
             np.testing.assert_allclose(added.logits(k), expected.logits(k))
 
@@ -186,7 +186,7 @@ class TestCrossFitting:
             rng = np.random.default_rng(seed)
             X = stack_exits(features=[rng.normal(size=(100, 120)), rng.normal(size=(100, 120))])
             y = rng.permutation(np.arange(100) % 2)
-            heads = ExitHeads(random_state=seed, solver=solver, max_epochs=10, cv=3)
+            heads = ExitHeads(distillation=0, random_state=seed, solver=solver, max_epochs=10, cv=3)
             own, others = heads.fit(X, y).transform(X), heads.fit_transform(X, y)
             accuracies += [[(Z.logits(k).argmax(axis=1) == y).mean() for Z in (own, others)] for k in (0, 1)]
         own, cross_fitted = np.mean(accuracies, axis=0)
