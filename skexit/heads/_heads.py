@@ -71,7 +71,7 @@ class ExitHeads(CrossFittedHeads):
 
         If the last exit has no logits, its head is the teacher. It learns from the labels and the features of the last
         exit. Its logits for a row come from one of three heads, which has not seen this row or its group. d is then
-        `distillation` times the fraction of the last exit's cost that comes after the exit, so that the last exit learns
+        `distillation` times the fraction of the last exit's cost that comes after the exit, so the last exit learns
         from labels alone. ``"auto"`` is 0.65. It is 0 if there are fewer than three rows or groups with labels.
         ``partial_fit`` does not train this teacher: its heads learn from labels alone.
     temperature : float, default=4.0

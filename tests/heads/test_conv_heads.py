@@ -262,7 +262,7 @@ def test_scaled_maps_are_maps():
     assert isinstance(clone(QUICK).fit(scaled, y).networks_[0], ConvNetwork)
     reduced = ExitTransformer(PCA(2)).fit(X, y).transform(X)
     assert not any(reduced.layout.feature_maps)
-    with pytest.warns(UserWarning, match="ExitTransformer removes maps, unless .* as with StandardScaler"):
+    with pytest.warns(UserWarning, match="ExitTransformer removes maps, unless .* as StandardScaler does"):
         clone(QUICK).fit(reduced, y)
 
 
