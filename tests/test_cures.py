@@ -737,7 +737,7 @@ WARNINGS = {
     ),
     "no budget qualifies": (
         lambda: RiskControlledPolicy(RandomExit(), budgets=[0.5], alpha=0.01, random_state=0).fit(LOGITS, y),
-        "or a larger alpha or delta, or higher budgets",
+        "Use a larger alpha, or a policy that loses less, or higher budgets",
         lambda: RiskControlledPolicy(RandomExit(), budgets=[0.5], alpha=0.9, random_state=0).fit(LOGITS, y),
     ),
 }
