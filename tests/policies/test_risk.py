@@ -278,6 +278,11 @@ class TestChoice:
         assert (policy.predict_exit(X) == 2).all()
         assert np.isfinite(policy.exit_scores(X)).all()
 
+    def test_more_rows_are_advised_only_if_the_mean_loss_is_below_alpha(self, data):
+        with pytest.warns(UserWarning, match=r"Use more calibration rows, or a larger alpha or delta\.$"):
+            policy = RiskControlledPolicy(alpha=0.13, loss="error", random_state=0).fit(*data)
+        assert policy.risks_[0] < 0.13
+
     def test_more_rows_and_a_larger_alpha_are_cheaper(self):
         X, y = make_exits(8000, 3, 3, 0)
         fitted = FrozenEstimator(ThresholdPolicy().fit(X[:1000], y[:1000]))
