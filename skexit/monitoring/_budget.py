@@ -160,8 +160,10 @@ class BudgetController(Controller):
         Raises
         ------
         ValueError
-            If `exits` are not integers from 0 to n_exits - 1, in one dimension.
+            If `exits` are not integers from 0 to n_exits - 1, in one dimension, or `decided_at` is negative.
         """
+        if decided_at is not None and decided_at < 0:
+            raise ValueError(f"decided_at={decided_at} must be a value of n_samples, which is not negative.")
         stopped = np.asarray(exits)
         if stopped.size == 0:
             return

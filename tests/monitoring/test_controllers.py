@@ -151,6 +151,8 @@ def test_batches_that_run_at_the_same_time_say_when_they_were_decided():
     assert controller.to_dict()["step"] == pytest.approx(0.5 / 40)
     controller.update([0], decided_at=10**6)  # of a state that was lost
     assert controller.n_samples == 41
+    with pytest.raises(ValueError, match="decided_at=-1 must be a value of n_samples"):
+        controller.update([0], decided_at=-1)
 
 
 def test_threads_share_a_controller():
