@@ -172,7 +172,8 @@ def test_rows_held_out_are_whole_groups(groups, seed):
 @pytest.mark.filterwarnings("ignore:The groups parameter is ignored:UserWarning")
 def test_groups_of_one_row_each_are_as_none(data):
     X, y, _ = data
-    alone = OptimalStoppingPolicy(0.6, cv=KFold(3), heads=ExitHeads(cv=KFold(3))).fit(X, y)
+    heads = ExitHeads(cv=KFold(3), distillation=0)
+    alone = OptimalStoppingPolicy(0.6, cv=KFold(3), heads=heads).fit(X, y)
     grouped = clone(alone).fit(X, y, groups=np.arange(len(y)))
     np.testing.assert_array_equal(grouped.exit_scores(X), alone.exit_scores(X))
 
@@ -226,7 +227,8 @@ def test_metadata_routing_takes_groups_to_every_step(data, splits, cv):
 
 def test_a_pipeline_takes_groups_of_its_steps(data, splits):
     X, y, groups = data
-    make_pipeline(HEADS, OptimalStoppingPolicy(cv=3)).fit(
+    heads = clone(HEADS).set_params(distillation=0)
+    make_pipeline(heads, OptimalStoppingPolicy(cv=3)).fit(
         X, y, exitheads__groups=groups, optimalstoppingpolicy__groups=groups
     )
     assert len(splits) == 6
@@ -234,7 +236,7 @@ def test_a_pipeline_takes_groups_of_its_steps(data, splits):
 
 def test_budget_curves_take_groups(data, splits):
     X, y, groups = data
-    policy = OptimalStoppingPolicy(cv=2, heads=ExitHeads(cv=2))
+    policy = OptimalStoppingPolicy(cv=2, heads=ExitHeads(cv=2, distillation=0))
     budget_curve(policy, X, y, [0.6, 0.8], cv=GroupKFold(2), params={"groups": groups})
     assert len(splits) == 2 * (2 + 2)
 
