@@ -153,7 +153,7 @@ class CrossFittedHeads(LogitsTransformer):
         if network_teaches(used.layout):
             self.distillation_ = resolve_share_of_network(self.distillation, used, labels)
         else:
-            self.distillation_ = resolve_share_of_deepest(self.distillation, used.layout, labels, numbers)
+            self.distillation_ = resolve_share_of_deepest(self.distillation, used, labels, numbers)
         if self.distillation_ == 0:
             rows = rows[labels >= 0]
             used, labels, weight, numbers = only_labelled(used, labels, weight, numbers)

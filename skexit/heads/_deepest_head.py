@@ -6,28 +6,60 @@ from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.linear_model import RidgeClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from skexit.data import ExitLayout
+from skexit.data import ExitArray, ExitLayout
 from skexit.data._labels import UNLABELLED
-from skexit.data._validation import cross_validation_splits
+from skexit.data._validation import cross_validation_splits, read_features
 
 #: ``distillation="auto"``: the share at an exit that costs nothing.
 _SHARE = 0.65
 #: Parts of the rows; the logits for each come from a head of the others.
 _FOLDS = 3
+#: Rows that are enough to compare the features of exits.
+_ENOUGH_ROWS = 1000
 
 Integers = NDArray[np.int64]
 Splits = list[tuple[NDArray[np.intp], NDArray[np.intp]]]
 
 
 def resolve_share_of_deepest(
-    distillation: float | str, layout: ExitLayout, labels: Integers, groups: Integers | None
+    distillation: float | str, X: ExitArray, labels: Integers, groups: Integers | None
 ) -> float:
-    """The share of the loss that compares heads with the deepest head; 0 where nothing can be learned from it."""
-    has_pupils = not all(layout.has_logits(k) for k in range(layout.n_exits - 1))
-    if not has_pupils or not teacher_splits(labels, groups):
+    """The share of the loss that compares heads with the deepest head; 0 if they can learn nothing from it.
+
+    ``"auto"`` is 0, too, unless the deepest features are clearly better than those of the other exits.
+    """
+    pupils = [k for k in range(X.layout.n_exits - 1) if not X.layout.has_logits(k)]
+    if distillation == 0 or not pupils or not teacher_splits(labels, groups):
         return 0.0
-    return _SHARE if distillation == "auto" else cast(float, distillation)
+    if distillation != "auto":
+        return cast(float, distillation)
+    return _SHARE if _is_clearly_better(X, labels, pupils) else 0.0
+
+
+def _is_clearly_better(X: ExitArray, labels: Integers, pupils: list[int]) -> bool:
+    """Whether the deepest features predict labels better than those of the pupils do on average.
+
+    Each half of the rows is predicted by least-squares classifiers of the other half. The mean difference in accuracy
+    must exceed two standard errors. If exits see different parts of an input, for example, it may not.
+    """
+    mixed = np.random.RandomState(0).permutation(np.flatnonzero(labels != UNLABELLED))[:_ENOUGH_ROWS]
+    rows = np.sort(mixed)
+    first = np.isin(rows, mixed[::2])
+    if any(len(np.unique(labels[rows[half]])) < 2 for half in (first, ~first)):
+        return False
+    is_correct = np.empty((len(pupils) + 1, len(rows)))
+    for correct, k in zip(is_correct, [*pupils, X.layout.n_exits - 1], strict=True):
+        features = read_features(X, k, rows)
+        for learn, test in ((first, ~first), (~first, first)):
+            classifier = make_pipeline(StandardScaler(), RidgeClassifier(alpha=0.1 * len(rows)))
+            predicted = classifier.fit(features[learn], labels[rows[learn]]).predict(features[test])
+            correct[test] = predicted == labels[rows[test]]
+    gains = is_correct[-1] - is_correct[:-1].mean(axis=0)
+    return bool(gains.mean() > 2 * gains.std() / np.sqrt(len(gains)))
 
 
 def shares_by_exit(layout: ExitLayout, share: float) -> NDArray[np.float64]:

@@ -194,7 +194,7 @@ class TestShare:
 
     def test_folds_may_have_too_few_rows(self):
         X = noisy_task(3)[0]
-        heads = ExitHeads(cv=3, random_state=0)
+        heads = ExitHeads(cv=3, distillation=0.65, random_state=0)
         logits = logits_of(heads.fit_transform(X, np.array([0, 1, 2])))
         assert heads.distillation_ == 0.65
         assert np.isfinite(logits).all()
