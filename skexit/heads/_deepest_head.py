@@ -6,13 +6,11 @@ from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import RidgeClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._labels import UNLABELLED
-from skexit.data._validation import cross_validation_splits, read_features
+from skexit.data._validation import cross_validation_splits
+from skexit.heads._least_squares import TwoHalves
 
 #: ``distillation="auto"``: the share at an exit that costs nothing.
 _SHARE = 0.65
@@ -43,22 +41,14 @@ def resolve_share_of_deepest(
 def _is_clearly_better(X: ExitArray, labels: Integers, pupils: list[int]) -> bool:
     """Whether the deepest features predict labels better than those of the pupils do on average.
 
-    Each half of the rows is predicted by least-squares classifiers of the other half. The mean difference in accuracy
-    must exceed two standard errors. If exits see different parts of an input, for example, it may not.
+    The mean difference in the accuracy of least-squares classifiers must exceed two standard errors. If exits see
+    different parts of an input, for example, it may not.
     """
-    mixed = np.random.RandomState(0).permutation(np.flatnonzero(labels != UNLABELLED))[:_ENOUGH_ROWS]
-    rows = np.sort(mixed)
-    first = np.isin(rows, mixed[::2])
-    if any(len(np.unique(labels[rows[half]])) < 2 for half in (first, ~first)):
+    halves = TwoHalves.draw(labels, _ENOUGH_ROWS)
+    if halves is None:
         return False
-    is_correct = np.empty((len(pupils) + 1, len(rows)))
-    for correct, k in zip(is_correct, [*pupils, X.layout.n_exits - 1], strict=True):
-        features = read_features(X, k, rows)
-        for learn, test in ((first, ~first), (~first, first)):
-            classifier = make_pipeline(StandardScaler(), RidgeClassifier(alpha=0.1 * len(rows)))
-            predicted = classifier.fit(features[learn], labels[rows[learn]]).predict(features[test])
-            correct[test] = predicted == labels[rows[test]]
-    gains = is_correct[-1] - is_correct[:-1].mean(axis=0)
+    of_pupils = np.mean([halves.is_correct(X, k) for k in pupils], axis=0)
+    gains = halves.is_correct(X, X.layout.n_exits - 1) - of_pupils
     return bool(gains.mean() > 2 * gains.std() / np.sqrt(len(gains)))
 
 

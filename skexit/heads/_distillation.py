@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
-from sklearn.linear_model import RidgeClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from skexit._nn._mini_batches import ReadRows, keep_in_memory
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._labels import UNLABELLED
-from skexit.data._validation import read_features, read_logits
+from skexit.data._validation import read_logits
+from skexit.heads._least_squares import TwoHalves
 
 if TYPE_CHECKING:
     import torch
@@ -53,25 +51,16 @@ def network_teaches(layout: ExitLayout) -> bool:
 def _is_clearly_worse_than_features(X: ExitArray, labels: NDArray[np.int64]) -> bool:
     """Whether a least-squares classifier on the deepest features that get a head beats the network's own logits.
 
-    Those of a network whose last layer is not trained, or whose classes are in another order, would teach nonsense.
-    Each half of the rows is predicted by the classifier of the other; by a sign test, it is right at least two
-    standard errors more often.
+    Those of a network whose last layer is not trained, or whose classes are in another order, would teach nonsense. By
+    a sign test, the classifier must be correct at least two standard errors more often.
     """
     deepest = max((k for k, width in enumerate(X.layout.n_logits) if not width), default=None)
-    mixed = np.random.RandomState(0).permutation(np.flatnonzero(labels != UNLABELLED))[:_ENOUGH_ROWS]
-    rows = np.sort(mixed)
-    first = np.isin(rows, mixed[::2])
-    if deepest is None or any(len(np.unique(labels[rows[half]])) < 2 for half in (first, ~first)):
+    halves = TwoHalves.draw(labels, _ENOUGH_ROWS)
+    if deepest is None or halves is None:
         return False
-    features, teacher = read_features(X, deepest, rows), read_logits(X, X.layout.n_exits - 1, rows)
-    network_is_right = cast(Floats, teacher).argmax(axis=1) == labels[rows]
-    difference, n_unlike = 0, 0
-    for learn, test in ((first, ~first), (~first, first)):
-        rival = make_pipeline(StandardScaler(), RidgeClassifier(alpha=0.1 * len(rows)))
-        is_right = rival.fit(features[learn], labels[rows[learn]]).predict(features[test]) == labels[rows[test]]
-        difference += int(is_right.sum()) - int(network_is_right[test].sum())
-        n_unlike += int((is_right != network_is_right[test]).sum())
-    return difference > 2 * np.sqrt(n_unlike)
+    logits = cast(Floats, read_logits(X, X.layout.n_exits - 1, halves.rows))
+    gains = halves.is_correct(X, deepest).astype(float) - (logits.argmax(axis=1) == halves.labels)
+    return bool(gains.sum() > 2 * np.sqrt(np.abs(gains).sum()))
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,12 @@ class TestShare:
         assert heads.distillation_ == 0.65
         same(heads.transform(X), clone(heads).set_params(distillation=0.65).fit(X, y).transform(X))
 
+    @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (0, 0, 0)], ids=["deepest best", "first best", "alike"])
+    def test_auto_is_on_only_where_the_deepest_features_are_best(self, order):
+        X, y, _ = noisy_task(300)
+        X = stack_exits(features=[X.features(k) for k in order], costs=COSTS)
+        assert ExitHeads(random_state=0).fit(X, y).distillation_ == (0.65 if order == (0, 1, 2) else 0)
+
     def test_logits_of_an_earlier_exit_do_not_teach(self):
         X, y, _ = noisy_task(60)
         features = [X.features(k) for k in range(3)]
