@@ -34,9 +34,17 @@ _HIDDEN, _LEARNING_RATE, _L2 = 500, 1e-4, 1e-4
 
 
 class WeightedHeads(ExitHeads):
-    """Heads without a cascade that are trained together, each for the samples that will leave at its exit."""
+    """Heads without a cascade that are trained together, each for the samples that will leave at its exit.
 
-    def _train(self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64]) -> list[DenseNetwork | None]:
+    They learn from labels alone.
+    """
+
+    def _distil(self, *_: object) -> None:
+        return None
+
+    def _train(
+        self, X: ExitArray, labels: NDArray[np.int64], weight: NDArray[np.float64], distillation: None
+    ) -> list[DenseNetwork | None]:
         settings, random_state = self._head_training(), check_random_state(self.random_state)
         trainer = WeightedTrainer(
             X,
