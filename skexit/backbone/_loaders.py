@@ -11,6 +11,18 @@ from torch.utils.data import DataLoader
 from skexit.backbone._inputs import LABEL_NAMES, Inputs, fields_of, in_form, tensors_of
 
 
+def check_gives_batches(loader: Any) -> None:
+    """Raise a ValueError if a loader is a batch itself: a tensor, or a pair of inputs and one label for each row."""
+    if isinstance(loader, torch.Tensor):
+        raise ValueError(f"loader is a tensor of shape {tuple(loader.shape)}. Pass a list of batches, such as [x].")
+    if isinstance(loader, tuple) and len(loader) == 2 and all(isinstance(part, torch.Tensor) for part in loader):
+        inputs, labels = loader
+        if inputs.ndim > 1 and labels.shape == inputs.shape[:1]:
+            raise ValueError(
+                f"loader is one batch of {len(labels)} rows and their labels. Pass a list of batches, such as [(x, y)]."
+            )
+
+
 def read_item(number: int, item: Any) -> tuple[Inputs, Any]:
     """The inputs and the labels (or None) in an item of a loader; the item's number is for messages.
 

@@ -21,7 +21,7 @@ from torch.utils.data import (
 )
 
 from skexit.backbone._inputs import Inputs, describe_given, map_tensors, tensors_of
-from skexit.backbone._loaders import read_item
+from skexit.backbone._loaders import check_gives_batches, read_item
 from skexit.cache import FeatureCache
 from skexit.extraction._fingerprints import row_checksums
 from skexit.utils._warnings import warn
@@ -154,7 +154,9 @@ def _as_classes(labels: NDArray[Any], classes: NDArray[Any], number: int) -> NDA
     return named
 
 
-def check_fixed_order(loader: Iterable[Any]) -> None:
+def check_loader(loader: Iterable[Any]) -> None:
+    """Raise a ValueError unless the loader gives batches, in the same order each time."""
+    check_gives_batches(loader)
     samplers = [getattr(source, "sampler", None) for source in (loader, getattr(loader, "batch_sampler", None))]
     for sampler in samplers:
         if isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler):

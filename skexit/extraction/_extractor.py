@@ -47,7 +47,7 @@ from skexit.data import ExitLayout
 from skexit.data._blocks import warn_of_probabilities
 from skexit.data._layout import add_heads
 from skexit.data._layout_checks import FeatureMap
-from skexit.extraction._batches import Batch, check_fixed_order, naming_batch, read_batches, skip_cached_rows
+from skexit.extraction._batches import Batch, check_loader, naming_batch, read_batches, skip_cached_rows
 from skexit.extraction._callables import callable_fingerprint
 from skexit.extraction._earlier import check_costs, find_cache
 from skexit.extraction._fingerprints import input_digest, model_fingerprint
@@ -238,7 +238,7 @@ class ExitExtractor:
             options: dict[str, Any] = {"classes": classes, "shard_rows": shard_rows, "check_data": check_data}
             options["progress"] = progress
             return extract_as_worker(partial(self._extract_part, **options), loader, folder, rank, n_workers)
-        check_fixed_order(loader)
+        check_loader(loader)
         batches = read_batches(loader, None if classes is None else np.asarray(classes))
         first = next(batches, None)
         if first is None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from skexit.backbone._inputs import Inputs, check_rows, like_example, map_tensors, tensors_of
-from skexit.backbone._loaders import count_rows, read_item
+from skexit.backbone._loaders import check_gives_batches, count_rows, read_item
 from skexit.runtime._batch import Batch
 from skexit.runtime._decisions import Decisions
 from skexit.runtime._kept_memory import kept_memory
@@ -69,6 +69,7 @@ def predict_loader(
     `prepared` takes the inputs of a batch, and returns the PreparedNetwork. `device` is the device of the network.
     """
     _check_limits(batch_size, max_wait)
+    check_gives_batches(loader)
     queues: _StageQueues | None = None
     failures: dict[int, Exception] = {}
     bar = tqdm(total=count_rows(loader), unit=" rows", disable=None if progress else True)

@@ -421,6 +421,19 @@ def test_fewer_rows_than_the_cache_are_refused(model, images, labels, loader, tm
     assert FeatureCache(tmp_path).complete
 
 
+def test_a_batch_in_place_of_a_loader_is_refused(model, images, labels, tmp_path):
+    for batch, message in (
+        (
+            (images, labels),
+            r"loader is one batch of 23 rows and their labels. Pass a list of batches, such as \[\(x, y\)\]",
+        ),
+        (images, r"loader is a tensor of shape \(23, 1, 9, 9\). Pass a list of batches, such as \[x\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ExitExtractor(model, EXITS).extract(batch, tmp_path / "cache")
+    assert len(ExitExtractor(model, EXITS).extract([(images, labels)], tmp_path / "cache").X) == 23
+
+
 @pytest.mark.parametrize("empty", [[], [torch.zeros(0, 1, 9, 9)]])
 def test_an_empty_loader_is_refused(model, tmp_path, empty):
     with pytest.raises(ValueError, match="loader is empty"):
@@ -501,7 +514,7 @@ def test_batches_are_checked(model, tmp_path, batches, message):
             [(torch.zeros(2, 1, 9, 9), torch.arange(2), torch.arange(2))],
             r"batch 0 .*: a tuple of \(a tensor of .*, a ten",
         ),
-        ((torch.zeros(2, 1, 9, 9), torch.arange(2)), r"batch 1 .*: a tensor of shape \(2,\). A loader yields"),
+        ([torch.zeros(2, 1, 9, 9), torch.arange(2)], r"batch 1 .*: a tensor of shape \(2,\). A loader yields"),
     ],
 )
 def test_what_the_network_raises_names_the_batch(model, tmp_path, loader, note):
