@@ -272,6 +272,8 @@ def test_interrupted_quietly_and_continued(tmp_path):
         textwrap.dedent("""
             import os, signal, torch
 
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background may ignore it
+
             class Loader:
                 def __iter__(self):
                     for batch in range(4):
