@@ -71,7 +71,7 @@ def test_answers_are_those_of_the_plain_network(live, network, policy, data, bac
     output = live.compile_stages(SIZES, backend=backend)(x)
     assert output.labels.equal(expected.labels)
     assert output.exits.equal(expected.exits)
-    torch.testing.assert_close(output.probabilities, expected.probabilities)
+    torch.testing.assert_close(output.probabilities, expected.probabilities, rtol=1e-5, atol=1e-6)
     if n_rows == 19:
         assert set(output.exits.tolist()) == {0, 1}
 
@@ -133,4 +133,4 @@ def test_decisions_are_compiled_with_the_stages(policy, backend):
     output = live.compile_stages((64,), backend=backend)(x)
     assert output.labels.equal(expected.labels)
     assert output.exits.equal(expected.exits)
-    torch.testing.assert_close(output.probabilities, expected.probabilities)
+    torch.testing.assert_close(output.probabilities, expected.probabilities, rtol=1e-5, atol=1e-6)
