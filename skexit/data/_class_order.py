@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from skexit.data._arrays import ExitArray
-from skexit.data._labels import UNLABELLED
+from skexit.data._labels import NAME_THE_LOGITS, UNLABELLED
 
 #: Rows that are compared, at most.
 _N_ROWS = 2000
@@ -20,13 +20,13 @@ def check_order_of_classes(X: ExitArray, classes: NDArray[np.generic], labels: N
 
     Labels such as names do not say which logit is theirs. One half of the rows gives the order with the highest
     accuracy, and the other half shows whether it is better than the sorted order. `labels` are indices of `classes`,
-    -1 for rows without one.
+    -1 for rows without one; some have one.
     """
     exits = [k for k in range(X.layout.n_exits) if X.layout.has_logits(k)]
     if X.layout.classes is not None or classes.dtype.kind in "iu" or not exits:
         return
     rows = np.flatnonzero(labels != UNLABELLED)
-    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), _N_ROWS)).astype(np.intp)] if len(rows) else rows
+    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), _N_ROWS)).astype(np.intp)]
     logits = X.logits(exits[-1], rows)
     assert logits is not None
     predicted, true = logits.argmax(axis=1), labels[rows]
@@ -39,8 +39,6 @@ def check_order_of_classes(X: ExitArray, classes: NDArray[np.generic], labels: N
         return
     raise ValueError(
         f"at exit {exits[-1]}, the logits have an accuracy of {is_sorted.mean():.1%} on y in the sorted order of the "
-        f"classes, but of {is_found.mean():.1%} in the order {classes[class_of_logit].tolist()}. Give the label of "
-        "each logit: ExitExtractor.extract(..., classes=[...]), stack_exits(..., classes=[...]), or "
-        "X.with_layout(X.layout.replace(classes=[...])) of an ExitArray. Or give y as the numbers of the logits, 0 to "
-        f"{len(classes) - 1}."
+        f"classes, but of {is_found.mean():.1%} in the order {classes[class_of_logit].tolist()}. {NAME_THE_LOGITS} Or "
+        f"give y as the numbers of the logits, 0 to {len(classes) - 1}."
     )

@@ -18,6 +18,12 @@ from skexit.utils._labels import UNLABELLED as UNLABELLED
 from skexit.utils._labels import UNLABELLED_ROWS as UNLABELLED_ROWS
 from skexit.utils._labels import has_label, index_of_labels, may_be_unlabelled
 
+#: What errors advise if nothing tells which logit is which class.
+NAME_THE_LOGITS = (
+    "Give the label of each logit: stack_exits(..., classes=[...]), or X.with_layout(X.layout.replace(classes=[...])) "
+    "of an ExitArray."
+)
+
 
 def is_labelled(y: NDArray[Any], layout: ExitLayout) -> NDArray[np.bool_]:
     """Whether each row has a label: -1 marks one that has none, unless it is a class.
@@ -75,8 +81,7 @@ def encode_labels(y: Any, layout: ExitLayout, cure: str | None = None) -> tuple[
         if len(present) > layout.n_classes:
             raise ValueError(f"{in_y}only {layout.n_classes}. Pass logits for all, or leave out the rows of others.")
         raise ValueError(
-            f"{in_y}{layout.n_classes}, so that it is unclear which logit is which class. Give the label of each "
-            "logit: stack_exits(..., classes=[...]), or X.with_layout(X.layout.replace(classes=[...])) of an ExitArray."
+            f"{in_y}{layout.n_classes}, so that it is unclear which logit is which class. {NAME_THE_LOGITS}"
         )
     unknown = np.setdiff1d(present, classes)
     if len(unknown):

@@ -149,13 +149,12 @@ def make_session(path: Path, session_options: Any = None, providers: Sequence[An
     """Make a session of onnxruntime; an ImportError if it is not installed."""
     with optional_import("networks in ONNX need", "onnx"):
         import onnxruntime
+        from onnxruntime.capi.onnxruntime_pybind11_state import InvalidProtobuf
     if not path.exists():
         raise FileNotFoundError(f"there is no file {str(path)!r}; write it with skexit.runtime.export_onnx.")
     try:
         return onnxruntime.InferenceSession(path, session_options, providers=list(providers))
-    except Exception as error:
-        if type(error).__name__ != "InvalidProtobuf":
-            raise
+    except InvalidProtobuf as error:
         raise ValueError(f"{str(path)!r} is not an ONNX file; write one with skexit.runtime.export_onnx.") from error
 
 
