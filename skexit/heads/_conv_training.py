@@ -16,7 +16,7 @@ from skexit.data import ExitArray
 from skexit.data._layout_checks import FeatureMap
 from skexit.data._validation import read_features
 from skexit.heads._conv_scaling import head_scaling
-from skexit.heads._distillation import Distillation, HeadLoss
+from skexit.heads._distillation import Distillation, HeadLoss, distillation_of
 from skexit.heads._settings import TrainingSettings
 from skexit.heads._training import HeadTrainer, HeadTraining
 
@@ -90,7 +90,7 @@ class ConvHeadTrainer:
 
         read_inputs = keep_in_memory(read_scaled, n_rows, n_features, allow_half=True)
         relative_weight = torch.as_tensor(self.weight / self.weight.mean(), dtype=torch.float32)
-        loss = HeadLoss(self.labels, self.n_classes, self.distillation and self.distillation.of([k]))
+        loss = HeadLoss(self.labels, self.n_classes, distillation_of(self.distillation, [k]))
 
         def mean_loss(batch: NDArray[np.int64]) -> torch.Tensor:
             losses = loss(model(read_inputs(batch).float())[None], batch)

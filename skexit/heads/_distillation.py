@@ -85,11 +85,6 @@ class Distillation:
         shares = np.full(X.layout.n_exits, share)
         return cls(shares, temperature, lambda rows: cast(Floats, read_logits(X, last, rows)))
 
-    def of(self, exits: list[int]) -> Distillation | None:
-        """The same for the heads of some exits; None if these learn from labels alone."""
-        shares = self.shares[exits]
-        return replace(self, shares=shares) if shares.any() else None
-
     def soft_targets(self, rows: NDArray[np.int64]) -> Floats:
         """The teacher's probabilities at the temperature."""
         targets: Floats = softmax(self.teacher(rows) / self.temperature, axis=1)
@@ -111,6 +106,13 @@ class Distillation:
         errors *= 1 - share
         errors += share * self.temperature * (np.exp(log_probabilities) - soft_targets)
         return (1 - share) * of_labels + share * of_teacher, errors
+
+
+def distillation_of(distillation: Distillation | None, exits: list[int]) -> Distillation | None:
+    """The same teacher for the heads of some exits; None if these learn from labels alone."""
+    if distillation is None or not distillation.shares[exits].any():
+        return None
+    return replace(distillation, shares=distillation.shares[exits])
 
 
 def label_loss_and_errors(logits: Floats, labels: NDArray[np.int64]) -> tuple[Floats, Floats]:

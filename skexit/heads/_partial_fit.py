@@ -14,7 +14,7 @@ from skexit._nn._mini_batches import adam_groups, batches, weights_and_biases
 from skexit.data import ExitArray
 from skexit.data._validation import read_features
 from skexit.heads._cascade import Cascade
-from skexit.heads._distillation import Distillation, HeadLoss
+from skexit.heads._distillation import Distillation, HeadLoss, distillation_of
 from skexit.heads._training import HeadTraining
 from skexit.utils._module_names import set_module
 from skexit.utils._optional import optional_import
@@ -227,7 +227,7 @@ def train_further(
         ends = np.cumsum([0, *widths]).tolist()
         columns = [slice(0 if cascade else ends[read.index(k)], ends[read.index(k) + 1]) for k in trained]
         model = SeparateNetworks(columns, [*hidden_layer_sizes, n_classes], generator, dropout)
-    losses = HeadLoss(labels, n_classes, distillation and distillation.of(trained))
+    losses = HeadLoss(labels, n_classes, distillation_of(distillation, trained))
     relative_weight = state.relative(weight)
 
     def loss(batch: NDArray[np.int64]) -> torch.Tensor:

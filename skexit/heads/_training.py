@@ -17,7 +17,7 @@ from skexit.data._lazy import fit_in_memory
 from skexit.data._validation import read_features
 from skexit.heads._boosting import PREDICTION_REWEIGHTING
 from skexit.heads._cascade import train_cascade
-from skexit.heads._distillation import Distillation, HeadLoss
+from skexit.heads._distillation import Distillation, HeadLoss, distillation_of
 from skexit.heads._linear import solve_linear
 from skexit.heads._settings import TrainingSettings
 
@@ -101,7 +101,7 @@ class HeadTrainer:
 
     def train_linear(self, k: int, offset: ReadRows | None = None) -> DenseNetwork:
         """The linear head at exit `k`, whose logits are added to those that `offset` gives."""
-        distillation = self._distillation_of([k])
+        distillation = distillation_of(self.distillation, [k])
         if distillation is None and (self.labels == UNLABELLED).any():
             rows = np.flatnonzero(self.labels != UNLABELLED)
             labelled = replace(self, X=self.X[rows], labels=self.labels[rows], weight=self.weight[rows])
@@ -147,7 +147,7 @@ class HeadTrainer:
     def _train_with_hidden_layers(self, exits: list[int], offset: ReadRows | None) -> list[DenseNetwork]:
         return train_cascade(
             lambda rows: np.concatenate([read_features(self.X, k, rows) for k in exits], axis=1),
-            HeadLoss(self.labels, self.n_classes, self._distillation_of(exits)),
+            HeadLoss(self.labels, self.n_classes, distillation_of(self.distillation, exits)),
             self.weight,
             widths=[self.X.layout.n_features[k] for k in exits],
             hidden_layer_sizes=self.settings.hidden_layer_sizes,
@@ -158,9 +158,6 @@ class HeadTrainer:
             offset=offset,
             description=self._describe(f"heads of exits {exits}"),
         )
-
-    def _distillation_of(self, exits: list[int]) -> Distillation | None:
-        return None if self.distillation is None else self.distillation.of(exits)
 
     def _describe(self, what: str) -> str | None:
         return what if self.settings.verbose else None
