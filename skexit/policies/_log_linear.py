@@ -39,13 +39,15 @@ class LogLinearModel:
     def predict(self, inputs: Any) -> Any:
         """Predictions, as an array with the namespace, dtype and device of the inputs."""
         xp = array_namespace(inputs)
+        return xp.exp(xp.clip(self.predict_log(inputs), -_LARGEST_EXPONENT, _LARGEST_EXPONENT))
+
+    def predict_log(self, inputs: Any) -> Any:
+        """Logarithms of predictions."""
         # A model that predicts the same for all rows may have other inputs. Only shapes are compared: to read the
         # values of coefficients would wait for the GPU.
         if inputs.shape[1] != self.coefficients.shape[0]:
-            exponent = self.intercept * xp.ones_like(inputs[:, 0])
-        else:
-            exponent = inputs @ as_like(self.coefficients, inputs) + self.intercept
-        return xp.exp(xp.clip(exponent, -_LARGEST_EXPONENT, _LARGEST_EXPONENT))
+            return self.intercept * array_namespace(inputs).ones_like(inputs[:, 0])
+        return inputs @ as_like(self.coefficients, inputs) + self.intercept
 
 
 def fit_log_linear(inputs: Floats, outcomes: Floats, sample_weight: Floats, l2: float) -> LogLinearModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -20,14 +21,15 @@ from skexit.policies._log_linear import LogLinearModel, fit_log_linear
 from skexit.policies._quotas import equal_thresholds, rewarding_threshold, shared_threshold
 from skexit.policies._rewards import expected_rewards
 from skexit.uncertainty import log_odds
-from skexit.utils._array_api import array_namespace, as_like
+from skexit.utils._array_api import array_namespace, as_like, at_least
 from skexit.utils._module_names import set_module
 from skexit.utils._sklearn import HasMethods, Interval, StrOptions
 from skexit.utils._warnings import warn
 
 Floats = NDArray[np.float64]
 
-#: Prices below about this number are not distinguished; scores are logarithms of larger prices, and linear below.
+#: Prices below this number are not distinguished. Prices of an `estimator` may be negative: near this number, the
+#: scale of the scores changes from logarithmic to linear.
 _SMALLEST_PRICE = 1e-6
 #: How often the prices of an exit are computed again, for the later stops that follow from them.
 _ITERATIONS = 3
@@ -171,16 +173,11 @@ class OptimalStoppingPolicy(BudgetedPolicy):
 
     def _score(self, k: int, evidence: Any, confidence: Any) -> Any:
         # On a logarithmic scale: prices span many powers of ten, and rounding must not make small ones equal.
-        xp, prices = array_namespace(evidence), self._prices(k, evidence)
+        model = self.estimators_[k]
         if self.estimator is None:  # prices are positive
-            return break_ties(-xp.log(prices + _SMALLEST_PRICE), confidence)
-        return break_ties(-xp.asinh(prices / _SMALLEST_PRICE), confidence)
-
-    def _prices(self, k: int, evidence: Any) -> Any:
-        if self.estimator is None:
-            return self.estimators_[k].predict(evidence)
-        prices = self.estimators_[k].predict(np.asarray(to_device(evidence, "cpu")))
-        return as_like(prices, evidence)
+            return break_ties(-at_least(model.predict_log(evidence), math.log(_SMALLEST_PRICE)), confidence)
+        prices = as_like(model.predict(np.asarray(to_device(evidence, "cpu"))), evidence)
+        return break_ties(-array_namespace(evidence).asinh(prices / _SMALLEST_PRICE), confidence)
 
     def fit_policy(
         self, X: ExitArray, labels: NDArray[np.int64], weight: Floats, groups: NDArray[np.int64] | None = None
@@ -251,7 +248,7 @@ class OptimalStoppingPolicy(BudgetedPolicy):
                 "cost is exit_distribution_ @ costs_."
             )
         if self.estimator is None:
-            self.lam_ = float(np.exp(-threshold) - _SMALLEST_PRICE)
+            self.lam_ = float(np.exp(-threshold))
         else:
             self.lam_ = float(_SMALLEST_PRICE * np.sinh(-threshold))
         return equal_thresholds(threshold, len(self.costs_))

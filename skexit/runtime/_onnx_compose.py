@@ -55,6 +55,7 @@ def compose(
     _finish(graph, answers, constants, temperatures, classes)
     model = ir.Model(graph, ir_version=stages.ir_version)
     RemoveUnusedNodesPass()(model)
+    _remove_unused_weights(graph)
     return model
 
 
@@ -170,6 +171,13 @@ def _move(source: ir.Graph, part: str, target: ir.Graph, given: Values) -> Value
     source.remove(nodes)
     target.extend(nodes)
     return {name: _source(values.get(value, value)) for name, value in ends.items()}
+
+
+def _remove_unused_weights(graph: ir.Graph) -> None:
+    """Remove the weights that no node uses from the branches. onnxruntime warns of them."""
+    for branch in graph.subgraphs():
+        for name in [name for name, value in branch.initializers.items() if not value.uses()]:
+            del branch.initializers[name]
 
 
 def _of_part(values: Sequence[ir.Value], part: str) -> Values:

@@ -81,16 +81,21 @@ def normalized_entropy(probabilities: Array) -> Array:
 
 def entropy_share(probabilities: Array) -> Array:
     """The entropy divided by its largest value, ``log(n_classes)``; 0 if there is only one class."""
-    # With one class, the entropy is 0, and any positive divisor gives 0.
-    return _sum_of_plogp(probabilities) / -math.log(max(probabilities.shape[-1], 2))
+    return sum_of_plogp(probabilities) / -log_of_classes(probabilities.shape[-1])
+
+
+def log_of_classes(n_classes: int) -> float:
+    """The largest entropy; with one class, the entropy is 0, and any positive divisor gives 0."""
+    return math.log(max(n_classes, 2))
 
 
 def entropy(probabilities: Array) -> Array:
     """Entropy along the last axis, in nats."""
-    return -_sum_of_plogp(probabilities)
+    return -sum_of_plogp(probabilities)
 
 
-def _sum_of_plogp(probabilities: Array) -> Array:
+def sum_of_plogp(probabilities: Array) -> Array:
+    """Minus the entropy along the last axis, in nats."""
     xp = array_namespace(probabilities)
     # 0 log 0 = 0: the smallest normal number keeps the logarithm finite.
     logs = xp.log(at_least(probabilities, xp.finfo(probabilities.dtype).smallest_normal))

@@ -334,6 +334,19 @@ def test_every_policy(name, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_file_has_no_weights_that_it_does_not_use(cnn, cnn_cache, images, tmp_path, capfd):
+    X, y = cnn_cache.X, cnn_cache.y
+    live = EarlyExitModel(
+        cnn,
+        CNN_EXITS,
+        OptimalStoppingPolicy(0.9, heads=ExitHeads(random_state=0), random_state=0).fit(X, y),
+        example_input=images[:1],
+    )
+    export_onnx(live, tmp_path / "network.onnx")
+    OnnxEarlyExit(tmp_path / "network.onnx")
+    assert "Removing initializer" not in capfd.readouterr().err
+
+
 def test_sequences_of_any_length(tmp_path):
     live, draw = make_token_live(ThresholdPolicy(budget=0.8, heads=ExitHeads(random_state=0)))
     loop = OnnxEarlyExit(export_onnx(live, tmp_path / "network.onnx"))
