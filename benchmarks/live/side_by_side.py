@@ -65,9 +65,7 @@ from benchmarks.shared.networks import (
 )
 from skexit import ExitArray, ExitPipeline, StaticExit
 from skexit.backbone._inputs import call
-from skexit.policies._access import steps_of
 from skexit.runtime import EarlyExitModel, ExitLatency, measure_latency, measure_onnx_latency, pruned
-from skexit.runtime._pruning import expected_ms
 from skexit.utils._warnings import silenced
 
 N_FITTING, N_EXTRACTED, N_ROWS = 1000, 2000, 3000
@@ -160,7 +158,6 @@ def fitted_for_ms(case: Case, X: Any, y: np.ndarray, latency: ExitLatency, size:
     """The recommended pipeline without exits that do not pay, with a mean cost of so much of the plain network's ms."""
     in_ms = ExitArray.from_array(np.asarray(X), latency.layout(X.layout, size))
     pipeline = policies(cost)[RECOMMENDED].fit(in_ms, y)
-    network_ms = latency.network_ms[list(latency.batch_sizes).index(size)]
     low, high, found = 0.0, 1.0, pipeline
     for _ in range(8):
         budget = (low + high) / 2
@@ -170,7 +167,7 @@ def fitted_for_ms(case: Case, X: Any, y: np.ndarray, latency: ExitLatency, size:
         except ValueError:  # below the first exit
             low = budget
             continue
-        if expected_ms(steps_of(other), latency, size) > cost * network_ms:
+        if latency.expected(other)["saved"][size] < 1 - cost:
             high = budget
         else:
             low, found = budget, other

@@ -57,6 +57,7 @@ def pruned(policy: Any, latency: ExitLatency, batch_size: int = 1, *, heads: Any
     See Also
     --------
     measure_latency : Measures the times of stages and decisions.
+    ExitLatency.expected : The expected time of the live network.
 
     Notes
     -----
@@ -80,7 +81,6 @@ def pruned(policy: Any, latency: ExitLatency, batch_size: int = 1, *, heads: Any
     """
     check_is_fitted(policy)
     own = steps_of(policy)[-1]
-    n_measured = latency.stage_ms.shape[1]
     if not isinstance(own, BudgetedPolicy):
         raise ValueError(f"policy={own!r} has no budget. Pass a policy with with_budget, such as ThresholdPolicy.")
     if own.fit_state_ is None:
@@ -88,11 +88,7 @@ def pruned(policy: Any, latency: ExitLatency, batch_size: int = 1, *, heads: Any
             f"policy={own!r} has no fit_state_, from which thresholds are computed. Call pruned on the policy that was "
             "fitted, before without_fit_state()."
         )
-    if len(own.thresholds_) != n_measured:
-        raise ValueError(
-            f"the policy has {len(own.thresholds_)} exits, but latency has {n_measured}. Pass the result of "
-            "measure_latency for a live network with this policy."
-        )
+    latency._check_exits(own)
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
     before = [*([] if heads is None else [heads]), *steps_of(policy)[:-1]]
@@ -152,7 +148,7 @@ def _exits_that_do_not_pay(
         other = copy.copy(policy)
         other.thresholds_ = _with_inf(policy.thresholds_, exits)
         other.record_distribution(scores, weight)
-        return expected_ms([*before, other], latency, batch_size)
+        return latency._expected_ms(NetworkDecision([*before, other]), other.exit_distribution_, batch_size)
 
     without = _unused(policy)
     least = time_without(without)
@@ -169,22 +165,3 @@ def _pays_for(policy: BudgetedPolicy, without: set[int]) -> bool:
     """Whether the budget is at least the cost of the first remaining exit."""
     first = next(k for k in range(len(policy.thresholds_)) if k not in without)
     return policy.budget is None or policy.costs_[first] <= policy.budget
-
-
-def expected_ms(steps: Sequence[Any], latency: ExitLatency, batch_size: int) -> float:
-    """Expected milliseconds of a batch, if the shares of samples at the exits are those of the fitted rows.
-
-    `steps` are the steps that compute logits, and the policy.
-    """
-    decision = NetworkDecision(steps)
-    reaching = batch_size * (1 - np.append(0, np.cumsum(decision.policy.exit_distribution_)[:-1]))
-    return sum(
-        _ms(latency, latency.stage_ms[:, k], reaching[k])
-        + decision.is_observed[k] * _ms(latency, latency.exit_ms[:, k], reaching[k])
-        for k in range(decision.n_exits)
-    )
-
-
-def _ms(latency: ExitLatency, times: NDArray[np.float64], n_samples: float) -> float:
-    """Expected time for `n_samples` on average. Below 1, this is the probability of a sample times the time for one."""
-    return float(latency._at(times, max(n_samples, 1.0)) * min(n_samples, 1.0))

@@ -22,7 +22,6 @@ from skexit import (
 )
 from skexit.exceptions import UnprofitableExitsWarning
 from skexit.runtime import EarlyExitModel, ExitLatency, pruned
-from skexit.runtime._pruning import expected_ms
 from skexit.utils._warnings import silenced
 
 N_EXITS = 4
@@ -158,11 +157,11 @@ def test_a_budget_in_milliseconds_is_spent_on_the_exits_that_are_left(data, poli
     fitted = policy.fit(in_ms, y)
     found = pruned(fitted, latency)
     assert np.isposinf(found.thresholds_[1])
-    assert expected_ms([found], latency, 1) == pytest.approx(0.7 * latency.network_ms[0], rel=0.01)
+    assert latency.expected(found)["saved"][1] == pytest.approx(0.3, abs=0.01)
     assert found.mean_cost(in_ms) == pytest.approx(0.7, rel=0.01)
     # With the costs of all decisions, a part of the budget would be left.
     underspent = fitted._without_exits([1])
-    assert expected_ms([underspent], latency, 1) < 0.95 * expected_ms([found], latency, 1)
+    assert latency.expected(underspent)["live_ms"][1] < 0.95 * latency.expected(found)["live_ms"][1]
     np.testing.assert_allclose(found.fit(in_ms, y).costs_, fitted.layout_.cost_fractions)
 
 

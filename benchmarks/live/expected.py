@@ -1,0 +1,90 @@
+"""Whether the expected time of a live network is near to its measured time, by batch size.
+
+    python -m benchmarks.live.expected --data-root DIR --weights resnet56.th [--exits 9] [--clock cpu]
+
+CIFAR-10 through a ResNet-56; `--data-root` and `--weights` are those of ``papers/em_routing.py``. Policies are fitted
+on 1,000 test images, for a mean cost of `--budget` in operations, and 1,000 others are run. `expected` is from
+`measure_latency` and the exits of these images on the cache. `measured` is the mean over batches of these images, on
+which the plain and the live network take turns. All times are milliseconds per image.
+
+With `--clock cpu`, batches are timed by the clock of their thread, which other programs lengthen less. The expected
+times are wall times.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from benchmarks.shared.live import CLOCKS, MAXIMUM_PROBABILITY, RECOMMENDED, Case, policies, resnet56, timed
+from skexit.runtime import EarlyExitModel, measure_latency
+from skexit.utils._warnings import silenced
+
+N_FITTING, N_RUN = 1000, 1000
+#: Images that are timed at each batch size, but no fewer than four batches.
+N_TIMED = 400
+
+
+@torch.inference_mode()
+def measured_ms(case: Case, live: EarlyExitModel, size: int, clock: Any) -> tuple[float, float]:
+    """Mean milliseconds per image of the plain network and of the live network, in batches of one size."""
+    rng, times = np.random.default_rng(size), []
+    for number in range(-2, max(N_TIMED // size, 4)):
+        images = case.draw(size, rng)
+        own = [timed(network, images, clock=clock)[0] / size for network in (case.network, live)]
+        if number >= 0:  # the first ones warm up
+            times.append(own)
+    plain, early = np.mean(times, axis=0)
+    return float(plain), float(early)
+
+
+def compare(case: Case, live: EarlyExitModel, policy: Any, X: Any, sizes: list[int], clock: Any) -> Iterator[Any]:
+    latency = measure_latency(live, batch_sizes=sorted({*sizes, 1, 2, 4}), example_input=case.rows(slice(1)))
+    expected = latency.expected(policy, X)
+    for size in sizes:
+        plain, early = measured_ms(case, live, size, clock)
+        row = expected.loc[size]
+        yield {
+            "batch size": size,
+            "plain, expected": row["network_ms"],
+            "plain, measured": plain,
+            "live, expected": row["live_ms"],
+            "live, measured": early,
+            "saved, expected": row["saved"],
+            "saved, measured": 1 - early / plain,
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--exits", type=int, choices=[3, 9], default=9)
+    parser.add_argument("--budget", type=float, default=0.65)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    case = resnet56(arguments.data_root, arguments.weights, arguments.exits, N_FITTING, N_FITTING + N_RUN)
+    X, y = replace(case, n_fitting=N_FITTING + N_RUN).extract()
+    rows = []
+    for name in (MAXIMUM_PROBABILITY, RECOMMENDED):
+        with silenced():
+            policy = policies(arguments.budget)[name].fit(X[:N_FITTING], y[:N_FITTING])
+        found = compare(case, case.live(policy), policy, X[N_FITTING:], arguments.batch_sizes, CLOCKS[arguments.clock])
+        for row in found:
+            rows.append({"policy": name, **row})
+            print(rows[-1], flush=True)
+    print(pd.DataFrame(rows).round(3).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()
