@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,9 @@ from skexit.utils._files import replacing
 
 if TYPE_CHECKING:
     from skexit.cache import FeatureCache
+    from skexit.runtime import ExitLatency
 
+BATCH_SIZE = click.IntRange(min=1)
 CACHE = click.argument("cache", metavar="CACHE")
 POLICY = click.argument("policy", metavar="POLICY")
 SEED = click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random numbers.")
@@ -94,6 +97,22 @@ def save_policy(policy: Any, path: str) -> None:
 
     with replacing(check_out_file(path)) as beside:
         joblib.dump(policy, beside)
+
+
+def save_latency(latency: ExitLatency, path: Path) -> None:
+    """Write measured times as JSON, in one step."""
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(latency.to_dict()), encoding="utf-8")
+
+
+def load_latency(path: str) -> ExitLatency:
+    """Read the times that `save_latency` wrote."""
+    from skexit.runtime import ExitLatency
+
+    try:
+        return ExitLatency.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path!r} cannot be read: {error} Give a file that skexit latency --out wrote.") from error
 
 
 def check_out_file(path: str) -> Path:

@@ -7,7 +7,18 @@ from typing import Any
 import click
 
 from skexit.cli._commands import aligned, command, percent
-from skexit.cli._files import CACHE, POLICY, SEED, check_out_file, load_fitting, open_labelled, out_option, save_policy
+from skexit.cli._files import (
+    BATCH_SIZE,
+    CACHE,
+    POLICY,
+    SEED,
+    check_out_file,
+    load_fitting,
+    load_latency,
+    open_labelled,
+    out_option,
+    save_policy,
+)
 from skexit.data._validation import check_budget
 
 #: Class and parameters of each policy, by its name on the command line.
@@ -39,9 +50,22 @@ def add_policy_commands(group: click.Group) -> None:
     show_default=True,
     help="Recommended: heads, ensemble and optimal stopping. Other policies fit heads at exits without logits.",
 )
+@click.option(
+    "--latency",
+    metavar="FILE",
+    help="File of skexit latency. The budget is then a fraction of the plain network's time, and exits whose decisions "
+    "take longer than they save are switched off.",
+)
+@click.option(
+    "--batch-size",
+    type=BATCH_SIZE,
+    default=1,
+    show_default=True,
+    help="With --latency: number of samples that arrive together.",
+)
 @out_option("policy.joblib", "File to write.")
 @SEED
-def _fit(cache: str, budget: float, policy: str, out: str, seed: int) -> Any:
+def _fit(cache: str, budget: float, policy: str, latency: str | None, batch_size: int, out: str, seed: int) -> Any:
     """Fit heads and a policy on a labelled cache.
 
     The network should not have been trained on the rows of CACHE. Budgets and costs are fractions of the cost of the
@@ -49,8 +73,14 @@ def _fit(cache: str, budget: float, policy: str, out: str, seed: int) -> Any:
     """
     check_out_file(out)
     opened = open_labelled(cache, "a fit")
-    check_budget(budget, opened.layout)  # before the heads are fitted
-    fitted = _make(policy, budget, seed).fit(opened.X, opened.y)
+    measured = None if latency is None else load_latency(latency)
+    layout = opened.layout if measured is None else measured.layout(opened.layout, batch_size)
+    check_budget(budget, layout)  # before the heads are fitted
+    fitted = _make(policy, budget, seed).fit(opened.X.with_layout(layout), opened.y)
+    if measured is not None:
+        from skexit.runtime import pruned
+
+        fitted = pruned(fitted, measured, batch_size)
     save_policy(fitted, out)
     shares = fitted.exit_distribution_
     cost = float(shares @ fitted.costs_)  # from cross-fitted heads, so it is also the expected cost of new rows

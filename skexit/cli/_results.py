@@ -22,7 +22,7 @@ from skexit.cli._files import (
 
 _BATCHES = (
     "Times are estimated from operations unless --live-ms is given.\n"
-    "In batches, early exits save less time than operations: measure times at your batch size."
+    "In batches, early exits save less time than operations: measure times with skexit latency."
 )
 
 
