@@ -33,7 +33,8 @@ class ConvExitHeads(CrossFittedHeads):
 
     In all else, these heads work like :class:`~skexit.ExitHeads`: they also learn from the network's own logits or from
     the deepest head, and from rows without a label, an exit that has logits keeps them, and ``fit_transform`` returns
-    cross-fitted logits. :doc:`/guide/heads` shows their cost, and compares them with hidden layers.
+    cross-fitted logits. :doc:`/guide/heads` shows their cost, and :doc:`/benchmarks/heads` compares them with hidden
+    layers.
 
     Parameters
     ----------

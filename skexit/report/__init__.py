@@ -41,8 +41,9 @@ def write_report(
     The page begins with the saved compute and the lost accuracy. If policies have ``with_budget``, the reader can
     select budgets in steps of 5 %. The file contains its plots. It has no scripts and no links to other files.
 
-    A policy is within a budget if its mean cost on the rows is at most the budget. It is also within the budget if it
-    was set to the budget or a lower one, and the budget is in the 95 % interval of its cost.
+    A policy is within a budget if its mean cost on the rows is at most the budget. A policy that costs slightly more is
+    within the budget too, if it was set to this budget or a lower one and the 95 % interval of its cost contains the
+    budget.
 
     Parameters
     ----------
