@@ -14,7 +14,7 @@ from torch import nn
 
 from skexit.backbone._counting import left_as_found, run_counting_flops
 from skexit.backbone._inputs import Inputs, map_tensors
-from skexit.backbone._modules import hook_calls, split_call
+from skexit.backbone._modules import hook_calls, split_call, watched_modules
 from skexit.backbone._outputs import first_tensor
 from skexit.backbone._pooling import DEFAULT_POOLS, Pool
 from skexit.backbone._rows import with_rows
@@ -136,7 +136,7 @@ class _Calls:
         self.calls: list[_Call] = []
         self.ends: dict[str, tuple[Any, tuple[int, ...], int]] = {}
         with ExitStack() as hooks:
-            for module in model.modules():
+            for _, module in watched_modules(model):
                 layout, widths = _layout_of(module), _widths_of(module)
                 if layout or widths:
                     keep = self._keep_call(layout, widths)

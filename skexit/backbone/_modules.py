@@ -20,13 +20,34 @@ NETWORK_OUTPUT = "output"
 
 
 def check_network(model: Any) -> None:
-    """Raise a TypeError unless this is a network."""
+    """Raise a TypeError unless this is a network whose modules can be observed, or a ValueError if it has no shapes."""
     if not isinstance(model, nn.Module):
         what = f"the class {model.__name__}" if isinstance(model, type) else f"the {type(model).__name__} {model!r:.80}"
         raise TypeError(
             f"the network is {what}; pass a torch.nn.Module, such as torchvision.models.resnet18(weights='DEFAULT'), "
             "as the first argument."
         )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise _hides_modules(
+            "a TorchScript module of torch.jit.script or torch.jit.trace, whose modules cannot be watched"
+        )
+    if isinstance(model, torch.fx.GraphModule) and not _calls_modules(model):
+        raise _hides_modules("a graph that calls no modules, such as that of torch.export")
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise ValueError(
+                f"the network has a lazy module: {name!r} has no shape yet. Call the network once with a batch, "
+                "before you pass it."
+            )
+
+
+def _calls_modules(graph: torch.fx.GraphModule) -> bool:
+    # torch.export adds a module that checks the inputs.
+    return any(node.op == "call_module" and node.target != "_guards_fn" for node in graph.graph.nodes)
+
+
+def _hides_modules(what: str) -> TypeError:
+    return TypeError(f"the network is {what}. Pass the torch.nn.Module that it was made from.")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -63,7 +84,31 @@ def find_modules(model: nn.Module, names: Sequence[str], parameter: str) -> list
                 f"{parameter} names {name!r}, which the network does not have. The nearest names are {near}; "
                 "model.named_modules() lists all names."
             )
-    return [modules[split_call(name)[0]] for name in names]
+    found = [modules[split_call(name)[0]] for name in names]
+    for name, module in zip(names, found, strict=True):
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"{parameter} names {name!r}, which is a TorchScript module. Its output cannot be watched. Name "
+                "another module, or replace it by the torch.nn.Module that it was made from."
+            )
+    return found
+
+
+def check_no_torchscript(model: nn.Module) -> None:
+    """Raise a ValueError if a module of the network is one of TorchScript, which torch.export cannot record."""
+    watched = {name for name, _ in watched_modules(model)}
+    if hidden := [name for name, _ in model.named_modules() if name not in watched]:
+        raise ValueError(
+            f"the network cannot be divided at its exits: {hidden[0]!r} is a TorchScript module, which cannot be "
+            "recorded. Replace it by the torch.nn.Module that it was made from, or call it before the network."
+        )
+
+
+def watched_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules with their names, except those of TorchScript, which take no hooks."""
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            yield name, module
 
 
 def names_of_exits(model: nn.Module, exits: Any) -> list[str]:

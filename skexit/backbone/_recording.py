@@ -23,7 +23,7 @@ from skexit.backbone._counting import attributes_as_found, left_as_found
 from skexit.backbone._exporting import WithFlatInputs, export, is_in_place, is_sequence, without_cache
 from skexit.backbone._inputs import Inputs, call, map_tensors, tensors_of, with_tensors
 from skexit.backbone._merging import merge
-from skexit.backbone._modules import check_called_once, own_heads, split_call, with_first_name
+from skexit.backbone._modules import check_called_once, check_no_torchscript, own_heads, split_call, with_first_name
 from skexit.backbone._outputs import tensors_in
 from skexit.backbone._own_logits import OwnLogits
 from skexit.backbone._refusals import refusal
@@ -72,8 +72,9 @@ def record(
     open, and so is the length of sequences of integers.
 
     Raises a ValueError if the network does not call an exit or head exactly once, calls exits in another order, or
-    has operations that depend on the values of its inputs.
+    has modules of TorchScript or operations that depend on the values of its inputs.
     """
+    check_no_torchscript(model)
     network = WithFlatInputs(model, inputs, own, "output" in heads)
 
     def run(n_rows: int, open_axes: Sequence[int], with_hooks: bool) -> tuple[Any, _Recorder]:

@@ -15,6 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from skexit.backbone._counting import left_as_found, run_counting_flops
 from skexit.backbone._inputs import Inputs, main_first, map_tensors
+from skexit.backbone._modules import watched_modules
 from skexit.backbone._outputs import are_plain, tensors_among, tensors_in
 from skexit.backbone._rows import axis_of_rows, with_rows
 from skexit.backbone._shapes import FILLED
@@ -67,7 +68,7 @@ class Trace:
         n_calls = Counter[str]()
         with ExitStack() as stack:
             stack.enter_context(model.register_forward_pre_hook(self.values.start, with_kwargs=True))
-            for name, module in model.named_modules():
+            for name, module in watched_modules(model):
                 if name:
                     stack.enter_context(module.register_forward_hook(self._note(name, flops, n_calls)))
             stack.enter_context(self.values)

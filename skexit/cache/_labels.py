@@ -12,16 +12,23 @@ _KINDS = {"U": "strings", "f": "floats", "b": "integers", "i": "integers", "u": 
 
 
 def check_labels(y: Any) -> NDArray[Any]:
-    """The labels as an array. Raises a ValueError if they are not one number or string per row."""
+    """The labels as an array. Raises a ValueError if they are not one number or string per row.
+
+    A column of labels, of shape (n_samples, 1), is accepted, because losses for two classes take such labels.
+    """
     try:
         labels = np.asarray(y)
     except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"labels are no array ({error}); give one number or string for each row.") from error
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+        y = [label for (label,) in y] if isinstance(y, list) else labels
     if labels.ndim == 1 and labels.dtype.kind in "OT" and all(isinstance(label, str) for label in labels):
         labels = labels.astype(str)  # as pandas gives strings
     if labels.ndim != 1 or labels.dtype.kind not in _KINDS:
         raise ValueError(
-            f"labels have shape {labels.shape} and dtype {labels.dtype}; give one number or string for each row."
+            f"labels have shape {labels.shape} and dtype {labels.dtype}; give one number or string for each row, "
+            "such as labels.argmax(1) if the rows are one-hot."
         )
     if labels.dtype == np.uint64:  # joined with int64, these would become floats
         if (labels >= 2**63).any():

@@ -487,7 +487,7 @@ class TestRefusedBatches:
             ({"logits": [None, np.zeros((3, 2))]}, r"have different numbers of rows: \[3, 4\]"),
             ({"y": [0, 1, 0]}, r"have different numbers of rows: \[3, 4\]"),
             ({"y": None}, "some batches have labels and others none"),
-            ({"y": [[0], [1], [0], [1]]}, r"labels have shape \(4, 1\)"),
+            ({"y": np.eye(4)}, r"labels have shape \(4, 4\) and dtype float64; .* such as labels.argmax\(1\) if"),
             ({"y": [None, 1, 0, 1]}, r"labels have shape \(4,\) and dtype object"),
             (
                 {"features": [np.zeros((4, 3)), np.full((4, 1), -7e4)]},

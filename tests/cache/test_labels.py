@@ -48,6 +48,12 @@ def test_what_is_accepted_is_given_back(batches):
             assert all(a == b or a != a for a, b in zip(accepted, given_back, strict=True))
 
 
+@pytest.mark.parametrize("y", [np.array([[1.0], [0.0]]), [["b"], ["a"]], [[1], [0]], pd.DataFrame({"y": ["b", "a"]})])
+def test_a_column_of_labels(y, tmp_path):
+    write(tmp_path / "cache", [y])
+    assert FeatureCache(tmp_path / "cache").y.tolist() == np.asarray(y).ravel().tolist()
+
+
 @pytest.mark.parametrize(
     ("batches", "message"),
     [
