@@ -74,20 +74,21 @@ def _extract(
     """Run a network once, and store each exit's logits and features.
 
     MODULE:FUNCTION is called without arguments and returns (network, loader). The loader returns (inputs, labels) and
-    must not shuffle. MODULE is searched in the current folder first. After Ctrl-C, repeat the command to continue.
+    must not shuffle. If labels are names, return (network, loader, classes), with the classes in the order of the
+    logits. MODULE is searched in the current folder first. After Ctrl-C, repeat the command to continue.
     """
     if exits and n_exits is not None:
         raise click.UsageError("--exit names the exits, --n-exits is the number of exits to find; give one of the two.")
     if os.path.isfile(out):
         raise NotADirectoryError(f"--out {out!r} is a file; a cache is a folder. Give another name.")
-    network, loader = _call(function)
+    network, loader, classes = _call_for_classes(function)
     from skexit.backbone import exit_points
     from skexit.extraction import ExitExtractor
 
     example, loader = _first_inputs(network, loader)
     names = list(exits) or exit_points(network, example_input=example, n_exits=n_exits)
     extractor = ExitExtractor(network, names, pool=pools[0] if len(pools) == 1 else pools, cost_unit=cost_unit)
-    cache = extractor.extract(loader, out, progress=not quiet and not json_asked())
+    cache = extractor.extract(loader, out, classes=classes, progress=not quiet and not json_asked())
     facts = {"cache": out, "rows": cache.n_rows, "exits": names, "costs": cache.layout.cost_fractions}
     return facts, "" if quiet else f"{out}: {cache.n_rows:,} rows, exits {', '.join(names)}"
 
@@ -226,6 +227,12 @@ def _settings(cache: FeatureCache) -> dict[str, Any]:
 
 def _call(spec: str) -> tuple[torch.nn.Module, Iterable[Any]]:
     """Call MODULE:FUNCTION, and return its network and loader."""
+    network, loader, _ = _call_for_classes(spec)
+    return network, loader
+
+
+def _call_for_classes(spec: str) -> tuple[torch.nn.Module, Iterable[Any], Any]:
+    """Call MODULE:FUNCTION, and return its network, its loader, and its classes, or None if it returns none."""
     module_name, _, name = spec.partition(":")
     if not module_name or not name.isidentifier() or module_name.endswith(".py") or os.sep in module_name:
         raise click.UsageError(
@@ -243,17 +250,17 @@ def _call(spec: str) -> tuple[torch.nn.Module, Iterable[Any]]:
         made = function()
     except Exception as error:
         raise RuntimeError(f"{spec} raised {type(error).__name__}: {error}") from error
-    if not isinstance(made, Sequence) or len(made) != 2 or not isinstance(made[0], torch.nn.Module):
+    if not isinstance(made, Sequence) or len(made) not in (2, 3) or not isinstance(made[0], torch.nn.Module):
         raise ValueError(
             f"{spec} returned an object of type {type(made).__name__}; it must return a network and a loader: "
-            "(network, loader)."
+            "(network, loader), or (network, loader, classes)."
         )
-    network, loader = made
+    network, loader, classes = (*made, None)[:3]
     if not isinstance(loader, Iterable):
         raise ValueError(
             f"{spec} returned a loader of type {type(loader).__name__}; return an iterable of (inputs, labels)."
         )
-    return network, loader
+    return network, loader, classes
 
 
 def _import(module_name: str) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -19,6 +21,7 @@ from skexit.cli._files import (
     out_option,
     save_policy,
 )
+from skexit.data._labels import NAME_THE_LOGITS
 from skexit.data._validation import check_budget
 
 #: Class and parameters of each policy, by its name on the command line.
@@ -76,7 +79,8 @@ def _fit(cache: str, budget: float, policy: str, latency: str | None, batch_size
     measured = None if latency is None else load_latency(latency)
     layout = opened.layout if measured is None else measured.layout(opened.layout, batch_size)
     check_budget(budget, layout)  # before the heads are fitted
-    fitted = _make(policy, budget, seed).fit(opened.X.with_layout(layout), opened.y)
+    with _naming_classes():
+        fitted = _make(policy, budget, seed).fit(opened.X.with_layout(layout), opened.y)
     if measured is not None:
         from skexit.runtime import pruned
 
@@ -111,6 +115,20 @@ def _calibrate(cache: str, policy: str, out: str) -> Any:
     facts = {"file": out, "rows": opened.n_rows, "temperatures": temperatures}
     shown = ", ".join(f"{temperature:.3g}" for temperature in temperatures)
     return facts, "\n".join(aligned({"file": out, "temperatures": shown}))
+
+
+@contextmanager
+def _naming_classes() -> Iterator[None]:
+    """Add to an error that it is unclear which logit is which class what to do on the command line."""
+    try:
+        yield
+    except ValueError as error:
+        if NAME_THE_LOGITS in str(error):
+            error.add_note(
+                "On the command line, let MODULE:FUNCTION return (network, loader, classes), with the classes in the "
+                "order of the logits, and run skexit extract again with another --out."
+            )
+        raise
 
 
 def _make(name: str, budget: float, seed: int) -> Any:
