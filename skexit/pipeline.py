@@ -118,6 +118,9 @@ class ExitPipeline(Pipeline):
     def calibrate(self, X: Any, y: ArrayLike, **parameters: Any) -> Self:
         """Calibrate the policy, with its ``calibrate``, on rows that were not used in fitting.
 
+        This changes the policy in the pipeline; to keep it, calibrate a copy:
+        ``copy.deepcopy(pipeline).calibrate(X, y)``.
+
         Parameters
         ----------
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
@@ -130,7 +133,7 @@ class ExitPipeline(Pipeline):
         Returns
         -------
         self : ExitPipeline
-            The pipeline, with a calibrated policy.
+            The same pipeline, with its policy calibrated.
         """
         check_is_fitted(self)
         policy, X = last_step_and_data(self, X)

@@ -104,8 +104,9 @@ def _fit(cache: str, budget: float, policy: str, latency: str | None, batch_size
 def _calibrate(cache: str, policy: str, out: str) -> Any:
     """Calibrate the probabilities of a policy on rows that it was not fitted on.
 
-    The command writes a calibrated copy, which can also predict sets of classes. Its decisions do not change. POLICY is
-    a file from skexit fit. Loading it can run code in the file, so give only files that you trust.
+    The command writes a calibrated copy, which can also predict sets of classes, and leaves the file POLICY as it is.
+    Decisions are the same. POLICY is a file from skexit fit. Loading it can run code in the file, so give only files
+    that you trust.
     """
     check_out_file(out)
     opened = open_labelled(cache, "calibration")

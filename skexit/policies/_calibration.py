@@ -44,6 +44,7 @@ class CalibrationMixin:
     def calibrate(self, X: Any, y: ArrayLike, *, temperature: bool = True) -> Self:
         """Calibrate probabilities and prediction sets on rows that were not used in fitting.
 
+        This changes the policy itself; to keep it, calibrate a copy: ``copy.deepcopy(policy).calibrate(X, y)``.
         A temperature is fitted for each exit, on the rows that leave there. ``predict_proba`` and
         ``predict_set`` then divide the logits of the exit by it. The fewer rows leave at an exit, the nearer its
         temperature is to the temperature of all rows; the fewer rows there are, the nearer that is to 1: see
@@ -63,7 +64,7 @@ class CalibrationMixin:
         Returns
         -------
         self : ExitPolicy
-            The policy. ``temperatures_``, an array of shape (n_exits,), is 1 before the first call.
+            The same policy, calibrated. ``temperatures_``, an array of shape (n_exits,), is 1 before the first call.
 
         Raises
         ------
