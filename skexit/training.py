@@ -31,6 +31,7 @@ from skexit.backbone._modules import (
     hook_calls,
     names_of_exits,
 )
+from skexit.backbone._other_forms import naming_other_form
 from skexit.backbone._outputs import as_logits, first_tensor
 from skexit.backbone._pooling import Pool, check_pool, pool_output
 from skexit.backbone._rows import rows_first
@@ -220,7 +221,7 @@ class MultiExitNetwork(nn.Module):
         example_input = in_form(example_input, "example_input")
         args, kwargs = as_arguments(network, map_tensors(lambda tensor: tensor.to(device), example_input))
         widths: list[int] = []
-        with evaluating(network), torch.no_grad():
+        with naming_other_form(network, example_input), evaluating(network), torch.no_grad():
             self._channels = find_channels(network, self._names, example_input, pool, channels)
             self._axes = axes_of_rows(network, self._names, example_input)
             output = self._run(args, kwargs, lambda k, features: widths.append(features.shape[1]))

@@ -221,9 +221,9 @@ class TestLive:
         with pytest.raises(ValueError, match=r"Convert it by to\(torch.float32\)"):
             live(x.double())
         live(x.double().to(torch.float32))
-        with pytest.raises(ValueError, match=r"by torch\.as_tensor"):
+        with pytest.raises(ValueError, match=r"Pass torch\.from_numpy\(x\)\."):
             live(x.numpy())
-        live(torch.as_tensor(x.numpy()))
+        live(torch.from_numpy(x.numpy()))
         with pytest.raises(ValueError, match="pass at least one"):
             live(x[:0])
         with pytest.raises(ValueError, match="either all by position or all by name"):

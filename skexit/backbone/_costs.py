@@ -26,6 +26,7 @@ from skexit.backbone._modules import (
     resolve_heads,
     unwrapped,
 )
+from skexit.backbone._other_forms import naming_other_form
 from skexit.backbone._own_logits import OwnLogits, own_logits_or_none
 
 COST_UNITS = ("FLOPs", "MACs", "ms")
@@ -130,7 +131,8 @@ def exit_costs(
     example_input = in_form(example_input, "example_input")
     counts = unit != "ms" and head == NETWORK_OUTPUT
     own = own_logits_or_none(model, resolve_heads(model, head, exits), exits, example_input) if counts else None
-    return measure_costs(model, exits, example_input, unit, head, own, n_repeats)
+    with naming_other_form(model, example_input):
+        return measure_costs(model, exits, example_input, unit, head, own, n_repeats)
 
 
 def measure_costs(

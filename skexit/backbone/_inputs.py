@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import nn
+
+from skexit.backbone._wrong_inputs import CUT_AGAIN, cure_of_form, cure_of_parts, cure_of_shape, cure_of_type
 
 #: Names of the labels in a batch whose parts have names.
 LABEL_NAMES = ("labels", "label")
@@ -17,8 +19,6 @@ LABEL_NAMES = ("labels", "label")
 _MAIN_INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "input_values", "input_features")
 #: Largest number of parts of a batch that a message lists.
 _MAX_SHOWN = 8
-#: Advice for inputs that differ from the example.
-_CUT_AGAIN = "Pass inputs like the example, or cut the network again by prepare(example_input)."
 
 
 def as_inputs(inputs: tuple[Any, ...], named_inputs: Mapping[str, Any], names: Sequence[str] = ()) -> Inputs:
@@ -54,9 +54,7 @@ def in_form(given: Any, source: str) -> Inputs:
     if not values or not all(isinstance(value, torch.Tensor) and value.ndim for value in values):
         raise ValueError(
             f"{source} takes a tensor, a tuple of tensors or a dict of tensors, with one row per sample, but got "
-            f"{describe_given(form)}. Convert arrays by torch.as_tensor, and leave out what the network does not take. "
-            "For other inputs, such as graphs, collect the outputs of exits by hooks of your own, and pass them to "
-            "stack_exits."
+            f"{describe_given(form)}. {cure_of_form(form)}"
         )
     return form
 
@@ -79,13 +77,18 @@ def describe_given(given: Any) -> str:
     """The parts of a batch, in words."""
     if isinstance(given, torch.Tensor):
         return f"a tensor of shape {tuple(given.shape)}"
+    if isinstance(given, np.ndarray):
+        return f"an array of shape {given.shape} and type {given.dtype}"
+    if given is None:
+        return "None"
     if isinstance(given, Mapping | list | tuple) and not given:
         return "nothing"
     if isinstance(given, Mapping):
         return "{" + ", ".join(f"{name!r}: {describe_given(value)}" for name, value in given.items()) + "}"
     if isinstance(given, list | tuple) and len(given) <= _MAX_SHOWN:
         return f"a {type(given).__name__} of ({', '.join(map(describe_given, given))})"
-    return f"a {type(given).__name__}"
+    name = type(given).__name__
+    return f"{'an' if name[0] in 'AEIOUaeio' else 'a'} {name}"
 
 
 def main_first(model: nn.Module, inputs: Inputs) -> Inputs:
@@ -156,18 +159,21 @@ def like_example(inputs: Inputs, example: Inputs) -> Inputs:
     """
     given, expected = named_tensors(inputs), named_tensors(example)
     if set(given) != set(expected) or isinstance(inputs, Mapping) != isinstance(example, Mapping):
-        raise ValueError(f"the network was cut for the inputs {list(expected)}, but got {list(given)}. {_CUT_AGAIN}")
+        are_by_name = isinstance(inputs, Mapping) or isinstance(example, Mapping)
+        cure = CUT_AGAIN if are_by_name else cure_of_parts(given, expected)
+        raise ValueError(f"the network was cut for the inputs {list(expected)}, but got {list(given)}. {cure}")
     for name, tensor in given.items():
         like = expected[name]
         if tensor.dtype != like.dtype:
             raise ValueError(
-                f"{name} has the type {tensor.dtype}, but the network was cut for {like.dtype}. Convert it "
-                f"by to({like.dtype})."
+                f"{name} has the type {tensor.dtype}, but the network was cut for {like.dtype}. "
+                f"{cure_of_type(tensor, like.dtype)}"
             )
         if tensor.ndim != like.ndim or (not is_sequence(like) and tensor.shape[1:] != like.shape[1:]):
             shape = ", ".join(["n", *map(str, like.shape[1:])])
             raise ValueError(
-                f"{name} has the shape {tuple(tensor.shape)}, but the network was cut for ({shape}). {_CUT_AGAIN}"
+                f"{name} has the shape {tuple(tensor.shape)}, but the network was cut for ({shape}). "
+                f"{cure_of_shape(name, tensor, like)}"
             )
     return {name: inputs[name] for name in expected} if isinstance(inputs, Mapping) else inputs
 
@@ -180,30 +186,6 @@ def call(model: nn.Module, inputs: Inputs) -> Any:
     """Call the network on one input."""
     args, kwargs = as_arguments(model, inputs)
     return model(*args, **kwargs)
-
-
-@contextmanager
-def naming_missing_batch_axis(model: nn.Module, example_input: Inputs) -> Iterator[None]:
-    """Turn an error of a network into one that says so if the example is a single sample instead of a batch."""
-    try:
-        yield
-    except Exception as error:
-        example = example_input
-        if isinstance(example, torch.Tensor) and not _runs(model, example) and _runs(model, example[None]):
-            raise ValueError(
-                f"example_input has the shape {tuple(example.shape)}, which is that of one sample; the network takes a "
-                "batch. Pass example_input[None], a batch of one sample."
-            ) from error
-        raise
-
-
-@torch.no_grad()
-def _runs(model: nn.Module, inputs: Inputs) -> bool:
-    try:
-        call(model, inputs)
-    except Exception:
-        return False
-    return True
 
 
 def as_arguments(model: nn.Module, inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:

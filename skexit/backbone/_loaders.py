@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Sized
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from skexit.backbone._inputs import LABEL_NAMES, Inputs, fields_of, in_form, tensors_of
+from skexit.backbone._inputs import LABEL_NAMES, Inputs, describe_given, fields_of, in_form, tensors_of
 
 
 def check_gives_batches(loader: Any) -> None:
-    """Raise a ValueError if a loader is a batch itself: a tensor, or a pair of inputs and one label for each row."""
+    """Raise a ValueError unless a loader gives batches: it may be a batch itself, a tensor or a pair with labels."""
+    if isinstance(loader, np.ndarray):
+        raise ValueError(
+            f"loader is {describe_given(loader)}. Pass a list of batches of tensors, such as [torch.from_numpy(x)]."
+        )
+    if isinstance(loader, str) or not (hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")):
+        raise ValueError(
+            f"loader is {describe_given(loader)}. Pass a torch.utils.data.DataLoader, or a list of batches, such as "
+            "[x] or [(x, y)]."
+        )
     if isinstance(loader, torch.Tensor):
         raise ValueError(f"loader is a tensor of shape {tuple(loader.shape)}. Pass a list of batches, such as [x].")
     if isinstance(loader, tuple) and len(loader) == 2 and all(isinstance(part, torch.Tensor) for part in loader):

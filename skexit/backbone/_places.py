@@ -9,7 +9,8 @@ from itertools import accumulate
 import torch
 from torch import nn
 
-from skexit.backbone._inputs import Inputs, naming_missing_batch_axis
+from skexit.backbone._inputs import Inputs
+from skexit.backbone._other_forms import naming_other_form
 from skexit.backbone._outputs import logits_in
 from skexit.backbone._own_logits import logits_among
 from skexit.backbone._tracing import Trace, Values, trace
@@ -38,7 +39,7 @@ def trace_modules(model: nn.Module, example_input: Inputs) -> list[ExitPlace]:
     They are the calls of modules that return a tensor of floats with one row per sample, before the network's own
     output. Modules without parameters that are called several times are left out.
     """
-    with naming_missing_batch_axis(model, example_input):
+    with naming_other_form(model, example_input):
         return places_in(trace(model, example_input, warns=True))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from torch.utils.data import (
     DataLoader,
     DistributedSampler,
@@ -22,6 +23,7 @@ from torch.utils.data import (
 
 from skexit.backbone._inputs import Inputs, describe_given, map_tensors, tensors_of
 from skexit.backbone._loaders import check_gives_batches, read_item
+from skexit.backbone._other_forms import naming_other_form
 from skexit.cache import FeatureCache
 from skexit.extraction._fingerprints import row_checksums
 from skexit.utils._warnings import warn
@@ -73,10 +75,14 @@ def read_batches(loader: Iterable[Any], classes: NDArray[Any] | None) -> Iterato
 
 
 @contextmanager
-def naming_batch(batch: Batch) -> Iterator[None]:
-    """Add to an error a note with the batch of the loader on which it was raised."""
+def naming_batch(model: nn.Module, batch: Batch) -> Iterator[None]:
+    """Add to an error a note with the batch of the loader on which it was raised.
+
+    If the network takes the inputs in another form, the error is one that names this form.
+    """
     try:
-        yield
+        with naming_other_form(model, batch.inputs, "x", f" of batch {batch.number} of the loader"):
+            yield
     except Exception as error:
         error.add_note(
             f"The network was run on batch {batch.number} of the loader: {describe_given(batch.inputs)}. A loader "

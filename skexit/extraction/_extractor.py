@@ -21,7 +21,7 @@ from tqdm import tqdm
 from skexit.backbone._channels import Channels, axes_of_rows, check_channels, find_channels
 from skexit.backbone._costs import COST_UNITS, ExitCosts, measure_costs
 from skexit.backbone._exit_points import exit_points
-from skexit.backbone._inputs import Inputs, attention_mask_in, call, map_tensors, tensors_of
+from skexit.backbone._inputs import Inputs, attention_mask_in, call, in_form, map_tensors, tensors_of
 from skexit.backbone._loaders import count_rows
 from skexit.backbone._masks import count_tokens
 from skexit.backbone._modules import (
@@ -167,7 +167,7 @@ class ExitExtractor:
         self.dtype = dtype
         self.cost_unit = cost_unit
         #: The input whose costs are measured; None until one is read.
-        self._example = None if example_input is None else _first_row(example_input)
+        self._example = None if example_input is None else _first_row(in_form(example_input, "example_input"))
         self._has_example_input = example_input is not None
         #: Results for the example, by the fingerprint of the model.
         self._own: dict[str, OwnLogits | None] = {}
@@ -289,7 +289,7 @@ class ExitExtractor:
         channels: dict[str, str] = {}
         axes: dict[str, int] = {}
         for batch in batches:
-            with naming_batch(batch):
+            with naming_batch(self.model, batch):
                 channels = channels or find_channels(self.model, self.exits, batch.inputs, self.pool, self.channels)
                 axes = axes or axes_of_rows(self.model, self.exits, batch.inputs)
                 output = self._run(batch, channels, axes, own)

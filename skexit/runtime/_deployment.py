@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
-from skexit.backbone._inputs import Inputs, as_inputs, check_rows, like_example, map_tensors
+from skexit.backbone._inputs import Inputs, as_inputs, check_rows, describe_given, like_example, map_tensors
 from skexit.data._walk import Memories, Memory
 from skexit.runtime._batch import Batch
 from skexit.runtime._evaluation import EvaluationModule
@@ -137,6 +137,13 @@ def join_outputs(outputs: Sequence[PartialOutput]) -> ExitOutput:
     ExitOutput
         Predictions in the order of the inputs of the first part, on the device of the first output.
 
+    Raises
+    ------
+    TypeError
+        If `outputs` is not a list of PartialOutput.
+    ValueError
+        If `outputs` is empty.
+
     Examples
     --------
     >>> import torch
@@ -146,6 +153,13 @@ def join_outputs(outputs: Sequence[PartialOutput]) -> ExitOutput:
     >>> join_outputs([first, second]).labels
     tensor([8, 7])
     """
+    if isinstance(outputs, PartialOutput) or not all(isinstance(output, PartialOutput) for output in outputs):
+        raise TypeError(
+            "outputs must be a list of PartialOutput: pass [answered, second(answered.rest)], or [answered] if "
+            "answered.rest is None."
+        )
+    if not outputs:
+        raise ValueError("outputs is empty; pass the output of the first part at least.")
     device = outputs[0].rows.device
     order = torch.cat([output.rows.to(device) for output in outputs]).argsort()
     labels, probabilities, exits = (
@@ -320,9 +334,13 @@ class SecondPart(_Part):
 
         Raises
         ------
+        TypeError
+            If `rest` is not Activations.
         ValueError
-            If the activations are from another exit or on another device, or the logits of a prediction are not finite.
+            If `rest` is None, because no sample stays after the first part; the activations are from another exit or on
+            another device; or the logits of a prediction are not finite.
         """
+        _check_rest(rest, self.at_exit)
         if rest.at_exit != self.at_exit:
             raise ValueError(
                 f"rest has activations after exit {rest.at_exit}, but this part continues after exit {self.at_exit}. "
@@ -334,6 +352,23 @@ class SecondPart(_Part):
                 f"rest.to({str(self._device)!r})."
             )
         return self._answer(Batch(list(rest.tensors), list(rest.side), rest.rows, _memories(rest.notes)))[0]
+
+
+def _check_rest(rest: Any, at_exit: int) -> None:
+    """Raise an error unless `rest` is what a first part leaves for a second part."""
+    if rest is None:
+        raise ValueError(
+            "rest is None, because all samples left in the first part. Call the second part only if answered.rest is "
+            "not None; join_outputs([answered]) then has all predictions."
+        )
+    if isinstance(rest, PartialOutput):
+        raise TypeError("rest is the PartialOutput of a part; pass its activations, answered.rest.")
+    if isinstance(rest, dict):
+        raise TypeError("rest is a dict; pass Activations.from_dict(rest).")
+    if not isinstance(rest, Activations):
+        raise TypeError(
+            f"rest is {describe_given(rest)}; pass the activations of the first part, truncate({at_exit})(x).rest."
+        )
 
 
 def check_at_exit(at_exit: int, n_exits: int) -> None:

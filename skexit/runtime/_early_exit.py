@@ -179,17 +179,7 @@ class EarlyExitModel(EvaluationModule):
         ValueError
             If the network cannot be divided at its exits, or the policy was fitted on other logits or features.
         """
-        self._network = prepare_network(
-            self.model,
-            self.exits,
-            example_input,
-            self._decisions,
-            head=self.head,
-            pool=self.pool,
-            channels=self.channels,
-            latency=self.latency,
-        )
-        return self._network
+        return self._prepare(example_input, "example_input")
 
     @property
     def thresholds(self) -> NDArray[np.float64]:
@@ -431,4 +421,19 @@ class EarlyExitModel(EvaluationModule):
         """The prepared network. If it is not prepared, `inputs` prepare it now."""
         if self.model.training:
             raise RuntimeError("the network is in training mode; call model.eval() on it.")
-        return self.prepare(inputs) if self._network is None else self._network
+        return self._prepare(inputs, "x") if self._network is None else self._network
+
+    def _prepare(self, inputs: Inputs, name: str) -> PreparedNetwork:
+        """Prepare the network with an input, which errors call `name`."""
+        self._network = prepare_network(
+            self.model,
+            self.exits,
+            inputs,
+            self._decisions,
+            head=self.head,
+            pool=self.pool,
+            channels=self.channels,
+            latency=self.latency,
+            input_name=name,
+        )
+        return self._network

@@ -13,7 +13,7 @@ from torch import nn
 
 from skexit.backbone._channels import Channels
 from skexit.backbone._costs import millisecond_clock
-from skexit.backbone._inputs import Inputs, call, map_tensors
+from skexit.backbone._inputs import Inputs, call, in_form, map_tensors
 from skexit.backbone._modules import Head, device_of
 from skexit.backbone._pooling import Pool
 from skexit.backbone._rows import with_rows
@@ -87,6 +87,7 @@ def measure_latency(
     >>> latency.layout(X.layout, batch_size=4).cost_unit
     'ms'
     """
+    example_input = in_form(example_input, "example_input")
     plain = model.model if isinstance(model, EarlyExitModel) else model.eval()
     if isinstance(model, EarlyExitModel):
         network = model.prepare(example_input)

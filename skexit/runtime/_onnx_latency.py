@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from skexit.backbone._inputs import Inputs, like_example, map_tensors, tensors_of
+from skexit.backbone._inputs import Inputs, in_form, like_example, map_tensors, tensors_of
 from skexit.backbone._rows import with_rows
 from skexit.runtime._early_exit import EarlyExitModel
 from skexit.runtime._exit_latency import ExitLatency
@@ -97,7 +97,7 @@ def measure_onnx_latency(
     'ms'
     """
     sizes = check_sizes_and_repeats(batch_sizes, n_repeats)
-    inputs = like_example(example_input, live._cut_before().example)
+    inputs = like_example(in_form(example_input, "example_input"), live._cut_before().example)
     n_exits = len(live.exits)
     with TemporaryDirectory() as folder:
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from skexit.policies._steps import check_answers
+from skexit.runtime._onnx_inputs import checked_arrays
 from skexit.runtime._output import ExitOutput
 from skexit.runtime._thresholds import check_thresholds
 from skexit.utils._optional import optional_import
@@ -115,7 +116,8 @@ class OnnxEarlyExit:
         """
         if inputs and named_inputs:
             raise ValueError("pass the inputs of the network, either all by position or all by name.")
-        arrays = self._check_inputs(named_inputs or (inputs[0] if len(inputs) == 1 else inputs))
+        given_inputs = named_inputs or (inputs[0] if len(inputs) == 1 else inputs)
+        arrays = checked_arrays(given_inputs, self._inputs, by_name=self._by_name)
         given = dict(zip(self._names, arrays, strict=True))
         if self._thresholds is not None:
             given[THRESHOLDS] = self._thresholds
@@ -123,26 +125,6 @@ class OnnxEarlyExit:
         check_answers(probabilities, exits, range(len(exits)))
         labels = labels.astype(self.classes.dtype) if self.classes.dtype.kind in "biu" else self.classes[labels]
         return ExitOutput(labels, cast(Any, probabilities), cast(Any, exits))
-
-    def _check_inputs(self, inputs: Any) -> list[NDArray[Any]]:
-        names = [expected["name"] for expected in self._inputs]
-        if self._by_name:
-            given = list(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
-            if not isinstance(inputs, Mapping) or set(inputs) != set(names):
-                raise ValueError(f"the network needs the inputs {names} by name, but got {given}. Pass a dict of them.")
-            arrays = [np.asarray(inputs[name]) for name in names]
-        else:
-            arrays = [np.asarray(array) for array in (inputs if isinstance(inputs, tuple | list) else [inputs])]
-            if len(arrays) != len(names):
-                raise ValueError(
-                    f"the network needs {len(names)} inputs, but got {len(arrays)}. Pass them in the order {names}."
-                )
-        for expected, array in zip(self._inputs, arrays, strict=True):
-            _check_input(array, **expected)
-        lengths = [len(array) for array in arrays]
-        if len(set(lengths)) > 1 or lengths[0] == 0:
-            raise ValueError(f"the inputs have {lengths} rows; all must have the same number of rows, at least one.")
-        return arrays
 
 
 def make_session(path: Path, session_options: Any = None, providers: Sequence[Any] = PROVIDERS) -> Any:
@@ -156,19 +138,3 @@ def make_session(path: Path, session_options: Any = None, providers: Sequence[An
         return onnxruntime.InferenceSession(path, session_options, providers=list(providers))
     except InvalidProtobuf as error:
         raise ValueError(f"{str(path)!r} is not an ONNX file; write one with skexit.runtime.export_onnx.") from error
-
-
-def _check_input(array: NDArray[Any], name: str, dtype: str, shape: Sequence[int | None]) -> None:
-    if array.dtype != dtype:
-        raise ValueError(
-            f"the input {name} has the type {array.dtype}, but the network was exported for {dtype}. Pass "
-            f"{name}.astype({dtype!r})."
-        )
-    if array.ndim != len(shape) or any(
-        size not in (None, given) for size, given in zip(shape, array.shape, strict=True)
-    ):
-        expected = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(
-            f"the input {name} has the shape {array.shape}, but the network was exported for ({expected}). Pass inputs "
-            "of this shape, or export the network with an example_input of the other shape."
-        )

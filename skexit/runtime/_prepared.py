@@ -20,11 +20,11 @@ from skexit.backbone._inputs import (
     like_example,
     main_first,
     map_tensors,
-    naming_missing_batch_axis,
     tensors_of,
 )
 from skexit.backbone._masks import count_tokens
 from skexit.backbone._modules import Head, device_of
+from skexit.backbone._other_forms import naming_other_form
 from skexit.backbone._pooling import Pool
 from skexit.backbone._probe import check_against_plain_network
 from skexit.backbone._stages import RecordedNetwork, Stage
@@ -69,16 +69,17 @@ def prepare_network(
     pool: Pool,
     channels: Channels,
     latency: ExitLatency | None,
+    input_name: str = "example_input",
 ) -> PreparedNetwork:
     """Divide a network in evaluation mode at its exits, and check that stages and policy fit.
 
-    Parameters are those of :class:`EarlyExitModel`. A ValueError says if the network cannot be divided at its exits, or
-    the policy was fitted on other logits or features.
+    Parameters are those of :class:`EarlyExitModel`; errors call the input `input_name`. A ValueError says if the
+    network cannot be divided at its exits, or the policy was fitted on other logits or features.
     """
     device = device_of(model)
-    example_input = main_first(model, in_form(example_input, "example_input"))
+    example_input = main_first(model, in_form(example_input, input_name))
     check_rows(example_input, device)
-    with naming_missing_batch_axis(model, example_input):
+    with naming_other_form(model, example_input, input_name):
         network = RecordedNetwork(model, exits, example_input, head)
     stages = network.cut(range(len(exits)))
     if head is None or head == "output":

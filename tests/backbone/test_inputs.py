@@ -68,7 +68,7 @@ def test_items_of_loaders(item, inputs, labels):
         ((IDS, {"mask": MASK}, Y), r"got a tuple of \(a tensor of shape \(4, 6\), \{'mask': a tensor of shape \(4, 6"),
         (torch.tensor(3.0), r"got a tensor of shape \(\)"),
         ((), "got nothing"),
-        ("text", "got a str. Convert arrays by torch.as_tensor"),
+        ("text", "got a str. Convert an image by the transform of the network, and texts by its tokenizer"),
     ],
 )
 def test_what_is_no_batch_is_described(item, message):
