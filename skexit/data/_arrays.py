@@ -12,6 +12,7 @@ from skexit.data._blocks import as_numpy, logit_blocks, warn_of_probabilities
 from skexit.data._layout import ExitLayout, attributes_of_frame, resolve_layout
 from skexit.data._selection import SelectedExits, check_selected_exits, layout_of_exits
 from skexit.data._sources import ArraySource, ColumnSource
+from skexit.data._wrong_data import check_is_not_input
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,6 +90,7 @@ class ExitArray:
         """
         if isinstance(X, ExitArray) and layout is None:
             return X
+        check_is_not_input(X)
         array = as_numpy(X)
         if array.ndim == 3:
             exits = cls._from_logits(array)

@@ -16,7 +16,7 @@ from skexit.data._arrays import ExitArray, enough_rows
 from skexit.data._layout import ExitLayout
 from skexit.utils._labels import UNLABELLED as UNLABELLED
 from skexit.utils._labels import UNLABELLED_ROWS as UNLABELLED_ROWS
-from skexit.utils._labels import has_label, index_of_labels, may_be_unlabelled
+from skexit.utils._labels import check_is_given, has_label, index_of_labels, may_be_unlabelled
 
 #: What errors advise if nothing tells which logit is which class.
 NAME_THE_LOGITS = (
@@ -44,6 +44,7 @@ def is_labelled(y: NDArray[Any], layout: ExitLayout) -> NDArray[np.bool_]:
 
 def labelled_rows(X: Any, y: Any, classes: NDArray[Any]) -> tuple[Any, NDArray[Any]]:
     """The rows of X that have a label, and their labels; a ValueError says if there is none."""
+    check_is_given(y, "y is None.")
     y = column_or_1d(y)
     check_consistent_length(X, y)
     labelled = has_label(y, classes)

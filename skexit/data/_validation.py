@@ -22,8 +22,10 @@ from skexit.data._labels import UNLABELLED, UNLABELLED_ROWS, encode_labelled, en
 from skexit.data._layout import ExitLayout, own_layout, resolve_layout, warn_of_default_costs
 from skexit.data._overlays import OverlaidSource
 from skexit.data._sources import ArraySource
+from skexit.data._wrong_data import check_is_not_input
 from skexit.exceptions import LayoutLostWarning
 from skexit.utils._checks import at_least, check_budget_is_fraction, check_sample_weight
+from skexit.utils._labels import check_is_given
 from skexit.utils._warnings import warn
 
 #: Fits use NumPy; with scikit-learn's dispatch, its checks would return other arrays.
@@ -40,6 +42,7 @@ def validate_training_data(
     each row's label among them, -1 if it has none; and the sample weights, all positive. Their mean is 1: only
     ratios of weights count.
     """
+    _check_y_is_given(estimator, y)
     checked, y = _validate_first(estimator, X, y)
     if not is_labelled(y, checked.layout).any():
         raise ValueError(UNLABELLED_ROWS + " Give the labels of some rows, of two classes or more.")
@@ -59,6 +62,7 @@ def validate_partial_data(
 
     After the first call, the estimator has ``classes_``. Returns the same as `validate_training_data`.
     """
+    _check_y_is_given(estimator, y)
     if is_first:
         checked, y = _validate_first(estimator, X, y)
         if classes is None and checked.layout.classes is None:
@@ -112,6 +116,11 @@ def validate_exits(estimator: BaseEstimator, X: Any, y: Any) -> tuple[ExitArray,
     return checked.with_layout(warn_of_default_costs(checked.layout)), y
 
 
+def _check_y_is_given(estimator: BaseEstimator, y: Any) -> None:
+    # The sentence of scikit-learn, which its tests expect.
+    check_is_given(y, f"This {type(estimator).__name__} estimator requires y to be passed, but the target y is None.")
+
+
 def _one_column(y: Any) -> NDArray[Any]:
     """Labels, checked as by scikit-learn, whose own warning would point at a line of skexit."""
     labels = column_or_1d(y)
@@ -137,6 +146,7 @@ def _own_layout(estimator: BaseEstimator, X: Any) -> ExitLayout | None:
 
 def _with_exits(X: Any) -> Any:
     """X as it was passed; an array of logits with three dimensions becomes an ExitArray."""
+    check_is_not_input(X)
     if isinstance(X, list | tuple) and len(X) and np.ndim(X[0]) == 2:
         if not isinstance(X[0], list | tuple):
             raise ValueError(

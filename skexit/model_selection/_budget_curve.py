@@ -14,6 +14,7 @@ from sklearn.pipeline import Pipeline
 
 from skexit.model_selection._scoring import accuracy_and_cost, measure
 from skexit.policies._access import policy_and_data
+from skexit.utils._labels import check_is_given
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +98,7 @@ def budget_curve(
     >>> curve.costs.mean(axis=1).round(1), curve.accuracies.mean(axis=1).round(1)
     (array([0.5, 0.7, 0.9]), array([0.8, 0.8, 0.8]))
     """
+    check_is_given(y, "y is None.")
     checked = _check_budgets(budgets)
     parameter, policy = _budget_parameter(estimator)
     # The folds are drawn once, because a splitter with a random state of None would give each budget other folds.

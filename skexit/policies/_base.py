@@ -35,7 +35,7 @@ from skexit.policies._quotas import exits_from_scores
 from skexit.policies._steps import ExitState, ExitStep, decide
 from skexit.uncertainty import softmax
 from skexit.utils._html import exit_table, threshold_text
-from skexit.utils._labels import has_label
+from skexit.utils._labels import check_is_given, has_label
 from skexit.utils._sklearn import HasMethods, Interval, _fit_context
 
 
@@ -242,6 +242,7 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         ValueError
             If no row has a label.
         """
+        check_is_given(y, "y is None.")
         answers, labels = self.predict(X), column_or_1d(y)
         check_consistent_length(answers, labels)
         labelled = has_label(labels, self.classes_)

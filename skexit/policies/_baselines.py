@@ -20,6 +20,7 @@ from skexit.policies._budgeted import BudgetedPolicy
 from skexit.policies._draws import SampleDraws
 from skexit.policies._quotas import quota_thresholds
 from skexit.utils._array_api import array_namespace
+from skexit.utils._labels import check_is_given
 from skexit.utils._module_names import set_module
 
 
@@ -202,6 +203,7 @@ def oracle(X: Any, y: ArrayLike, *, layout: ExitLayout | int | None = None) -> O
     >>> oracle(stack_exits(logits), [0, 1])
     OracleResult(exits=array([0, 1]), accuracy=1.0, mean_cost=0.75)
     """
+    check_is_given(y, "y is None.")
     X = ExitArray.from_array(X, layout)
     warn_of_default_costs(X.layout)
     X, labels = sort_classes(X), column_or_1d(y)

@@ -18,6 +18,7 @@ from skexit.report._measures import best_within, candidates_at, measure_exits, m
 from skexit.report._page import Request, render
 from skexit.utils._checks import check_budget_is_fraction
 from skexit.utils._files import refuse_folder
+from skexit.utils._labels import check_is_given
 from skexit.utils._optional import import_pyplot
 
 __all__ = ["write_report"]
@@ -108,8 +109,7 @@ def write_report(
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {str(path.parent)!r} to write {path.name!r} into; make it first.")
     refuse_folder(path, "out")
-    if y is None:
-        raise ValueError("y is None: a report needs the labels of the rows.")
+    check_is_given(y, "y is None: a report needs the labels of the rows.")
     if policies and not isinstance(policies, Mapping):
         raise TypeError(
             f"policies is a {type(policies).__name__}; give a dict of names and fitted policies, such as "

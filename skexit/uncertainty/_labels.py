@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_consistent_length, column_or_1d
 
-from skexit.utils._labels import has_label, index_of_labels
+from skexit.utils._labels import check_is_given, has_label, index_of_labels
 
 
 def column_of_labels(
@@ -20,6 +20,7 @@ def column_of_labels(
     classes of y_true. Raises a ValueError if the shapes do not agree, no row has a label, y_true has a class that is
     not in labels, or labels has a class twice.
     """
+    check_is_given(y_true, "y_true is None.")
     true_labels = column_or_1d(y_true)
     check_consistent_length(true_labels, table)
     classes = np.unique(true_labels) if labels is None else column_or_1d(labels)
@@ -35,6 +36,7 @@ def column_of_labels(
 
 def check_indices_of_classes(labels: ArrayLike, table: NDArray[Any]) -> NDArray[np.int64]:
     """Labels, checked to be indices of classes, which are the last axis of a table with one row per sample."""
+    check_is_given(labels, "labels is None.")
     indices = column_or_1d(labels)
     check_consistent_length(table, indices)
     n_classes = table.shape[-1]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_array, check_consistent_length, column_or_1d
 
-from skexit.utils._labels import has_label_among_answers
+from skexit.utils._labels import check_is_given, has_label_among_answers
 from skexit.utils._sklearn import _check_sample_weight
 
 
@@ -35,6 +35,7 @@ def _four_digits(value: float, rounding: str) -> str:
 
 def check_labels(y_true: ArrayLike) -> NDArray[Any]:
     """Class labels as an array of shape (n_samples,), without NaN."""
+    check_is_given(y_true, "y_true is None.")
     return check_array(column_or_1d(y_true), ensure_2d=False, dtype=None, input_name="y_true")
 
 

@@ -11,6 +11,17 @@ from numpy.typing import NDArray
 UNLABELLED = -1
 #: What errors say of a y without labels.
 UNLABELLED_ROWS = "y is -1 in every row, which marks rows without a label."
+#: What errors advise if there are no labels at all, as in a cache whose loader gave none.
+_GIVE_LABELS = (
+    "A cache has no labels if its loader gave none: pass your own, one for each row of X, in the order of the loader. "
+    "Or extract into another folder, with a loader that yields (inputs, labels)."
+)
+
+
+def check_is_given(y: Any, fault: str) -> None:
+    """Raise a ValueError with this first sentence if there are no labels."""
+    if y is None:
+        raise ValueError(f"{fault} {_GIVE_LABELS}")
 
 
 def may_be_unlabelled(y: NDArray[Any]) -> NDArray[np.bool_]:
