@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from skexit.utils._array_api import array_namespace, as_like, at_least
+from skexit.utils._checks import is_integer
 from skexit.utils._module_names import set_module
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def weighted_scaling(
 
 def check_hidden_layer_sizes(sizes: Sequence[int], name: str) -> tuple[int, ...]:
     """The widths of hidden layers as integers; a ValueError with the parameter's `name` if one is not positive."""
-    if not all(isinstance(width, Integral) and width >= 1 for width in sizes):
+    if not all(is_integer(width) and width >= 1 for width in sizes):
         raise ValueError(
             f"{name}={sizes!r} must hold one positive integer for each hidden layer; () makes the networks linear."
         )

@@ -28,6 +28,7 @@ from skexit.backbone._modules import (
 )
 from skexit.backbone._other_forms import naming_other_form
 from skexit.backbone._own_logits import OwnLogits, own_logits_or_none
+from skexit.utils._checks import check_positive
 
 COST_UNITS = ("FLOPs", "MACs", "ms")
 
@@ -124,8 +125,7 @@ def exit_costs(
     """
     if unit not in COST_UNITS:
         raise ValueError(f"unit={unit!r} must be one of {list(COST_UNITS)}.")
-    if n_repeats < 1:
-        raise ValueError(f"n_repeats={n_repeats} must be at least 1.")
+    check_positive("n_repeats", n_repeats)
     model = unwrapped(model)
     exits = names_of_exits(model, exits)
     example_input = in_form(example_input, "example_input")

@@ -12,6 +12,7 @@ from skexit.backbone._inputs import Inputs, in_form
 from skexit.backbone._modules import unwrapped
 from skexit.backbone._places import trace_modules
 from skexit.backbone._selection import choose_places
+from skexit.utils._checks import check_positive
 from skexit.utils._warnings import warn
 
 if TYPE_CHECKING:
@@ -84,8 +85,8 @@ def exit_points(
     """
     if each not in ("stage", "block"):
         raise ValueError(f"each={each!r} must be 'stage' or 'block'.")
-    if n_exits is not None and n_exits < 1:
-        raise ValueError(f"n_exits={n_exits} must be at least 1.")
+    if n_exits is not None:
+        check_positive("n_exits", n_exits)
     model = unwrapped(model)
     names = _names_of_family(model, each) if n_exits is None else []
     if names:

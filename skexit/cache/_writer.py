@@ -29,6 +29,7 @@ from skexit.cache._manifest import (
 )
 from skexit.cache._shards import INPUTS, LABELS, UNFINISHED, Shard, ShardWriter, open_shards
 from skexit.data import ExitLayout
+from skexit.utils._checks import check_positive
 
 #: Folders inside a cache that hold caches of some of its rows, until these are joined, begin with this.
 PART = "part-"
@@ -86,6 +87,8 @@ class CacheWriter:
             raise ValueError(f"dtype={dtype!r} must be 'float32' or 'float16'.")
         if is_url(path):
             raise ValueError(f"{str(path)!r} is a URL; write the cache to a folder of this machine, and copy it then.")
+        if shard_rows is not None:
+            check_positive("shard_rows", shard_rows)
         self.path = absolute(path)
         self.layout = layout
         self.dtype = np.dtype(dtype)

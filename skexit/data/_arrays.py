@@ -13,6 +13,7 @@ from skexit.data._layout import ExitLayout, attributes_of_frame, resolve_layout
 from skexit.data._selection import SelectedExits, check_selected_exits, layout_of_exits
 from skexit.data._sources import ArraySource, ColumnSource
 from skexit.data._wrong_data import check_is_not_input
+from skexit.utils._checks import check_positive
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -243,7 +244,9 @@ class ExitArray:
         ------
         slice
         """
-        if batch_size is None:
+        if batch_size is not None:
+            check_positive("batch_size", batch_size)
+        else:
             classes = self.layout.classes
             widths = [*self.layout.n_logits, *self.layout.n_features, 1 if classes is None else len(classes)]
             batch_size = max(1, min(BATCH_ROWS, _BATCH_BYTES // (8 * max(widths))))

@@ -23,6 +23,7 @@ from skexit.data._layout_checks import (
     check_widths,
 )
 from skexit.exceptions import LayoutLostWarning
+from skexit.utils._checks import check_positive
 from skexit.utils._module_names import set_module
 from skexit.utils._warnings import warn
 
@@ -320,8 +321,7 @@ class ExitLayout:
         ValueError
             If `n_columns` is not a multiple of `n_exits`.
         """
-        if n_exits < 1:
-            raise ValueError(f"n_exits={n_exits} must be at least 1.")
+        check_positive("n_exits", n_exits)
         if n_columns % n_exits:
             raise ValueError(
                 f"{n_columns} columns cannot be split evenly into {n_exits} exits. Pass the width of each exit: "

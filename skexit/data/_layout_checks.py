@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from skexit.utils._checks import is_integer
 
 #: Where the features of an exit hold a map: the number of the first, and the map's channels, height and width.
 FeatureMap: TypeAlias = tuple[int, int, int, int]
@@ -136,7 +137,7 @@ def _check_feature_map(place: Sequence[int] | None, k: int, n_features: int) -> 
     if place is None:
         return None
     numbers = tuple(place)
-    if len(numbers) != 4 or not all(isinstance(number, Integral) for number in numbers):
+    if len(numbers) != 4 or not all(is_integer(number) for number in numbers):
         raise ValueError(
             f"feature_maps[{k}]={place!r} must be four integers: the number of the map's first feature, and its "
             "channels, height and width."

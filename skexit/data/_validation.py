@@ -24,7 +24,7 @@ from skexit.data._overlays import OverlaidSource
 from skexit.data._sources import ArraySource
 from skexit.data._wrong_data import check_is_not_input
 from skexit.exceptions import LayoutLostWarning
-from skexit.utils._checks import at_least, check_budget_is_fraction, check_sample_weight
+from skexit.utils._checks import at_least, check_budget_is_fraction, check_sample_weight, is_integer
 from skexit.utils._labels import check_is_given
 from skexit.utils._warnings import warn
 
@@ -346,7 +346,9 @@ def cross_validation_splits(
 
     An int shuffles, and stratifies where classes allow.
     """
-    if isinstance(cv, Integral):
+    if isinstance(cv, bool):
+        raise ValueError(f"cv={cv!r} must be an integer of at least 2, a splitter, or an iterable of folds.")
+    if is_integer(cv):
         return _shuffled_splits(int(cv), labels, random_state, groups)
     try:
         splits = list(check_cv(cv, labels, classifier=True).split(labels, labels, groups))

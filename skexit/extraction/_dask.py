@@ -13,6 +13,7 @@ from skexit.cache import FeatureCache
 from skexit.cache._folders import absolute
 from skexit.extraction._extractor import ExitExtractor
 from skexit.extraction._parts import count_parts, extract_part, is_complete, join_parts, loader_of_part
+from skexit.utils._checks import check_positive
 from skexit.utils._optional import optional_import
 
 if TYPE_CHECKING:
@@ -75,6 +76,8 @@ def extract_on_dask(
     with optional_import("extract_on_dask needs", "distributed"):
         import cloudpickle
         from distributed import as_completed
+    if n_parts is not None:
+        check_positive("n_parts", n_parts)
     folder = absolute(path)
     if is_complete(folder):
         return extractor.extract(loader, folder, **options)

@@ -17,6 +17,7 @@ from skexit.cache import FeatureCache, merge_caches
 from skexit.cache._folders import LocalFolder
 from skexit.cache._manifest import MANIFEST, read_manifest
 from skexit.cache._writer import PART
+from skexit.utils._checks import is_integer
 
 _FOLDER = re.compile(PART + r"(\d{5})-of-(\d{5})")
 _SECONDS_BETWEEN_LOOKS = 0.2
@@ -38,7 +39,8 @@ def rank_and_size(worker: Worker) -> tuple[int, int]:
         return 0, 1
     if worker == "torchrun":
         worker = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if not (isinstance(worker, tuple) and len(worker) == 2 and 0 <= worker[0] < worker[1]):
+    are_integers = isinstance(worker, tuple) and all(map(is_integer, worker))
+    if not (are_integers and len(worker) == 2 and 0 <= worker[0] < worker[1]):
         raise ValueError(f"worker={worker!r} must be None, 'torchrun' or (rank, n_workers) with 0 <= rank < n_workers.")
     return worker
 

@@ -17,6 +17,7 @@ from skexit.data import ExitArray, ExitLayout
 from skexit.heads._conv_training import ConvHeadTrainer, ConvTraining
 from skexit.heads._cross_fitting import CrossFittedHeads
 from skexit.heads._distillation import Distillation
+from skexit.utils._checks import is_integer
 from skexit.utils._module_names import set_module
 from skexit.utils._sklearn import Interval, StrOptions
 from skexit.utils._warnings import warn
@@ -195,7 +196,7 @@ class ConvExitHeads(CrossFittedHeads):
 def check_convolutions(channels: Sequence[int], strides: Sequence[int]) -> None:
     """Raise a ValueError unless both hold positive integers, and equally many."""
     for name, numbers in (("channels", channels), ("strides", strides)):
-        if not len(numbers) or not all(isinstance(number, Integral) and number >= 1 for number in numbers):
+        if not len(numbers) or not all(is_integer(number) and number >= 1 for number in numbers):
             raise ValueError(f"{name}={numbers!r} must hold one positive integer for each layer, at least one.")
     if len(strides) != len(channels):
         raise ValueError(

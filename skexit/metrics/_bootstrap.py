@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta, norm
 from scipy.stats import t as student_t
 from sklearn.utils import check_consistent_length, check_random_state
+
+from skexit.utils._checks import is_integer
 
 Floats = NDArray[np.float64]
 
@@ -105,7 +107,7 @@ def bootstrap_interval(
     """
     if not isinstance(confidence_level, Real) or not 0 < confidence_level < 1:
         raise ValueError(f"confidence_level={confidence_level!r} must be between 0 and 1, as 0.95.")
-    if not isinstance(n_resamples, Integral) or n_resamples < 1:
+    if not is_integer(n_resamples) or n_resamples < 1:
         raise ValueError(f"n_resamples={n_resamples!r} must be a positive integer.")
     if method not in _METHODS:
         raise ValueError(f"method={method!r} must be 'auto', 'share', 'difference' or 'percentile'.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_consistent_length, column_or_1d
 
 from skexit.uncertainty._labels import index_of_true_labels
-from skexit.utils._checks import answers_with_labels, check_costs, check_exits, check_labels
+from skexit.utils._checks import answers_with_labels, check_costs, check_exits, check_labels, is_integer
 from skexit.utils._docstring import shared_docs
 from skexit.utils._labels import has_label
 
@@ -64,7 +63,7 @@ def exit_report(
     """
     if output not in ("text", "dict", "frame"):
         raise ValueError(f"output={output!r} must be 'text', 'dict' or 'frame'.")
-    if not isinstance(digits, Integral) or digits < 0:
+    if not is_integer(digits) or digits < 0:
         raise ValueError(f"digits={digits!r} must be a whole number, 0 or more.")
     rows = _report_rows(y_true, y_pred, exits, costs)
     if output == "text":
@@ -147,7 +146,7 @@ def exit_distribution_by_class(
     array([[0.5, 0.5],
            [0. , 1. ]])
     """
-    if not isinstance(n_exits, Integral) or n_exits < 1:
+    if not is_integer(n_exits) or n_exits < 1:
         raise ValueError(f"n_exits={n_exits!r} must be a positive integer.")
     true_labels, stops = check_labels(y_true), check_exits(exits, int(n_exits))
     check_consistent_length(true_labels, stops)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from skexit.model_selection._subset_search import best_subsets
 from skexit.policies import ThresholdPolicy
 from skexit.policies._quotas import exits_from_scores, quota_thresholds
 from skexit.uncertainty import log_odds
-from skexit.utils._checks import at_least
+from skexit.utils._checks import at_least, is_integer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -155,7 +154,7 @@ def choose_exits(
 
 
 def _check_n_exits(n_exits: int | None, n_all: int) -> None:
-    if n_exits is None or (isinstance(n_exits, Integral) and 1 <= n_exits <= n_all):
+    if n_exits is None or (is_integer(n_exits) and 1 <= n_exits <= n_all):
         return
     raise ValueError(f"n_exits={n_exits!r} must be from 1 to {n_all}, the number of exits of X, or None.")
 

@@ -22,6 +22,7 @@ from skexit.policies._quotas import quota_thresholds
 from skexit.utils._array_api import array_namespace
 from skexit.utils._labels import check_is_given
 from skexit.utils._module_names import set_module
+from skexit.utils._sklearn import Interval
 
 
 @set_module("skexit")
@@ -50,7 +51,10 @@ class StaticExit(ExitPolicy):
     0.5
     """
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {**ExitPolicy._parameter_constraints, "exit": [Integral]}
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **ExitPolicy._parameter_constraints,
+        "exit": [Interval(Integral, None, None, closed="neither")],
+    }
 
     def __init__(self, exit: int = -1, *, heads: Any = None, layout: ExitLayout | int | None = None) -> None:
         self.exit = exit

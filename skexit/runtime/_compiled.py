@@ -13,6 +13,7 @@ from skexit.backbone._rows import select_rows
 from skexit.backbone._stages import Stage
 from skexit.runtime._batch import Batch
 from skexit.runtime._runner import StageRunner, read_exit
+from skexit.utils._checks import is_integer
 
 
 class PaddedNetwork(nn.Module):
@@ -148,6 +149,6 @@ def compile_exits(runner: StageRunner, sizes: Sequence[int], options: dict[str, 
 def check_sizes(pad_to: Sequence[int]) -> list[int]:
     """The batch sizes in ascending order; a ValueError if there is none, or one is not a positive integer."""
     sizes = sorted(set(pad_to))
-    if not sizes or not all(isinstance(size, int) and size >= 1 for size in sizes):
+    if not sizes or not all(is_integer(size) and size >= 1 for size in sizes):
         raise ValueError(f"pad_to={pad_to!r} must be a sequence of one or more positive integers, the batch sizes.")
     return sizes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from numbers import Integral
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -20,6 +19,7 @@ from skexit.runtime._output import ExitOutput
 from skexit.runtime._prepared import PreparedNetwork, first_batch
 from skexit.runtime._rows import in_double
 from skexit.runtime._thresholds import check_thresholds
+from skexit.utils._checks import is_integer
 
 
 @dataclass(frozen=True)
@@ -373,7 +373,7 @@ def _check_rest(rest: Any, at_exit: int) -> None:
 
 def check_at_exit(at_exit: int, n_exits: int) -> None:
     """Raise a ValueError unless `at_exit` is an exit with another one after it."""
-    if not isinstance(at_exit, Integral) or not 0 <= at_exit <= n_exits - 2:
+    if not is_integer(at_exit) or not 0 <= at_exit <= n_exits - 2:
         raise ValueError(
             f"at_exit={at_exit!r} must be the number of an exit before the last: an integer from 0 to {n_exits - 2}."
         )

@@ -14,6 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from skexit.data import ExitLayout
 from skexit.policies._access import policy_and_data, steps_of
 from skexit.policies._steps import NetworkDecision
+from skexit.utils._checks import check_positive
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -78,6 +79,7 @@ class ExitLatency:
         ndarray of shape (n_exits,)
             Cumulative times of stages, heads and policy.
         """
+        check_positive("batch_size", batch_size)
         per_batch = [self._at(times, batch_size) for times in (self.stage_ms, self.exit_ms)]
         return np.cumsum(sum(per_batch)) / batch_size
 

@@ -21,6 +21,7 @@ from skexit.runtime._early_exit import EarlyExitModel
 from skexit.runtime._exit_latency import ExitLatency
 from skexit.runtime._prepared import first_batch, runner_to_last_exit
 from skexit.runtime._runner import StageRunner
+from skexit.utils._checks import check_positive, is_integer
 
 _N_WARM_UP_RUNS = 2
 
@@ -110,12 +111,10 @@ def measure_latency(
 
 def check_sizes_and_repeats(batch_sizes: Sequence[int], n_repeats: int) -> NDArray[np.int64]:
     """The batch sizes in ascending order; a ValueError if one of them, or `n_repeats`, is not positive."""
-    sizes = np.unique(np.asarray(batch_sizes, dtype=np.int64))
-    if len(sizes) == 0 or sizes[0] < 1:
+    if len(batch_sizes) == 0 or not all(is_integer(size) and size >= 1 for size in batch_sizes):
         raise ValueError(f"batch_sizes={list(batch_sizes)} must be one or more positive integers.")
-    if n_repeats < 1:
-        raise ValueError(f"n_repeats={n_repeats} must be at least 1.")
-    return sizes
+    check_positive("n_repeats", n_repeats)
+    return np.unique(np.asarray(batch_sizes, dtype=np.int64))
 
 
 def _measure(runner: StageRunner, plain: nn.Module, inputs: Inputs, n_repeats: int) -> tuple[NDArray[np.float64], ...]:

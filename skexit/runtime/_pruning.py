@@ -15,6 +15,7 @@ from skexit.policies._access import steps_of, with_last_step
 from skexit.policies._budgeted import BudgetedPolicy
 from skexit.policies._steps import NetworkDecision
 from skexit.runtime._exit_latency import ExitLatency
+from skexit.utils._checks import check_positive
 from skexit.utils._warnings import warn
 
 
@@ -89,8 +90,7 @@ def pruned(policy: Any, latency: ExitLatency, batch_size: int = 1, *, heads: Any
             "fitted, before without_fit_state()."
         )
     latency._check_exits(own)
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1.")
+    check_positive("batch_size", batch_size)
     before = [*([] if heads is None else [heads]), *steps_of(policy)[:-1]]
     found = own
     while (without := _exits_that_do_not_pay(before, found, latency, batch_size)) != _unused(found):

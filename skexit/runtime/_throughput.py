@@ -21,6 +21,7 @@ from skexit.runtime._kept_memory import kept_memory
 from skexit.runtime._prepared import PreparedNetwork
 from skexit.runtime._queues import SampleQueue
 from skexit.runtime._runner import StageRunner
+from skexit.utils._checks import check_positive
 
 #: After so many errors in a row, the error of the loader is raised.
 _MAX_ERRORS_IN_A_ROW = 100
@@ -85,8 +86,7 @@ def predict_loader(
 
 
 def _check_limits(batch_size: int, max_wait: float | None) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1.")
+    check_positive("batch_size", batch_size)
     if max_wait is not None and not max_wait >= 0:
         raise ValueError(f"max_wait={max_wait} must be None or a number of seconds of at least 0.")
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Integral
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_array
 
 from skexit.uncertainty._labels import column_of_labels
+from skexit.utils._checks import is_integer
 
 
 def expected_calibration_error(
@@ -62,7 +62,7 @@ def expected_calibration_error(
     >>> round(expected_calibration_error([0, 0, 1, 0], y_prob, n_bins=1), 4)
     0.15
     """
-    if not isinstance(n_bins, Integral) or n_bins < 1:
+    if not is_integer(n_bins) or n_bins < 1:
         raise ValueError(f"n_bins={n_bins!r} must be a positive integer.")
     if strategy not in _BINS:
         raise ValueError(f"strategy={strategy!r} must be 'quantile' or 'uniform'.")

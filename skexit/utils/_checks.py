@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,20 @@ def at_most(value: float) -> str:
 def _four_digits(value: float, rounding: str) -> str:
     # Twelve digits first, because 0.1 in binary is slightly more than 0.1.
     return f"{Context(prec=4, rounding=rounding).create_decimal(f'{value:.12g}'):.4g}"
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is an integer. True and False are not, although Python counts them as integers."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_positive(name: str, value: Any) -> int:
+    """The value of the parameter `name`, checked to be an integer of at least 1."""
+    if not is_integer(value):
+        raise ValueError(f"{name}={value!r} must be an integer of at least 1.")
+    if value < 1:
+        raise ValueError(f"{name}={value!r} must be at least 1.")
+    return int(value)
 
 
 def check_labels(y_true: ArrayLike) -> NDArray[Any]:
