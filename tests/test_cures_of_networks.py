@@ -242,7 +242,8 @@ class TestLive:
         live = EarlyExitModel(network, ["1", "2"], ThresholdPolicy().fit(cache.X, cache.y), example_input=small)
         with pytest.raises(ValueError, match=r"or cut the network again by prepare\(example_input\)"):
             live(large)
-        live.prepare(large)
+        with pytest.warns(UserWarning, match="or extract and fit again with images of this size"):
+            live.prepare(large)
         live(large)
 
     def test_other_exits(self, network, policy, data):

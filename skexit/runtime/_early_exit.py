@@ -86,6 +86,8 @@ class EarlyExitModel(EvaluationModule):
     -----
     UnprofitableExitsWarning
         If `latency` shows that the decisions at some exits take longer than they save.
+    UserWarning
+        If the network takes another number of operations for images of this size than for those of the extraction.
 
     See Also
     --------
