@@ -39,10 +39,9 @@ def rank_and_size(worker: Worker) -> tuple[int, int]:
         return 0, 1
     if worker == "torchrun":
         worker = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    are_integers = isinstance(worker, tuple) and all(map(is_integer, worker))
-    if not (are_integers and len(worker) == 2 and 0 <= worker[0] < worker[1]):
-        raise ValueError(f"worker={worker!r} must be None, 'torchrun' or (rank, n_workers) with 0 <= rank < n_workers.")
-    return worker
+    if isinstance(worker, tuple) and len(worker) == 2 and all(map(is_integer, worker)) and 0 <= worker[0] < worker[1]:
+        return worker
+    raise ValueError(f"worker={worker!r} must be None, 'torchrun' or (rank, n_workers) with 0 <= rank < n_workers.")
 
 
 def found_parts(path: Path) -> int:

@@ -191,7 +191,7 @@ class TestLogitsOfThreeDimensions:
         policy = ThresholdPolicy().fit(logits, data[1])
         with pytest.raises(ValueError, match="X has the layout"):
             policy.predict(logits[:, 1:])
-        with pytest.raises(ValueError, match="dim 4"):
+        with pytest.raises(ValueError, match="as images have"):
             policy.predict(logits[None])
 
     def test_a_list_of_arrays_is_not_guessed(self, logits, data):
