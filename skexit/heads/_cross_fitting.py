@@ -18,8 +18,9 @@ from skexit.data._layout import add_heads
 from skexit.data._lazy import MergedLogits, TransformedLogits
 from skexit.data._overlays import LogitsSource
 from skexit.data._validation import cross_validation_splits, validate_groups, validate_new_data, validate_training_data
-from skexit.heads._deepest_head import Splits, resolve_share_of_deepest, shares_by_exit, teacher_splits
+from skexit.heads._deepest_head import resolve_share_of_deepest, shares_by_exit
 from skexit.heads._distillation import Distillation, network_teaches, resolve_share_of_network
+from skexit.heads._teacher_folds import Splits, teacher_splits
 from skexit.heads._transformer import LogitsTransformer
 from skexit.uncertainty import fit_temperature
 from skexit.uncertainty._temperature import match_confidence, temperature_within_bounds
@@ -153,7 +154,7 @@ class CrossFittedHeads(LogitsTransformer):
         if network_teaches(used.layout):
             self.distillation_ = resolve_share_of_network(self.distillation, used, labels)
         else:
-            self.distillation_ = resolve_share_of_deepest(self.distillation, used, labels, numbers)
+            self.distillation_ = resolve_share_of_deepest(self.distillation, used, labels, weight, numbers)
         if self.distillation_ == 0:
             rows = rows[labels >= 0]
             used, labels, weight, numbers = only_labelled(used, labels, weight, numbers)

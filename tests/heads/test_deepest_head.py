@@ -7,13 +7,14 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from sklearn.base import clone
+from sklearn.datasets import load_digits
 from sklearn.model_selection import KFold
+from tasks import COSTS, memorable_task, noisy_task, overfitted_task
 
 import skexit._nn._mini_batches
 from skexit import ConvExitHeads, ExitHeads, stack_exits
-from skexit.heads._deepest_head import teacher_splits
+from skexit.heads._teacher_folds import teacher_splits
 
-COSTS = [0.2, 0.6, 1.0]
 ALONE = {
     "linear": ExitHeads(),
     "linear by mini-batches": ExitHeads(solver="adam", max_epochs=2),
@@ -26,28 +27,6 @@ KINDS = ALONE | {
     "boosted": ExitHeads(training="boosted"),
 }
 KIND = pytest.mark.parametrize("heads", KINDS.values(), ids=list(KINDS))
-
-
-def noisy_task(n_samples, seed=0, labels_of=1, n_classes=3):
-    """Three exits, of which the last knows the class best, and labels of which some are wrong.
-
-    One in `labels_of` rows has a label.
-    """
-    rng = np.random.default_rng(seed)
-    truth = rng.integers(n_classes, size=n_samples)
-    y = np.where(rng.random(n_samples) < 0.2, rng.integers(n_classes, size=n_samples), truth)
-    y[rng.permutation(n_samples) % labels_of > 0] = -1
-    deep = 2 * np.eye(n_classes, 6)[truth] + rng.normal(scale=0.6, size=(n_samples, 6))
-    noisy = [deep + rng.normal(scale=scale, size=deep.shape) for scale in (2.0, 1.0)]
-    maps = [np.concatenate([block, rng.normal(size=deep.shape)], axis=1).reshape(-1, 3, 2, 2) for block in noisy]
-    return stack_exits(features=[*maps, deep], costs=COSTS, classes=list(range(n_classes))), y, truth
-
-
-def memorable_task(n_samples, seed=0):
-    """Two exits whose features, the same at both, tell rows but not the labels, which are random."""
-    rng = np.random.default_rng(seed)
-    features = rng.normal(size=(n_samples, 4 * n_samples))
-    return stack_exits(features=[features, features], costs=[0.01, 1]), rng.permutation(n_samples) % 2
 
 
 def logits_of(X):
@@ -143,7 +122,7 @@ class TestDeepestHead:
     @pytest.mark.parametrize("heads", ALONE.values(), ids=list(ALONE))
     def test_learns_from_labels_alone(self, heads):
         X, y, _ = noisy_task(60)
-        taught = clone(heads).set_params(random_state=0).fit(X, y).transform(X)
+        taught = clone(heads).set_params(random_state=0, distillation=0.65).fit(X, y).transform(X)
         alone = clone(heads).set_params(random_state=0, distillation=0).fit(X, y).transform(X)
         np.testing.assert_array_equal(taught.logits(2), alone.logits(2))
         assert (taught.logits(0) != alone.logits(0)).any()
@@ -151,7 +130,7 @@ class TestDeepestHead:
     @pytest.mark.parametrize("heads", [ExitHeads(), ExitHeads(cascade=True)], ids=["linear", "linear cascade"])
     def test_leaves_out_rows_without_labels(self, heads):
         X, y, _ = noisy_task(90, labels_of=2)
-        heads = clone(heads).set_params(random_state=0)
+        heads = clone(heads).set_params(random_state=0, distillation=0.65)
         taught = heads.fit(X, y).transform(X).logits(2)
         alone = clone(heads).fit(X[y >= 0], y[y >= 0]).transform(X).logits(2)
         np.testing.assert_array_equal(taught, alone)
@@ -160,19 +139,39 @@ class TestDeepestHead:
 class TestShare:
     @KIND
     def test_is_on_where_no_exit_has_logits(self, heads):
-        X, y, _ = noisy_task(60)
+        X, y = overfitted_task(300)
         heads = clone(heads).set_params(random_state=0).fit(X, y)
         assert heads.distillation_ == 0.65
         same(heads.transform(X), clone(heads).set_params(distillation=0.65).fit(X, y).transform(X))
 
-    @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (0, 0, 0)], ids=["deepest best", "first best", "alike"])
-    def test_auto_is_on_only_where_the_deepest_features_are_best(self, order):
+    @pytest.mark.parametrize("order", [(2, 1, 0), (2, 2, 2)], ids=["first best", "alike"])
+    def test_auto_is_off_where_the_deepest_features_are_not_best(self, order):
         X, y, _ = noisy_task(300)
         X = stack_exits(features=[X.features(k) for k in order], costs=COSTS)
-        assert ExitHeads(random_state=0).fit(X, y).distillation_ == (0.65 if order == (0, 1, 2) else 0)
+        assert ExitHeads(random_state=0).fit(X, y).distillation_ == 0
+
+    @pytest.mark.parametrize("n_parts", [2, 4, 8])
+    def test_auto_is_off_where_exits_see_different_parts(self, n_parts):
+        """The teacher does not see what the other heads see."""
+        X, y = load_digits(return_X_y=True)
+        assert ExitHeads(layout=n_parts, random_state=0).fit(X[:600], y[:600]).distillation_ == 0
+
+    def test_auto_is_off_where_labels_are_random(self):
+        X, y = memorable_task(100)
+        assert ExitHeads(random_state=0).fit(X, y).distillation_ == 0
+
+    @pytest.mark.parametrize("n_samples", range(3, 12))
+    def test_auto_is_off_where_rows_are_too_few_for_a_trial(self, n_samples):
+        X, y = overfitted_task(n_samples)
+        assert ExitHeads(random_state=0).fit(X, y % 2).distillation_ == 0
+
+    @pytest.mark.parametrize("n_groups", [2, 3, 5])
+    def test_auto_is_off_where_groups_are_too_few_for_a_trial(self, n_groups):
+        X, y = overfitted_task(300)
+        assert ExitHeads(random_state=0).fit(X, y, groups=np.arange(300) % n_groups).distillation_ == 0
 
     def test_logits_of_an_earlier_exit_do_not_teach(self):
-        X, y, _ = noisy_task(60)
+        X, y = overfitted_task(300)
         features = [X.features(k) for k in range(3)]
         X = stack_exits([5 * np.eye(3)[y], None, None], features, costs=COSTS)
         heads = ExitHeads(random_state=0).fit(X, y)
@@ -230,7 +229,7 @@ def test_heads_learn_what_few_labels_do_not_tell(heads):
     for seed in range(8):
         X, y, truth = noisy_task(1040, seed, n_classes=4)
         accuracies = []
-        for distillation in ("auto", 0):
+        for distillation in (0.65, 0):
             taught = clone(heads).set_params(distillation=distillation, random_state=seed).fit(X[:40], y[:40])
             new = taught.transform(X[40:])
             accuracies.append([np.mean(new.logits(k).argmax(axis=1) == truth[40:]) for k in (0, 1)])
