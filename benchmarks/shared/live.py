@@ -114,7 +114,8 @@ def ideal_ms(
 ) -> float:
     """Sum over the stages of the plain stage's time for as many samples as reach it.
 
-    Stages end at the exits that the live network uses. Where they were compiled, the compiled ones are timed.
+    Stages end at the exits that the live network uses. If they are compiled, their batches are padded, as those of the
+    live network are.
     """
     first, *side = tensors_of(inputs)
     total, tensors = 0.0, [first]
@@ -125,8 +126,7 @@ def ideal_ms(
             break
         tensors = [tensor[:n_rows].clone() for tensor in tensors]
         side = [tensor[:n_rows] for tensor in side]
-        network = getattr(stage.network, "_compiled", stage.network)
-        duration, given = timed(network, *tensors, *side, clock=clock)
+        duration, given = timed(stage.network, *tensors, *side, clock=clock)
         total, tensors = total + duration, list(given)
         if k == len(live.exits) - 1 and stage.logits is not None:
             total += timed(stage.logits, *tensors, *side, clock=clock)[0]
