@@ -36,25 +36,31 @@ _GROUP_OF |= {"shared threshold": "baselines", "random": "baselines"}
 
 def fit_methods(X: Any, y: NDArray[np.int64], *, seed: int, full: bool, progress: bool) -> dict[str, Any]:
     """Fitted pipelines by the name of their method. The fixed exits are a list with one pipeline per exit."""
-    heads = ExitHeads(random_state=seed)
-    methods: dict[str, Any] = {
-        RECOMMENDED: recommended_pipeline(random_state=seed),
-        BASELINE: make_exit_pipeline(heads, ThresholdPolicy("max_prob")),
-    }
+    with_own_heads: dict[str, Any] = {RECOMMENDED: recommended_pipeline(random_state=seed)}
+    after_heads: dict[str, Any] = {BASELINE: ThresholdPolicy("max_prob")}
     if full:
-        methods |= {
-            "optimal stopping": make_exit_pipeline(heads, OptimalStoppingPolicy(random_state=seed)),
-            "JEI-DNN": make_exit_pipeline(JEIGatedEnsemble(random_state=seed)),
-            "EENet": make_exit_pipeline(heads, EENetPolicy(random_state=seed)),
-            "EM": make_exit_pipeline(heads, EMExitAssigner(random_state=seed)),
-            "BranchyNet (entropy)": make_exit_pipeline(heads, ThresholdPolicy("entropy")),
-            "shared threshold": make_exit_pipeline(heads, ThresholdPolicy("max_prob", schedule="shared")),
-            "random": make_exit_pipeline(heads, RandomExit(random_state=seed)),
+        with_own_heads["JEI-DNN"] = make_exit_pipeline(JEIGatedEnsemble(random_state=seed))
+        after_heads |= {
+            "optimal stopping": OptimalStoppingPolicy(random_state=seed),
+            "EENet": EENetPolicy(random_state=seed),
+            "EM": EMExitAssigner(random_state=seed),
+            "BranchyNet (entropy)": ThresholdPolicy("entropy"),
+            "shared threshold": ThresholdPolicy("max_prob", schedule="shared"),
+            "random": RandomExit(random_state=seed),
         }
-    named = tqdm(methods.items(), desc="     fitting", leave=False, disable=None if progress else True)
-    with silenced():  # the costs in the table also show if some of the budget is left unspent
-        fitted: dict[str, Any] = {name: method.fit(X, y) for name, method in named}
-        fitted[FIXED] = [make_exit_pipeline(heads, StaticExit(k)).fit(X, y) for k in range(X.layout.n_exits)]
+    n_fits = len(with_own_heads) + len(after_heads) + 1
+    with silenced(), tqdm(total=n_fits, desc="     fitting", leave=False, disable=None if progress else True) as bar:
+        fitted: dict[str, Any] = {}
+        for name, pipeline in with_own_heads.items():
+            fitted[name] = pipeline.fit(X, y)
+            bar.update()
+        heads = ExitHeads(random_state=seed)
+        logits = heads.fit_transform(X, y)  # all other methods decide on the logits of the same heads
+        bar.update()
+        for name, policy in after_heads.items():
+            fitted[name] = make_exit_pipeline(heads, policy.fit(logits, y))
+            bar.update()
+        fitted[FIXED] = [make_exit_pipeline(heads, StaticExit(k).fit(logits, y)) for k in range(X.layout.n_exits)]
     return fitted
 
 
