@@ -112,8 +112,9 @@ def daily_savings(
     Notes
     -----
     Operations are not time. Single inputs on a CPU save about the share of the operations. In a batch, time is saved
-    only as far as smaller batches are faster, and on a GPU that a batch does not keep busy that may be nothing. Measure
-    `live_ms` at your batch size, for example by :func:`~skexit.runtime.measure_latency`, before you count on money.
+    only as far as smaller batches are faster, and on a GPU that a batch does not keep busy that may be nothing. Before
+    you count on money, measure `network_ms` and `live_ms` at your batch size:
+    :meth:`skexit.runtime.ExitLatency.expected` has both.
 
     Examples
     --------
