@@ -40,6 +40,8 @@ copybutton_prompt_is_regexp = True
 exclude_patterns = ["_build", "examples"]
 templates_path = ["_templates"]
 autosummary_generate = True
+# The list of methods beside the page of a class leaves out the name of the class.
+toc_object_entries_show_parents = "hide"
 # The page of a class documents its methods; a list of them would repeat them.
 numpydoc_show_class_members = False
 # The sections of a docstring say the types, with shapes.
@@ -116,6 +118,13 @@ def mark_sentences(app, doctree):
             cell["classes"].append("sentence")
 
 
+def name_start_page(app, pagename, templatename, context, doctree):
+    """The title of the start page in the browser is not the name of the project twice."""
+    if pagename == app.config.root_doc:
+        context["title"] = "Early exits for neural networks"
+
+
 def setup(app):
+    app.connect("html-page-context", name_start_page)
     app.connect("doctree-read", keep_intervals_whole)
     app.connect("doctree-read", mark_sentences)
