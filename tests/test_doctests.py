@@ -28,6 +28,12 @@ WARNINGS = (
     "ignore:some of the budget is left unspent:UserWarning",
     "ignore:the heads of all exits add:UserWarning",
 )
+#: Ray gets its share of a machine that is busy with other tests, and more time to start.
+RAY_ON_A_BUSY_MACHINE = {
+    "RAY_worker_niceness": "0",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+}
 SLOW_MODULES = {"skexit.model_selection", "skexit.pipeline"}
 
 
@@ -49,7 +55,7 @@ def run_in_new_interpreter(arguments, folder):
     """Runs Python in an empty folder, with warnings as errors."""
     warnings = [option for warning in WARNINGS for option in ("-W", warning)]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "docs" / "contributing")])
-    environment = {**os.environ, "PYTHONPATH": paths, "MPLBACKEND": "Agg"}
+    environment = {**RAY_ON_A_BUSY_MACHINE, **os.environ, "PYTHONPATH": paths, "MPLBACKEND": "Agg"}
     command = [sys.executable, *warnings, *map(str, arguments)]
     ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
