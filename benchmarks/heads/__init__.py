@@ -1,0 +1,1 @@
+"""Benchmarks of what heads learn from."""
