@@ -27,7 +27,8 @@ class ExpensiveHeadsWarning(UserWarning):
     >>> from skexit.exceptions import ExpensiveHeadsWarning
     >>> print(ExpensiveHeadsWarning(0.123))
     the heads of all exits add 12.3 % to the cost of the network. To leave more of a budget to the network, use fewer
-    features per exit (pool="avg"), fewer or no hidden units (hidden_layer_sizes), or fewer exits.
+    features per exit (pool="avg" for feature maps, "mean" for sequences), fewer or no hidden units in ExitHeads
+    (hidden_layer_sizes), or fewer exits.
     """
 
     def __init__(self, share: float) -> None:
@@ -37,8 +38,8 @@ class ExpensiveHeadsWarning(UserWarning):
     def __str__(self) -> str:
         return (
             f"the heads of all exits add {100 * self.share:.3g} % to the cost of the network. To leave more of a "
-            'budget to the network, use fewer features per exit (pool="avg"), fewer or no hidden units '
-            "(hidden_layer_sizes), or fewer exits."
+            'budget to the network, use fewer features per exit (pool="avg" for feature maps, "mean" for sequences), '
+            "fewer or no hidden units in ExitHeads (hidden_layer_sizes), or fewer exits."
         )
 
 

@@ -390,6 +390,11 @@ ERRORS = {
         "'emu'.*Correct y, leave out such rows, or correct the classes of the layout",
         lambda: fit(stack_exits(L, classes=["ant", "bee", "cat", "emu"]), np.array(["ant", "bee", "cat", "emu"])[y]),
     ),
+    "names that another estimator has numbered": (
+        lambda: fit(stack_exits(L, classes=sorted(NAMES)), y),
+        "number the sorted classes themselves. For these, order the logits by the sorted classes, and pass X.with_lay",
+        lambda: fit(stack_exits(L), y),
+    ),
     "a class that partial_fit lacks": (
         lambda: heads().partial_fit(FEATURES, SHORT, classes=range(3)).partial_fit(FEATURES, y),
         "Pass all classes in the first call to partial_fit",

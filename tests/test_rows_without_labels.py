@@ -323,3 +323,15 @@ class TestTransformers:
         with pytest.raises(ValueError, match=r"y is -1 in every row.*LinearDiscriminantAnalysis\(\) needs labels"):
             ExitTransformer(LinearDiscriminantAnalysis()).fit(FEATURES, np.full(400, -1))
         assert ExitTransformer(PCA(1)).fit(FEATURES, np.full(400, -1)).transform(FEATURES).shape[1] == 7
+
+
+def test_metrics_leave_out_rows_without_a_name():
+    names = np.array(["oak", "ash", "elm"])
+    y, stops = names[np.arange(30) % 3], np.arange(30) % 2
+    probabilities = np.eye(3)[np.searchsorted(np.sort(names), y)] * 0.7 + 0.1
+    partly = y.astype(object)
+    partly[:12] = -1
+    assert expected_calibration_error(partly, probabilities) == expected_calibration_error(y[12:], probabilities[12:])
+    assert coverage_score(partly, probabilities > 0.5) == 1.0
+    of_classes = exit_distribution_by_class(partly, stops, n_exits=2)
+    np.testing.assert_array_equal(of_classes, exit_distribution_by_class(y[12:], stops[12:], n_exits=2))

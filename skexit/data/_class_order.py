@@ -26,7 +26,8 @@ def check_order_of_classes(X: ExitArray, classes: NDArray[np.generic], labels: N
     if X.layout.classes is not None or classes.dtype.kind in "iu" or not exits:
         return
     rows = np.flatnonzero(labels != UNLABELLED)
-    rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), _N_ROWS)).astype(np.intp)]
+    # At random, because classes may take turns, so that every second row has some of them only.
+    rows = np.random.RandomState(0).permutation(rows)[:_N_ROWS]
     logits = X.logits(exits[-1], rows)
     assert logits is not None
     predicted, true = logits.argmax(axis=1), labels[rows]

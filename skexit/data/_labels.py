@@ -61,6 +61,13 @@ def encode_labelled(
     return classes, labels
 
 
+#: What an error adds if names are expected and y has numbers.
+_NUMBERED_BY_OTHERS = (
+    " Some estimators of scikit-learn, such as StackingClassifier, number the sorted classes themselves. For these, "
+    "order the logits by the sorted classes, and pass X.with_layout(X.layout.replace(classes=None))."
+)
+
+
 def encode_labels(y: Any, layout: ExitLayout, cure: str | None = None) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Classes in the order of the logits, and the index of each label among them.
 
@@ -87,6 +94,8 @@ def encode_labels(y: Any, layout: ExitLayout, cure: str | None = None) -> tuple[
     unknown = np.setdiff1d(present, classes)
     if len(unknown):
         cure = cure or "Correct y, leave out such rows, or correct the classes of the layout of X."
+        if present.dtype.kind in "iu" and classes.dtype.kind not in "iu":
+            cure += _NUMBERED_BY_OTHERS
         raise ValueError(
             f"y has the class {unknown.tolist()[0]!r}, which is none of those known, {classes.tolist()}. {cure}"
         )

@@ -11,7 +11,7 @@ from sklearn.utils import check_consistent_length, column_or_1d
 from skexit.uncertainty._labels import index_of_true_labels
 from skexit.utils._checks import answers_with_labels, check_costs, check_exits, check_labels, is_integer
 from skexit.utils._docstring import shared_docs
-from skexit.utils._labels import has_label
+from skexit.utils._labels import classes_in, has_label
 
 _COLUMNS = ("share", "cost", "accuracy_leaving", "accuracy_all", "samples")
 _HEADINGS = ("share", "cost", "accuracy leaving", "accuracy all", "samples")
@@ -150,7 +150,7 @@ def exit_distribution_by_class(
         raise ValueError(f"n_exits={n_exits!r} must be a positive integer.")
     true_labels, stops = check_labels(y_true), check_exits(exits, int(n_exits))
     check_consistent_length(true_labels, stops)
-    classes = np.unique(true_labels) if labels is None else column_or_1d(labels)
+    classes = classes_in(true_labels) if labels is None else column_or_1d(labels)
     labelled = has_label(true_labels, classes)
     true_labels, stops = true_labels[labelled], stops[labelled]
     index = index_of_true_labels(true_labels, classes)

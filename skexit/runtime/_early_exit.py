@@ -87,7 +87,8 @@ class EarlyExitModel(EvaluationModule):
     UnprofitableExitsWarning
         If `latency` shows that the decisions at some exits take longer than they save.
     UserWarning
-        If the network takes another number of operations for images of this size than for those of the extraction.
+        If the network takes another number of operations for images of this size than for those of the extraction, or
+        exits cost other fractions of the network than those that the policy was fitted on.
 
     See Also
     --------

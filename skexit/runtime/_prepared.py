@@ -31,7 +31,7 @@ from skexit.backbone._stages import RecordedNetwork, Stage
 from skexit.runtime._batch import Batch
 from skexit.runtime._decisions import Decisions
 from skexit.runtime._exit_latency import ExitLatency
-from skexit.runtime._other_sizes import warn_of_other_size
+from skexit.runtime._other_costs import warn_of_other_costs
 from skexit.runtime._runner import StageRunner
 
 
@@ -87,7 +87,8 @@ def prepare_network(
         check_against_plain_network(model, exits, list(stages.values()), network.own_logits, example_input)
     mask = attention_mask_in(model, example_input)
     example = map_tensors(lambda tensor: tensor[:1].clone(), example_input)
-    warn_of_other_size(model, example, decisions.policy.layout_, input_name)
+    layout = decisions.policy.layout_
+    warn_of_other_costs(model, exits, example, input_name, head, network.own_logits, layout)
     layouts = find_channels(model, exits, example, pool, channels)
     counts = count_tokens(model, None if mask is None else tensors_of(example)[mask])
     beside_first = mask - 1 if mask else None

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_consistent_length, column_or_1d
 
-from skexit.utils._labels import check_is_given, has_label, index_of_labels
+from skexit.utils._labels import check_is_given, classes_in, has_label, index_of_labels
 
 
 def column_of_labels(
@@ -23,12 +23,12 @@ def column_of_labels(
     check_is_given(y_true, "y_true is None.")
     true_labels = column_or_1d(y_true)
     check_consistent_length(true_labels, table)
-    classes = np.unique(true_labels) if labels is None else column_or_1d(labels)
+    classes = classes_in(true_labels) if labels is None else column_or_1d(labels)
     if len(classes) != table.shape[1]:
         source = "y_true" if labels is None else "labels"
         raise ValueError(
             f"{source} has {len(classes)} classes, but {name} has {table.shape[1]} columns. Pass the class of each "
-            "column: labels=policy.classes_."
+            "column: labels=policy.classes_. Rows without a label, -1, are then left out."
         )
     labelled = np.flatnonzero(has_label(true_labels, classes))
     return labelled, index_of_true_labels(true_labels[labelled], classes)

@@ -29,6 +29,11 @@ def may_be_unlabelled(y: NDArray[Any]) -> NDArray[np.bool_]:
     return np.asarray(y == UNLABELLED, dtype=bool) if y.dtype.kind in "iufO" else np.zeros(len(y), dtype=bool)
 
 
+def classes_in(y: NDArray[Any]) -> NDArray[Any]:
+    """The sorted classes of y. Among names, -1 marks a row without a label; among numbers, it is a class."""
+    return np.unique(y[~may_be_unlabelled(y)].tolist() if y.dtype.kind == "O" else y)
+
+
 def has_label(y: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.bool_]:
     """Whether each row has a label, where the classes are known: -1 marks one that has none, unless it is a class.
 

@@ -30,6 +30,14 @@ def test_another_order_is_refused_and_the_error_gives_it():
         ThresholdPolicy(budget=0.7).fit(stack_exits(logits), NAMES[labels])
 
 
+def test_classes_that_take_turns():
+    labels = np.arange(600) % 6
+    names = np.array(["oak", "ash", "elm", "fir", "yew", "box"])
+    logits = np.random.default_rng(0).normal(size=(600, 2, 6)) + 6 * np.eye(6)[labels][:, None]
+    with pytest.raises(ValueError, match=r"but of (99|100)\.\d% in the order " + re.escape(str(names.tolist()))):
+        ThresholdPolicy(budget=0.8).fit(stack_exits(logits), names[labels])
+
+
 def test_cures():
     logits, labels = make(400, 0.9)
     X, y = stack_exits(logits), NAMES[labels]

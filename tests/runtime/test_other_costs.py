@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from skexit import ThresholdPolicy
+from skexit import ExitHeads, ThresholdPolicy
 from skexit.extraction import ExitExtractor
 from skexit.runtime import EarlyExitModel
 
@@ -90,3 +90,24 @@ def test_texts_may_have_any_length(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         EarlyExitModel(network, exits, policy, head=None, pool="mean")(torch.randint(9, (3, 11)))
+
+
+def test_other_exits_than_those_of_the_extraction(tmp_path):
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(4)]
+    network = nn.Sequential(*blocks, nn.Linear(8, 3)).eval()
+    x, y = torch.randn(60, 8), torch.arange(60) % 3
+    extractor = ExitExtractor(network, ["0", "1", "3"])
+    cache = extractor.extract([(x, y)], tmp_path, progress=False)
+    heads = ExitHeads(distillation=0, random_state=0)
+    policy = ThresholdPolicy(budget=0.9, heads=heads).fit(cache.X, cache.y)
+    message = (
+        "exits=['0', '2', '3'] cost 0.229, 0.686, 1 of the network, but the policy was fitted on exits that cost 0.229, "
+        "0.457, 1. Pass the network and the exits of the extraction: extractor.exits."
+    )
+    with pytest.warns(UserWarning, match=f"^{re.escape(message)}$") as caught:
+        EarlyExitModel(network, ["0", "2", "3"], policy, example_input=x)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        EarlyExitModel(network, extractor.exits, policy, example_input=x)

@@ -1,0 +1,95 @@
+"""Warnings if the network, its exits or its images are probably not those that the policy was fitted on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from skexit.backbone._costs import measure_costs
+from skexit.backbone._counting import run_counting_flops
+from skexit.backbone._inputs import Inputs, is_sequence, named_tensors
+from skexit.backbone._modules import Head
+from skexit.backbone._own_logits import OwnLogits
+from skexit.data import ExitLayout
+from skexit.data._layout import MULTIPLY_ADD_COST
+from skexit.utils._warnings import silenced, warn
+
+#: Numbers of operations differ slightly if layers were joined after the extraction, or if users counted otherwise.
+_TOLERANCE = 0.2
+#: The same for the cost of an exit as a fraction of that of the network.
+_FRACTION_TOLERANCE = 0.05
+
+
+def warn_of_other_costs(
+    model: nn.Module,
+    exits: Sequence[str],
+    example: Inputs,
+    name: str,
+    head: Head,
+    own: OwnLogits | None,
+    layout: ExitLayout,
+) -> None:
+    """Warn if the network or its exits take other numbers of operations than in the layout of the policy.
+
+    The policy knows neither the size of the images nor the names of its exits. `example` has one row, and messages call
+    it `name`. `own` has the places of exits' logits in the network's output. Measured times are not compared.
+    """
+    unit = layout.cost_unit
+    if unit is None or unit not in MULTIPLY_ADD_COST or _warns_of_size(model, example, name, unit, layout.network_cost):
+        return
+    _warn_of_exits(model, exits, example, head, own, unit, layout)
+
+
+def _warns_of_size(model: nn.Module, example: Inputs, name: str, unit: str, fitted_cost: float) -> bool:
+    """Texts and sounds may have any length, so they are not compared."""
+    tensors = list(named_tensors(example).values())
+    images = [tensor for tensor in tensors if tensor.ndim >= 4 and tensor.is_floating_point()]
+    if not images or any(map(is_sequence, tensors)):
+        return False
+    cost = run_counting_flops(model, example, _whole_run) * MULTIPLY_ADD_COST[unit] / 2
+    if abs(cost / fitted_cost - 1) <= _TOLERANCE:
+        return False
+    shape = ", ".join(["n", *map(str, images[0].shape[1:])])
+    warn(
+        f"{name} has the shape ({shape}), for which the network takes {cost:.4g} {unit}, but the "
+        f"policy was fitted on costs of a network that takes {fitted_cost:.4g}. The images of the "
+        "extraction probably had another size, so accuracy and cost may differ from those on the cache. Pass "
+        "images of that size, or extract and fit again with images of this size."
+    )
+    return True
+
+
+def _warn_of_exits(
+    model: nn.Module,
+    exits: Sequence[str],
+    example: Inputs,
+    head: Head,
+    own: OwnLogits | None,
+    unit: str,
+    layout: ExitLayout,
+) -> None:
+    try:
+        with silenced():
+            costs = measure_costs(model, exits, example, unit, head, own)
+    except ValueError:  # two exits with the same cost, for which a layout from elsewhere has its own numbers
+        return
+    found = costs.costs / costs.network
+    fitted = (np.asarray(layout.costs) - np.asarray(layout.head_costs)) / layout.network_cost
+    if np.abs(found - fitted).max() > _FRACTION_TOLERANCE:
+        warn(
+            f"exits={list(exits)} cost {_listed(found)} of the network, but the policy was fitted on exits that cost "
+            f"{_listed(fitted)}. Pass the network and the exits of the extraction: extractor.exits."
+        )
+
+
+def _listed(fractions: Any) -> str:
+    return ", ".join(f"{fraction:.3g}" for fraction in fractions)
+
+
+def _whole_run(forward: Callable[[], Any], clock: Callable[[], float]) -> float:
+    start = clock()
+    forward()
+    return clock() - start
