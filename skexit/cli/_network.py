@@ -203,8 +203,8 @@ def _table_of(expected: pd.DataFrame, runtime: str) -> str:
     shares = ", ".join(map(percent, expected.filter(like="_share").iloc[0]))
     text = [f"Times per sample in {runtime}.", "", *columns(lines), "", f"leave at the exits: {shares}"]
     if (expected["saved"] < 0).any():
-        text += ["", "Where the live network takes longer, decisions take longer than they save. skexit fit --latency"]
-        text += ["switches off such exits."]
+        text += ["", "The live network takes longer where its decisions take more time than early exits save."]
+        text += ["skexit fit --latency switches off exits that do not pay. Small networks save no time."]
     return "\n".join(text)
 
 
