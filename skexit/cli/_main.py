@@ -48,8 +48,8 @@ skexit.add_command(cache)
 def _demo(out: str, seed: int, full: bool, quiet: bool) -> Any:
     """Train a small network on scikit-learn's digits, and stop it early.
 
-    The demo caches the exits of the network, fits exit policies, and writes a table, a plot and a report. It takes less
-    than a minute.
+    The demo caches the exits of the network, fits exit policies, and writes a table, a plot and a report. It takes one
+    to two minutes on two cores.
     """
     from skexit.cli._demo import run_demo
 
