@@ -240,7 +240,7 @@ class TestLive:
         small, large = torch.randn(N_ROWS, 1, 8, 8), torch.randn(5, 1, 12, 12)
         cache = ExitExtractor(network, ["1", "2"]).extract([(small, data[1])], tmp_path / "c")
         live = EarlyExitModel(network, ["1", "2"], ThresholdPolicy().fit(cache.X, cache.y), example_input=small)
-        with pytest.raises(ValueError, match=r"or cut the network again by prepare\(example_input\)"):
+        with pytest.raises(ValueError, match=r"or prepare the network again by prepare\(example_input\)"):
             live(large)
         with pytest.warns(UserWarning, match="or extract and fit again with images of this size"):
             live.prepare(large)

@@ -13,7 +13,8 @@ parts, killed
     second, each by SIGKILL.
 
 With `--data-root` and `--weights`, the network is a ResNet-56 with three exits on CIFAR-10; else that of ``skexit
-demo``, which is trained first. It stops by maximum probability at a mean cost of .65, and is cut after its first exit.
+demo``, which is trained first. It stops by maximum probability at a mean cost of .65, and is divided after its first
+exit.
 Printed are requests a second, the median and the 95th percentile of their times in milliseconds, how many were lost,
 and how many answers differ from ``live(x)``. Each replica has one thread.
 """

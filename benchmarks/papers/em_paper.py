@@ -2,7 +2,7 @@
 
     python -m benchmarks.papers.em_paper --data-root DIR --weights resnet56.th --results docs/benchmarks/em [--splits 5]
 
-`--data-root` and `--weights` are those of ``em_routing.py``. The network is a frozen ResNet-56, cut into four
+`--data-root` and `--weights` are those of ``em_routing.py``. The network is a frozen ResNet-56, divided into four
 parts of about the same cost; heads are linear, on averages. Heads and policies are fitted on a random half of
 the test images, which the network has not seen, and measured on the other half, split after split.
 

@@ -31,7 +31,7 @@ from skexit.backbone._outputs import first_tensor
 
 LOADERS = {"sst2": load_sst2, "ag_news": load_ag_news}
 N_CLASSES = {"sst2": 2, "ag_news": 4}
-#: Texts are cut after so many tokens.
+#: Texts are truncated after so many tokens.
 MAX_LENGTH = {"sst2": 40, "ag_news": 32}
 
 
@@ -67,7 +67,7 @@ class MultiExitEncoder(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> list[torch.Tensor]:
         """Logits of each exit, of shape (n_texts, n_classes)."""
-        # Layer by layer, as hidden states that the encoder collects itself are lost when it is cut into stages.
+        # Layer by layer, as hidden states that the encoder collects itself are lost when it is divided into stages.
         tokens = self.encoder.embeddings(input_ids=input_ids)
         weights = attention_mask.unsqueeze(2).to(tokens.dtype)
         mask = attention_mask[:, None, None, :].bool()

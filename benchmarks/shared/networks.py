@@ -145,7 +145,7 @@ class TokenBatches:
     texts : sequence of str
     y : ndarray of shape (n_texts,)
     max_length : int
-        Texts are cut after so many tokens.
+        Texts are truncated after so many tokens.
     batch_size : int, default=64
     """
 

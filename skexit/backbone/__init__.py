@@ -1,4 +1,4 @@
-"""The user's torch network: its modules, inputs, exits and costs, and the recording that cuts it into stages.
+"""The user's torch network: its modules, inputs, exits and costs, and the recording that divides it into stages.
 
 Extraction, the live network and training share this package, which depends on neither caches nor policies.
 """

@@ -28,8 +28,9 @@ def exit_points(
     """Names of the modules after which a network can stop, in forward order.
 
     For networks of known families, they depend on the class. For any other network, they are found in a forward pass:
-    calls of modules where a live network can be cut, at about equal steps of cost if possible. Calls after which later
-    modules need only their output are preferred. The last exit is the last such place before the network's output.
+    calls of modules where a live network can be divided, if possible at about equal steps of cost. Calls after which
+    later modules need only their output are preferred. The last exit is the last such place before the network's
+    output.
     :func:`describe_exits` lists all places. If a module is called several times, such as the only layer of ALBERT,
     ``"layer#0"`` is its first call and ``"layer#1"`` its second; all parameters for exits and heads take such names.
 
@@ -125,7 +126,7 @@ def describe_exits(model: nn.Module, example_input: Inputs) -> pd.DataFrame:
     pandas.DataFrame
         One row per call of a module that returns a tensor of floats with one row per sample: its ``name``, the
         ``shape`` of its output for a sample, the ``cost`` of the network up to there as a fraction of its FLOPs, the
-        number of other tensors that later modules need (``carried``), and whether a live network can be cut there
+        number of other tensors that later modules need (``carried``), and whether a live network can be divided there
         (``live``): if these have one row per sample, too. Parameter-free modules with several calls are left out.
 
     See Also
@@ -148,7 +149,7 @@ def describe_exits(model: nn.Module, example_input: Inputs) -> pd.DataFrame:
     import pandas as pd
 
     places = trace_modules(unwrapped(model), in_form(example_input, "example_input"))
-    rows = [(place.name, place.shape, place.cost, place.n_carried, place.is_cut) for place in places]
+    rows = [(place.name, place.shape, place.cost, place.n_carried, place.can_divide) for place in places]
     return pd.DataFrame(rows, columns=["name", "shape", "cost", "carried", "live"])
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from skexit.backbone._wrong_inputs import CUT_AGAIN, cure_of_form, cure_of_parts, cure_of_shape, cure_of_type
+from skexit.backbone._wrong_inputs import PREPARE_AGAIN, cure_of_form, cure_of_parts, cure_of_shape, cure_of_type
 
 #: Names of the labels in a batch whose parts have names.
 LABEL_NAMES = ("labels", "label")
@@ -160,19 +160,19 @@ def like_example(inputs: Inputs, example: Inputs) -> Inputs:
     given, expected = named_tensors(inputs), named_tensors(example)
     if set(given) != set(expected) or isinstance(inputs, Mapping) != isinstance(example, Mapping):
         are_by_name = isinstance(inputs, Mapping) or isinstance(example, Mapping)
-        cure = CUT_AGAIN if are_by_name else cure_of_parts(given, expected)
-        raise ValueError(f"the network was cut for the inputs {list(expected)}, but got {list(given)}. {cure}")
+        cure = PREPARE_AGAIN if are_by_name else cure_of_parts(given, expected)
+        raise ValueError(f"the network was prepared for the inputs {list(expected)}, but got {list(given)}. {cure}")
     for name, tensor in given.items():
         like = expected[name]
         if tensor.dtype != like.dtype:
             raise ValueError(
-                f"{name} has the type {tensor.dtype}, but the network was cut for {like.dtype}. "
+                f"{name} has the type {tensor.dtype}, but the network was prepared for {like.dtype}. "
                 f"{cure_of_type(tensor, like.dtype)}"
             )
         if tensor.ndim != like.ndim or (not is_sequence(like) and tensor.shape[1:] != like.shape[1:]):
             shape = ", ".join(["n", *map(str, like.shape[1:])])
             raise ValueError(
-                f"{name} has the shape {tuple(tensor.shape)}, but the network was cut for ({shape}). "
+                f"{name} has the shape {tuple(tensor.shape)}, but the network was prepared for ({shape}). "
                 f"{cure_of_shape(name, tensor, like)}"
             )
     return {name: inputs[name] for name in expected} if isinstance(inputs, Mapping) else inputs

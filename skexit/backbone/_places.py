@@ -29,8 +29,8 @@ class ExitPlace:
     """Cumulative cost as a fraction of the network's FLOPs."""
     n_carried: int
     """Number of tensors, besides the module's output, that later modules need."""
-    is_cut: bool
-    """Whether all of these have one row per sample, so that a live network can be cut here."""
+    can_divide: bool
+    """Whether all of these have one row per sample, so that a live network can be divided here."""
 
 
 def trace_modules(model: nn.Module, example_input: Inputs) -> list[ExitPlace]:
@@ -59,10 +59,10 @@ def places_in(traced: Trace) -> list[ExitPlace]:
         is_known = "#" not in call.name or call.has_weights  # not each call of a shared ReLU or dropout
         if is_known and not is_output and call.is_floating and (axis := axis_of_rows[first]) is not None:
             n_carried = needed.counts[call.end] - needed.is_needed_after(call.end, first)
-            is_cut = needed.counts[call.end] == needed.counts_with_rows[call.end]
+            can_divide = needed.counts[call.end] == needed.counts_with_rows[call.end]
             shape = call.shape[:axis] + call.shape[axis + 1 :]
             cost = call.flops / max(traced.flops, 1)
-            places.append(ExitPlace(call.name, call.end, shape, cost, n_carried, is_cut))
+            places.append(ExitPlace(call.name, call.end, shape, cost, n_carried, can_divide))
     return places
 
 

@@ -40,24 +40,24 @@ def check_against_plain_network(
     for k, (name, stage) in enumerate(zip(exits, stages, strict=True)):
         tensors = stage.network(*tensors, *side)
         if not _agree(tensors[0], rows_first(expected[k], axes[name])[rows]):
-            raise _not_cut(f"its part up to {name!r}")
+            raise _not_divided(f"its part up to {name!r}")
         of_exit = logits[k]
         if (
             of_exit is not None
             and stage.logits is not None
             and not _agree(stage.logits(*tensors, *side), of_exit[rows])
         ):
-            raise _not_cut(f"its logits of {name!r}")
+            raise _not_divided(f"its logits of {name!r}")
         if len(rows) > 1:
             kept = torch.arange(len(rows) - 1, -1, -1, device=rows.device)[:-1]
             tensors, side, rows = select_rows(tensors, kept), select_rows(side, kept), rows[kept]
 
 
-def _not_cut(part: str) -> ValueError:
+def _not_divided(part: str) -> ValueError:
     return ValueError(
-        f"the network is not cut by its exits: on random inputs, {part} gives other values than the plain network. A "
-        "tensor goes around an exit, or the samples of a batch depend on one another. Name exits through which all "
-        "tensors pass."
+        f"the network cannot be divided at its exits: on random inputs, {part} gives other values than the plain "
+        "network. A tensor goes around an exit, or the samples of a batch depend on one another. Name exits through "
+        "which all tensors pass."
     )
 
 

@@ -1,4 +1,4 @@
-"""Errors for networks that cannot be cut at an exit, with the nearest places where they can be cut."""
+"""Errors for networks that cannot be divided at an exit, with the nearest places where they can be divided."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def refusal(model: nn.Module, inputs: Inputs, error: Exception) -> ValueError:
 
 
 def nearest_places(model: nn.Module, inputs: Inputs, name: str) -> str:
-    """A sentence with the last place before a module, and the first after it, where a network can be cut."""
+    """A sentence with the last place before a module, and the first after it, where a network can be divided."""
     try:
         traced = trace(model, inputs)
     except Exception:
         return ""
     name = split_call(name)[0]
     inside = [call.end for call in traced.calls if _is_inside(call.name, name)]
-    places = [place for place in places_in(traced) if place.is_cut and not _is_inside(place.name, name)]
+    places = [place for place in places_in(traced) if place.can_divide and not _is_inside(place.name, name)]
     before = [place.name for place in places if inside and place.end < min(inside)][-1:]
     after = [place.name for place in places if inside and place.end > max(inside)][:1]
     found = [f"{place!r} before it" for place in before] + [f"{place!r} after it" for place in after]

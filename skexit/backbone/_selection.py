@@ -20,7 +20,7 @@ def choose_places(places: list[ExitPlace], n_exits: int) -> list[ExitPlace]:
     """
     found: list[ExitPlace] = []
     for is_clean in (True, False):
-        usable = [place for place in places if place.is_cut and (place.n_carried == 0 or not is_clean)]
+        usable = [place for place in places if place.can_divide and (place.n_carried == 0 or not is_clean)]
         for depth in sorted({_depth(place) for place in usable}):
             distinct = _distinct([place for place in usable if _depth(place) <= depth])
             chosen = _at_equal_steps(distinct, n_exits)

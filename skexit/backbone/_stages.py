@@ -1,4 +1,4 @@
-"""A network cut at its exits into stages that run one after the other."""
+"""A network divided at its exits into stages that run one after the other."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Stage:
 
 
 class RecordedNetwork:
-    """A network in evaluation mode that can be cut at all or some of its exits, which are in forward order.
+    """A network in evaluation mode that can be divided at all or some of its exits, which are in forward order.
 
     The stages call the modules of the network itself, which keep their parameters and their hooks.
     """
@@ -53,10 +53,10 @@ class RecordedNetwork:
                 break
             opened |= closed
 
-    def cut(self, ends: Iterable[int]) -> dict[int, Stage]:
+    def divide(self, ends: Iterable[int]) -> dict[int, Stage]:
         """The stages that end at some of the exits, by exit; the part between two of these is one stage.
 
-        The exits are in increasing order. Raises a ValueError if the network is not cut by them.
+        The exits are in increasing order. Raises a ValueError if the network cannot be divided there.
         """
         stages, roots = {}, self._recording.inputs[:1]
         for k in ends:
@@ -74,8 +74,9 @@ class RecordedNetwork:
         for node in carried:
             if self._carried.axis_of_rows(node) is None:
                 raise ValueError(
-                    f"the network is not cut by exit {self._exits[k]!r}: later modules need {_describe(node)}, which "
-                    "does not have one row per sample, so samples cannot stop there one by one. Name another exit."
+                    f"the network cannot be divided at exit {self._exits[k]!r}: later modules need {_describe(node)}, "
+                    "which does not have one row per sample, so samples cannot stop there one by one. Name another "
+                    "exit."
                     f"{nearest_places(self._model, self._example_input, self._exits[k])}"
                 )
 
@@ -205,8 +206,8 @@ class _Part:
                 continue
             if node is self._recording.inputs[0]:
                 raise ValueError(
-                    "the network is not cut by its exits: later modules depend on a size of its first input that "
-                    "no tensor after an exit has. Name other exits."
+                    "the network cannot be divided at its exits: later modules depend on a size of its first input "
+                    "that no tensor after an exit has. Name other exits."
                 )
             needed.add(node)
             if self._size_of_root(node) is None:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from skexit.data import ExitLayout
 
 #: Advice for inputs that differ from the example.
-CUT_AGAIN = "Pass inputs like the example, or cut the network again by prepare(example_input)."
+PREPARE_AGAIN = "Pass inputs like the example, or prepare the network again by prepare(example_input)."
 _OTHER = (
     "Convert arrays by torch.from_numpy, and leave out what the network does not take. For other inputs, such as "
     "graphs, collect the outputs of exits by hooks of your own, and pass them to stack_exits."
@@ -82,7 +82,7 @@ def cure_of_parts(given: Mapping[str, torch.Tensor], expected: Mapping[str, torc
         return "Each has the shape of one sample: pass torch.stack(samples), a batch."
     if len(example) == 1 and all(tensor.shape[1:] == row for tensor in tensors):
         return "Each is a batch of its own: pass one at a time, or torch.cat(batches)."
-    return CUT_AGAIN
+    return PREPARE_AGAIN
 
 
 def are_labels(tensor: torch.Tensor) -> bool:
@@ -103,7 +103,7 @@ def cure_of_shape(name: str, tensor: torch.Tensor, like: torch.Tensor) -> str:
         return f"That is one sample with its channels last: pass {name}.permute(2, 0, 1)[None], a batch of one."
     if len(row) == 3 and row[0] == 1 and given[1:] == row[1:]:
         return f"The axis of the channels is missing: pass {name}[:, None]."
-    return CUT_AGAIN
+    return PREPARE_AGAIN
 
 
 def cure_of_type(tensor: torch.Tensor, dtype: torch.dtype) -> str:

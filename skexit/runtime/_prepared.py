@@ -82,7 +82,7 @@ def prepare_network(
     check_rows(example_input, device)
     with naming_other_form(model, example_input, input_name):
         network = RecordedNetwork(model, exits, example_input, head)
-    stages = network.cut(range(len(exits)))
+    stages = network.divide(range(len(exits)))
     if head is None or head == "output":
         check_against_plain_network(model, exits, list(stages.values()), network.own_logits, example_input)
     mask = attention_mask_in(model, example_input)
@@ -96,7 +96,7 @@ def prepare_network(
     _prepare_runner(runner, example)
     observed = np.flatnonzero(runner.decisions.is_observed).tolist()
     # At exits that no decision reads, the network is not divided.
-    return PreparedNetwork(runner, replace(runner, stages=network.cut(observed)), example, device)
+    return PreparedNetwork(runner, replace(runner, stages=network.divide(observed)), example, device)
 
 
 def start(network: PreparedNetwork, inputs: Inputs) -> Batch:

@@ -1,4 +1,4 @@
-"""Networks of many kinds, cut at their exits without being rewritten."""
+"""Networks of many kinds, divided at their exits without being rewritten."""
 
 import pytest
 import torch
@@ -10,9 +10,9 @@ from skexit.backbone._probe import check_against_plain_network
 from skexit.backbone._stages import RecordedNetwork
 
 
-def cut(model, exits, example_input, head="output"):
+def divide(model, exits, example_input, head="output"):
     """The stages between all of the exits."""
-    return list(RecordedNetwork(model, exits, example_input, head).cut(range(len(exits))).values())
+    return list(RecordedNetwork(model, exits, example_input, head).divide(range(len(exits))).values())
 
 
 def check_stages(model, exits, stages, inputs):
@@ -41,7 +41,7 @@ def test_torchvision(name):
     size = {"image_size": 64} if name == "vit_b_16" else {}
     model = models.get_model(name, weights=None, **size).eval()
     x = torch.randn(3, 3, 64, 64)
-    stages = cut(model, exit_points(model), x[:1])
+    stages = divide(model, exit_points(model), x[:1])
     with torch.inference_mode():
         check_stages(model, exit_points(model), stages, x[:1])
         torch.testing.assert_close(run_stages(stages, x), model(x))
@@ -65,7 +65,7 @@ def test_hugging_face(name, masked):
     exits = exit_points(model, each="block")
     # An example of other length and size than what is run.
     example = {key: value[:2, :7] for key, value in inputs.items()}
-    stages = cut(model, exits, example)
+    stages = divide(model, exits, example)
     with torch.inference_mode():
         check_stages(model, exits, stages, example)
         torch.testing.assert_close(run_stages(stages, *inputs.values()), model(**inputs).logits)
@@ -352,7 +352,7 @@ class Recurrent(nn.Module):
 )
 def test_all_that_later_stages_need_goes_along(model, exits, inputs):
     model.eval()
-    stages = cut(model, exits, inputs[:2])
+    stages = divide(model, exits, inputs[:2])
     with torch.inference_mode():
         check_stages(model, exits, stages, inputs)
         expected = model(inputs.clone())
@@ -366,7 +366,7 @@ def test_hooks_of_the_network_collect_what_it_needs(was_called):
     if was_called:
         model(x)
     exit_points(model, example_input=x)
-    stages = cut(model, exits, x)
+    stages = divide(model, exits, x)
     assert [len(layer._forward_hooks) for layer in model.layers] == [int(was_called)] * 3
     assert model.has_hooks == was_called
     with torch.no_grad():
@@ -376,7 +376,7 @@ def test_hooks_of_the_network_collect_what_it_needs(was_called):
 
 def test_the_rows_stay_where_axes_of_length_one_are_left_out():
     model, x = Squeezes().eval(), torch.randn(5, 4)
-    stages = cut(model, ["first", "second"], x[:2])
+    stages = divide(model, ["first", "second"], x[:2])
     with torch.inference_mode():
         check_stages(model, ["first", "second"], stages, x)
         torch.testing.assert_close(run_stages(stages, x), model(x))
@@ -385,7 +385,7 @@ def test_the_rows_stay_where_axes_of_length_one_are_left_out():
 
 def test_calls_of_a_shared_classifier_are_heads():
     model, x = Shared().eval(), torch.randn(5, 4)
-    stages = cut(model, ["blocks.0#0", "blocks.0#1", "blocks.0#2"], x, ["head#0", "head#1", "head#2"])
+    stages = divide(model, ["blocks.0#0", "blocks.0#1", "blocks.0#2"], x, ["head#0", "head#1", "head#2"])
     tensors, hidden = [x], x
     with torch.inference_mode():
         for stage in stages:
@@ -398,9 +398,9 @@ def test_one_of_several_calls_must_be_named(name):
     with pytest.raises(
         ValueError, match=rf"which the forward pass calls 3 times; name one of the calls, from '{name}#0'"
     ):
-        cut(Shared().eval(), [name], torch.randn(2, 4))
+        divide(Shared().eval(), [name], torch.randn(2, 4))
     with pytest.raises(ValueError, match=rf"exits names '{name}#3', which the forward pass calls 0 times"):
-        cut(Shared().eval(), [f"{name}#3"], torch.randn(2, 4))
+        divide(Shared().eval(), [f"{name}#3"], torch.randn(2, 4))
 
 
 class Pooled(nn.Module):
@@ -416,8 +416,10 @@ class Pooled(nn.Module):
 
 
 def test_what_has_no_rows_of_samples_keeps_them_together():
-    with pytest.raises(ValueError, match=r"not cut by exit 'first': later modules need a tensor of shape .* by one"):
-        cut(Pooled().eval(), ["first", "second"], torch.randn(2, 4))
+    with pytest.raises(
+        ValueError, match=r"cannot be divided at exit 'first': later modules need a tensor of shape .* by one"
+    ):
+        divide(Pooled().eval(), ["first", "second"], torch.randn(2, 4))
 
 
 DECODERS = ["Llama", "Qwen2", "GPT2", "GPTNeoX", "OPT"]
@@ -444,7 +446,7 @@ def test_decoders_and_position_tables(name):
     }
     example = {key: value[:2, :7] for key, value in inputs.items()}
     exits, uses_cache = exit_points(model, example_input=example, n_exits=3), getattr(config, "use_cache", None)
-    stages = cut(model, exits, example, head=None if name == "T5Encoder" else "output")
+    stages = divide(model, exits, example, head=None if name == "T5Encoder" else "output")
     with torch.inference_mode():
         check_stages(model, exits, stages, example)
         if name != "T5Encoder":  # whose last exit stands before its last norm
@@ -467,7 +469,7 @@ class Mixing(nn.Module):
 def test_samples_that_depend_on_one_another_are_refused():
     model, x = Mixing().eval(), torch.randn(2, 4)
     with pytest.raises(ValueError, match="on random inputs, its part up to 'second' gives other values"):
-        check_stages(model, ["first", "second"], cut(model, ["first", "second"], x), x)
+        check_stages(model, ["first", "second"], divide(model, ["first", "second"], x), x)
 
 
 class MultiExit(nn.Module):
@@ -492,7 +494,7 @@ class MultiExit(nn.Module):
 @pytest.mark.parametrize("head", ["output", ["heads.0", "heads.1", "heads.2"], ["heads.0", None, "output"]])
 def test_logits_of_the_network_itself(head):
     model, x = MultiExit().eval(), torch.randn(5, 4)
-    stages = cut(model, ["blocks.0", "blocks.1", "blocks.2"], x[:1], head)
+    stages = divide(model, ["blocks.0", "blocks.1", "blocks.2"], x[:1], head)
     tensors = [x]
     with torch.inference_mode():
         for k, (stage, expected) in enumerate(zip(stages, model(x), strict=True)):
@@ -506,7 +508,7 @@ def test_logits_of_the_network_itself(head):
 def test_an_exit_inside_another():
     model = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), nn.Linear(4, 3)).eval()
     x = torch.randn(3, 4)
-    stages = cut(model, ["0.0", "0", "1"], x)
+    stages = divide(model, ["0.0", "0", "1"], x)
     torch.testing.assert_close(run_stages(stages, x), model(x))
 
 
@@ -525,15 +527,15 @@ def test_networks_that_look_at_values_are_refused():
     with pytest.raises(
         ValueError, match=r"Deciding .*: an operation at line \d+ of test_stages.py, `return self.second"
     ):
-        cut(Deciding().eval(), ["first", "second"], torch.randn(2, 4))
+        divide(Deciding().eval(), ["first", "second"], torch.randn(2, 4))
 
 
 def test_the_nearest_places_are_named():
     model = nn.Sequential(nn.Linear(4, 4), Deciding(), nn.Linear(3, 3), nn.Linear(3, 3)).eval()
     with pytest.raises(ValueError, match=r"in '1' at .* places for an exit are '0' before it and '2' after it"):
-        cut(model, ["0", "1.first"], torch.randn(2, 4))
+        divide(model, ["0", "1.first"], torch.randn(2, 4))
     x = torch.randn(4, 4)
-    torch.testing.assert_close(run_stages(cut(model, ["0", "2"], x), x), model(x))
+    torch.testing.assert_close(run_stages(divide(model, ["0", "2"], x), x), model(x))
 
 
 class LoopsOverRows(nn.Module):
@@ -547,13 +549,13 @@ class LoopsOverRows(nn.Module):
 
 def test_networks_that_loop_over_rows_are_refused():
     with pytest.raises(ValueError, match=r"LoopsOverRows .* depend on the number of rows, as in a loop over rows"):
-        cut(LoopsOverRows().eval(), ["first"], torch.randn(2, 4))
+        divide(LoopsOverRows().eval(), ["first"], torch.randn(2, 4))
 
 
 def test_exits_in_another_order():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)).eval()
     with pytest.raises(ValueError, match=r"exits=\['1', '0'\] are not in forward order"):
-        cut(model, ["1", "0"], torch.randn(2, 4))
+        divide(model, ["1", "0"], torch.randn(2, 4))
 
 
 class SharedEncoding(nn.Module):
@@ -582,7 +584,7 @@ class SharedEncoding(nn.Module):
 def test_calls_of_a_module_that_blocks_share():
     torch.manual_seed(0)
     model, x, exits = SharedEncoding().eval(), torch.randn(4, 6), ["encoding#1", "blocks.2"]
-    check_stages(model, exits, cut(model, exits, x[:2]), x)
+    check_stages(model, exits, divide(model, exits, x[:2]), x)
 
 
 class LastToken(nn.Module):
@@ -603,4 +605,4 @@ def test_modules_after_what_values_select():
     torch.manual_seed(0)
     model, tokens = LastToken().eval(), torch.randint(8, (4, 5))
     tokens[:, -1] = 8
-    check_stages(model, ["first", "second"], cut(model, ["first", "second"], tokens[:2]), tokens)
+    check_stages(model, ["first", "second"], divide(model, ["first", "second"], tokens[:2]), tokens)

@@ -115,7 +115,7 @@ def test_wrong_thresholds(data, thresholds):
         live.thresholds = thresholds
 
 
-def test_thresholds_before_the_network_is_cut(data):
+def test_thresholds_before_the_network_is_divided(data):
     network, _, _ = data
     pipeline, _ = live_of(data, POLICIES[0])
     live = EarlyExitModel(network, EXITS, pipeline)

@@ -118,7 +118,7 @@ def test_wrong_sizes(live, pad_to):
         live.compile_stages(pad_to)
 
 
-def test_a_network_that_is_not_cut(network, policy):
+def test_a_network_that_is_not_divided(network, policy):
     with pytest.raises(RuntimeError, match="call prepare"):
         EarlyExitModel(network, EXITS, policy).compile_stages()
 

@@ -151,7 +151,7 @@ def test_exits_at_which_nothing_can_be_cut(at_exit):
             method(at_exit)
 
 
-def test_a_network_that_is_not_cut_yet():
+def test_a_network_that_is_not_divided_yet():
     live, _ = live_and_inputs("threshold")
     uncut = EarlyExitModel(live.model, Network.exits, live.policy)
     for method in (uncut.truncate, uncut.resume):

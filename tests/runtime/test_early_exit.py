@@ -277,18 +277,21 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("inputs", "message"),
         [
-            ((torch.zeros(2, 1, 8, 9),), r"x has the shape \(2, 1, 8, 9\), but the network was cut for \(n, 1, 8, 8\)"),
+            (
+                (torch.zeros(2, 1, 8, 9),),
+                r"x has the shape \(2, 1, 8, 9\), but the network was prepared for \(n, 1, 8, 8\)",
+            ),
             ((torch.zeros(2, 8, 8),), r"x has the shape \(2, 8, 8\), but"),
             (
                 (torch.zeros(2, 1, 8, 8).double(),),
-                "x has the type torch.float64, but the network was cut for torch.float32",
+                "x has the type torch.float64, but the network was prepared for torch.float32",
             ),
             ((torch.zeros(2, 1, 8, 8, device="meta"),), "x is on meta, but the network on cpu"),
             ((torch.zeros(0, 1, 8, 8),), "the inputs have no rows"),
             ((torch.zeros(2, 1, 8, 8), torch.zeros(3)), "the inputs have different numbers of rows"),
             (
                 ({"pixels": torch.zeros(2, 1, 8, 8)},),
-                r"the network was cut for the inputs \['x'\], but got \['pixels'\]",
+                r"the network was prepared for the inputs \['x'\], but got \['pixels'\]",
             ),
             (("image",), "the network takes a tensor, .* with one row per sample, but got a str"),
             ((), "but got nothing"),

@@ -81,7 +81,7 @@ def test_batches_by_name(network, by_name, order):
     assert len(set(live(given).exits.tolist())) > 1
 
 
-def test_batches_with_labels_before_the_network_is_cut(network, by_name):
+def test_batches_with_labels_before_the_network_is_divided(network, by_name):
     cache, policy, batch = by_name
     live = EarlyExitModel(network, EXITS, policy)
     np.testing.assert_array_equal(live(**batch).exits, policy.predict_exit(cache.X))

@@ -515,7 +515,7 @@ def test_a_bad_file(cnn_file, tmp_path):
         OnnxEarlyExit(tmp_path / "other.onnx")
 
 
-def test_a_network_that_is_not_cut(cnn, cnn_live, tmp_path):
+def test_a_network_that_is_not_divided(cnn, cnn_live, tmp_path):
     with pytest.raises(RuntimeError, match=r"call prepare"):
         export_onnx(EarlyExitModel(cnn, CNN_EXITS, cnn_live.policy), tmp_path / "network.onnx")
 

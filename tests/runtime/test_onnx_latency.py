@@ -81,7 +81,7 @@ def test_costs_rise_whatever_the_noise(monkeypatch):
     [
         ({"batch_sizes": (0, 4)}, "must be one or more positive integers"),
         ({"n_repeats": 0}, "n_repeats=0 must be at least 1"),
-        ({"example_input": torch.zeros(1, 5)}, r"cut for"),
+        ({"example_input": torch.zeros(1, 5)}, r"prepared for"),
     ],
 )
 def test_bad_input(arguments, message):

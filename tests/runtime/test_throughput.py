@@ -357,12 +357,12 @@ def test_a_network_that_cannot_be_cut_is_reported_at_once():
             return outputs
 
     loader = iter(x.split(20))
-    with pytest.raises(ValueError, match="not cut by exit"):
+    with pytest.raises(ValueError, match="cannot be divided at exit"):
         EarlyExitModel(Mixing(), Network.exits, live.policy).predict_loader(loader)
     assert len(list(loader)) == 14
 
 
-def test_the_first_batch_is_what_the_network_is_cut_for():
+def test_the_first_batch_is_what_the_network_is_prepared_for():
     live, x = live_and_inputs("static")
     uncut = EarlyExitModel(live.model, Network.exits, live.policy)
     output = uncut.predict_loader(["text", *x.split(40), x[:, 1:]])

@@ -23,8 +23,8 @@ STACK = (
     "the network, convert each by torch.from_numpy(array)."
 )
 TOKENIZER = "A tokenizer returns tensors with tokenizer(texts, padding=True, return_tensors='pt')."
-CUT = "the network was cut for the inputs ['x'], but got ['input 0', 'input 1']. "
-SHAPE = "but the network was cut for (n, 2, 8, 6). "
+CUT = "the network was prepared for the inputs ['x'], but got ['input 0', 'input 1']. "
+SHAPE = "but the network was prepared for (n, 2, 8, 6). "
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ OTHER_FORMS = {
     ),
     "bytes": (
         (255 * IMAGES.abs().clamp(max=1)).to(torch.uint8),
-        "x has the type torch.uint8, but the network was cut for torch.float32. Convert it as the training data were "
+        "x has the type torch.uint8, but the network was prepared for torch.float32. Convert it as the training data were "
         "converted, for example by to(torch.float32) / 255.",
         (255 * IMAGES.abs().clamp(max=1)).to(torch.uint8).to(torch.float32) / 255,
     ),
@@ -198,7 +198,7 @@ def test_grey_images_without_channels():
     policy = ThresholdPolicy(budget=1.0).fit(stack_exits([logits]), np.arange(9) % 3)
     live = EarlyExitModel(network, ["2"], policy, example_input=images[:, None])
     message = (
-        "x has the shape (9, 6, 6), but the network was cut for (n, 1, 6, 6). The axis of the channels is missing: "
+        "x has the shape (9, 6, 6), but the network was prepared for (n, 1, 6, 6). The axis of the channels is missing: "
         "pass x[:, None]."
     )
     with pytest.raises(ValueError, match=exactly(message)):
