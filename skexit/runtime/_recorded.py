@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, cast
 
 import torch
@@ -25,6 +26,8 @@ _READS = {
 }
 #: Number of rows with which a decision is recorded, and numbers of rows with which the recording is compared.
 _N_RECORDED, _N_COMPARED = 2, (1, 3)
+#: Smallest number of rows for a graph. torch takes axes of equal size for the same, so the rows need their own size.
+_N_OF_GRAPH = 97
 
 
 #: A function of the output of a stage, and of the attention mask or None, that returns features.
@@ -123,8 +126,11 @@ class Recorded:
 
     def graph(self) -> fx.GraphModule:
         """The decision as a graph, for a compiler."""
+        others = {size for tensor in self.example for size in tensor.shape[1:]}
+        n_rows = next(size for size in count(_N_OF_GRAPH) if size not in others)
         with torch.inference_mode(False), torch.no_grad():
-            return make_fx(self.flat.__call__, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*self.example)
+            record = make_fx(self.flat.__call__, tracing_mode="symbolic", _allow_non_fake_inputs=True)
+            return record(*_some_rows(list(self.example), n_rows))
 
 
 def _decide(decisions: Decisions, k: int, logits: Any, features: Any, notes: Memories) -> tuple[Any, Any]:

@@ -5,7 +5,7 @@ from live_networks import Network, make_live
 from sklearn.base import clone
 from torch import nn
 
-from skexit import ExitHeads, ThresholdPolicy
+from skexit import ExitEnsemble, ExitHeads, OptimalStoppingPolicy, ThresholdPolicy, make_exit_pipeline
 from skexit.extraction import ExitExtractor
 from skexit.runtime import EarlyExitModel
 from skexit.runtime._compiled import plain_network
@@ -74,6 +74,25 @@ def test_answers_are_those_of_the_plain_network(live, network, policy, data, bac
     torch.testing.assert_close(output.probabilities, expected.probabilities, rtol=1e-5, atol=1e-6)
     if n_rows == 19:
         assert set(output.exits.tolist()) == {0, 1}
+
+
+@pytest.mark.filterwarnings("ignore:the heads of all exits", "ignore:some of the budget")
+@pytest.mark.parametrize("n_rows", [1, 2, 5])
+def test_numbers_of_rows_that_are_sizes_of_other_axes(tmp_path, n_rows):
+    """An ensemble has one more weight at each exit."""
+    torch.manual_seed(0)
+    exits = ["0", "1", "2", "3"]
+    network = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.ReLU()) for _ in exits), nn.Linear(64, 3)).eval()
+    y = torch.arange(90) % 3
+    data = torch.randn(90, 64) + y[:, None] / 4, y
+    cache = ExitExtractor(network, exits).extract([data], tmp_path / "cache")
+    heads = ExitEnsemble(ExitHeads(distillation=0, random_state=0))
+    policy = make_exit_pipeline(heads, OptimalStoppingPolicy(1.0, random_state=0)).fit(cache.X, cache.y)
+    live = EarlyExitModel(network, exits, policy, example_input=data[0])
+    expected = live(data[0][:n_rows])
+    output = live.compile_stages((n_rows,), backend="eager")(data[0][:n_rows])
+    assert output.exits.equal(expected.exits)
+    assert output.labels.equal(expected.labels)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
