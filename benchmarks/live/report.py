@@ -2,8 +2,8 @@
 
     python -m benchmarks.live.report MEASUREMENTS.csv --out docs/benchmarks/live
 
-Writes a table for each network, ``NETWORK.csv``: accuracies, and time over the plain network's, and over the ideal in
-brackets, by runtime, batch size and method. ``times.png`` shows the first network's times.
+Writes a table for each network, ``NETWORK.csv``: for each method its accuracy, and by runtime and batch size its time
+over the plain network's, and over the ideal in brackets. ``times.png`` shows the first network's times.
 """
 
 from __future__ import annotations
@@ -24,17 +24,15 @@ FLOOR = "empty decisions"
 
 
 def tabulate(rows: pd.DataFrame) -> pd.DataFrame:
-    """Accuracies, and a row for each runtime and batch size; one column for each method, the floor last."""
+    """One row per method, the floor last; accuracies, and a column for each runtime and batch size."""
     methods = [method for method in rows["method"].unique() if method != FLOOR] + [FLOOR]
-    cells = [_cell(row) for _, row in rows.iterrows()]
-    table = rows.assign(cell=cells).pivot_table(
-        index=["runtime", "batch size"], columns="method", values="cell", aggfunc="first"
-    )
+    columns = [f"{runtime} {size}" for runtime, size in zip(rows["runtime"], rows["batch size"], strict=True)]
+    cells = rows.assign(column=columns, cell=[_cell(row) for _, row in rows.iterrows()])
+    table = cells.pivot_table(index="method", columns="column", values="cell", aggfunc="first")
     accuracies = rows.groupby("method")["accuracy"].agg(["min", "max"])
-    table.loc[("accuracy", ""), :] = [_range(*accuracies.loc[method]) for method in table.columns]
-    table = table[methods].fillna("").rename(columns={"plain": "plain, in ms", FLOOR: "floor"})
-    order = {"accuracy": 0, "torch": 1, "onnxruntime": 2}
-    return table.sort_index(level=0, key=lambda names: names.map(order), sort_remaining=False).reset_index()
+    table.insert(0, "accuracy", [_range(*accuracies.loc[method]) for method in table.index])
+    table = table.loc[methods, ["accuracy", *dict.fromkeys(columns)]].fillna("")
+    return table.rename(index={"plain": "plain, in ms", FLOOR: "floor"}).rename_axis(columns=None).reset_index()
 
 
 def _range(lowest: float, highest: float) -> str:

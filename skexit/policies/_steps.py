@@ -200,8 +200,8 @@ def check_answers(probabilities: Any, exits: Any, rows: Any) -> None:
 
 def _not_finite(what: str) -> ValueError:
     return ValueError(
-        f"{what} contain NaN or infinity. Leave such samples out, or find the overflow in the network. If the network "
-        "masks classes, use large negative numbers such as -1e4."
+        f"{what} contain NaN or infinity. Leave out samples with NaN in the inputs. If the inputs have none, find the "
+        "overflow in the network. If the network masks classes, use large negative numbers such as -1e4."
     )
 
 
