@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from skexit.backbone._counting import left_as_found
 from skexit.backbone._inputs import Inputs, call, map_tensors
 from skexit.backbone._modules import device_of, evaluating
 from skexit.backbone._wrong_inputs import are_labels, cure_of_type
@@ -59,7 +60,7 @@ def _other_forms(model: nn.Module, inputs: Inputs, name: str) -> Iterator[tuple[
 @torch.no_grad()
 def _runs(model: nn.Module, inputs: Inputs) -> bool:
     try:
-        with evaluating(model):
+        with left_as_found(model), evaluating(model):
             call(model, map_tensors(lambda tensor: tensor.to(device_of(model)), inputs))
     except Exception:
         return False
