@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from skexit.data._layout_checks import (
     FeatureMap,
+    as_widths,
     check_classes,
     check_costs,
     check_feature_maps,
@@ -121,8 +122,8 @@ class ExitLayout:
         head_costs: ArrayLike | None = None,
         feature_maps: Sequence[Sequence[int] | None] | None = None,
     ) -> None:
-        self.n_logits = tuple(int(width) for width in n_logits)
-        self.n_features = tuple(int(width) for width in ([0] * len(n_logits) if n_features is None else n_features))
+        self.n_logits = as_widths("n_logits", n_logits)
+        self.n_features = as_widths("n_features", [0] * len(n_logits) if n_features is None else n_features)
         check_widths(self.n_logits, self.n_features)
         self.costs = check_costs(costs, self.n_exits)
         self.head_costs = check_head_costs(head_costs, self.costs)

@@ -15,6 +15,13 @@ from skexit.utils._checks import is_integer
 FeatureMap: TypeAlias = tuple[int, int, int, int]
 
 
+def as_widths(name: str, widths: Sequence[Any]) -> tuple[int, ...]:
+    """The numbers of columns of the exits, which are the parameter `name`, checked to be integers."""
+    if not all(map(is_integer, widths)):
+        raise ValueError(f"{name}={list(widths)} must be integers, one for each exit: the number of its columns.")
+    return tuple(map(int, widths))
+
+
 def check_widths(n_logits: tuple[int, ...], n_features: tuple[int, ...]) -> None:
     if len(n_logits) != len(n_features) or not n_logits:
         raise ValueError(

@@ -48,6 +48,14 @@ def test_the_error_of_an_estimator():
             lambda: choose_exits(X, y, n_exits=True),
             "n_exits=True must be from 1 to 2, the number of exits of X, or None.",
         ),
+        (
+            lambda: ExitLayout([True, True], [2, 2]),
+            "n_logits=[True, True] must be integers, one for each exit: the number of its columns.",
+        ),
+        (
+            lambda: ExitLayout([0, 0], [2, 2.5]),
+            "n_features=[2, 2.5] must be integers, one for each exit: the number of its columns.",
+        ),
         (lambda: ExitLayout.even(8, True), "n_exits=True must be an integer of at least 1."),
         (lambda: next(X.batches(True)), "batch_size=True must be an integer of at least 1."),
         (lambda: bootstrap_interval(np.mean, y, n_resamples=True), "n_resamples=True must be a positive integer."),
