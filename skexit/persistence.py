@@ -50,9 +50,9 @@ SAVED_TYPES = [f"skexit.{name}" for name in _ESTIMATORS] + [f"skexit.persistence
 #: Other types and functions in a search with skexit's scorers. skops checks the function of a partial separately.
 _IN_SEARCHES = [
     "functools.partial",
-    "skexit.model_selection._accuracy_and_cost",
+    "skexit.model_selection._AccuracyAndCost",
+    "skexit.model_selection._Utility",
     "skexit.model_selection._best_within",
-    "skexit.model_selection._utility",
     "skexit.model_selection.neg_mean_cost_scorer",
     "sklearn.model_selection._split.KFold",
     "sklearn.model_selection._split.StratifiedKFold",

@@ -29,6 +29,7 @@ from sklearn.utils import estimator_html_repr
 
 from skexit import EMExitAssigner, ExitArray, ExitHeads, FeatureCache, ThresholdPolicy, stack_exits
 from skexit.cache import CacheWriter
+from skexit.model_selection import accuracy_and_cost, utility_scorer
 
 N_EXITS = 3
 
@@ -203,6 +204,23 @@ class TestSampleWeight:
             assert pipeline.score(X, y, sample_weight=weight) == pytest.approx(
                 accuracy_score(y, pipeline.predict(X), sample_weight=weight)
             )
+
+    @pytest.mark.parametrize("scorer", [accuracy_and_cost(0.5), utility_scorer(0.5)], ids=["scores", "utility"])
+    def test_scorers_with_metadata_routing(self, data, weight, scorer):
+        X, y = data
+        half = len(y) // 2
+        split = [(np.arange(half), np.arange(half, len(y)))]
+        with sklearn.config_context(enable_metadata_routing=True):
+            policy = ThresholdPolicy(budget=0.6).set_fit_request(sample_weight=True)
+            weighted = clone(scorer).set_score_request(sample_weight=True)
+            search = GridSearchCV(policy, {"budget": [0.6]}, scoring=weighted, cv=split, refit=False)
+            search.fit(X, y, sample_weight=weight)
+            fitted = clone(policy).fit(X[:half], y[:half], sample_weight=weight[:half])
+        of_new = {"sample_weight": weight[half:]}
+        accuracy, cost = fitted.score(X[half:], y[half:], **of_new), fitted.mean_cost(X[half:], **of_new)
+        assert cost != pytest.approx(fitted.mean_cost(X[half:]))
+        name = "utility" if "mean_test_utility" in search.cv_results_ else "score"
+        assert search.cv_results_[f"mean_test_{name}"][0] == pytest.approx(accuracy - 0.5 * cost)
 
     def test_search_with_metadata_routing(self, data, weight):
         X, y = data

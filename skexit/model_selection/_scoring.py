@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator
+from sklearn.utils.metadata_routing import UNUSED
 
 from skexit.model_selection._best_within import _best_within
 from skexit.policies._access import policy_and_data
@@ -31,7 +32,8 @@ def accuracy_and_cost(lam: float = 0.0) -> Callable[[Any, Any, ArrayLike], dict[
         takes a fitted estimator, X and y, and returns a dict of ``"accuracy"``, ``"mean_cost"`` (a fraction of the
         network's cost) and ``"utility"`` (accuracy minus `lam` times mean cost). The estimator is a policy, a
         :class:`~sklearn.pipeline.Pipeline` that ends in one, or a search over either. Rows without a label, -1, count
-        in the mean cost but not in the accuracy. It can be pickled.
+        in the mean cost but not in the accuracy. It can be pickled. If metadata routing is enabled,
+        ``accuracy_and_cost().set_score_request(sample_weight=True)`` weights both.
 
     Raises
     ------
@@ -53,7 +55,7 @@ def accuracy_and_cost(lam: float = 0.0) -> Callable[[Any, Any, ArrayLike], dict[
     >>> results["test_mean_cost"].mean().round(1), results["test_accuracy"].mean().round(1)
     (np.float64(0.6), np.float64(0.8))
     """
-    return partial(_accuracy_and_cost, lam=_check_price(lam))
+    return _AccuracyAndCost(_check_price(lam))
 
 
 def utility_scorer(lam: float) -> Callable[[Any, Any, ArrayLike], float]:
@@ -86,7 +88,7 @@ def utility_scorer(lam: float) -> Callable[[Any, Any, ArrayLike], float]:
     >>> bool(utility_scorer(lam=0.2)(policy, X, y) == policy.score(X, y) - 0.2 * 0.5)
     True
     """
-    return partial(_utility, lam=_check_price(lam))
+    return _Utility(_check_price(lam))
 
 
 @set_module("skexit.model_selection")
@@ -125,10 +127,34 @@ def neg_mean_cost_scorer(estimator: Any, X: Any, y: ArrayLike | None = None) -> 
     return -float(policy.mean_cost(X))
 
 
+class _Scorer(BaseEstimator):
+    """A scorer that requests sample weights by ``set_score_request``, if metadata routing is enabled."""
+
+    __metadata_request__score: ClassVar[dict[str, str]] = {"estimator": UNUSED}
+
+    def __init__(self, lam: float) -> None:
+        self.lam = lam
+
+    def __call__(self, estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Any:
+        return self.score(estimator, X, y, sample_weight)
+
+    def score(self, estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Any:
+        policy, X = policy_and_data(estimator, X)
+        accuracy, mean_cost = policy.score(X, y, sample_weight), policy.mean_cost(X, sample_weight)
+        return _Scores({"accuracy": accuracy, "mean_cost": mean_cost, "utility": accuracy - self.lam * mean_cost})
+
+
 @set_module("skexit.model_selection")
-def _accuracy_and_cost(estimator: Any, X: Any, y: ArrayLike, *, lam: float) -> dict[str, float]:
-    accuracy, mean_cost = measure(*policy_and_data(estimator, X), y)
-    return _Scores({"accuracy": accuracy, "mean_cost": mean_cost, "utility": accuracy - lam * mean_cost})
+class _AccuracyAndCost(_Scorer):
+    """What :func:`accuracy_and_cost` returns."""
+
+
+@set_module("skexit.model_selection")
+class _Utility(_Scorer):
+    """What :func:`utility_scorer` returns."""
+
+    def score(self, estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
+        return float(super().score(estimator, X, y, sample_weight)["utility"])
 
 
 class _Scores(dict[str, float]):
@@ -138,11 +164,6 @@ class _Scores(dict[str, float]):
         if getattr(refit, "func", None) is _best_within:
             return self[refit.keywords["score"]]
         raise KeyError(refit)
-
-
-@set_module("skexit.model_selection")
-def _utility(estimator: Any, X: Any, y: ArrayLike, *, lam: float) -> float:
-    return _accuracy_and_cost(estimator, X, y, lam=lam)["utility"]
 
 
 def _check_price(lam: float) -> float:
