@@ -203,7 +203,7 @@ ERRORS = {
     ),
     "columns are gone": (
         lambda: fit(FEATURES.to_frame().drop(columns="exit0__feature0")),
-        r"'exit0__feature0' is missing. Pass layout=ExitLayout\(n_logits, n_features\)",
+        r"'exit0__feature0' is missing. Add it. To fit on fewer columns, pass layout=ExitLayout\(n_logits, n_features\)",
         lambda: fit(FEATURES.to_frame().drop(columns="exit0__feature0"), layout=ExitLayout([0] * K, [3, 4, 4])).predict(
             FEATURES.to_frame().drop(columns="exit0__feature0")
         ),

@@ -364,9 +364,9 @@ class ExitLayout:
         expected = _column_names(widths["logit"], widths["feature"])
         if absent := [name for name in expected if name not in names]:
             raise ValueError(
-                f"the columns of X are named like 'exit0__logit3', but {absent[0]!r} is missing. Pass "
-                "layout=ExitLayout(n_logits, n_features) with the widths that X has, or number the columns of each "
-                "exit from 0."
+                f"the columns of X are named like 'exit0__logit3', but {absent[0]!r} is missing. Add "
+                "it. To fit on fewer columns, pass layout=ExitLayout(n_logits, n_features) with the widths that X "
+                "has, or number the columns of each exit from 0."
             )
         if expected != list(names):
             raise ValueError(
