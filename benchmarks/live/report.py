@@ -21,12 +21,14 @@ PLOTTED = [
 ]
 MARKERS = "sovD^PpX*"
 FLOOR = "empty decisions"
+#: Of the columns of a runtime, which must be narrow.
+HEADINGS = {"torch": "torch", "onnxruntime": "ONNX"}
 
 
 def tabulate(rows: pd.DataFrame) -> pd.DataFrame:
     """One row per method, the floor last; accuracies, and a column for each runtime and batch size."""
     methods = [method for method in rows["method"].unique() if method != FLOOR] + [FLOOR]
-    columns = [f"{runtime} {size}" for runtime, size in zip(rows["runtime"], rows["batch size"], strict=True)]
+    columns = [f"{HEADINGS[runtime]} {size}" for runtime, size in zip(rows["runtime"], rows["batch size"], strict=True)]
     cells = rows.assign(column=columns, cell=[_cell(row) for _, row in rows.iterrows()])
     table = cells.pivot_table(index="method", columns="column", values="cell", aggfunc="first")
     accuracies = rows.groupby("method")["accuracy"].agg(["min", "max"])
@@ -44,7 +46,7 @@ def _range(lowest: float, highest: float) -> str:
 
 def _cell(row: pd.Series) -> str:
     if row["method"] == "plain":
-        return f"{row['ms']:.3g}"
+        return f"{row['ms']:.3g}" if row["ms"] < 100 else f"{row['ms']:,.0f}"
     over_ideal = row["time / ideal"]
     return f"{row['time / plain']:.2f}" + ("" if np.isnan(over_ideal) else f" ({over_ideal:.2f})")
 
