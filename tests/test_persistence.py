@@ -522,7 +522,7 @@ def test_the_table_of_a_policy(policy, data):
 
 def test_the_table_of_heads_and_of_a_pipeline(data):
     X, y = data
-    pipeline = make_pipeline(ExitHeads((5,), max_epochs=1), ThresholdPolicy())
+    pipeline = make_pipeline(ExitHeads((5,), max_epochs=1, random_state=0), ThresholdPolicy())
     assert "<summary>Exits</summary>" not in pipeline._repr_html_()
     html = pipeline.fit(X, y)._repr_html_()
     assert html.count("<summary>Exits</summary>") == 2
