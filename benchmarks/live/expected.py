@@ -13,17 +13,24 @@ times are wall times.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.shared.live import CLOCKS, MAXIMUM_PROBABILITY, RECOMMENDED, Case, policies, resnet56, timed
+from benchmarks.shared.live import (
+    CLOCKS,
+    MAXIMUM_PROBABILITY,
+    RECOMMENDED,
+    Case,
+    policies,
+    resnet56,
+    resnet56_parser,
+    timed,
+)
 from skexit.runtime import EarlyExitModel, measure_latency
 from skexit.utils._warnings import silenced
 
@@ -63,15 +70,7 @@ def compare(case: Case, live: EarlyExitModel, policy: Any, X: Any, sizes: list[i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, required=True)
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--exits", type=int, choices=[3, 9], default=9)
-    parser.add_argument("--budget", type=float, default=0.65)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 64])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
-    arguments = parser.parse_args()
+    arguments = resnet56_parser(__doc__, batch_sizes=[1, 8, 64]).parse_args()
     torch.set_num_threads(arguments.threads)
     case = resnet56(arguments.data_root, arguments.weights, arguments.exits, N_FITTING, N_FITTING + N_RUN)
     X, y = replace(case, n_fitting=N_FITTING + N_RUN).extract()

@@ -15,15 +15,13 @@ By `--clock cpu`, time is that of the thread alone, which other programs lengthe
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.shared.live import CLOCKS, Case, EmptyDecisions, ideal_ms, policies, resnet56, timed
+from benchmarks.shared.live import CLOCKS, Case, EmptyDecisions, ideal_ms, policies, resnet56, resnet56_parser, timed
 from skexit.runtime import EarlyExitModel
 
 N_FITTING_IMAGES = 2000
@@ -50,15 +48,8 @@ def measure(live: EarlyExitModel, case: Case, batch_size: int, clock: Any) -> pd
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, required=True)
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--exits", type=int, choices=[3, 9], default=9)
-    parser.add_argument("--budget", type=float, default=0.65)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 64, 256])
+    parser = resnet56_parser(__doc__, batch_sizes=[1, 8, 64, 256])
     parser.add_argument("--compiled", action="store_true")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     case = resnet56(arguments.data_root, arguments.weights, arguments.exits, N_FITTING_IMAGES, 2 * N_FITTING_IMAGES)

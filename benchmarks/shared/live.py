@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -86,6 +87,19 @@ class Case:
         with TemporaryDirectory() as folder:
             cache = extractor.extract(loader, Path(folder, "cache"), progress=False)
             return ExitArray.from_array(np.asarray(cache.X), cache.layout), cache.y
+
+
+def resnet56_parser(description: str | None, batch_sizes: Sequence[int]) -> argparse.ArgumentParser:
+    """The arguments of scripts that run the ResNet-56; `batch_sizes` are the default."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--exits", type=int, choices=[3, 9], default=9)
+    parser.add_argument("--budget", type=float, default=0.65)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=batch_sizes)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
+    return parser
 
 
 def resnet56(data_root: Path, weights: Path, n_exits: int, n_fitting: int, n_images: int | None = None) -> Case:
