@@ -96,12 +96,12 @@ def find_modules(model: nn.Module, names: Sequence[str], parameter: str) -> list
 
 def check_no_torchscript(model: nn.Module) -> None:
     """Raise a ValueError if a module of the network is one of TorchScript, which torch.export cannot record."""
-    watched = {name for name, _ in watched_modules(model)}
-    if hidden := [name for name, _ in model.named_modules() if name not in watched]:
-        raise ValueError(
-            f"the network cannot be divided at its exits: {hidden[0]!r} is a TorchScript module, which cannot be "
-            "recorded. Replace it by the torch.nn.Module that it was made from, or call it before the network."
-        )
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"the network cannot be divided at its exits: {name!r} is a TorchScript module, which cannot be "
+                "recorded. Replace it by the torch.nn.Module that it was made from, or call it before the network."
+            )
 
 
 def watched_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
