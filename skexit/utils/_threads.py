@@ -9,9 +9,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 
 class _Limit:
@@ -32,7 +33,7 @@ def one_blas_thread() -> Iterator[None]:
     """Run linear algebra of NumPy and SciPy in one thread, until the last caller has left."""
     with _BLAS.lock:
         if _BLAS.n_inside == 0:
-            _BLAS.found = threadpool_limits(1, user_api="blas")
+            _BLAS.found = _controller().limit(limits=1, user_api="blas")
         _BLAS.n_inside += 1
     try:
         yield
@@ -41,6 +42,14 @@ def one_blas_thread() -> Iterator[None]:
             _BLAS.n_inside -= 1
             if _BLAS.n_inside == 0:
                 _BLAS.found.restore_original_limits()
+
+
+@cache
+def _controller() -> ThreadpoolController:
+    """The libraries of NumPy and SciPy. To find them takes as long as to fit a small head."""
+    import scipy.linalg  # noqa: F401 - loads the library of SciPy
+
+    return ThreadpoolController()
 
 
 @contextmanager
