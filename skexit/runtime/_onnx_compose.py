@@ -12,7 +12,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from skexit.runtime._onnx_parts import OUTPUT
 from skexit.runtime._onnx_policy import TEMPERATURES
 from skexit.runtime._onnx_session import THRESHOLDS
-from skexit.runtime._onnx_simplify import simplify
+from skexit.runtime._onnx_simplify import nodes_before, simplify
 
 #: Values by their names in a part. After the first exit at which samples may leave, the values of the running samples
 #: include their rows, of shape (n_rows, 1).
@@ -22,8 +22,7 @@ ROWS, LOGITS, STAYS = "rows", "logits", "stays"
 
 
 def compose(
-    stages: ir.Model,
-    decisions: ir.Model,
+    parts: ir.Model,
     exits: Sequence[int],
     input_names: Sequence[str],
     thresholds: Any,
@@ -33,16 +32,16 @@ def compose(
 ) -> ir.Model:
     """A model with the network's inputs, and the outputs ``labels``, ``probabilities`` and ``exits``.
 
-    For each exit k, `stages` has a part ``stage{k}`` and `decisions` a part ``exit{k}``. Their nodes are moved to the
-    new model. `classes` are integers.
+    For each exit k, the model `parts` has a part ``stage{k}`` and a part ``exit{k}``. Their nodes are moved to the new
+    model. `classes` are integers.
     """
-    simplify(decisions.graph)
-    first = _of_part(stages.graph.inputs, f"stage{exits[0]}")
+    simplify(parts.graph, f"{OUTPUT}exit")
+    first = _of_part(parts.graph.inputs, f"stage{exits[0]}")
     inputs = [
         ir.Value(name=name, type=value.type, shape=value.shape)
         for name, value in zip(input_names, first.values(), strict=True)
     ]
-    graph = ir.Graph(inputs, [], nodes=[], name="early_exit", opset_imports=stages.opset_imports)
+    graph = ir.Graph(inputs, [], nodes=[], name="early_exit", opset_imports=parts.opset_imports)
     constants = _Constants(graph)
     _name_rows(inputs)
     running: Values = dict(zip(first, inputs, strict=True))
@@ -51,9 +50,9 @@ def compose(
     if thresholds_as_input:
         graph.inputs.append(default)
     by_exit = main.split(default, len(thresholds), axis=0)
-    answers = _Composer(stages, decisions, exits, constants, by_exit).run(graph, 0, running)
+    answers = _Composer(parts.graph, exits, constants, by_exit).run(graph, 0, running)
     _finish(graph, answers, constants, temperatures, classes)
-    model = ir.Model(graph, ir_version=stages.ir_version)
+    model = ir.Model(graph, ir_version=parts.ir_version)
     RemoveUnusedNodesPass()(model)
     _remove_unused_weights(graph)
     return model
@@ -63,15 +62,9 @@ class _Composer:
     """Adds the stages to the graph, one after another."""
 
     def __init__(
-        self,
-        stages: ir.Model,
-        decisions: ir.Model,
-        exits: Sequence[int],
-        constants: _Constants,
-        thresholds: Sequence[ir.Value],
+        self, parts: ir.Graph, exits: Sequence[int], constants: _Constants, thresholds: Sequence[ir.Value]
     ) -> None:
-        self._stages, self._decisions, self._exits = stages.graph, decisions.graph, exits
-        self._constants, self._thresholds = constants, thresholds
+        self._parts, self._exits, self._constants, self._thresholds = parts, exits, constants, thresholds
 
     def run(self, graph: ir.Graph, i: int, running: Values, answers: ir.Value | None = None) -> ir.Value:
         """Add the stages from the `i`-th exit on, and return the predictions of all samples.
@@ -80,9 +73,9 @@ class _Composer:
         number of this exit.
         """
         k = self._exits[i]
-        outputs = _move(self._stages, f"stage{k}", graph, running)
+        outputs = _move(self._parts, f"stage{k}", graph, running)
         read = {**running, **outputs, "threshold": self._thresholds[k]}
-        decided = _move(self._decisions, f"exit{k}", graph, read)
+        decided = _move(self._parts, f"exit{k}", graph, read)
         is_last = i == len(self._exits) - 1
         if is_last or STAYS in decided:
             answers = self._answer(_Scope(graph, f"answer{k}"), k, decided[LOGITS], running.get(ROWS), answers)
@@ -148,7 +141,7 @@ def _finish(graph: ir.Graph, answers: ir.Value, constants: _Constants, temperatu
 def _move(source: ir.Graph, part: str, target: ir.Graph, given: Values) -> Values:
     """Move the nodes and weights of a part to the end of a graph, connect the given inputs, and return the outputs."""
     ends = _of_part(source.outputs, f"{OUTPUT}{part}")
-    nodes = _nodes_before(source, list(ends.values()))
+    nodes = nodes_before(source, list(ends.values()))
     for value in ends.values():
         source.outputs.remove(value)
     values: dict[ir.Value, ir.Value] = {
@@ -184,18 +177,6 @@ def _of_part(values: Sequence[ir.Value], part: str) -> Values:
     """Inputs or outputs of a part, by their names without the part's name."""
     named = {value.name or "": value for value in values}
     return {name.removeprefix(f"{part}/"): value for name, value in named.items() if name.startswith(f"{part}/")}
-
-
-def _nodes_before(graph: ir.Graph, values: list[ir.Value]) -> list[ir.Node]:
-    """The nodes that `values` depend on, in the order of the graph."""
-    needed: set[ir.Node] = set()
-    waiting = list(values)
-    while waiting:
-        node = waiting.pop().producer()
-        if node is not None and node not in needed:
-            needed.add(node)
-            waiting.extend(value for value in node.inputs if value is not None)
-    return [node for node in graph if node in needed]
 
 
 def _copy_weight(value: ir.Value, part: str) -> ir.Value:

@@ -100,11 +100,8 @@ class PartsSideBySide(nn.Module):
     def forward(self, inputs: dict[str, Tensors]) -> dict[str, Tensors]:
         return {name: part(inputs[name]) for name, part in self.parts.items()}
 
-    def record(self) -> torch.onnx.ONNXProgram:
-        """All parts as one ONNX model; a RecordingError if torch cannot record a part.
-
-        Inputs are named ``part/name``, and outputs ``output/part/name``.
-        """
+    def record(self) -> torch.export.ExportedProgram:
+        """All parts as one graph of torch; a RecordingError if torch cannot record a part."""
         dynamic = {
             part: {
                 name: {i: Dim.DYNAMIC for i, size in enumerate(shape) if size is None} for name, shape in own.items()
@@ -113,9 +110,16 @@ class PartsSideBySide(nn.Module):
         }
         with torch.no_grad():
             try:
-                recorded = torch.export.export(self, (self._inputs,), dynamic_shapes=(dynamic,))
+                return torch.export.export(self, (self._inputs,), dynamic_shapes=(dynamic,))
             except Exception as error:  # torch may raise any exception
                 raise RecordingError from error
+
+    def to_onnx(self) -> torch.onnx.ONNXProgram:
+        """All parts as one ONNX model; a RecordingError if torch cannot record a part.
+
+        Inputs are named ``part/name``, and outputs ``output/part/name``.
+        """
+        recorded = self.record()
         with _without_torchvision():
             program = torch.onnx.export(
                 recorded,

@@ -53,16 +53,31 @@ def _is_whole(node: ir.Node, value: ir.Value) -> bool:
     return reaches_end and not any(starts) and all(step == 1 for step in steps or [])
 
 
-def simplify(graph: ir.Graph) -> None:
-    """Replace operations by simpler ones: on scalars, on columns, and Gemm. Unused nodes stay in the graph."""
-    _drop_expansions(graph)
-    _compute_columns(graph)
-    _use_gemm(graph)
+def simplify(graph: ir.Graph, prefix: str) -> None:
+    """Replace operations by simpler ones: on scalars, on columns, and Gemm. Unused nodes stay in the graph.
+
+    Only the nodes change that outputs of the graph depend on whose names start with `prefix`.
+    """
+    for replace in (_drop_expansions, _compute_columns, _use_gemm):
+        outputs = [value for value in graph.outputs if (value.name or "").startswith(prefix)]
+        replace(graph, nodes_before(graph, outputs))
 
 
-def _drop_expansions(graph: ir.Graph) -> None:
+def nodes_before(graph: ir.Graph, values: list[ir.Value]) -> list[ir.Node]:
+    """The nodes that `values` depend on, in the order of the graph."""
+    needed: set[ir.Node] = set()
+    waiting = list(values)
+    while waiting:
+        node = waiting.pop().producer()
+        if node is not None and node not in needed:
+            needed.add(node)
+            waiting.extend(value for value in node.inputs if value is not None)
+    return [node for node in graph if node in needed]
+
+
+def _drop_expansions(graph: ir.Graph, nodes: list[ir.Node]) -> None:
     """Bypass an Expand of a scalar to the shape of the value that it is combined with."""
-    for node in graph:
+    for node in nodes:
         if node.op_type != "Expand" or node.inputs[0] is None or node.inputs[1] is None:
             continue
         scalar, shape = node.inputs[0], node.inputs[1].producer()
@@ -73,10 +88,10 @@ def _drop_expansions(graph: ir.Graph) -> None:
                 user.replace_input_with(i, scalar)
 
 
-def _compute_columns(graph: ir.Graph) -> None:
+def _compute_columns(graph: ir.Graph, nodes: list[ir.Node]) -> None:
     """Compute values of shape (n_rows,) as columns, of shape (n_rows, 1), if an Unsqueeze follows, and bypass it."""
     columns: dict[ir.Value, ir.Value] = {}
-    for node in list(graph):
+    for node in nodes:
         if node.op_type != "Unsqueeze" or node.outputs[0].is_graph_output():
             continue
         if _integers(node.inputs[1]) == [1] and _rank(node.inputs[0]) == 1:
@@ -151,9 +166,9 @@ _MAKERS: list[tuple[set[str], Callable[[ir.Graph, ir.Node, dict[ir.Value, ir.Val
 ]
 
 
-def _use_gemm(graph: ir.Graph) -> None:
+def _use_gemm(graph: ir.Graph, nodes: list[ir.Node]) -> None:
     """Replace a product with a weight matrix and the sum with a bias by one Gemm node."""
-    for node in list(graph):
+    for node in nodes:
         product, bias = (*node.inputs, None)[:2] if node.op_type == "Add" else (None, None)
         matmul = None if product is None else product.producer()
         if matmul is None or matmul.op_type != "MatMul" or bias is None or not bias.is_initializer():

@@ -303,7 +303,7 @@ def test_functions_are_exact_in_double_precision(tmp_path):
     sizes = np.concatenate([np.logspace(-300, 3, 400), [0.0]])
     x = {"x": torch.from_numpy(np.concatenate([-sizes, sizes]))}
     part = Functions()
-    program = PartsSideBySide({"part": part}, {"part": x}, {"part": part(x)}, {"part": {"x": [None]}}).record()
+    program = PartsSideBySide({"part": part}, {"part": x}, {"part": part(x)}, {"part": {"x": [None]}}).to_onnx()
     program.save(tmp_path / "part.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "part.onnx")
     values = session.run(None, {"part/x": x["x"].numpy()})
