@@ -15,6 +15,8 @@ LAYOUT = ExitLayout(
     network_cost=30,
     head_costs=[1, 2],
     feature_maps=[(1, 2, 1, 1), None],
+    exit_names=["layer1", "layer2"],
+    pools=["avg", None],
 )
 ORIGIN = {"model": "a", "data": "b"}
 N_ROWS = 10

@@ -12,7 +12,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline
 
 from skexit import ExitArray, ExitHeads, ThresholdPolicy
-from skexit.data._layout import FRAME_ATTRIBUTE
+from skexit.data._layout_of_input import FRAME_ATTRIBUTE
 from skexit.datasets import load_cifar10_resnet56
 from skexit.model_selection import accuracy_and_cost, best_within
 

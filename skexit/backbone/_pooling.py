@@ -96,6 +96,18 @@ def pool_name(pool: Pool) -> str:
     return "+".join(pool)
 
 
+def pool_of_output(pool: Pool, n_dimensions: int) -> str | None:
+    """What a `pool` parameter does to outputs of that many dimensions: ``"avg+max+grid2"``; None if nothing.
+
+    It is the same for parameters that have the same effect, such as ``"auto"`` and the names that it stands for.
+    """
+    if callable(pool):
+        return pool_name(pool)
+    if n_dimensions not in DEFAULT_POOLS:
+        return None
+    return "+".join("avg" if name == "grid1" else name for name in _names_for(pool, n_dimensions))
+
+
 def check_pool(pool: Pool) -> None:
     """Raise a ValueError if no output can be pooled as `pool` says."""
     names = () if callable(pool) or pool == "auto" else _as_names(pool)

@@ -15,7 +15,6 @@ either complete or absent. Nothing is ever unpickled.
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
@@ -131,8 +130,8 @@ class FeatureCache:
 
     @property
     def exit_names(self) -> list[str] | None:
-        """Names that the exits have in the network, None where `origin` does not tell them."""
-        return json.loads(self.origin["exits"]) if "exits" in self.origin else None
+        """Names that the exits have in the network, None where the layout does not have them."""
+        return self.X.exit_names
 
     @property
     def X(self) -> ExitArray:

@@ -207,8 +207,9 @@ def _read_layout(description: Any) -> ExitLayout:
             raise ValueError(f"{name} of its layout are no list of numbers")
     if not isinstance(description.get("network_cost", 1), int | float):
         raise ValueError("network_cost of its layout is no number")
-    if not isinstance(description.get("feature_maps", []), list):
-        raise ValueError("feature_maps of its layout are no list")
+    for name in ("feature_maps", "exit_names", "pools"):
+        if not isinstance(description.get(name, []), list):
+            raise ValueError(f"{name} of its layout are no list")
     try:
         return ExitLayout.from_dict(description)
     except (TypeError, OverflowError) as error:

@@ -11,6 +11,7 @@ from skexit.cli._files import CACHE, QUIET, open_partial
 
 if TYPE_CHECKING:
     from skexit.cache import FeatureCache
+    from skexit.data import ExitLayout
 
 _MAX_CLASSES = 5
 
@@ -40,6 +41,8 @@ def _info(cache: str) -> Any:
         "n_logits": layout.n_logits,
         "n_features": layout.n_features,
         "feature_maps": layout.feature_maps,
+        "exit_names": layout.exit_names,
+        "pools": layout.pools,
         "costs": layout.costs,
         "cost_fractions": layout.cost_fractions,
         "cost_unit": layout.cost_unit,
@@ -100,12 +103,23 @@ def describe(cache: FeatureCache) -> str:
         "stored as": cache.stored_dtype.name,
         "size": f"{_size(cache.n_bytes)} in {n_shards:,} {'shard' if n_shards == 1 else 'shards'}",
     }
-    unit = layout.cost_unit or "no unit"
-    table = [("exit", "logits", "features", f"cost ({unit})", "% of the last")]
-    for k, (cost, fraction) in enumerate(zip(layout.costs, layout.cost_fractions, strict=True)):
-        table.append((str(k), str(layout.n_logits[k]), str(layout.n_features[k]), f"{cost:,.6g}", f"{fraction:.1%}"))
-    lines = [*aligned(facts), "", *columns(table), "", "origin", *(f"  {line}" for line in aligned(cache.origin))]
+    origin = [f"  {line}" for line in aligned(cache.origin)]
+    lines = [*aligned(facts), "", *columns(_table_of_exits(layout)), "", "origin", *origin]
     return "\n".join(printable(line).rstrip() for line in lines)
+
+
+def _table_of_exits(layout: ExitLayout) -> list[tuple[str, ...]]:
+    """Rows of cells with a header; names and poolings of the exits, if they are known."""
+    described: dict[str, list[str]] = {"exit": [str(k) for k in range(layout.n_exits)]}
+    if layout.exit_names is not None:
+        described["name"] = list(layout.exit_names)
+    described["logits"] = [str(width) for width in layout.n_logits]
+    described["features"] = [str(width) for width in layout.n_features]
+    if layout.pools is not None:
+        described["pooled by"] = [pool or "-" for pool in layout.pools]
+    described[f"cost ({layout.cost_unit or 'no unit'})"] = [f"{cost:,.6g}" for cost in layout.costs]
+    described["% of the last"] = [f"{fraction:.1%}" for fraction in layout.cost_fractions]
+    return [tuple(described), *zip(*described.values(), strict=True)]
 
 
 def _classes(cache: FeatureCache) -> str:

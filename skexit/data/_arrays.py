@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from skexit.data._blocks import as_numpy, logit_blocks, warn_of_probabilities
-from skexit.data._layout import ExitLayout, attributes_of_frame, resolve_layout
+from skexit.data._layout import ExitLayout
+from skexit.data._layout_of_input import attributes_of_frame, resolve_layout
 from skexit.data._selection import SelectedExits, check_selected_exits, layout_of_exits
 from skexit.data._sources import ArraySource, ColumnSource
 from skexit.data._wrong_data import check_is_not_input
@@ -144,8 +145,9 @@ class ExitArray:
 
     @property
     def exit_names(self) -> list[str] | None:
-        """Names that the exits have in the network, None where X does not come from a cache of an extraction."""
-        return getattr(self.source, "exit_names", None)
+        """Names that the exits have in the network, None where the layout does not have them."""
+        names = self.layout.exit_names
+        return None if names is None else list(names)
 
     def __len__(self) -> int:
         return self.source.n_rows if self._rows is None else len(self._rows)
@@ -344,6 +346,10 @@ def relabel(X: ExitArray, layout: ExitLayout | int) -> ExitArray:
         )
     if not any(layout.feature_maps):
         layout = layout.replace(feature_maps=X.layout.feature_maps)
+    if layout.exit_names is None:
+        layout = layout.replace(exit_names=X.layout.exit_names)
+    if layout.pools is None:
+        layout = layout.replace(pools=X.layout.pools)
     known = X.layout.classes
     if layout.classes is None or known is None:
         return X.with_layout(layout if known is None else layout.replace(classes=known))

@@ -1,4 +1,4 @@
-"""Which columns of X belong to which exit, and what each exit costs."""
+"""Which columns of X belong to which exit, how they were computed, and what each exit costs."""
 
 from __future__ import annotations
 
@@ -17,24 +17,18 @@ from skexit.data._layout_checks import (
     as_widths,
     check_classes,
     check_costs,
+    check_exit_names,
     check_feature_maps,
     check_head_costs,
     check_network_cost,
+    check_pools,
     check_unit,
     check_widths,
 )
-from skexit.exceptions import LayoutLostWarning
 from skexit.utils._checks import check_positive
 from skexit.utils._module_names import set_module
-from skexit.utils._warnings import warn
 
 _COLUMN_NAME = re.compile(r"exit(\d+)__(logit|feature)(\d+)")
-
-#: Key under which :meth:`skexit.ExitArray.to_frame` stores the layout in ``DataFrame.attrs``.
-FRAME_ATTRIBUTE = "skexit_layout"
-
-#: Key in it for the part of the layout that is a default, not given by X.
-_GUESSED = "guessed"
 
 #: Cost of a multiply-add in the units that count operations.
 MULTIPLY_ADD_COST = {"FLOPs": 2, "MACs": 1}
@@ -71,6 +65,12 @@ class ExitLayout:
     feature_maps : sequence of (int, int, int, int) or None, one per exit, default=None
         Which features of each exit are a map: the number of the first, and the map's channels, height and width, as
         ``(2, 16, 8, 8)`` for features 2 to 1,025, in the order of a C-contiguous array. None if an exit has no map.
+    exit_names : sequence of str, one per exit, default=None
+        Names of the exits' modules in the network. None if they are not known.
+    pools : sequence of str or None, one per exit, default=None
+        How the features of each exit are computed from the output of its module: the parameter `pool` of the
+        extraction, for outputs of this shape, such as ``"avg+max+grid2"``. None if an exit is not pooled, or this is
+        not known. Features that are pooled differently are refused where both poolings are known.
 
     Attributes
     ----------
@@ -91,7 +91,8 @@ class ExitLayout:
     ------
     ValueError
         If the widths do not describe at least one column for each exit, the costs do not increase, network_cost is not
-        positive, head_costs are negative or not below the costs, or classes do not fit logits, or maps features.
+        positive, head_costs are negative or not below the costs, classes do not fit logits, maps do not fit features,
+        or names or pools are not one per exit.
 
     Examples
     --------
@@ -109,6 +110,9 @@ class ExitLayout:
 
     #: The part that is a default, not given by X: ``"exits"``, or ``"costs"`` (costs and classes); None if X gave all.
     _guessed: str | None = None
+    #: Layouts that were saved by an earlier version do not have them.
+    exit_names: tuple[str, ...] | None = None
+    pools: tuple[str | None, ...] | None = None
 
     def __init__(
         self,
@@ -121,6 +125,8 @@ class ExitLayout:
         network_cost: float | None = None,
         head_costs: ArrayLike | None = None,
         feature_maps: Sequence[Sequence[int] | None] | None = None,
+        exit_names: Sequence[str] | None = None,
+        pools: Sequence[str | None] | None = None,
     ) -> None:
         self.n_logits = as_widths("n_logits", n_logits)
         self.n_features = as_widths("n_features", [0] * len(n_logits) if n_features is None else n_features)
@@ -131,6 +137,8 @@ class ExitLayout:
         self.cost_unit = "fraction" if costs is None and cost_unit is None else check_unit(cost_unit)
         self.classes = check_classes(classes, max(self.n_logits))
         self.feature_maps: tuple[FeatureMap | None, ...] = check_feature_maps(feature_maps, self.n_features)
+        self.exit_names = check_exit_names(exit_names, self.n_exits)
+        self.pools = check_pools(pools, self.n_exits)
         widths = np.column_stack([self.n_logits, self.n_features]).ravel()
         self._edges = np.concatenate([[0], np.cumsum(widths)])
 
@@ -167,8 +175,8 @@ class ExitLayout:
 
         Equal layouts have equal fingerprints, in every process, on every platform and with every version of
         NumPy. Layouts that differ in a width, a class or the order of classes, a cost (in any digit,
-        of an exit, its heads or the network), the unit or a map have different ones. It does not protect against
-        forgery.
+        of an exit, its heads or the network), the unit, a map, a name or a pool have different ones. It does not
+        protect against forgery.
         """
         classes = None if self.classes is None else [_plain_label(label) for label in self.classes.tolist()]
         description = json.dumps(self.to_dict() | {"classes": classes}, sort_keys=True, default=repr)
@@ -241,12 +249,12 @@ class ExitLayout:
         -------
         ExitLayout
             All other parameters are those of this layout. If `costs` are given, `network_cost` and `head_costs` are
-            the defaults, unless they are given too; the same holds for `n_features` and `feature_maps`.
+            the defaults, unless they are given too; the same holds for `n_features`, and `feature_maps` and `pools`.
         """
         if "costs" in changes:
             changes = {"network_cost": None, "head_costs": None} | changes
         if "n_features" in changes:
-            changes = {"feature_maps": None} | changes
+            changes = {"feature_maps": None, "pools": None} | changes
         parameters: dict[str, Any] = {
             "n_logits": self.n_logits,
             "n_features": self.n_features,
@@ -256,6 +264,8 @@ class ExitLayout:
             "network_cost": self.network_cost,
             "head_costs": self.head_costs,
             "feature_maps": self.feature_maps,
+            "exit_names": self.exit_names,
+            "pools": self.pools,
         }
         return ExitLayout(**(parameters | changes))._as_guess(self._guessed)
 
@@ -272,7 +282,8 @@ class ExitLayout:
         -------
         dict
             The parameters of :class:`ExitLayout`, as lists, numbers and strings; without those of heads
-            if there are none and the last exit is the end of the network, and without maps if there are none.
+            if there are none and the last exit is the end of the network, and without maps, names and pools if there
+            are none.
         """
         description: dict[str, Any] = {
             "n_logits": list(self.n_logits),
@@ -285,6 +296,10 @@ class ExitLayout:
             description |= {"network_cost": self.network_cost, "head_costs": self.head_costs.tolist()}
         if any(self.feature_maps):
             description["feature_maps"] = [None if place is None else list(place) for place in self.feature_maps]
+        if self.exit_names is not None:
+            description["exit_names"] = list(self.exit_names)
+        if self.pools is not None:
+            description["pools"] = list(self.pools)
         return description
 
     @classmethod
@@ -384,9 +399,12 @@ class ExitLayout:
     def __repr__(self) -> str:
         costs = ", ".join(f"{cost:.4g}" for cost in self.costs)
         maps = f", feature_maps={list(self.feature_maps)}" if any(self.feature_maps) else ""
+        names = "" if self.exit_names is None else f", exit_names={list(self.exit_names)}"
+        pools = "" if self.pools is None else f", pools={list(self.pools)}"
         return (
             f"ExitLayout(n_logits={list(self.n_logits)}, n_features={list(self.n_features)}, "
-            f"costs=[{costs}], cost_unit={self.cost_unit!r}, network_cost={self.network_cost:.4g}{maps})"
+            f"costs=[{costs}], cost_unit={self.cost_unit!r}, network_cost={self.network_cost:.4g}{maps}"
+            f"{names}{pools})"
         )
 
 
@@ -405,75 +423,6 @@ def add_heads(layout: ExitLayout, multiply_adds: ArrayLike) -> ExitLayout:
     return layout.replace(
         costs=layout.costs + added, head_costs=layout.head_costs + added, network_cost=layout.network_cost
     )
-
-
-def resolve_layout(layout: ExitLayout | int | None, X: Any, n_columns: int) -> ExitLayout:
-    """Find the layout of `X`: `layout`, else ``X.layout``, else column names, else one exit.
-
-    `X` is what the user passed, before it became an array. An int splits the columns evenly into that many exits. A
-    ValueError says if the layout does not have `n_columns` columns.
-    """
-    layout = own_layout(X) if layout is None else layout
-    if layout is None:
-        return ExitLayout.even(n_columns, 1)._as_guess("exits")
-    if isinstance(layout, int | np.integer) and not isinstance(layout, bool):
-        return ExitLayout.even(n_columns, int(layout))
-    if not isinstance(layout, ExitLayout):
-        raise ValueError(
-            f"layout={layout!r} is neither an ExitLayout nor a number of exits; pass one of them, or None."
-        )
-    if layout.n_columns != n_columns:
-        knows = isinstance(getattr(X, "layout", None), ExitLayout)
-        cure = "Leave layout=None, to go by X." if knows else "Pass the layout of the ExitArray that X was made from."
-        raise ValueError(f"layout describes {layout.n_columns} columns but X has {n_columns}. {cure}")
-    return layout
-
-
-def own_layout(X: Any) -> ExitLayout | None:
-    """The layout that X itself knows, None for a plain array."""
-    if hasattr(X, "columns"):
-        return _layout_of_frame(X)
-    own = getattr(X, "layout", None)  # a torch tensor has a layout of another kind
-    return own if isinstance(own, ExitLayout) else None
-
-
-def _layout_of_frame(frame: Any) -> ExitLayout | None:
-    layout = ExitLayout.from_column_names(list(frame.columns))
-    if layout is None:
-        return None
-    stored = getattr(frame, "attrs", {}).get(FRAME_ATTRIBUTE)
-    if stored is None:
-        return layout._as_guess("costs")
-    guessed = stored.get(_GUESSED)
-    stored = ExitLayout.from_dict({name: value for name, value in stored.items() if name != _GUESSED})
-    if (stored.n_logits, stored.n_features) != (layout.n_logits, layout.n_features):
-        raise ValueError(
-            "the columns of the DataFrame are not those of the layout kept in its attrs. Delete that, by "
-            f"del X.attrs[{FRAME_ATTRIBUTE!r}], or pass layout= to the estimator that is fitted."
-        )
-    return stored._as_guess(guessed)
-
-
-def attributes_of_frame(layout: ExitLayout) -> dict[str, Any]:
-    """The entry of a layout in ``DataFrame.attrs``."""
-    guessed = {} if layout._guessed is None else {_GUESSED: layout._guessed}
-    return {FRAME_ATTRIBUTE: layout.to_dict() | guessed}
-
-
-def warn_of_default_costs(layout: ExitLayout) -> ExitLayout:
-    """Warn if a DataFrame names its exits but has no costs and classes; returns the layout with the defaults."""
-    if layout._guessed != "costs":
-        return layout
-    logits = "" if layout.n_classes is None else ", and logits are read in the order of the sorted classes"
-    warn(
-        LayoutLostWarning(
-            "the columns of the DataFrame name its exits, but its attrs, where to_frame() stores costs and classes, "
-            f"are empty: files and many operations lose them. Costs are now {layout.costs.round(4).tolist()}{logits}. "
-            "Save X.layout.to_dict() beside the file, as JSON; then pass layout=ExitLayout.from_dict(...), or "
-            "ExitArray.from_frame(frame, layout)."
-        )
-    )
-    return layout._as_guess(None)
 
 
 def _plain_label(label: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Checks of a layout's widths, costs and classes."""
+"""Checks of the parameters of a layout."""
 
 from __future__ import annotations
 
@@ -156,3 +156,28 @@ def _check_feature_map(place: Sequence[int] | None, k: int, n_features: int) -> 
             "H, W) has C * H * W of them."
         )
     return first, shape[0], shape[1], shape[2]
+
+
+def check_exit_names(exit_names: Sequence[str] | None, n_exits: int) -> tuple[str, ...] | None:
+    if exit_names is None:
+        return None
+    if isinstance(exit_names, str) or not all(isinstance(name, str) for name in exit_names):
+        raise ValueError(f"exit_names={exit_names!r} must be a list with the name of each exit, or None.")
+    _check_one_per_exit("exit_names", exit_names, n_exits)
+    return tuple(exit_names)
+
+
+def check_pools(pools: Sequence[str | None] | None, n_exits: int) -> tuple[str | None, ...] | None:
+    if pools is None:
+        return None
+    if isinstance(pools, str) or not all(pool is None or isinstance(pool, str) for pool in pools):
+        raise ValueError(
+            f"pools={pools!r} must be a list with the pooling of each exit, such as 'avg' or 'avg+max', or None."
+        )
+    _check_one_per_exit("pools", pools, n_exits)
+    return tuple(pools)
+
+
+def _check_one_per_exit(name: str, values: Sequence[Any], n_exits: int) -> None:
+    if len(values) != n_exits:
+        raise ValueError(f"{name} has {len(values)} entries for {n_exits} exits; give one for each exit.")

@@ -20,11 +20,6 @@ class OverlaidSource:
         self.dtype = dtype
 
     @property
-    def exit_names(self) -> list[str] | None:
-        """Names of the exits of the base."""
-        return self.base.exit_names
-
-    @property
     def saves_unread_rows(self) -> bool:
         """Whether the base runs models for the rows that are read."""
         return getattr(self.base.source, "saves_unread_rows", False)

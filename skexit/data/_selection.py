@@ -28,6 +28,9 @@ def layout_of_exits(layout: ExitLayout, exits: Sequence[int] | NDArray[np.intp])
         costs=(layout.costs - layout.head_costs)[selected] + head_costs,
         head_costs=head_costs,
         network_cost=layout.network_cost,
+        feature_maps=[layout.feature_maps[k] for k in selected],
+        exit_names=None if layout.exit_names is None else [layout.exit_names[k] for k in selected],
+        pools=None if layout.pools is None else [layout.pools[k] for k in selected],
     )
 
 
@@ -58,12 +61,6 @@ class SelectedExits:
     def stored_dtype(self) -> np.dtype:
         """Type in which the other source has stored the values."""
         return getattr(self.source, "stored_dtype", self.dtype)
-
-    @property
-    def exit_names(self) -> list[str] | None:
-        """Names of the selected exits, None where the other source has none."""
-        names = getattr(self.source, "exit_names", None)
-        return None if names is None else [names[k] for k in self.exits]
 
     @property
     def saves_unread_rows(self) -> bool:

@@ -19,8 +19,10 @@ from skexit.data._arrays import ExitArray, relabel
 from skexit.data._blocks import as_numpy
 from skexit.data._class_order import check_order_of_classes
 from skexit.data._labels import UNLABELLED, UNLABELLED_ROWS, encode_labelled, encode_labels, is_labelled
-from skexit.data._layout import ExitLayout, own_layout, resolve_layout, warn_of_default_costs
+from skexit.data._layout import ExitLayout
+from skexit.data._layout_of_input import own_layout, resolve_layout, warn_of_default_costs
 from skexit.data._overlays import OverlaidSource
+from skexit.data._pools import check_same_pools
 from skexit.data._sources import ArraySource
 from skexit.data._wrong_data import check_is_not_input
 from skexit.exceptions import LayoutLostWarning
@@ -195,6 +197,8 @@ def validate_new_exits(estimator: BaseEstimator, X: Any) -> ExitArray:
             f"X has the layout {own}, but {type(estimator).__name__} was fitted with {fitted}. Pass "
             "logits and features of the same exits as in fit."
         )
+    if own is not None:
+        check_same_pools(own, fitted, type(estimator).__name__)
     if isinstance(X, ExitArray):
         validate_data(estimator, X, reset=False, skip_check_array=True)
         _check_not_empty(estimator, X)

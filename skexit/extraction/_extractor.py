@@ -39,7 +39,7 @@ from skexit.backbone._modules import (
 from skexit.backbone._outputs import as_logits, first_tensor
 from skexit.backbone._own_logits import OwnLogits, own_logits_or_none
 from skexit.backbone._pool_costs import pool_multiply_adds
-from skexit.backbone._pooling import Pool, check_pool, pool_name, pool_output, pooled_map
+from skexit.backbone._pooling import Pool, check_pool, pool_name, pool_of_output, pool_output, pooled_map
 from skexit.backbone._rows import rows_first
 from skexit.cache import CacheWriter, FeatureCache
 from skexit.cache._folders import absolute, is_url
@@ -307,12 +307,13 @@ class ExitExtractor:
         counts = count_tokens(self.model, mask)
         features: list[tuple[str, torch.Tensor]] = []
         maps: dict[str, FeatureMap | None] = {}
+        pools: dict[str, str | None] = {}
         own_logits: list[tuple[str, torch.Tensor]] = []
         with ExitStack() as hooks:
             for name in self.exits:
                 pool = partial(pool_output, pool=self.pool, mask=mask, channels=channels[name], counts=counts)
                 find_map = partial(pooled_map, self.pool, channels=channels[name])
-                hooks.enter_context(self._hook_features(name, axes[name], pool, find_map, features, maps))
+                hooks.enter_context(self._hook_features(name, axes[name], pool, find_map, features, maps, pools))
             for name in own_heads(self._heads).values():
                 hooks.enter_context(self._hook_logits(name, own_logits))
             output = call(self.model, inputs)
@@ -328,6 +329,7 @@ class ExitExtractor:
                 None if block is None else self._to_numpy(block, "logits", k, batch) for k, block in enumerate(logits)
             ],
             maps=[maps[name] for name in self.exits],
+            pools=[pools[name] for name in self.exits],
             y=batch.y,
             inputs=batch.checksums,
         )
@@ -340,12 +342,14 @@ class ExitExtractor:
         find_map: Callable[[Sequence[int]], FeatureMap | None],
         features: list[tuple[str, torch.Tensor]],
         maps: dict[str, FeatureMap | None],
+        pools: dict[str, str | None],
     ) -> torch.utils.hooks.RemovableHandle:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
             try:
                 tensor = rows_first(first_tensor(output), axis_of_rows)
                 features.append((name, pool(tensor)))
                 maps[name] = find_map(tensor.shape)
+                pools[name] = pool_of_output(self.pool, tensor.ndim)
             except ValueError as error:
                 raise ValueError(f"exit {name!r}: {error}") from error
 
@@ -420,6 +424,8 @@ class ExitExtractor:
             n_features=[block.shape[1] for block in output.features],
             classes=classes,
             feature_maps=output.maps,
+            exit_names=self.exits,
+            pools=output.pools,
         )
         return self._with_costs(layout, fingerprint)
 
@@ -453,6 +459,7 @@ class _Output:
     logits: list[NDArray[np.float32] | None]
     features: list[NDArray[np.float32]]
     maps: list[FeatureMap | None]
+    pools: list[str | None]
     y: NDArray[Any] | None
     inputs: NDArray[np.uint32]
 

@@ -33,7 +33,7 @@ from skexit.runtime._onnx_parts import (
     Tensors,
     flat,
 )
-from skexit.runtime._onnx_policy import EXITS_IN_USE, PROBE, probe
+from skexit.runtime._onnx_policy import EXITS_IN_USE, LAYOUT, PROBE, probe
 from skexit.runtime._onnx_session import METADATA, make_session
 from skexit.utils._files import refuse_folder
 from skexit.utils._optional import optional_import
@@ -311,6 +311,7 @@ def _describe(live: EarlyExitModel, shapes: Sequence[Sequence[int | None]]) -> d
         "version": _version.__version__,
         EXITS_IN_USE: np.flatnonzero(live._decisions.is_used).tolist(),
         PROBE: probe(live._decisions),
+        LAYOUT: live._decisions.layout.to_dict(),
     }
     return {METADATA + name: json.dumps(value) for name, value in described.items()}
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from skexit.data import ExitArray
+from skexit.data import ExitArray, ExitLayout
+from skexit.data._pools import check_same_pools
 from skexit.data._walk import collect
 from skexit.runtime._decisions import Decisions
 from skexit.runtime._onnx_session import METADATA, THRESHOLDS
@@ -17,8 +18,9 @@ from skexit.utils._optional import optional_import
 
 #: Name of the weight of the file that has the temperatures.
 TEMPERATURES = "temperatures"
-#: Names of metadata: the exits at which samples may leave, and the result of `probe` for the exported policy.
-EXITS_IN_USE, PROBE = "exits_in_use", "probe"
+#: Names of metadata: the exits at which samples may leave, the result of `probe` for the exported policy, and the
+#: layout of the network's outputs that it was fitted on.
+EXITS_IN_USE, PROBE, LAYOUT = "exits_in_use", "probe", "fitted_layout"
 _N_PROBES = 12
 
 
@@ -81,6 +83,7 @@ def set_policy(path: str | Path, policy: Any, heads: Any = None) -> None:
             "set. Write the file again: export_onnx(EarlyExitModel(model, exits, policy, example_input=x), path)."
         )
     _check_exits(decisions, exits, path)
+    _check_outputs(decisions.layout, ExitLayout.from_dict(json.loads(described[METADATA + LAYOUT])), path)
     arrays = {THRESHOLDS: decisions.policy.thresholds_, TEMPERATURES: decisions.policy.temperatures_[:, None]}
     set_weights(path, model, arrays)
 
@@ -104,6 +107,17 @@ def _check_exits(decisions: Decisions, exits: list[int], path: Path) -> None:
             f"the policy stops samples at exits {used}, but {path} has decisions only at exits {exits}, which the "
             "exported policy used. Export the live network again with this policy."
         )
+
+
+def _check_outputs(layout: ExitLayout, exported: ExitLayout, path: Path) -> None:
+    """Raise a ValueError if two layouts are known to be of other exits, or of features that were pooled otherwise."""
+    names, exported_names = layout.exit_names, exported.exit_names
+    if names is not None and exported_names is not None and names != exported_names:
+        raise ValueError(
+            f"the policy was fitted on the exits {list(names)}, but the policy in {path} on {list(exported_names)}. "
+            "Pass a policy that was fitted on the same exits."
+        )
+    check_same_pools(exported, layout, "the policy")
 
 
 def probe(decisions: Decisions) -> list[list[list[float]]]:

@@ -11,7 +11,7 @@ from torch import nn
 from skexit.backbone._costs import measure_costs
 from skexit.backbone._counting import run_counting_flops
 from skexit.backbone._inputs import Inputs, is_sequence, named_tensors
-from skexit.backbone._modules import Head
+from skexit.backbone._modules import Head, split_call
 from skexit.backbone._own_logits import OwnLogits
 from skexit.data import ExitLayout
 from skexit.data._layout import MULTIPLY_ADD_COST
@@ -34,13 +34,34 @@ def warn_of_other_costs(
 ) -> None:
     """Warn if the network or its exits take other numbers of operations than in the layout of the policy.
 
-    The policy knows neither the size of the images nor the names of its exits. `example` has one row, and messages call
-    it `name`. `own` has the places of exits' logits in the network's output. Measured times are not compared.
+    The policy does not know the size of the images, and may not know the names of its exits. `example` has one row, and
+    messages call it `name`. `own` has the places of exits' logits in the network's output. Measured times are not
+    compared.
     """
+    if _warns_of_names(model, exits, layout.exit_names):
+        return
     unit = layout.cost_unit
     if unit is None or unit not in MULTIPLY_ADD_COST or _warns_of_size(model, example, name, unit, layout.network_cost):
         return
     _warn_of_exits(model, exits, example, head, own, unit, layout)
+
+
+def _warns_of_names(model: nn.Module, exits: Sequence[str], fitted: Sequence[str] | None) -> bool:
+    """A fitted exit that the network does not have was renamed, so only other modules of the network are compared."""
+    for name, expected in zip(exits, fitted or (), strict=False):
+        if name != expected and _has_other_module(model, name, expected):
+            warn(
+                f"exits has {name!r}, but the policy was fitted on outputs of {expected!r}, which the network has, "
+                f"too. Pass exits={list(fitted or ())}, unless the outputs of both are equal."
+            )
+            return True
+    return False
+
+
+def _has_other_module(model: nn.Module, name: str, expected: str) -> bool:
+    modules = dict(model.named_modules(remove_duplicate=False))
+    (one, call), (other, other_call) = split_call(name), split_call(expected)
+    return other in modules and (modules[other] is not modules[one] or call != other_call)
 
 
 def _warns_of_size(model: nn.Module, example: Inputs, name: str, unit: str, fitted_cost: float) -> bool:

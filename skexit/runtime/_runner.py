@@ -10,8 +10,9 @@ import torch
 
 from skexit.backbone._inputs import is_sequence
 from skexit.backbone._masks import TokenCounts
-from skexit.backbone._pooling import Pool, is_for_maps, pool_output, prepared_pool
+from skexit.backbone._pooling import Pool, is_for_maps, pool_of_output, pool_output, prepared_pool
 from skexit.backbone._stages import Stage
+from skexit.data._pools import is_same_pool, pool_cure
 from skexit.data._walk import Memories
 from skexit.runtime._batch import Answers, Batch
 from skexit.runtime._decisions import Decisions
@@ -148,6 +149,7 @@ class StageRunner:
                 continue
             if self.decisions.uses_features(k):
                 tensor, channels = batch.tensors[0], self.channels[self.exits[k]]
+                self._check_pool(k, tensor.ndim)
                 # Raises an error if the output cannot be pooled.
                 pool_output(tensor, self.pool, self._mask_of(batch), channels, self.counts)
                 self._pools[k] = prepared_pool(self.pool, tensor.ndim, channels, self.counts)
@@ -162,6 +164,22 @@ class StageRunner:
         """Whether pooling can be recorded. It cannot if there is a head, which may change the tensor in place."""
         has_maps = self.pool_at(k) is not None and is_for_maps(self.pool, tensor.ndim)
         return has_maps and self.own_head(k) is None and not self.decisions.of_features
+
+    def _check_pool(self, k: int, n_dimensions: int) -> None:
+        """Raise a ValueError if the policy was fitted on features that are known to be pooled otherwise."""
+        fitted = None if self.decisions.layout.pools is None else self.decisions.layout.pools[k]
+        found = pool_of_output(self.pool, n_dimensions)
+        if fitted is not None and not is_same_pool(found, fitted):
+            given = "" if self.pool == found else f", pool={self.pool!r},"
+            raise ValueError(
+                f"the live network pools exit {self.exits[k]!r} by {found!r}{given} but the policy was fitted on "
+                f"features that were pooled by {fitted!r}. Pass {self._cure_of_pool(fitted, n_dimensions)}, as in the "
+                "extraction."
+            )
+
+    def _cure_of_pool(self, fitted: str, n_dimensions: int) -> str:
+        # Exits of other dimensions have other pools, which only "auto" names together.
+        return "pool='auto'" if fitted == pool_of_output("auto", n_dimensions) else pool_cure(fitted)
 
     def _check_exit(self, k: int, logits: Any, features: Any) -> None:
         layout = self.decisions.layout

@@ -438,11 +438,13 @@ class TestAnotherCacheInTheFolder:
             ({"origin": {"model": "a", "data": "b", "transform": "c"}}, "transform"),
             ({"dtype": "float16"}, "dtype"),
             (
-                {"layout": LAYOUT.replace(n_features=[3, 2], feature_maps=LAYOUT.feature_maps)},
+                {"layout": LAYOUT.replace(n_features=[3, 2], feature_maps=LAYOUT.feature_maps, pools=LAYOUT.pools)},
                 "n_features of the layout",
             ),
             ({"layout": LAYOUT.replace(costs=[10, 31], network_cost=30)}, "costs of the layout"),
             ({"layout": LAYOUT.replace(head_costs=[1, 3])}, "head_costs of the layout"),
+            ({"layout": LAYOUT.replace(exit_names=["layer1", "layer3"])}, "exit_names of the layout"),
+            ({"layout": LAYOUT.replace(pools=["max", None])}, "pools of the layout"),
             ({"layout": LAYOUT.replace(cost_unit=None)}, "cost_unit of the layout"),
             (
                 {"dtype": "float16", "layout": LAYOUT.replace(classes=["yes", "no"])},

@@ -64,6 +64,7 @@ def forget_shards(path):
 
 
 COSTS_AND_NAMES = [("cost_unit",), ("costs",), ("network_cost",), ("head_costs",), ("classes",), ("feature_maps",)]
+COSTS_AND_NAMES += [("exit_names",), ("pools",)]
 MANIFEST_KEYS = [
     ("complete",),
     ("n_rows",),
@@ -84,6 +85,10 @@ MANIFEST_KEYS = [
     ("layout", "head_costs"),
     ("layout", "feature_maps"),
     ("layout", "feature_maps", 0),
+    ("layout", "exit_names"),
+    ("layout", "exit_names", 0),
+    ("layout", "pools"),
+    ("layout", "pools", 0),
     ("layout", "cost_unit"),
     ("layout", "classes"),
     ("layout", "classes", 0),

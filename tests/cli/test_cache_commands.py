@@ -23,9 +23,9 @@ classes    2: no, yes
 stored as  float32
 size       360 bytes in 3 shards
 
-exit  logits  features  cost (MACs)  % of the last
-   0       0         3           10          33.3%
-   1       2         1           30         100.0%
+exit    name  logits  features  pooled by  cost (MACs)  % of the last
+   0  layer1       0         3        avg           10          33.3%
+   1  layer2       2         1          -           30         100.0%
 
 origin
   model  a

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skexit import ExitArray, ExitHeads, ExitLayout, stack_exits
-from skexit.data._layout import FRAME_ATTRIBUTE, add_heads, resolve_layout
+from skexit.data._layout import add_heads
+from skexit.data._layout_of_input import FRAME_ATTRIBUTE, resolve_layout
 
 
 @st.composite
@@ -24,6 +25,8 @@ def layouts(draw):
     names = st.lists(st.text(min_size=1, max_size=3), min_size=n_classes, max_size=n_classes, unique=True)
     costs = draw(st.none() | st.just(np.cumsum(steps)))
     whole = np.arange(1, n_exits + 1) / n_exits if costs is None else costs
+    texts = st.lists(st.text(max_size=3), min_size=n_exits, max_size=n_exits)
+    pools = st.lists(st.none() | st.sampled_from(["avg", "avg+max"]), min_size=n_exits, max_size=n_exits)
     maps = [draw(st.none() | st.just((width - 1, 1, 1, 1) if width % 2 else (0, 1, width, 1))) for width in n_features]
     return ExitLayout(
         n_logits=[n_classes * has for has in has_logits],
@@ -34,6 +37,8 @@ def layouts(draw):
         network_cost=draw(st.none() | st.floats(1e-3, 1e10)),
         head_costs=draw(st.none() | st.just(whole * draw(st.just(0) | st.floats(1e-9, 0.9)))),  # no subnormal numbers
         feature_maps=[place if width else None for place, width in zip(maps, n_features, strict=True)],
+        exit_names=draw(st.none() | texts),
+        pools=draw(st.none() | pools),
     )
 
 

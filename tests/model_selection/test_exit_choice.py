@@ -4,7 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from caches import write_cache
+from caches import LAYOUT, write_cache
 from hypothesis import given
 from hypothesis import strategies as st
 from rows import make_rows
@@ -160,8 +160,7 @@ class TestNames:
     def test_of_a_cache(self, tmp_path):
         X, y = make_rows(60)
         names = ["layer1", "layer2", "layer3", "layer4"]
-        origin = {"exits": '["layer1", "layer2", "layer3", "layer4"]'}
-        with CacheWriter(tmp_path, ExitLayout([3] * 4), origin=origin) as writer:
+        with CacheWriter(tmp_path, ExitLayout([3] * 4, exit_names=names), origin={"model": "a"}) as writer:
             writer.append([X.logits(k) for k in range(4)], [None] * 4)
         cache = FeatureCache(tmp_path)
         assert cache.exit_names == cache.X[10:].exit_names == names
@@ -173,7 +172,7 @@ class TestNames:
     def test_unknown(self, tmp_path):
         X, y = make_rows(60)
         assert choose_exits(X, y, 2, random_state=0).names is None
-        assert write_cache(tmp_path).exit_names is None
+        assert write_cache(tmp_path, layout=LAYOUT.replace(exit_names=None)).exit_names is None
 
 
 class TestErrors:

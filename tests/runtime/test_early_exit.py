@@ -327,7 +327,8 @@ class TestErrors:
         ):
             EarlyExitModel(network, EXITS, policy, example_input=images[0][:1])
         EarlyExitModel(network, EXITS, policy, heads, example_input=images[0][:1])
-        policy = ThresholdPolicy().fit(cache.X, cache.y)
+        X = cache.X.with_layout(cache.layout.replace(pools=None))
+        policy = ThresholdPolicy().fit(X, cache.y)
         with pytest.raises(
             ValueError, match=r"exit '0' gives 8 features, but the policy was fitted on 48\. Pass the exits"
         ):
