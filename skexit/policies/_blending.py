@@ -8,15 +8,19 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from skexit.utils._array_api import array_namespace, at_least
+import numpy as np
+from scipy.special import logit
+
+from skexit.uncertainty._scores import log_sum_exp
+from skexit.utils._array_api import array_namespace, as_like, at_least
 
 #: Weight of the confidence in scores of a network: enough to order samples with the same output.
-_TIE_BREAKER = 1e-4
-#: All log-odds are above minus this number: those of the largest of n probabilities are at least ``-log(n - 1)``.
-_BEYOND_LOWEST = 64.0
+_TIE_BREAKER = 1e-6
 #: Above these log-odds, the logarithm of a probability is ``-exp(-log_odds)`` up to rounding: a number that is added
-#: to all log-odds is then also added to the log-odds of their mean.
+#: to all log-odds is then also added to the log-odds of their product.
 _SURE = 36.0
+#: Matrix that gives -a, -b and -a - b from a and b.
+_EXPONENTS = np.array([[-1.0, 0, -1], [0, -1, -1]])
 
 
 def sigmoid(logits: Any) -> Any:
@@ -38,31 +42,44 @@ def break_ties(scores: Any, confidence: Any) -> Any:
 
     The inputs of a network are probabilities. Its outputs are equal, up to rounding, if all probabilities are near 1.
     """
-    # A logarithm, because log-odds have no limit; in ONNX it takes three operations, and asinh takes sixteen.
-    return scores + _TIE_BREAKER * array_namespace(scores).log(1 + confidence / _BEYOND_LOWEST)
+    return scores + _TIE_BREAKER * confidence
 
 
 def blend(learned: Any, confidence: Any, confidence_weight: float) -> Any:
-    """Log-odds of the weighted geometric mean of a learned probability, with weight 1, and the confidence.
+    """Log-odds of a learned probability times the confidence to the power of its weight.
 
-    Both are given as log-odds. The weight 0 gives the learned probability, infinity gives the confidence. Unless the
-    weight is infinite, ties are broken by the confidence.
+    They have the order of the weighted geometric mean. Both probabilities are given as log-odds. The weight 0 gives the
+    learned probability, infinity gives the confidence. Unless the weight is infinite, ties are broken by the
+    confidence.
 
     >>> import numpy as np
     >>> from scipy.special import expit, logit
     >>> expit(blend(logit(np.array([0.9])), logit(np.array([0.4])), 1.0)).round(3)
-    array([0.6])
+    array([0.36])
     """
     if math.isinf(confidence_weight):
         return confidence
     if confidence_weight == 0:
         return break_ties(learned, confidence)
     xp = array_namespace(learned)
-    share = confidence_weight / (1 + confidence_weight)
+    if confidence_weight == 1:
+        # 1 / (p q) - 1 = exp(-a) + exp(-b) + exp(-a - b), if a and b are the log-odds of p and q.
+        exponents = xp.stack([learned, confidence], axis=-1) @ as_like(_EXPONENTS, learned)
+        return break_ties(-log_sum_exp(exponents), confidence)
     excess = at_least(xp.minimum(learned, confidence) - _SURE, 0.0)
-    log_probability = (share - 1) * _softplus(excess - learned) - share * _softplus(excess - confidence)
-    log_odds = excess + log_probability - xp.log(-xp.expm1(log_probability))
-    return break_ties(log_odds, confidence)
+    log_probability = -_softplus(excess - learned) - confidence_weight * _softplus(excess - confidence)
+    return break_ties(excess + log_probability - xp.log(-xp.expm1(log_probability)), confidence)
+
+
+def score_of_mean(probability: float, confidence_weight: float) -> float:
+    """The score by `blend`, without the confidence that breaks ties, if the weighted geometric mean is `probability`.
+
+    >>> round(score_of_mean(0.6, 1.0), 3)  # the log-odds of 0.36
+    -0.575
+    """
+    if math.isinf(confidence_weight) or confidence_weight == 0:
+        return float(logit(probability))
+    return float(logit(probability ** (1 + confidence_weight)))
 
 
 def _softplus(values: Any) -> Any:

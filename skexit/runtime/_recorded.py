@@ -28,6 +28,8 @@ _READS = {
 _N_RECORDED, _N_COMPARED = 2, (1, 3)
 #: Smallest number of rows for a graph. torch takes axes of equal size for the same, so the rows need their own size.
 _N_OF_GRAPH = 97
+#: End of a slice that includes everything.
+_NO_END = 2**63 - 1
 
 
 #: A function of the output of a stage, and of the attention mask or None, that returns features.
@@ -173,11 +175,20 @@ def _record(
 
 
 def _simplify(graph: Any) -> None:
-    """Replace computations without inputs by constants, and remove repeated computations."""
+    """Replace computations without inputs by constants, and remove repeated computations and those without effect."""
     torch._C._jit_pass_inline(graph)
+    _drop_whole_slices(graph)
     torch._C._jit_pass_constant_propagation(graph)
     torch._C._jit_pass_cse(graph)
     torch._C._jit_pass_dce(graph)
+
+
+def _drop_whole_slices(graph: Any) -> None:
+    """Bypass slices that return their whole input, as ``x[:, None]`` makes for each colon."""
+    for node in graph.findAllNodes("aten::slice"):
+        values, _, *bounds = node.inputs()
+        if [bound.toIValue() for bound in bounds] == [0, _NO_END, 1]:
+            node.output().replaceAllUsesWith(values)
 
 
 @contextmanager

@@ -89,11 +89,6 @@ def log_of_classes(n_classes: int) -> float:
     return math.log(max(n_classes, 2))
 
 
-def entropy(probabilities: Array) -> Array:
-    """Entropy along the last axis, in nats."""
-    return -sum_of_plogp(probabilities)
-
-
 def sum_of_plogp(probabilities: Array) -> Array:
     """Minus the entropy along the last axis, in nats."""
     xp = array_namespace(probabilities)
@@ -109,19 +104,25 @@ def margin(probabilities: Array) -> Array:
     %(probabilities)s
         Between 0 and 1.
     """
-    largest, second = two_largest(probabilities)
-    return largest - second
+    two_largest = second_and_largest(in_order(probabilities))
+    return two_largest[..., 1] - two_largest[..., 0]
 
 
-def two_largest(probabilities: Array) -> tuple[Array, Array]:
-    """Largest and second largest probability; the second is 0 if there is only one class."""
+def in_order(values: Array) -> Array:
+    """Values in ascending order along the last axis if there are few classes, otherwise unchanged.
+
+    Several statistics of an exit are computed from the same ordered logits, so that they are sorted only once.
+    """
+    return array_namespace(values).sort(values, axis=-1) if values.shape[-1] <= _FEW_CLASSES else values
+
+
+def second_and_largest(probabilities: Array) -> Array:
+    """Second largest and largest of probabilities from `in_order`, of shape (..., 2); with one class, 0 and 1."""
+    if 1 < probabilities.shape[-1] <= _FEW_CLASSES:
+        return probabilities[..., -2:]
     xp = array_namespace(probabilities)
-    n_classes = probabilities.shape[-1]
-    if 1 < n_classes <= _FEW_CLASSES:
-        ordered = xp.sort(probabilities, axis=-1)
-        return ordered[..., -1], ordered[..., -2]
     others = probabilities * (1 - predicted_class(probabilities))
-    return max_probability(probabilities), max_probability(others)
+    return xp.stack([max_probability(others), max_probability(probabilities)], axis=-1)
 
 
 def vote(counts: Array) -> Array:
@@ -178,7 +179,7 @@ def log_odds(logits: Array) -> Array:
     if logits.shape[-1] == 1:
         return array_namespace(logits).zeros_like(logits[..., 0])
     largest, others = _largest_and_others(logits)
-    return largest - _log_sum_exp(others)
+    return largest - log_sum_exp(others)
 
 
 def log_odds_of_margin(logits: Array) -> Array:
@@ -218,13 +219,14 @@ def _largest_and_others(logits: Array) -> tuple[Array, Array]:
     """Largest logit, and the other logits along the last axis; with many classes, -inf replaces the largest."""
     xp = array_namespace(logits)
     if logits.shape[-1] <= _FEW_CLASSES:
-        ordered = xp.sort(logits, axis=-1)
+        ordered = in_order(logits)
         return ordered[..., -1], ordered[..., :-1]
     others = xp.where(predicted_class(logits) > 0, -math.inf, logits)
     return xp.max(logits, axis=-1), others
 
 
-def _log_sum_exp(logits: Array) -> Array:
+def log_sum_exp(logits: Array) -> Array:
+    """Logarithm of the sum of the exponentials along the last axis."""
     xp = array_namespace(logits)
     if hasattr(xp, "logsumexp"):  # torch computes it in one step
         return xp.logsumexp(logits, -1)

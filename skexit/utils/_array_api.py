@@ -42,6 +42,14 @@ def at_least(values: Any, bound: float) -> Any:
     return array_namespace(values).clip(values, bound, None)
 
 
+def take_in_rows(values: Any, columns: Any) -> Any:
+    """The values of each row in some columns: ``values[i, columns[i, j]]``."""
+    xp = array_namespace(values)
+    if hasattr(xp, "gather"):  # take_along_axis of torch fixes the number of rows if it is recorded
+        return xp.gather(values, 1, columns)
+    return xp.take_along_axis(values, columns, axis=1)
+
+
 def in_double(values: Any) -> Any:
     """Values in double precision, in which policies compute, if their device has it; without a gradient."""
     xp = _namespace_of(cast(Any, type(values)))

@@ -31,6 +31,7 @@ from skexit.policies.eenet._network import (
     start_at_confidence,
     survival_weights,
     train_scheduler,
+    utility_input,
     utility_loss,
 )
 from skexit.policies.eenet._policy import _read_inputs
@@ -81,23 +82,22 @@ class TestFormulas:
     def test_inputs(self, shape):
         n_samples, n_exits, n_classes, seed = shape
         rng = np.random.default_rng(seed)
-        probabilities = softmax(3 * rng.normal(size=(n_exits, n_samples, n_classes)))
-        utilities = rng.uniform(size=(n_samples, n_exits))
+        logits = 3 * rng.normal(size=(n_exits, n_samples, n_classes))
+        utilities = rng.normal(size=(n_samples, n_exits))
         votes = None
         for k in range(n_exits):
-            votes = count_votes(probabilities[k], votes)
-            earlier = utilities[:, :k] if k else None
-            inputs = exit_inputs(probabilities[k], votes, earlier)
+            votes = count_votes(logits[k], votes)
+            earlier = utility_input(utilities[:, :k]) if k else None
+            inputs = exit_inputs(logits[k], votes, earlier)
             assert inputs.shape == (n_samples, n_classes + (k + 1) + 2)  # the paper's D with k from 1
             for n, row in enumerate(inputs):
-                p = probabilities[k, n]
-                entropy = 1 + sum(p[c] * math.log(p[c]) for c in range(n_classes)) / math.log(n_classes)
-                said = [int(probabilities[j, n].argmax()) for j in range(k + 1)]
-                vote = max(said.count(c) for c in range(n_classes)) / (k + 1)
-                np.testing.assert_allclose(row, [*p, max(p), entropy, vote, *utilities[n, :k]], rtol=1e-9, atol=1e-12)
-            on_torch = exit_inputs(
-                *(None if a is None else torch.from_numpy(a) for a in (probabilities[k], votes, earlier))
-            )
+                p = softmax(logits[k, n])
+                plogp = sum(p[c] * math.log(p[c]) for c in range(n_classes))
+                said = [int(logits[j, n].argmax()) for j in range(k + 1)]
+                votes_of_most = max(said.count(c) for c in range(n_classes))
+                centred = [2 / (1 + math.exp(-utility)) - 1 for utility in utilities[n, :k]]
+                np.testing.assert_allclose(row, [*p, max(p), plogp, votes_of_most, *centred], rtol=1e-9, atol=1e-12)
+            on_torch = exit_inputs(*(None if a is None else torch.from_numpy(a) for a in (logits[k], votes, earlier)))
             np.testing.assert_allclose(on_torch.numpy(), inputs, rtol=1e-12)
 
     @given(SHAPES)
@@ -107,9 +107,9 @@ class TestFormulas:
         rows = np.random.default_rng(seed).permutation(n_samples)
         votes, parts = None, []
         for k in range(n_exits):
-            probabilities = softmax(X.logits(k, rows))
-            votes = count_votes(probabilities, votes)
-            parts.append(exit_inputs(probabilities, votes))
+            logits = X.logits(k, rows)
+            votes = count_votes(logits, votes)
+            parts.append(exit_inputs(logits, votes))
         np.testing.assert_array_equal(_read_inputs(X, rows), np.hstack(parts))
 
     @given(SHAPES)
@@ -248,7 +248,7 @@ def confidences(X):
 
 def ties_broken(scores, X):
     """Samples with the same scores are ordered by their confidence."""
-    return scores + 1e-4 * np.log1p(confidences(X) / 64)
+    return scores + 1e-6 * confidences(X)
 
 
 class TestNetworks:
@@ -272,7 +272,7 @@ class TestNetworks:
         for k, network in enumerate(policy.networks_):
             outputs = network(np.hstack([inputs[:, 6 * k : 6 * k + 6], utilities]))
             utility[:, k] = expit(outputs[:, 0])
-            utilities = utility[:, : k + 1]
+            utilities = 2 * utility[:, : k + 1] - 1
             assignment_logits.append(outputs[:, 1])
         np.testing.assert_allclose(scores, ties_broken(logit(utility), X))
         assignment = softmax(np.stack(assignment_logits, axis=1))
@@ -485,7 +485,7 @@ class TestPolicy:
         np.testing.assert_allclose(scores[np.inf], ThresholdPolicy().fit(X, y).exit_scores(X))
         for weight in (1, 3):
             utility, confidence = expit(scores[0] - ties_broken(0, X)), expit(scores[np.inf])
-            expected = (utility * confidence**weight) ** (1 / (1 + weight))
+            expected = utility * confidence**weight
             np.testing.assert_allclose(expit(scores[weight] - ties_broken(0, X)), expected)
 
     @pytest.mark.parametrize("init", ["confidence", "random"])
@@ -688,14 +688,14 @@ class TestUnusualData:
 class TestManyClasses:
     @pytest.mark.parametrize(("n_classes", "n_seen"), [(1000, 1000), (1001, 100), (5000, 100)])
     def test_networks_see_the_largest_of_many_probabilities(self, n_classes, n_seen):
-        probabilities = softmax(np.random.default_rng(0).normal(size=(20, n_classes)))
-        votes = count_votes(probabilities, None)
-        inputs = exit_inputs(probabilities, votes)
+        logits = np.random.default_rng(0).normal(size=(20, n_classes))
+        probabilities, votes = softmax(logits), count_votes(logits, None)
+        inputs = exit_inputs(logits, votes)
         expected = probabilities if n_seen == n_classes else -np.sort(-probabilities, axis=1)[:, :n_seen]
         np.testing.assert_array_equal(inputs[:, :n_seen], expected)
         np.testing.assert_array_equal(inputs[:, n_seen], probabilities.max(axis=1))
         assert inputs.shape == (20, n_seen + 3)
-        on_torch = exit_inputs(torch.from_numpy(probabilities), torch.from_numpy(votes))
+        on_torch = exit_inputs(torch.from_numpy(logits), torch.from_numpy(votes))
         np.testing.assert_allclose(on_torch.numpy(), inputs)
 
     @pytest.mark.parametrize("init", ["confidence", "random"])

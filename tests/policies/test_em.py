@@ -277,16 +277,27 @@ class TestBudget:
             assert leaves.min() >= policy.thresholds_[k] > stays.max()
             assert policy.thresholds_[k] == pytest.approx((leaves.min() + stays.max()) / 2)
 
-    def test_score_is_the_weighted_geometric_mean_of_router_and_confidence(self, data):
+    def test_score_is_the_weighted_product_of_router_and_confidence(self, data):
         X, y = data
         scores = {
             weight: EMExitAssigner(budget=0.5, confidence_weight=weight, **FAST).fit(X, y).exit_scores(X)
             for weight in (0, 3)
         }
         confidence = ThresholdPolicy().fit(X, y).exit_scores(X)
-        ties = 1e-4 * np.log1p(confidence / 64)
+        ties = 1e-6 * confidence
         router = expit(scores[0] - ties)
-        np.testing.assert_allclose(expit(scores[3] - ties), (router * expit(confidence) ** 3) ** (1 / 4))
+        np.testing.assert_allclose(expit(scores[3] - ties), router * expit(confidence) ** 3)
+
+    @pytest.mark.parametrize("weight", [0, 1, 2.5])
+    def test_threshold_is_that_of_the_geometric_mean(self, data, weight):
+        X, y = data
+        policy = EMExitAssigner(2.0, threshold=0.6, confidence_weight=weight, **FAST).fit(X, y)
+        confidence = ThresholdPolicy().fit(X, y).exit_scores(X)
+        routers = EMExitAssigner(2.0, confidence_weight=0, **FAST).fit(X, y).exit_scores(X)
+        mean = (expit(routers) * expit(confidence) ** weight) ** (1 / (1 + weight))
+        mean[:, -1] = 1
+        assert (np.abs(mean - 0.6) > 1e-5).all()  # else, the confidence that breaks ties would count
+        np.testing.assert_array_equal(policy.predict_exit(X), (mean >= 0.6).argmax(axis=1))
 
     def test_a_budget_added_later(self, data):
         X, y = data

@@ -164,7 +164,7 @@ class TestLosses:
                 logits = X.logits(k, [i])[0] / 2.5 if network is None else network(X.features(k, [i]))[0]
                 probability = remaining
                 if k < 3:
-                    gate = 1 / (1 + math.exp(-gate_statistics(softmax(logits)) @ gates[k] - biases[k]))
+                    gate = 1 / (1 + math.exp(-gate_statistics(logits) @ gates[k] - biases[k]))
                     probability = gate * remaining if trainer.settings.gate_reading == "stop" else min(gate, remaining)
                 remaining -= probability
                 total += weight[i] * probability * (prices[k] - log_softmax(logits)[label])
@@ -366,7 +366,7 @@ class TestAlternation:
         logits = rng.normal(size=(7, 4, 3))
         found = trainer._gate_logits(torch.as_tensor(logits, dtype=torch.float32)).detach()
         for k, gate in enumerate(given):
-            np.testing.assert_allclose(found[:, k], gate(gate_statistics(softmax(logits[:, k])))[:, 0], atol=1e-4)
+            np.testing.assert_allclose(found[:, k], gate(gate_statistics(logits[:, k]))[:, 0], atol=1e-4)
 
     def test_modules_that_are_not_trained_jointly_are_the_heads(self, features):
         X, y = features
@@ -524,7 +524,7 @@ class TestGates:
         wanted = gate_targets(losses + lam * np.arange(1, 5) / 4, targets)
         gates = np.ones((len(y), 4))
         for k in range(3):
-            inputs = gate_statistics(softmax(logits[k]))
+            inputs = gate_statistics(logits[k])
             inputs = (inputs - inputs.mean(axis=0)) / inputs.std(axis=0)
             model = LogisticRegression(C=1 / (l2 * len(y)), tol=1e-10, max_iter=10_000).fit(inputs, wanted[:, k])
             gates[:, k] = model.predict_proba(inputs)[:, 1]

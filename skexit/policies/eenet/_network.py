@@ -14,7 +14,8 @@ from sklearn.utils import gen_batches
 from skexit._nn._dense import DenseNetwork, build, to_dense, torch_generator
 from skexit._nn._mini_batches import ReadRows, Training, enough_in_order, keep_in_memory, minimize, scaling, split_rows
 from skexit.policies._quotas import tilted_distribution
-from skexit.uncertainty import max_probability, normalized_entropy, vote
+from skexit.uncertainty import max_probability, softmax
+from skexit.uncertainty._scores import sum_of_plogp
 from skexit.utils._array_api import array_namespace
 from skexit.utils._threads import one_torch_thread
 
@@ -42,20 +43,29 @@ _SMALLEST_SLOPE = 0.01
 _FEWEST_HELD_OUT = 20
 
 
-def exit_inputs(probabilities: Any, votes: Any, utilities: Any = None) -> Any:
-    """Inputs of the network of an exit (EENet, eq. 5-8).
+def exit_inputs(logits: Any, votes: Any, utilities: Any = None) -> Any:
+    """Inputs of the network of an exit (EENet, eq. 5-8), of which some are shifted and scaled.
 
     They are the class probabilities, or with more than 1,000 classes the 100 largest in falling order; the largest
-    probability, one minus the normalised entropy, the share of the votes for the most frequent class, and the utilities
-    of earlier exits, of shape (n_samples, k). The votes, of shape (n_samples, n_classes), are the numbers of exits up
-    to this one that predict each class.
+    probability, minus the entropy, the number of votes for the most frequent class, and `utility_input` of earlier
+    exits, of shape (n_samples, k). The votes, of shape (n_samples, n_classes), are the numbers of exits up to this one
+    that predict each class.
+
+    In the paper, the entropy and the votes are divided by their largest values. Here inputs are standardised in
+    training, and the weights of the first layer then include the scale.
     """
-    xp = array_namespace(probabilities)
-    confidences = [max_probability(probabilities), normalized_entropy(probabilities), vote(votes)]
+    xp = array_namespace(logits)
+    probabilities = softmax(logits)
+    confidences = [max_probability(probabilities), sum_of_plogp(probabilities), xp.max(votes, axis=-1)]
     if probabilities.shape[1] > _MOST_CLASSES:
         probabilities = xp.sort(probabilities, axis=1, descending=True)[:, :_N_LARGEST]
-    parts = [probabilities, xp.stack(confidences, axis=1), *([] if utilities is None else [utilities])]
-    return xp.concat(parts, axis=1)
+    columns = [confidence[:, None] for confidence in confidences]
+    return xp.concat([probabilities, *columns, *([] if utilities is None else [utilities])], axis=1)
+
+
+def utility_input(utility: Any) -> Any:
+    """Input of later networks for a utility u, from its log-odds: ``2 u - 1``, which is between -1 and 1."""
+    return array_namespace(utility).tanh(utility / 2)
 
 
 def assignment_targets(correct: NDArray[np.bool_]) -> Floats:
@@ -161,8 +171,8 @@ def apply_scheduler(models: Sequence[torch.nn.Sequential], inputs: torch.Tensor)
     utilities = inputs.new_empty((len(inputs), 0))
     outputs = []
     for k, model in enumerate(models):
-        outputs.append(model(torch.cat([inputs[:, k], 2 * utilities - 1], dim=1)))
-        utilities = torch.cat([utilities, outputs[k][:, :1].sigmoid()], dim=1)
+        outputs.append(model(torch.cat([inputs[:, k], utilities], dim=1)))
+        utilities = torch.cat([utilities, utility_input(outputs[k][:, :1])], dim=1)
     utility_logits, assignment_logits = torch.stack(outputs, dim=1).unbind(2)
     return utility_logits, assignment_logits.log_softmax(1)
 
@@ -285,8 +295,8 @@ def scheduler_networks(models: Sequence[torch.nn.Sequential], mean: Floats, scal
     """The networks without torch, for inputs that are not standardised."""
     n_exits = len(models)
     means, scales = mean.reshape(n_exits, -1), scale.reshape(n_exits, -1)
-    # In training, the inputs for utilities u were 2 u - 1.
+    # The inputs for utilities are not standardised.
     return [
-        to_dense(model).after_scaling(np.append(means[k], np.full(k, 0.5)), np.append(scales[k], np.full(k, 0.5)))
+        to_dense(model).after_scaling(np.append(means[k], np.zeros(k)), np.append(scales[k], np.ones(k)))
         for k, model in enumerate(models)
     ]

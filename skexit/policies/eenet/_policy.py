@@ -13,11 +13,11 @@ from skexit._nn._dense import DenseNetwork
 from skexit._nn._mini_batches import Training, number_of_epochs
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._walk import RowReader, correct_exits, no_features, walk
-from skexit.policies._blending import blend, sigmoid
+from skexit.policies._blending import blend
 from skexit.policies._budgeted import BudgetedPolicy
 from skexit.policies._quotas import quota_thresholds
-from skexit.policies.eenet._network import SMALLEST_SHARE, SchedulerLoss, exit_inputs, train_scheduler
-from skexit.uncertainty import log_odds, softmax
+from skexit.policies.eenet._network import SMALLEST_SHARE, SchedulerLoss, exit_inputs, train_scheduler, utility_input
+from skexit.uncertainty import log_odds
 from skexit.uncertainty._scores import count_votes
 from skexit.utils._array_api import side_by_side
 from skexit.utils._module_names import set_module
@@ -53,8 +53,8 @@ class EENetPolicy(BudgetedPolicy):
     learn_distribution : bool, default=True
         Whether the quotas follow the mean assignment (True), or are geometric (False).
     confidence_weight : float, default=1.0
-        The score of a sample is the log-odds of the weighted geometric mean of its utility, with weight 1, and its
-        largest class probability, with this weight. 0 gives the score of the paper.
+        Samples leave by the weighted geometric mean of their utility, with weight 1, and their largest class
+        probability, with this weight; see Notes. 0 gives the order of the paper.
     init : {"confidence", "random"}, default="confidence"
         ``"confidence"``: at the start, utilities have the order of the largest probability, and assignments are
         geometric. ``"random"``: networks start with random weights, as in the paper.
@@ -104,6 +104,9 @@ class EENetPolicy(BudgetedPolicy):
 
     Notes
     -----
+    Scores and thresholds are log-odds of the utility times the power of the largest probability with the exponent
+    `confidence_weight`, which have the order of the geometric mean.
+
     `with_budget` tilts the distribution that was learned for the first budget; nothing is trained again.
 
     With more than 1,000 classes, the inputs of a network are the 100 largest probabilities, in falling order, instead
@@ -248,9 +251,9 @@ class EENetPolicy(BudgetedPolicy):
         if not self.uses_networks_:
             return confidence
         memory["votes"] = count_votes(logits, memory.get("votes"))
-        inputs = exit_inputs(softmax(logits), memory["votes"], memory.get("utilities"))
+        inputs = exit_inputs(logits, memory["votes"], memory.get("utilities"))
         utility = self.networks_[k](inputs)[..., 0]
-        memory["utilities"] = side_by_side(memory.get("utilities"), sigmoid(utility)[..., None])
+        memory["utilities"] = side_by_side(memory.get("utilities"), utility_input(utility)[..., None])
         return blend(utility, confidence, self.confidence_weight)
 
     def choose_thresholds(self, scores: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -275,4 +278,4 @@ def _read_inputs(X: ExitArray, rows: Any) -> NDArray[np.float64]:
 def _own_inputs(k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
     """`exit_inputs` without the utilities of earlier exits."""
     memory["votes"] = count_votes(logits, memory.get("votes"))
-    return exit_inputs(softmax(logits), memory["votes"])
+    return exit_inputs(logits, memory["votes"])

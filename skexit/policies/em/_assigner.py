@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import logit
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
@@ -22,7 +21,7 @@ from skexit.data._labels import encode_labels
 from skexit.data._validation import cross_validation_splits, read_features, read_logits
 from skexit.data._walk import correct_exits, no_features, own_logits, walk_batches
 from skexit.exceptions import RoutersUnusedWarning
-from skexit.policies._blending import blend
+from skexit.policies._blending import blend, score_of_mean
 from skexit.policies._budgeted import BudgetedPolicy
 from skexit.policies._gain import exceeds_error
 from skexit.policies._quotas import equal_thresholds, exits_from_scores, quota_thresholds
@@ -84,11 +83,11 @@ class EMExitAssigner(BudgetedPolicy):
         Mean cost of a sample on the fitting data, as a fraction in (0, 1] of the network's cost. ``fit`` finds the
         `lam` at which the assignments have this cost, and one threshold per exit at which the routers have it.
     confidence_weight : "auto" or float, default="auto"
-        The score of a sample is the log-odds of the weighted geometric mean of its router's probability, with weight 1,
-        and its largest class probability, with this weight. 0 gives the paper's router. ``"auto"`` is 0 without a
-        budget. With a budget, it is one of 0, 1, 3, 10, 30 and infinity: the most accurate one within the budget for
-        routers trained on other rows if it gains more than one standard error, otherwise infinity, the confidence
-        alone. If it is infinite, ``fit`` warns.
+        Samples leave by the weighted geometric mean of their router's probability, with weight 1, and their largest
+        class probability, with this weight; see Notes. 0 gives the paper's router. ``"auto"`` is 0 without a budget.
+        With a budget, it is one of 0, 1, 3, 10, 30 and infinity: the most accurate one within the budget for routers
+        trained on other rows if it gains more than one standard error, otherwise infinity, the confidence alone. If it
+        is infinite, ``fit`` warns.
     learning_rate : float, default=5e-3
         Highest learning rate of the routers; in the paper, 1e-3.
     l2 : float, default=1e-2
@@ -144,6 +143,9 @@ class EMExitAssigner(BudgetedPolicy):
     With `budget`, the routers learn the assignments of the `lam_` that was found, and `with_budget` finds another
     `lam_` and other thresholds for the same routers. A policy that was fitted without a budget has not chosen the
     weights of confidence and assignments: its copies for a budget use the routers alone.
+
+    Scores and thresholds are log-odds of the router's probability times the power of the largest probability with the
+    exponent `confidence_weight_`, which have the order of the geometric mean.
 
     The E-step depends on a sample only through the exits that are correct for it. Samples are grouped by
     this pattern once, so that the cost of an iteration is proportional to the number of patterns.
@@ -436,7 +438,7 @@ class EMExitAssigner(BudgetedPolicy):
 
     def _thresholds_for(self, scores: Floats, weight: Floats, assignment_weight: float, warn: bool = True) -> Floats:
         if self.budget is None:
-            return equal_thresholds(logit(self.threshold), scores.shape[1])
+            return equal_thresholds(score_of_mean(self.threshold, self.confidence_weight_), scores.shape[1])
         if assignment_weight == 0:
             return quota_thresholds(scores, self.costs_, self.budget, sample_weight=weight, warn=warn)
         log_prior = assignment_weight * np.log(np.maximum(self.assigned_distribution_, _SMALLEST_SHARE))

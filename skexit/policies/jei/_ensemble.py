@@ -32,7 +32,7 @@ from skexit.policies.jei._gate_fitting import GateFitState, fit_gate
 from skexit.policies.jei._gates import N_STATISTICS, balanced_weight, gate_statistics, gate_targets, leaving_log_odds
 from skexit.policies.jei._lambda_path import LambdaPath
 from skexit.policies.jei._training import JointTrainer, JointTraining
-from skexit.uncertainty import fit_temperature, log_odds, softmax
+from skexit.uncertainty import fit_temperature, log_odds
 from skexit.utils._array_api import array_namespace
 from skexit.utils._module_names import set_module
 from skexit.utils._optional import check_torch
@@ -355,7 +355,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
             if k == 0:
                 draws[rows] = self._draws(logits)
             scaled = logits / self.gate_temperatures_[k]
-            statistics[rows, k], confidence[rows, k] = gate_statistics(softmax(scaled)), log_odds(scaled)
+            statistics[rows, k], confidence[rows, k] = gate_statistics(scaled), log_odds(scaled)
             losses[rows, k] = logsumexp(scaled, axis=1) - scaled[np.arange(len(scaled)), labels[rows]]
             correct[rows, k] = np.argmax(scaled, axis=1) == labels[rows]
         prices = [float(self.lam)] if self.budget is None else _PRICES.tolist()
@@ -414,11 +414,14 @@ class JEIGatedEnsemble(BudgetedPolicy):
         ]
         return np.column_stack(scores)
 
+    def earlier_exits(self, k: int) -> range:
+        return range(k if self.decision == "sampled" or self.gate_reading == "exit" else 0)
+
     def score_exit(self, k: int, logits: Any, features: Any, memory: dict[str, Any]) -> Any:
-        if k == 0:
+        if k == 0 and self.decision == "sampled":
             memory["draws"] = self._draws(logits)
         scaled = logits / float(self.gate_temperatures_[k])
-        return self._score(k, gate_statistics(softmax(scaled)), log_odds(scaled), self.gates_, memory)
+        return self._score(k, gate_statistics(scaled), log_odds(scaled), self.gates_, memory)
 
     def _score(
         self, k: int, statistics: Any, confidence: Any, gates: Sequence[DenseNetwork], memory: dict[str, Any]

@@ -15,7 +15,6 @@ from skexit._nn._mini_batches import adam_groups, keep_in_memory, one_cycle
 from skexit.data import ExitArray
 from skexit.data._validation import read_features, read_logits
 from skexit.policies.jei._gates import N_STATISTICS, balanced_weight, exit_probabilities, gate_statistics, gate_targets
-from skexit.uncertainty import softmax
 from skexit.utils._threads import one_torch_thread
 
 if TYPE_CHECKING:
@@ -174,7 +173,7 @@ class JointTrainer:
 
     def _gate_logits(self, logits: torch.Tensor) -> torch.Tensor:
         weights, biases = self.gates
-        return (gate_statistics(softmax(logits[..., :-1, :])) * weights).sum(-1) + biases
+        return (gate_statistics(logits[..., :-1, :]) * weights).sum(-1) + biases
 
     def _exit_probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         import torch
