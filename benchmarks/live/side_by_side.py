@@ -26,7 +26,8 @@ leave where maximum probability says, but nothing is pooled or scored. `static` 
 a ResNet-38 for ResNet-56 (its time only: it is not trained) and else the network that ends at the exit nearest to the
 cost. `earlyon` is that package, if it is installed, with heads and thresholds of maximum probability.
 
-By `--clock cpu`, time is that of the thread alone, which other programs lengthen less; for one thread.
+By `--clock cpu`, time is that of the thread alone, which other programs lengthen less; for one thread. Costs in
+milliseconds are measured by the same clock.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ import torch
 from benchmarks.shared.data import load_ag_news, load_cifar100
 from benchmarks.shared.live import (
     CLOCKS,
+    LATENCY_CLOCKS,
     MAXIMUM_PROBABILITY,
     RECOMMENDED,
     Case,
@@ -136,7 +138,7 @@ def live_for_ms(
 
 
 def fit_live(
-    case: Case, rows: tuple[Any, np.ndarray], cost: float
+    case: Case, rows: tuple[Any, np.ndarray], cost: float, clock: str
 ) -> tuple[dict[str, EarlyExitModel], np.ndarray, dict[str, float]]:
     """Live networks by policy, milliseconds of the stages up to each exit over those of all, and accuracies."""
     X, y = rows
@@ -146,6 +148,7 @@ def fit_live(
         batch_sizes=[TARGET_BATCH],
         example_input=case.rows(slice(TARGET_BATCH)),
         n_repeats=5,
+        clock=LATENCY_CLOCKS[clock],
     )
     fractions = latency.stage_ms[0].cumsum() / latency.stage_ms[0].sum()
     X, y = X[N_FITTING:], y[N_FITTING:]
@@ -245,17 +248,21 @@ def in_onnx(
     return networks, runtime.stages(reference).ideal_ms
 
 
-def run_case(name: str, cost: float, batch_sizes: Sequence[int], clock: Any, arguments: Any) -> pd.DataFrame:
+def run_case(name: str, cost: float, batch_sizes: Sequence[int], arguments: Any) -> pd.DataFrame:
     case = CASES[name](arguments)
     extracted = case.extract()
-    live, fractions, accuracies = fit_live(case, extracted, cost)
+    live, fractions, accuracies = fit_live(case, extracted, cost, arguments.clock)
     static = static_network(case, fractions, cost, live[MAXIMUM_PROBABILITY])
     rows = []
     with TemporaryDirectory() as folder:
         onnx = OnnxRuntime(Path(folder), arguments.threads)
         runtimes = {"torch": in_torch(case, live, static), "onnxruntime": in_onnx(case, live, static, onnx)}
         for runtime, (networks, ideal) in runtimes.items():
-            measured: dict[str, Any] = {"batch_sizes": batch_sizes, "example_input": case.rows(slice(1))}
+            measured: dict[str, Any] = {
+                "batch_sizes": batch_sizes,
+                "example_input": case.rows(slice(1)),
+                "clock": LATENCY_CLOCKS[arguments.clock],
+            }
             if runtime == "torch":
                 latency = measure_latency(live[RECOMMENDED], **measured)
             else:
@@ -265,7 +272,7 @@ def run_case(name: str, cost: float, batch_sizes: Sequence[int], clock: Any, arg
                 of_methods = accuracies | {FOR_MS: accuracy}
                 rows += [
                     {"network": name, "runtime": runtime, **row, "accuracy": of_methods.get(row["method"])}
-                    for row in measure(case, own, ideal, size, fractions, clock)
+                    for row in measure(case, own, ideal, size, fractions, CLOCKS[arguments.clock])
                 ]
     return pd.DataFrame(rows)
 
@@ -284,7 +291,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     found = [pd.read_csv(arguments.out)] if arguments.out and arguments.out.exists() else []
     for name in arguments.only:
-        found.append(run_case(name, arguments.cost, arguments.batch_sizes, CLOCKS[arguments.clock], arguments))
+        found.append(run_case(name, arguments.cost, arguments.batch_sizes, arguments))
         print(found[-1].round(3).to_string(index=False), flush=True)
         if arguments.out:
             pd.concat(found).round(4).to_csv(arguments.out, index=False)

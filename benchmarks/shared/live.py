@@ -39,6 +39,8 @@ from skexit.runtime._runner import StageRunner
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 #: Seconds; "cpu" is the time of the calling thread alone, which other programs lengthen less.
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.thread_time}
+#: The same clocks, as `measure_latency` calls them.
+LATENCY_CLOCKS = {"wall": "wall", "cpu": "processor"}
 MAXIMUM_PROBABILITY, RECOMMENDED = "maximum probability", "recommended"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 
 from skexit.backbone._channels import Channels
 from skexit.backbone._costs import millisecond_clock
+from skexit.backbone._counting import Clock
 from skexit.backbone._inputs import Inputs, call, in_form, map_tensors
 from skexit.backbone._modules import Head, device_of
 from skexit.backbone._pooling import Pool
@@ -38,6 +40,7 @@ def measure_latency(
     channels: Channels = "auto",
     head: Head = "output",
     n_repeats: int = 10,
+    clock: str = "wall",
 ) -> ExitLatency:
     """Measure the time up to each exit of a network on this machine, including heads and policy.
 
@@ -59,6 +62,9 @@ def measure_latency(
         As in :class:`EarlyExitModel`.
     n_repeats : int, default=10
         Number of timed runs per batch size. The result has their medians.
+    clock : {"wall", "processor"}, default="wall"
+        ``"processor"``: the processor time of the calling thread, which other programs lengthen less. For networks on a
+        CPU, with one thread: ``torch.set_num_threads(1)``.
 
     Returns
     -------
@@ -68,8 +74,8 @@ def measure_latency(
     Raises
     ------
     ValueError
-        If there is no policy, a batch size or `n_repeats` is not positive, or the network cannot be divided at its
-        exits.
+        If there is no policy, a batch size or `n_repeats` is not positive, the network cannot be divided at its exits,
+        or `clock` is unknown, or is ``"processor"`` for a network on another device than a CPU.
 
     See Also
     --------
@@ -98,11 +104,11 @@ def measure_latency(
         network = EarlyExitModel(model, exits, policy, heads, pool=pool, channels=channels, head=head).prepare(
             example_input
         )
-    sizes = check_sizes_and_repeats(batch_sizes, n_repeats)
+    sizes, read = check_sizes_and_repeats(batch_sizes, n_repeats), clock_on(device_of(plain), clock)
     runner = runner_to_last_exit(network)
     with torch.inference_mode():
         measured = [
-            _measure(runner, plain, map_tensors(partial(with_rows, n_rows=int(size)), example_input), n_repeats)
+            _measure(runner, plain, map_tensors(partial(with_rows, n_rows=int(size)), example_input), n_repeats, read)
             for size in sizes
         ]
     stage, at_exit, compaction, spread, whole = (np.array(times) for times in zip(*measured, strict=True))
@@ -117,20 +123,32 @@ def check_sizes_and_repeats(batch_sizes: Sequence[int], n_repeats: int) -> NDArr
     return np.unique(np.asarray(batch_sizes, dtype=np.int64))
 
 
-def _measure(runner: StageRunner, plain: nn.Module, inputs: Inputs, n_repeats: int) -> tuple[NDArray[np.float64], ...]:
+def clock_on(device: torch.device, clock: str) -> Clock:
+    """The clock of that name, which returns milliseconds; a ValueError if there is none for the device."""
+    if clock == "wall":
+        return millisecond_clock(device)
+    if clock != "processor":
+        raise ValueError(f"clock={clock!r} must be 'wall' or 'processor'.")
+    if device.type != "cpu":
+        raise ValueError(f"clock='processor' is for networks on a CPU, but this one is on {device}. Pass clock='wall'.")
+    return lambda: 1000 * time.thread_time()
+
+
+def _measure(
+    runner: StageRunner, plain: nn.Module, inputs: Inputs, n_repeats: int, clock: Clock
+) -> tuple[NDArray[np.float64], ...]:
     """Milliseconds of stages, exits and compaction, the spread of the stages, and the time of the plain network.
 
     All but the last have the shape (n_exits,). The two networks run in turn, so that other load slows both equally.
     """
     n_runs = _N_WARM_UP_RUNS + n_repeats
-    times = [(_time_stages(runner, inputs), _time_plain(plain, inputs)) for _ in range(n_runs)][_N_WARM_UP_RUNS:]
-    runs, whole = (np.array(part) for part in zip(*times, strict=True))
+    times = [(_time_stages(runner, inputs, clock), _time_plain(plain, inputs, clock)) for _ in range(n_runs)]
+    runs, whole = (np.array(part) for part in zip(*times[_N_WARM_UP_RUNS:], strict=True))
     spread = np.subtract(*np.percentile(runs[:, 0], [75, 25], axis=0))
     return (*np.median(runs, axis=0), spread, np.median(whole))
 
 
-def _time_plain(plain: nn.Module, inputs: Inputs) -> float:
-    clock = millisecond_clock(device_of(plain))
+def _time_plain(plain: nn.Module, inputs: Inputs, clock: Clock) -> float:
     # Copies, because layers that work in place would change the inputs of the next run.
     own = map_tensors(lambda tensor: tensor.clone(), inputs)
     start = clock()
@@ -138,9 +156,9 @@ def _time_plain(plain: nn.Module, inputs: Inputs) -> float:
     return clock() - start
 
 
-def _time_stages(runner: StageRunner, inputs: Inputs) -> list[list[float]]:
+def _time_stages(runner: StageRunner, inputs: Inputs, clock: Clock) -> list[list[float]]:
     batch = first_batch(runner, inputs)
-    rows, clock = batch.rows, millisecond_clock(batch.rows.device)
+    rows = batch.rows
     times: list[list[float]] = [[], [], []]
     for k in range(runner.decisions.n_exits):
         readings = [clock()]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from skexit.backbone._costs import measure_costs
@@ -41,9 +42,17 @@ def warn_of_other_costs(
     if _warns_of_names(model, exits, layout.exit_names):
         return
     unit = layout.cost_unit
-    if unit is None or unit not in MULTIPLY_ADD_COST or _warns_of_size(model, example, name, unit, layout.network_cost):
+    if unit is None or unit not in MULTIPLY_ADD_COST:
         return
-    _warn_of_exits(model, exits, example, head, own, unit, layout)
+    try:
+        with silenced():
+            costs = measure_costs(model, exits, example, unit, head, own)
+    except ValueError:  # two exits with the same cost, for which a layout from elsewhere has its own numbers
+        network_cost = run_counting_flops(model, example, _whole_run) * MULTIPLY_ADD_COST[unit] / 2
+        _warns_of_size(example, name, unit, network_cost, layout.network_cost)
+        return
+    if not _warns_of_size(example, name, unit, costs.network, layout.network_cost):
+        _warn_of_exits(exits, costs.costs / costs.network, layout)
 
 
 def _warns_of_names(model: nn.Module, exits: Sequence[str], fitted: Sequence[str] | None) -> bool:
@@ -64,13 +73,12 @@ def _has_other_module(model: nn.Module, name: str, expected: str) -> bool:
     return other in modules and (modules[other] is not modules[one] or call != other_call)
 
 
-def _warns_of_size(model: nn.Module, example: Inputs, name: str, unit: str, fitted_cost: float) -> bool:
+def _warns_of_size(example: Inputs, name: str, unit: str, cost: float, fitted_cost: float) -> bool:
     """Texts and sounds may have any length, so they are not compared."""
     tensors = list(named_tensors(example).values())
     images = [tensor for tensor in tensors if tensor.ndim >= 4 and tensor.is_floating_point()]
     if not images or any(map(is_sequence, tensors)):
         return False
-    cost = run_counting_flops(model, example, _whole_run) * MULTIPLY_ADD_COST[unit] / 2
     if abs(cost / fitted_cost - 1) <= _TOLERANCE:
         return False
     shape = ", ".join(["n", *map(str, images[0].shape[1:])])
@@ -83,21 +91,8 @@ def _warns_of_size(model: nn.Module, example: Inputs, name: str, unit: str, fitt
     return True
 
 
-def _warn_of_exits(
-    model: nn.Module,
-    exits: Sequence[str],
-    example: Inputs,
-    head: Head,
-    own: OwnLogits | None,
-    unit: str,
-    layout: ExitLayout,
-) -> None:
-    try:
-        with silenced():
-            costs = measure_costs(model, exits, example, unit, head, own)
-    except ValueError:  # two exits with the same cost, for which a layout from elsewhere has its own numbers
-        return
-    found = costs.costs / costs.network
+def _warn_of_exits(exits: Sequence[str], found: NDArray[np.float64], layout: ExitLayout) -> None:
+    """Compare the costs of exits as fractions of that of the network."""
     fitted = (np.asarray(layout.costs) - np.asarray(layout.head_costs)) / layout.network_cost
     if np.abs(found - fitted).max() > _FRACTION_TOLERANCE:
         warn(

@@ -1,7 +1,7 @@
 """The live network answers as the policy does on the cache, and stops where it says."""
 
 from collections import Counter
-from itertools import pairwise
+from itertools import count, pairwise
 
 import joblib
 import numpy as np
@@ -244,6 +244,18 @@ def test_latency_decides_where_samples_are_taken_out(network, images, cache, cal
     calls.clear()
     assert_same(taking_along(images[0][rows]), policy, cache.X[rows])
     assert calls[1] == 0
+
+
+def test_latency_by_the_clock_of_the_thread(network, images, cache, monkeypatch):
+    readings = count()
+    monkeypatch.setattr("time.thread_time", lambda: next(readings) / 1000)  # a millisecond passes between readings
+    policy = ThresholdPolicy().fit(cache.X, cache.y)
+    example = {"example_input": images[0][:1], "policy": policy, "n_repeats": 2}
+    latency = measure_latency(network, EXITS, (1, 4), clock="processor", **example)
+    for times in (latency.stage_ms, latency.exit_ms, latency.compaction_ms, latency.network_ms):
+        np.testing.assert_allclose(times, 1)
+    with pytest.raises(ValueError, match=r"^clock='cpu' must be 'wall' or 'processor'\.$"):
+        measure_latency(network, EXITS, (1, 4), clock="cpu", **example)
 
 
 def test_measured_latency(network, images, cache):

@@ -161,6 +161,8 @@ def test_costs_in_milliseconds(live, images):
     costs = exit_costs(live.model, CNN_EXITS, images[0][:1], "ms")
     assert costs.unit == "ms"
     assert (np.diff(costs.costs) > 0).all()
+    with pytest.raises(ValueError, match=r"^clock='processor' is for networks on a CPU, but this one is on cuda"):
+        measure_latency(live, example_input=images[0][:1].to(GPU), clock="processor")
     latency = measure_latency(live, batch_sizes=(1, 8), example_input=images[0][:1].to(GPU))
     assert (np.diff(latency.costs(8)) > 0).all()
 

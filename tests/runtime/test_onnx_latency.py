@@ -1,4 +1,4 @@
-from itertools import pairwise
+from itertools import count, pairwise
 
 import numpy as np
 import pytest
@@ -52,10 +52,22 @@ def test_inputs_by_name():
 
 
 @pytest.mark.slow
+def test_by_the_clock_of_the_thread(monkeypatch):
+    readings = count()
+    monkeypatch.setattr("time.thread_time", lambda: next(readings) / 1000)  # a millisecond passes between readings
+    live, x = make_live(ThresholdPolicy(budget=0.8))
+    latency = measure_onnx_latency(live, (1,), example_input=x[:1], n_repeats=1, clock="processor")
+    assert latency.network_ms[0] == pytest.approx(1)
+    assert latency.stage_ms.sum() + latency.exit_ms.sum() == pytest.approx(1, rel=1e-4)
+    with pytest.raises(ValueError, match=r"^clock='cpu' must be 'wall' or 'processor'\.$"):
+        measure_onnx_latency(live, (1,), example_input=x[:1], clock="cpu")
+
+
+@pytest.mark.slow
 def test_what_all_exits_take_is_shared_out(monkeypatch):
     # The plain network takes 16 ms, and 4, 8, 14 and 22 ms pass until all have left.
     durations = iter([16.0, 4.0, 8.0, 14.0, 22.0] * 3)
-    monkeypatch.setattr("skexit.runtime._onnx_latency._time", lambda call: next(durations))
+    monkeypatch.setattr("skexit.runtime._onnx_latency._time", lambda call, clock: next(durations))
     live, x = make_live(ThresholdPolicy(budget=0.8))
     latency = measure_onnx_latency(live, (1,), example_input=x[:1], n_repeats=1)
     np.testing.assert_allclose(latency.exit_ms, [[2, 2, 2, 0]], rtol=1e-4)

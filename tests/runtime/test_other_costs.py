@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from skexit import ExitHeads, ThresholdPolicy
+from skexit.backbone import _costs
 from skexit.extraction import ExitExtractor
-from skexit.runtime import EarlyExitModel
+from skexit.runtime import EarlyExitModel, _other_costs
 
 EXITS = ["1", "2"]
 SMALL, LARGE = torch.randn(30, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.randn(5, 1, 12, 12)
@@ -60,6 +61,16 @@ def test_images_of_another_size(network, policy):
         live(LARGE)  # only when the network is prepared
         EarlyExitModel(network, EXITS, policy)(SMALL)
         live.prepare(SMALL[:1])
+
+
+def test_operations_are_counted_once(network, policy, monkeypatch):
+    runs, count = [], _costs.run_counting_flops
+    for module in (_costs, _other_costs):
+        monkeypatch.setattr(
+            module, "run_counting_flops", lambda *given, **named: runs.append(1) or count(*given, **named)
+        )
+    EarlyExitModel(network, EXITS, policy, example_input=SMALL)
+    assert len(runs) == 1
 
 
 def test_the_cure(network, tmp_path):
