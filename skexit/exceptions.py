@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 __all__ = [
     "ExpensiveHeadsWarning",
@@ -11,6 +12,7 @@ __all__ = [
     "RoutersUnusedWarning",
     "UncountedWorkWarning",
     "UnprofitableExitsWarning",
+    "UnusedParameterWarning",
 ]
 
 
@@ -170,6 +172,44 @@ class UnprofitableExitsWarning(UserWarning):
             f"{listed}. Switch these exits off: pass pruned(policy, latency, batch_size={sizes[0]}) of skexit.runtime "
             "instead of the policy, for the batch size that you run."
         )
+
+
+class UnusedParameterWarning(UserWarning):
+    """Parameters that were set have no effect, because another parameter has a value for which they are not used.
+
+    Parameters
+    ----------
+    estimator_name : str
+        Class of the estimator.
+    unused : dict of str to object
+        The parameters without effect, and their values.
+    other : dict of str to object
+        The parameter for which they have none, and its value.
+    cure : str
+        A sentence on what to do.
+
+    Examples
+    --------
+    >>> from skexit.exceptions import UnusedParameterWarning
+    >>> print(UnusedParameterWarning("ExitHeads", {"temperature": 2.0}, {"distillation": 0}, "Raise distillation."))
+    temperature=2.0 of ExitHeads has no effect with distillation=0. Raise distillation.
+    """
+
+    def __init__(self, estimator_name: str, unused: dict[str, Any], other: dict[str, Any], cure: str) -> None:
+        super().__init__(estimator_name, unused, other, cure)
+        self.estimator_name = estimator_name
+        self.unused = unused
+        self.other = other
+        self.cure = cure
+
+    def __str__(self) -> str:
+        names = _with_values(self.unused)
+        verb = "has" if len(self.unused) == 1 else "have"
+        return f"{names} of {self.estimator_name} {verb} no effect with {_with_values(self.other)}. {self.cure}"
+
+
+def _with_values(parameters: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in parameters.items())
 
 
 def _some(names: list[str]) -> str:

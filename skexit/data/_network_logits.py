@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from skexit.data._arrays import ExitArray
-from skexit.data._validation import read_logits, sort_classes
+from skexit.data._sorted_classes import sort_classes
+from skexit.data._validation import read_logits
 
 
 def network_logits(X: Any) -> NDArray[np.float64] | None:

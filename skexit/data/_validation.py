@@ -21,9 +21,10 @@ from skexit.data._class_order import check_order_of_classes
 from skexit.data._labels import UNLABELLED, UNLABELLED_ROWS, encode_labelled, encode_labels, is_labelled
 from skexit.data._layout import ExitLayout
 from skexit.data._layout_of_input import own_layout, resolve_layout, warn_of_default_costs
-from skexit.data._overlays import OverlaidSource
 from skexit.data._pools import check_same_pools
+from skexit.data._sorted_classes import sort_classes
 from skexit.data._sources import ArraySource
+from skexit.data._unused_parameters import warn_of_unused_parameters
 from skexit.data._wrong_data import check_is_not_input
 from skexit.exceptions import LayoutLostWarning
 from skexit.utils._checks import at_least, check_budget_is_fraction, check_sample_weight, is_integer
@@ -45,6 +46,7 @@ def validate_training_data(
     ratios of weights count.
     """
     _check_y_is_given(estimator, y)
+    warn_of_unused_parameters(estimator, getattr(estimator, "_unused_parameters", ()))
     checked, y = _validate_first(estimator, X, y)
     if not is_labelled(y, checked.layout).any():
         raise ValueError(UNLABELLED_ROWS + " Give the labels of some rows, of two classes or more.")
@@ -214,33 +216,6 @@ def _has_same_columns(own: ExitLayout, fitted: ExitLayout) -> bool:
     if any(own.feature_maps) and any(fitted.feature_maps) and own.feature_maps != fitted.feature_maps:
         return False
     return (own.n_logits, own.n_features) == (fitted.n_logits, fitted.n_features)
-
-
-def sort_classes(X: ExitArray) -> ExitArray:
-    """X with its logits in the order of the sorted classes, as in scikit-learn."""
-    classes = X.layout.classes
-    order = order_of_classes(classes)
-    if classes is None or order is None:
-        return X
-    return ExitArray(_ReorderedLogits(X, order), X.layout.replace(classes=classes[order]))
-
-
-def order_of_classes(classes: NDArray[Any] | None) -> NDArray[np.intp] | None:
-    """The order that sorts the classes, None if they are sorted or unknown."""
-    if classes is None or (classes[:-1] < classes[1:]).all():
-        return None
-    return np.argsort(classes)
-
-
-class _ReorderedLogits(OverlaidSource):
-    """The columns of an ExitArray, with the logits of each exit in another order."""
-
-    def __init__(self, base: ExitArray, order: NDArray[np.intp]) -> None:
-        super().__init__(base, base.dtype)
-        self.order = order
-
-    def read_logits(self, k: int, rows: Any) -> NDArray[Any]:
-        return super().read_logits(k, rows)[:, self.order]
 
 
 def _check_not_empty(estimator: BaseEstimator, X: ExitArray) -> None:

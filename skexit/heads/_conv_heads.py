@@ -14,6 +14,7 @@ from sklearn.utils import check_random_state
 from skexit._nn._conv import ConvNetwork
 from skexit._nn._dense import DenseNetwork
 from skexit.data import ExitArray, ExitLayout
+from skexit.data._unused_parameters import Unused
 from skexit.heads._conv_training import ConvHeadTrainer, ConvTraining
 from skexit.heads._cross_fitting import CrossFittedHeads
 from skexit.heads._distillation import Distillation
@@ -125,6 +126,15 @@ class ConvExitHeads(CrossFittedHeads):
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
+
+    _unused_parameters: ClassVar[tuple[Unused, ...]] = (
+        Unused(
+            ("temperature",),
+            "distillation",
+            lambda heads: heads.distillation == 0,
+            "It is the temperature of the teacher's logits. Leave it out, or set distillation above 0.",
+        ),
+    )
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ from sklearn.utils.metaestimators import available_if
 from skexit._nn._dense import DenseNetwork, check_hidden_layer_sizes
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._labels import UNLABELLED_ROWS, only_labelled
+from skexit.data._unused_parameters import Unused
 from skexit.data._validation import validate_partial_data
 from skexit.heads._boosting import PREDICTION_REWEIGHTING
 from skexit.heads._cross_fitting import CrossFittedHeads, check_two_classes
@@ -152,6 +153,27 @@ class ExitHeads(CrossFittedHeads):
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
+
+    _unused_parameters: ClassVar[tuple[Unused, ...]] = (
+        Unused(
+            ("temperature",),
+            "distillation",
+            lambda heads: heads.distillation == 0,
+            "It is the temperature of the teacher's logits. Leave it out, or set distillation above 0.",
+        ),
+        Unused(
+            ("dropout",),
+            "hidden_layer_sizes",
+            lambda heads: len(heads.hidden_layer_sizes) == 0,
+            "Linear heads have no hidden units to leave out. Leave it out, or set hidden_layer_sizes, such as (256,).",
+        ),
+        Unused(
+            ("learning_rate", "max_epochs", "batch_size"),
+            "solver",
+            lambda heads: heads.solver == "lbfgs",
+            "They are settings of 'adam'. Leave them out, or set solver='adam'.",
+        ),
+    )
 
     def __init__(
         self,

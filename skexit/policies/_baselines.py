@@ -13,7 +13,7 @@ from sklearn.utils import check_consistent_length, check_random_state, column_or
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._labels import UNLABELLED_ROWS, encode_labels, is_labelled
 from skexit.data._layout_of_input import warn_of_default_costs
-from skexit.data._validation import sort_classes
+from skexit.data._sorted_classes import sort_classes
 from skexit.data._walk import correct_exits
 from skexit.policies._base import ExitPolicy
 from skexit.policies._budgeted import BudgetedPolicy

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, has_fit_parameter
 
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._labels import encode_labels
+from skexit.data._unused_parameters import Unused
 from skexit.data._validation import check_budget
 from skexit.policies._access import joined
 from skexit.policies._base import ExitPolicy
@@ -150,6 +151,15 @@ class RiskControlledPolicy(ExitPolicy):
         "layout": [ExitLayout, int, None],
         "random_state": ["random_state"],
     }
+
+    _unused_parameters: ClassVar[tuple[Unused, ...]] = (
+        Unused(
+            ("calibration_size",),
+            "policy",
+            lambda policy: policy._all_frozen(),
+            "Frozen policies need no rows for fitting, so that all rows serve for tests. Leave it out.",
+        ),
+    )
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ import numpy as np
 from array_api_compat import device
 
 from skexit.data import ExitLayout
-from skexit.data._validation import order_of_classes
+from skexit.data._sorted_classes import order_of_classes
 from skexit.data._walk import Memories
 from skexit.heads import ExitTransformer
 from skexit.policies._decision import ExitDecision, unfrozen

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 
 from skexit.data import ExitArray, ExitLayout
+from skexit.data._unused_parameters import Unused
 from skexit.data._validation import cross_validation_splits
 from skexit.data._walk import collect, correct_exits
 from skexit.policies._blending import break_ties
@@ -129,6 +130,15 @@ class OptimalStoppingPolicy(BudgetedPolicy):
         "use_most_confident": ["boolean"],
         "random_state": ["random_state"],
     }
+
+    _unused_parameters: ClassVar[tuple[Unused, ...]] = (
+        Unused(
+            ("l2",),
+            "estimator",
+            lambda policy: policy.estimator is not None,
+            "It is the penalty of the default estimator. Leave it out, and set that of the estimator.",
+        ),
+    )
 
     def __init__(
         self,

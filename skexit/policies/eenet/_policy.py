@@ -12,6 +12,7 @@ from sklearn.utils import check_random_state
 from skexit._nn._dense import DenseNetwork
 from skexit._nn._mini_batches import Training, number_of_epochs
 from skexit.data import ExitArray, ExitLayout
+from skexit.data._unused_parameters import Unused
 from skexit.data._walk import RowReader, correct_exits, no_features, walk
 from skexit.policies._blending import blend
 from skexit.policies._budgeted import BudgetedPolicy
@@ -153,6 +154,31 @@ class EENetPolicy(BudgetedPolicy):
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
+
+    _unused_parameters: ClassVar[tuple[Unused, ...]] = (
+        Unused(
+            ("confidence_weight",),
+            "learn_scores",
+            lambda policy: not policy.learn_scores,
+            "Scores are the confidence alone. Leave it out, or set learn_scores=True.",
+        ),
+        Unused(
+            (
+                "hidden_ratio",
+                "budget_loss_weight",
+                "assignment_loss_weight",
+                "init",
+                "learning_rate",
+                "l2",
+                "max_epochs",
+                "batch_size",
+                "patience",
+            ),
+            "learn_distribution",
+            lambda policy: not policy.learn_distribution and not policy._learns_scores(),
+            "Neither scores nor shares are learned. Leave them out, or set learn_distribution=True.",
+        ),
+    )
 
     def __init__(
         self,

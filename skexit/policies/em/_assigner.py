@@ -19,13 +19,20 @@ from skexit._nn._mini_batches import Training, number_of_epochs, train
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._labels import encode_labels
 from skexit.data._validation import cross_validation_splits, read_features, read_logits
-from skexit.data._walk import correct_exits, no_features, own_logits, walk_batches
+from skexit.data._walk import correct_exits, walk_batches
 from skexit.exceptions import RoutersUnusedWarning
 from skexit.policies._blending import blend, score_of_mean
 from skexit.policies._budgeted import BudgetedPolicy
 from skexit.policies._gain import exceeds_error
 from skexit.policies._quotas import equal_thresholds, exits_from_scores, quota_thresholds
-from skexit.policies.em._assignment import AssignerFitState, expectation, fit_exit_prior, group_patterns
+from skexit.policies.em._assignment import (
+    AssignerFitState,
+    correct_and_confident,
+    expectation,
+    fit_exit_prior,
+    group_patterns,
+)
+from skexit.policies.em._unused_parameters import UNUSED_PARAMETERS
 from skexit.uncertainty import log_odds, margin, max_probability, normalized_entropy, softmax
 from skexit.utils._array_api import array_namespace
 from skexit.utils._module_names import set_module
@@ -184,6 +191,8 @@ class EMExitAssigner(BudgetedPolicy):
         "verbose": ["verbose"],
     }
 
+    _unused_parameters = UNUSED_PARAMETERS
+
     def __init__(
         self,
         lam: float = 1.0,
@@ -252,7 +261,7 @@ class EMExitAssigner(BudgetedPolicy):
         uses_confidence_alone = self.confidence_weight == np.inf
         if X.layout.n_exits > 1 and not uses_confidence_alone:
             check_torch("EMExitAssigner trains its routers with")
-        correct, confidence = _correct_and_confident(X, labels)
+        correct, confidence = correct_and_confident(X, labels)
         patterns, pattern_weight, pattern_of_row = group_patterns(correct, weight)
         state = AssignerFitState(correct, confidence, weight, patterns, pattern_weight)
         self._find_assignments(state)
@@ -470,13 +479,3 @@ class EMExitAssigner(BudgetedPolicy):
         thresholds = self._thresholds_for(scores, state.weight, assignment_weight, warn=False)
         stops = exits_from_scores(scores, thresholds)
         return state.correct[np.arange(len(stops)), stops]
-
-
-def _correct_and_confident(X: ExitArray, labels: NDArray[np.int64]) -> tuple[NDArray[np.bool_], Floats]:
-    """Which exits are correct for which rows, and their confidence: log-odds of the largest probability."""
-    correct = np.empty((len(X), X.layout.n_exits), dtype=bool)
-    confidence = np.empty(correct.shape)
-    for k, rows, logits in walk_batches(own_logits, X, uses_features=no_features):
-        correct[rows, k] = np.argmax(logits, axis=1) == labels[rows]
-        confidence[rows, k] = log_odds(logits)
-    return correct, confidence

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from skexit.data import ExitArray
+from skexit.data._walk import no_features, own_logits, walk_batches
+from skexit.uncertainty import log_odds
 from skexit.utils._module_names import set_module
 
 Floats = NDArray[np.float64]
@@ -30,6 +33,16 @@ class AssignerFitState:
     pattern_weight: Floats
     router_log_odds: Floats | None = None
     held_out_log_odds: NDArray[np.float32] | None = None
+
+
+def correct_and_confident(X: ExitArray, labels: NDArray[np.int64]) -> tuple[NDArray[np.bool_], Floats]:
+    """Which exits are correct for which rows, and their confidence: log-odds of the largest probability."""
+    correct = np.empty((len(X), X.layout.n_exits), dtype=bool)
+    confidence = np.empty(correct.shape)
+    for k, rows, logits in walk_batches(own_logits, X, uses_features=no_features):
+        correct[rows, k] = np.argmax(logits, axis=1) == labels[rows]
+        confidence[rows, k] = log_odds(logits)
+    return correct, confidence
 
 
 def group_patterns(

@@ -20,6 +20,7 @@ from skexit.data._arrays import enough_rows
 from skexit.data._estimator import warn_of_expensive_heads
 from skexit.data._lazy import MergedLogits, TransformedLogits, fit_in_memory
 from skexit.data._overlays import LogitsSource, OverlaidSource
+from skexit.data._unused_parameters import Unused
 from skexit.data._validation import cross_validation_splits, read_logits
 from skexit.data._walk import no_features, own_logits, walk_batches
 from skexit.heads import ExitHeads
@@ -185,6 +186,37 @@ class JEIGatedEnsemble(BudgetedPolicy):
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
+
+    _unused_parameters: ClassVar[tuple[Unused, ...]] = (
+        Unused(
+            ("lam",),
+            "budget",
+            lambda policy: policy.budget is not None,
+            "fit finds the price that meets the budget. Leave it out, or set budget=None.",
+        ),
+        Unused(
+            (
+                "gradient",
+                "learning_rate",
+                "warm_up_epochs",
+                "max_epochs",
+                "early_stopping",
+                "patience",
+                "batch_size",
+                "bilevel_switch",
+                "cv",
+            ),
+            "joint",
+            lambda policy: not policy.joint,
+            "They are settings of the joint training. Leave them out, set joint=True, or set up the heads by heads=.",
+        ),
+        Unused(
+            ("patience",),
+            "early_stopping",
+            lambda policy: policy.joint and not policy.early_stopping,
+            "Leave it out, or set early_stopping=True.",
+        ),
+    )
 
     def __init__(
         self,
