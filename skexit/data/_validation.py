@@ -202,9 +202,10 @@ def validate_new_exits(estimator: BaseEstimator, X: Any) -> ExitArray:
     if own is not None:
         check_same_pools(own, fitted, type(estimator).__name__)
     if isinstance(X, ExitArray):
-        validate_data(estimator, X, reset=False, skip_check_array=True)
         _check_not_empty(estimator, X)
         return X
+    if own is not None and not hasattr(estimator, "feature_names_in_"):
+        X = X.to_numpy()  # the names are those of the exits, and say no more than the layout
     array = validate_data(
         estimator, X, reset=False, dtype=[np.float64, np.float32], ensure_all_finite=not any(fitted.n_logits)
     )
