@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -13,24 +14,74 @@ from skexit.backbone._inputs import LABEL_NAMES, Inputs, describe_given, fields_
 
 
 def check_gives_batches(loader: Any) -> None:
-    """Raise a ValueError unless a loader gives batches: it may be a batch itself, a tensor or a pair with labels."""
-    if isinstance(loader, np.ndarray):
-        raise ValueError(
-            f"loader is {describe_given(loader)}. Pass a list of batches of tensors, such as [torch.from_numpy(x)]."
-        )
+    """Raise a ValueError unless a loader gives batches: it may be a batch itself, in any form, or a list of samples."""
     if isinstance(loader, str) or not (hasattr(loader, "__iter__") or hasattr(loader, "__getitem__")):
         raise ValueError(
             f"loader is {describe_given(loader)}. Pass a torch.utils.data.DataLoader, or a list of batches, such as "
             "[x] or [(x, y)]."
         )
-    if isinstance(loader, torch.Tensor):
-        raise ValueError(f"loader is a tensor of shape {tuple(loader.shape)}. Pass a list of batches, such as [x].")
-    if isinstance(loader, tuple) and len(loader) == 2 and all(isinstance(part, torch.Tensor) for part in loader):
-        inputs, labels = loader
-        if inputs.ndim > 1 and labels.shape == inputs.shape[:1]:
+    if isinstance(loader, np.ndarray | torch.Tensor) or _is_frame(loader):
+        of_tensors = "" if isinstance(loader, torch.Tensor) else " of tensors"
+        raise ValueError(
+            f"loader is {describe_given(loader)}. Pass a list of batches{of_tensors}, such as [{_as_tensor(loader)}]."
+        )
+    if isinstance(loader, Mapping):
+        raise ValueError(f"loader is one batch, {describe_given(loader)}. Pass a list of batches, such as [batch].")
+    if isinstance(loader, list | tuple) and len(loader) > 1:
+        _check_is_not_one_batch(loader)
+        if all(isinstance(part, np.ndarray) and part.shape == loader[0].shape and part.ndim == 1 for part in loader):
             raise ValueError(
-                f"loader is one batch of {len(labels)} rows and their labels. Pass a list of batches, such as [(x, y)]."
+                f"loader has {len(loader)} arrays of shape {loader[0].shape}, which are samples. Pass a list of "
+                f"batches of tensors, such as [{_as_tensor(list(loader), 'samples')}]."
             )
+
+
+def _check_is_not_one_batch(loader: Sequence[Any]) -> None:
+    """Raise a ValueError for inputs and their labels that are in no list."""
+    *inputs, labels = loader
+    n_rows = len(inputs[0]) if isinstance(inputs[0], Sized) else 0
+    if not all(isinstance(part, Sized) and len(part) == n_rows and _has_columns(part) for part in inputs):
+        return
+    if labels is None and len(inputs) == 1:
+        raise ValueError(
+            f"loader is one batch of {n_rows} rows. Pass a list of batches, such as [{_as_tensor(inputs[0])}]."
+        )
+    if isinstance(labels, Sized) and len(labels) == n_rows and _is_column(labels):
+        names = ["x"] if len(inputs) == 1 else [f"x{i}" for i in range(len(inputs))]
+        parts = ", ".join(_as_tensor(part, name) for part, name in zip(inputs, names, strict=True))
+        raise ValueError(
+            f"loader is one batch of {n_rows} rows and their labels. Pass a list of batches, such as [({parts}, y)]."
+        )
+
+
+def _is_frame(given: Any) -> bool:
+    return hasattr(given, "columns") and hasattr(given, "to_numpy")
+
+
+def _has_columns(given: Any) -> bool:
+    """Whether the rows of something are more than one number each, as far as it tells."""
+    if isinstance(given, list | tuple):
+        return len(given) > 0 and isinstance(given[0], np.ndarray | torch.Tensor) and given[0].ndim > 0
+    return len(getattr(given, "shape", ())) > 1
+
+
+def _is_column(given: Any) -> bool:
+    """Whether something has one number or name per row."""
+    if isinstance(given, list | tuple):
+        return all(isinstance(label, Number | str) or np.ndim(label) == 0 for label in given)
+    return len(getattr(given, "shape", ())) == 1
+
+
+def _as_tensor(given: Any, name: str = "x") -> str:
+    """Code that makes a tensor of something that is called `name`."""
+    if isinstance(given, np.ndarray):
+        return f"torch.from_numpy({name}){'.float()' if given.dtype == np.float64 else ''}"
+    if _is_frame(given):
+        return f"torch.from_numpy({name}.to_numpy(dtype='float32'))"
+    if isinstance(given, list | tuple):
+        stacked = f"numpy.stack({name})" if isinstance(given[0], np.ndarray) else f"torch.stack(tuple({name}))"
+        return _as_tensor(given[0], stacked)
+    return name
 
 
 def read_item(number: int, item: Any) -> tuple[Inputs, Any]:

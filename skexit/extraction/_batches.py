@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -125,14 +126,12 @@ class _Repeats:
 
 
 def _read_batch(number: int, item: Any, classes: NDArray[Any] | None) -> Batch:
+    if isinstance(item, list | tuple) and len(item) > 1:
+        _check_labels(number, item[-1])  # before its inputs, which are then those of a sample
     inputs, y = read_item(number, item)
     values = tensors_of(inputs)
+    _check_labels(number, y)
     labels = None if y is None else np.asarray(y.cpu() if isinstance(y, torch.Tensor) else y)
-    if labels is not None and not labels.ndim:
-        raise ValueError(
-            f"loader: batch {number} has only one label, {labels.item()!r}, so it is a sample and not a batch. Pass "
-            "batches: torch.utils.data.DataLoader(dataset, batch_size=64) makes them from a data set."
-        )
     lengths = [len(value) for value in values] + ([] if labels is None else [len(labels)])
     if len(set(lengths)) > 1:
         raise ValueError(
@@ -143,6 +142,17 @@ def _read_batch(number: int, item: Any, classes: NDArray[Any] | None) -> Batch:
     if labels is not None and classes is not None:
         labels = _as_classes(labels, classes, number)
     return Batch(number, inputs, labels, row_checksums(inputs))
+
+
+def _check_labels(number: int, y: Any) -> None:
+    """Raise a ValueError if the labels of a batch are a single label."""
+    is_scalar = isinstance(y, Number | str) or (isinstance(y, np.ndarray | np.generic | torch.Tensor) and y.ndim == 0)
+    if is_scalar:
+        label = y.item() if hasattr(y, "item") else y
+        raise ValueError(
+            f"loader: batch {number} has only one label, {label!r}, so it is a sample and not a batch. Pass "
+            "batches: torch.utils.data.DataLoader(dataset, batch_size=64) makes them from a data set."
+        )
 
 
 def _as_classes(labels: NDArray[Any], classes: NDArray[Any], number: int) -> NDArray[Any]:

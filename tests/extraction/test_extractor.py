@@ -514,7 +514,7 @@ def test_batches_are_checked(model, tmp_path, batches, message):
             [(torch.zeros(2, 1, 9, 9), torch.arange(2), torch.arange(2))],
             r"batch 0 .*: a tuple of \(a tensor of .*, a ten",
         ),
-        ([torch.zeros(2, 1, 9, 9), torch.arange(2)], r"batch 1 .*: a tensor of shape \(2,\). A loader yields"),
+        ([torch.zeros(2, 1, 9, 9), torch.zeros(2, 9)], r"batch 1 .*: a tensor of shape \(2, 9\). A loader yields"),
     ],
 )
 def test_what_the_network_raises_names_the_batch(model, tmp_path, loader, note):
