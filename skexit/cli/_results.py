@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
@@ -9,6 +10,7 @@ import click
 import numpy as np
 
 from skexit.cli._commands import aligned, columns, command, percent, printable
+from skexit.cli._evaluation import evaluate, points, saved
 from skexit.cli._files import (
     CACHE,
     POLICY,
@@ -51,6 +53,7 @@ def _per_day(function: Any) -> Any:
     return function
 
 
+_POLICIES = click.argument("policies", metavar="POLICY...", nargs=-1, required=True)
 _LIVE_MS = click.option(
     "--live-ms", type=float, help="Milliseconds per sample of the live network, measured at your batch size."
 )
@@ -80,66 +83,48 @@ def _predict(cache: str, policy: str, out: str | None) -> Any:
 
 
 @CACHE
-@POLICY
+@_POLICIES
 @_per_day
 @_LIVE_MS
 def _evaluate(
     cache: str,
-    policy: str,
+    policies: tuple[str, ...],
     per_day: float | None,
     network_ms: float | None,
     live_ms: float | None,
     price_per_hour: float | None,
 ) -> Any:
-    """Compare the accuracy and cost of a policy with the plain network, on a labelled cache.
+    """Compare the accuracy and cost of policies with the plain network, on a labelled cache.
 
-    Intervals are 95 % intervals. Neither network nor policy should have been fitted on the rows of CACHE. POLICY is a
-    file from skexit fit. Loading it can run code in the file, so give only files that you trust.
+    One policy is described with its exits, several in a table with a row for each. Intervals are 95 % intervals.
+    Neither network nor policies should have been fitted on the rows of CACHE. A POLICY is a file from skexit fit.
+    Loading it can run code in the file, so give only files that you trust.
     """
-    from skexit.data._network_logits import network_logits
-    from skexit.metrics import bootstrap_interval, daily_savings, exit_report
-    from skexit.policies._access import only_rows_with_labels, policy_and_data
-
+    if live_ms is not None and len(policies) > 1:
+        raise click.UsageError("--live-ms is the time of one policy; evaluate each policy alone with its own time.")
     opened = open_labelled(cache, "an evaluation")
-    estimator = load_fitting(policy, opened, cache)
-    rows, y = only_rows_with_labels(estimator, opened.X, opened.y)
-    fitted, X = policy_and_data(estimator, rows)
-    exits, answers, costs = fitted.predict_exit(X), fitted.predict_at_exits(X), fitted.costs_
-    right = answers[np.arange(len(y)), exits] == y
-    report = exit_report(y, answers, exits, costs, output="dict")
-    by_exit = [row for name, row in report.items() if name != "total"]
-    logits = network_logits(rows)
-    network_right = None if logits is None else fitted.classes_[logits.argmax(axis=1)] == y
-    savings = daily_savings(
-        costs,
-        [row["share"] for row in by_exit],
-        accuracies=[row["accuracy_leaving"] for row in by_exit],
-        network_accuracy=None if network_right is None else float(network_right.mean()),
-        samples_per_day=per_day,
-        network_cost=float(fitted.layout_.network_cost),
-        network_ms=network_ms,
-        live_ms=live_ms,
-        price_per_hour=price_per_hour,
-    )
-    interval = bootstrap_interval(np.mean, right, method="share", random_state=0)
-    facts = {"rows": len(y), "accuracy_interval": interval, "compute_saved": savings.compute, **asdict(savings)}
-    lines = {"rows": f"{len(y):,}", "accuracy": f"{percent(savings.accuracy)} ({_range(interval)})"}
-    lines["mean cost"] = f"{percent(savings.mean_cost)} of the plain network, heads included"
-    if network_right is not None:
-        lost = bootstrap_interval(_difference, network_right, right, method="difference", random_state=0)
-        facts |= {"network_accuracy": network_right.mean(), "accuracy_lost_interval": lost}
-        lines["plain network"] = f"{percent(network_right.mean())} accuracy"
-        lines["difference"] = f"{_points(-savings.accuracy_lost)} ({_signed(-lost[1])} to {_signed(-lost[0])})"
-    lines |= _saved(facts, fitted.layout_.cost_unit)
-    table = [("exit", "samples", "cost", "accuracy there")]
-    for k, row in enumerate(by_exit):
-        table.append((str(k), percent(row["share"]), percent(row["cost"]), percent(row["accuracy_leaving"])))
-    facts["exits"] = by_exit
-    return facts, "\n".join([*map(printable, aligned(lines)), "", *columns(table), *_note(lines)])
+    evaluated = {
+        name: evaluate(
+            load_fitting(path, opened, cache),
+            opened,
+            samples_per_day=per_day,
+            network_ms=network_ms,
+            live_ms=live_ms,
+            price_per_hour=price_per_hour,
+        )
+        for path, name in zip(policies, names_of(policies), strict=True)
+    }
+    if len(evaluated) == 1:
+        (one,) = evaluated.values()
+        return one.facts, "\n".join([*map(printable, aligned(one.lines)), "", *columns(one.exits), *_note(one.lines)])
+    table = [("policy", *next(iter(evaluated.values())).cells)]
+    table += [(printable(name), *one.cells.values()) for name, one in evaluated.items()]
+    facts = {"policies": [{"policy": name} | one.facts for name, one in evaluated.items()]}
+    return facts, "\n".join([*columns(table), *_note(table[0])])
 
 
 @CACHE
-@click.argument("policies", metavar="POLICY...", nargs=-1, required=True)
+@_POLICIES
 @click.option(
     "--budget",
     "budgets",
@@ -224,8 +209,8 @@ def _savings(
     if np.isfinite(savings.accuracy):
         lines["accuracy"] = percent(savings.accuracy)
     if np.isfinite(savings.accuracy_lost):
-        lines["difference"] = _points(-savings.accuracy_lost)
-    lines |= _saved(facts)
+        lines["difference"] = points(-savings.accuracy_lost)
+    lines |= saved(facts)
     return facts, "\n".join([*aligned(lines), *_note(lines)])
 
 
@@ -241,32 +226,6 @@ def _parse_exit(text: str) -> list[float]:
     return numbers
 
 
-def _saved(facts: dict[str, Any], unit: str | None = None) -> dict[str, str]:
-    lines = {"saves": f"{percent(facts['compute_saved'])} of compute"}
-    if np.isfinite(facts["operations"]) and unit not in (None, "fraction"):
-        lines["saved per day"] = f"{facts['operations']:.3g} {unit}"
-    if np.isfinite(facts["hours"]):
-        lines["hours per day"] = f"{facts['hours']:,.2f}"
-    if np.isfinite(facts["money"]):
-        lines["money per day"] = f"{facts['money']:,.2f}"
-    return lines
-
-
-def _note(lines: dict[str, str]) -> list[str]:
-    return ["", _BATCHES] if "hours per day" in lines else []
-
-
-def _difference(network: Any, policy: Any) -> float:
-    return float(network.mean() - policy.mean())
-
-
-def _points(difference: float) -> str:
-    return f"{_signed(difference)} points of accuracy"
-
-
-def _signed(difference: float) -> str:
-    return f"{100 * difference:+.1f}"
-
-
-def _range(interval: tuple[float, float]) -> str:
-    return f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %"
+def _note(names: Iterable[str]) -> list[str]:
+    """A note on estimated times, if hours are among the names of the values that are printed."""
+    return ["", _BATCHES] if "hours per day" in names else []

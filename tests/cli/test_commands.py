@@ -113,6 +113,29 @@ def test_evaluate_is_what_python_computes(folder, data, capsys):
     assert "In batches, early exits save less time than operations" in text
 
 
+def test_several_policies_in_one_table(folder, capsys):
+    options = ["--per-day", "3.6e6", "--network-ms", "10"]
+    alone = {name: run_json(capsys, "evaluate", "cache", f"{name}.joblib", *options) for name in ("policy", "static")}
+    printed = run_json(capsys, "evaluate", "cache", "policy.joblib", "static.joblib", *options)
+    assert printed == {"policies": [{"policy": name} | facts for name, facts in alone.items()]}
+    assert main(["evaluate", "cache", "policy.joblib", "static.joblib", *options]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()[:3]
+    assert re.split("  +", header.strip()) == [
+        "policy",
+        "accuracy",
+        "95 % interval",
+        "points of difference",
+        "mean cost",
+        "hours per day",
+    ]
+    for row, (name, facts) in zip(rows, alone.items(), strict=True):
+        cells = re.split("  +", row.strip())
+        assert cells[:2] == [name, f"{100 * facts['accuracy']:.1f} %"]
+        assert cells[3:5] == [f"{-100 * facts['accuracy_lost']:+.1f}", f"{100 * facts['mean_cost']:.1f} %"]
+    assert main(["evaluate", "cache", "policy.joblib", "static.joblib", "--live-ms", "3"]) == 2
+    assert "--live-ms is the time of one policy; evaluate each policy alone" in capsys.readouterr().err
+
+
 def test_predict_needs_no_labels(folder, data, capsys):
     X, _ = data
     policy = joblib.load("policy.joblib")
