@@ -34,7 +34,8 @@ class ExitArray:
     path of the cache and the row numbers, so that workers do not copy the data.
 
     Made by :func:`stack_exits`, :attr:`skexit.FeatureCache.X`, :meth:`from_array` and
-    :meth:`from_frame`.
+    :meth:`from_frame`. :meth:`to_frame` makes a DataFrame; ``pandas.DataFrame(X)`` raises an error, because it would
+    lose the names of the columns and the layout.
 
     Parameters
     ----------
@@ -257,6 +258,9 @@ class ExitArray:
 
     def to_frame(self, index: Any = None) -> pd.DataFrame:
         """The whole array as a DataFrame with named columns, its layout kept in ``attrs``.
+
+        pandas does not ask an array for the names of its columns. Call this instead of ``pandas.DataFrame(X)``, which
+        raises the ValueError "DataFrame constructor not properly called!".
 
         Parameters
         ----------

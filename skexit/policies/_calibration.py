@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Any, Self
@@ -18,6 +19,10 @@ from skexit.uncertainty import softmax
 from skexit.uncertainty._conformal import ConformalScores
 from skexit.uncertainty._temperature import fit_exit_temperatures
 from skexit.utils._docstring import shared_docs
+from skexit.utils._warnings import warn
+
+#: The default alpha of ``predict_set``.
+_ALPHA = 0.05
 
 
 @shared_docs
@@ -44,7 +49,9 @@ class CalibrationMixin:
     def calibrate(self, X: Any, y: ArrayLike, *, temperature: bool = True) -> Self:
         """Calibrate probabilities and prediction sets on rows that were not used in fitting.
 
-        This changes the policy itself; to keep it, calibrate a copy: ``copy.deepcopy(policy).calibrate(X, y)``.
+        This changes the policy itself; to keep it, calibrate a copy: ``copy.deepcopy(policy).calibrate(X, y)``. Each
+        call replaces the scores of an earlier call, and its temperatures if they are fitted again: rows of two calls
+        are not joined.
         A temperature is fitted for each exit, on the rows that leave there. ``predict_proba`` and
         ``predict_set`` then divide the logits of the exit by it. The fewer rows leave at an exit, the nearer its
         temperature is to the temperature of all rows; the fewer rows there are, the nearer that is to 1: see
@@ -71,6 +78,11 @@ class CalibrationMixin:
         ValueError
             If X does not match the layout of the policy or is not finite, y has a class that was not fitted, or no row
             has a label.
+
+        Warns
+        -----
+        UserWarning
+            If there are fewer than 19 rows with labels: ``predict_set`` then returns all classes for its default alpha.
         """
         exits, y = labelled_rows(self._check_new(X), y, self.classes_)
         _, labels = encode_labels(y, self.layout_, "Remove such rows, or fit the policy with all classes.")
@@ -80,6 +92,7 @@ class CalibrationMixin:
         for k, batch, logits in self._answers(exits):
             probabilities = softmax(logits / temperatures[k])
             scores[batch, k] = 1 - probabilities[np.arange(len(logits)), labels[batch]]
+        _warn_of_few_rows(len(exits))
         self.temperatures_ = temperatures
         self.conformal_scores_ = ConformalScores(scores, stops, labels)
         return self
@@ -103,7 +116,7 @@ class CalibrationMixin:
     def predict_set(
         self,
         X: Any,
-        alpha: float = 0.05,
+        alpha: float = _ALPHA,
         method: str = "gated",
         *,
         class_conditional: bool = False,
@@ -170,3 +183,16 @@ class CalibrationMixin:
     def _drop_calibration(self) -> None:
         self.temperatures_ = np.ones(self.layout_.n_exits)
         self.conformal_scores_ = None
+
+
+def _rows_for(alpha: float) -> int:
+    """The fewest rows for which a set of ``1 - alpha`` can lack a class."""
+    return math.ceil(1 / alpha - 1 - 1e-9)
+
+
+def _warn_of_few_rows(n_rows: int) -> None:
+    if n_rows < _rows_for(_ALPHA):
+        warn(
+            f"calibrate has {n_rows} rows with labels. predict_set(X, alpha={_ALPHA}) needs {_rows_for(_ALPHA)} to "
+            "leave out any class, and temperatures of so few rows stay near 1. Calibrate on some hundred rows."
+        )

@@ -16,7 +16,9 @@ class ExitOutput(NamedTuple):
     Parameters
     ----------
     labels : tensor of shape (n_samples,), or ndarray if classes are names
-        Predicted class of each sample.
+        Predicted class of each sample. If the classes are numbers, a tensor on the device of the network, which does
+        not wait for the device. torch has no tensors of strings: names are an ndarray, for which the call waits. For an
+        ndarray in both cases, take ``policy.classes_[probabilities.argmax(1).cpu()]``.
     probabilities : tensor of shape (n_samples, n_classes)
         Class probabilities, from the exit at which the sample left.
     exits : tensor of shape (n_samples,) of int64

@@ -419,3 +419,10 @@ def test_from_array_keeps_an_exit_array(X):
     again = ExitArray.from_array(X, LAYOUT.replace(costs=[1, 2, 3]))
     assert again.layout.costs.tolist() == [1, 2, 3]
     assert_stands_for(again, VALUES)
+
+
+def test_pandas_makes_a_frame_only_with_names():
+    X = stack_exits(features=[np.ones((4, 2)), np.zeros((4, 3))])
+    with pytest.raises(ValueError, match=r"^DataFrame constructor not properly called!$"):  # which the docstring names
+        pd.DataFrame(X)
+    assert list(X.to_frame().columns) == X.layout.column_names()

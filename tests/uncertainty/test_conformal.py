@@ -1,6 +1,7 @@
 """Conformal sets: their thresholds as the formulas say, and their coverage as the theory says."""
 
 import math
+import warnings
 from fractions import Fraction
 
 import joblib
@@ -250,7 +251,8 @@ def test_temperatures_of_an_earlier_call_are_kept(policy):
 @pytest.mark.parametrize("method", METHODS)
 def test_three_rows_promise_nothing_and_so_every_class_is_in_the_set(policy, method):
     X, y = make_exits(60, n_exits=3, n_classes=4, random_state=1)
-    calibrated = policy.with_budget(0.6).calibrate(X[:3], y[:3])
+    with pytest.warns(UserWarning, match="^calibrate has 3 rows with labels"):
+        calibrated = policy.with_budget(0.6).calibrate(X[:3], y[:3])
     sets, stops = calibrated.predict_set(X, method=method), calibrated.predict_exit(X)
     unused = np.setdiff1d(np.arange(3), calibrated.predict_exit(X[:3]))
     filled = ~np.isin(stops, unused) if method == "strict" else np.full(len(X), True)
@@ -460,6 +462,28 @@ def test_sets_that_are_never_empty(policy, method, class_conditional):
     np.testing.assert_array_equal(filled[~empty], sets[~empty])
     np.testing.assert_array_equal(filled[empty].sum(axis=1), 1)
     np.testing.assert_array_equal(calibrated.classes_[filled[empty].argmax(axis=1)], calibrated.predict(X)[empty])
+
+
+def test_a_warning_tells_if_rows_are_too_few(policy):
+    X, y = make_exits(n_samples=200, n_exits=3, n_classes=4, random_state=1)
+    with pytest.warns(
+        UserWarning, match=r"^calibrate has 18 rows with labels\. predict_set\(X, alpha=0\.05\) needs 19"
+    ):
+        policy = policy.with_budget(0.6).calibrate(X[:18], y[:18])
+    assert policy.predict_set(X).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not policy.predict_set(X, alpha=1 / 19).all()
+        again = policy.calibrate(X[:19], y[:19])
+        assert not again.predict_set(X).all()
+
+
+def test_a_second_calibration_replaces_the_first(policy):
+    X, y = make_exits(n_samples=200, n_exits=3, n_classes=4, random_state=1)
+    twice = policy.with_budget(0.6).calibrate(X[:100], y[:100]).calibrate(X[100:200], y[100:200])
+    once = policy.with_budget(0.6).calibrate(X[100:200], y[100:200])
+    np.testing.assert_array_equal(twice.temperatures_, once.temperatures_)
+    np.testing.assert_array_equal(twice.predict_set(X), once.predict_set(X))
 
 
 def test_options_of_sets_go_by_the_order_of_classes_and_survive_saving(policy, tmp_path):
