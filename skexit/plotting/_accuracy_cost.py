@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @shared_docs
 class AccuracyCostDisplay:
-    """Accuracy against mean cost, one line per method.
+    """Accuracy against mean cost: a line for each method, or a marker for a method with one point.
 
     Parameters
     ----------
@@ -104,12 +104,14 @@ class AccuracyCostDisplay:
         network_accuracy: float | None = None,
         **plot_parameters: Any,
     ) -> AccuracyCostDisplay:
-        """Compute accuracies and costs of fitted policies on data, and draw them.
+        """Compute accuracies and costs of fitted policies on data, and draw a point for each.
 
         Parameters
         ----------
         estimators : dict of str to ExitPolicy or Pipeline, or to a list of these
-            Fitted policies of each method, one per budget or price; a Pipeline ends in a policy.
+            Fitted policies of each method, one per budget or price; a Pipeline ends in a policy. A list is drawn as a
+            line through its points, and a single policy as one marker. For a line of one fit, give
+            ``[policy.with_budget(budget) for budget in (0.4, 0.6, 0.8)]``.
         %(X_y)s
         %(bootstrap)s
         network_accuracy : float, default=None
