@@ -40,26 +40,37 @@ def all_commands():
             yield [name], command
 
 
+#: Commands of the guide that run in a process of their own, in a folder that has only files of other processes. The
+#: others share a process, because each new one imports torch again.
+IN_PROCESSES_OF_THEIR_OWN = ("skexit extract my_network:test", "skexit predict")
+
+
 @pytest.mark.slow
-def test_the_session_of_the_guide_in_processes_of_its_own(tmp_path):
+@pytest.mark.filterwarnings("default")
+def test_the_session_of_the_guide(tmp_path, monkeypatch, capsys):
     (tmp_path / "my_network.py").write_text(blocks("python")[0], encoding="utf-8")
-    for line in "".join(blocks("sh")).splitlines():
-        command = [sys.executable, "-m", "skexit.cli", *shlex.split(line)[1:]]
-        ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-        assert ended.returncode == 0, (line, ended.stderr)
-        assert "Traceback" not in ended.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "my_network", raising=False)
+    lines = "".join(blocks("sh")).splitlines()
+    for line in lines:
+        arguments = shlex.split(line)[1:]
+        if line.startswith(IN_PROCESSES_OF_THEIR_OWN):
+            command = [sys.executable, "-m", "skexit.cli", *arguments]
+            ended = subprocess.run(command, capture_output=True, text=True)
+            status, errors = ended.returncode, ended.stderr
+        else:
+            status, errors = main(arguments), capsys.readouterr().err
+        assert status == 0, (line, errors)
+        assert "Traceback" not in errors
+    assert sum(line.startswith(IN_PROCESSES_OF_THEIR_OWN) for line in lines) == len(IN_PROCESSES_OF_THEIR_OWN)
     written = {"cache", "cache-test", "policy.joblib", "report.html", "network.onnx", "predictions.csv"}
     assert written < set(os.listdir(tmp_path))
 
     from skexit.runtime import OnnxEarlyExit
 
-    sys.path.insert(0, str(tmp_path))
-    try:
-        import my_network
-    finally:
-        sys.path.remove(str(tmp_path))
-    exported = OnnxEarlyExit(tmp_path / "network.onnx").predict(my_network.x[1400:].numpy())
-    predictions = pd.read_csv(tmp_path / "predictions.csv")
+    exported = OnnxEarlyExit("network.onnx").predict(sys.modules["my_network"].x[1400:].numpy())
+    predictions = pd.read_csv("predictions.csv")
     assert np.mean(exported.exits == predictions["exit"]) > 0.99  # scores within rounding of a threshold may differ
     assert np.mean(exported.labels == predictions["label"]) > 0.99
 
