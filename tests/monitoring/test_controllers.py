@@ -17,6 +17,7 @@ from threads import frequent_switches
 
 from skexit import OptimalStoppingPolicy, RiskControlledPolicy, StaticExit, ThresholdPolicy, stack_exits
 from skexit.monitoring import BudgetController, RiskController
+from skexit.monitoring._thresholds import ThresholdTable
 from skexit.utils._warnings import silenced
 
 X, Y = make_rows()
@@ -34,6 +35,16 @@ def make_capped():
 
 
 CAPPED = make_capped()[0]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_table_of_thresholds():
+    """A table takes a quarter of a second, and hundreds of controllers are of the same policy."""
+    make = ThresholdTable.from_policy
+    table = make(POLICY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ThresholdTable, "from_policy", lambda policy: table if policy is POLICY else make(policy))
+        yield
 
 
 @pytest.mark.slow
