@@ -124,7 +124,7 @@ class UncorrectedPolicy(RiskControlledPolicy):
 @pytest.mark.parametrize("quality", [2.0, 0.0], ids=["good scores", "useless scores"])
 @pytest.mark.parametrize("loss", ["accuracy_drop", "error", "disagreement"])
 def test_the_share_of_violations(quality, loss):
-    """1,000 calibration sets of 300 rows; true risks are those of 200,000 rows."""
+    """1,000 calibration sets of 300 rows, 200 for a bound that does not hold by far; true risks are those of 200,000 rows."""
     rng = np.random.default_rng(0)
     fitted = ThresholdPolicy().fit(*simulate(1000, quality, rng))
     budgets = np.linspace(1, 0.3, 40)
@@ -139,16 +139,16 @@ def test_the_share_of_violations(quality, loss):
     alpha = true_risks[36 if quality else 25] - 1e-3
     assert alpha > 0
     violations = {}
-    for kind in (RiskControlledPolicy, UncorrectedPolicy):
+    for kind, n_sets in ((RiskControlledPolicy, 1000), (UncorrectedPolicy, 200)):
         policy, chosen = kind(alpha=alpha, **settings), []
-        for _ in range(1000):
+        for _ in range(n_sets):
             rows = rng.integers(len(y), size=300)
             p_values = (policy._p_value(losses[rows, index]) for index in range(40))
             chosen.append(sum(1 for _ in itertools.takewhile(lambda p_value: p_value <= DELTA, p_values)) - 1)
         violations[kind] = np.mean([index >= 0 and true_risks[index] > alpha for index in chosen])
         assert np.mean(np.array(chosen) >= 0) > 0.1
     assert violations[RiskControlledPolicy] <= at_most(DELTA, 1000)
-    assert violations[UncorrectedPolicy] > at_most(DELTA, 1000)
+    assert violations[UncorrectedPolicy] > at_most(DELTA, 200)
 
 
 @pytest.mark.slow
@@ -443,7 +443,9 @@ class TestComposition:
 
 class TestPipelines:
     @pytest.mark.slow
-    @pytest.mark.parametrize("heads", [ExitHeads(random_state=0), ExitEnsemble(ExitHeads((8,), random_state=0))])
+    @pytest.mark.parametrize(
+        "heads", [ExitHeads(random_state=0), ExitEnsemble(ExitHeads((8,), max_epochs=3, random_state=0))]
+    )
     def test_are_policies_with_heads(self, heads, tmp_path):
         X, y = make_exits(300, 3, 3, 0)
         X = stack_exits(features=[X.features(k) for k in range(3)])

@@ -121,7 +121,7 @@ class Uncorrected(RiskControlledPolicy):
 @pytest.mark.filterwarnings("ignore:no budget qualifies:UserWarning")
 @pytest.mark.parametrize("loss", LOSSES)
 def test_the_share_of_violations(loss):
-    """200 calibration sets of 300 rows; the true risks are those of 100,000 rows."""
+    """200 calibration sets of 300 rows, 50 for a bound that does not hold by far; the true risks are those of 100,000 rows."""
     budgets = np.linspace(1, 0.25, 12)
     X, y = make_rows(100_000, seed=7)
     stops = [FITTED.with_budget(budget).predict_exit(X) for budget in budgets]
@@ -135,9 +135,9 @@ def test_the_share_of_violations(loss):
     assert risks[7] < alpha < risks[9]
     true_risk = dict(zip(budgets.tolist(), risks, strict=True))
     violations = {}
-    for kind in (RiskControlledPolicy, Uncorrected):
+    for kind, n_sets in ((RiskControlledPolicy, 200), (Uncorrected, 50)):
         budgets_served = []
-        for number in range(200):
+        for number in range(n_sets):
             rows = slice(300 * number, 300 * (number + 1))
             policy = kind(FrozenEstimator(FITTED), alpha, DELTA, loss=loss, budgets=budgets, random_state=number).fit(
                 X[rows], y[rows]
