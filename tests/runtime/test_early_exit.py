@@ -109,7 +109,8 @@ def test_features_are_read_where_routers_are_used(confidence_weight, read, monke
 
 def test_pipelines_heads_and_calibration(network, images, cache):
     X, y = cache.X, cache.y
-    pipeline = recommended_pipeline(0.6, random_state=0).set_params(ensemble__heads__hidden_layer_sizes=(8,)).fit(X, y)
+    pipeline = recommended_pipeline(0.6, random_state=0)
+    pipeline.set_params(ensemble__heads__hidden_layer_sizes=(8,), ensemble__heads__max_epochs=3).fit(X, y)
     live = EarlyExitModel(network, EXITS, pipeline, example_input=images[0][:1])
     transformed = pipeline[:-1].transform(X)
     assert_same(live(images[0]), pipeline[-1], transformed)
