@@ -18,7 +18,7 @@ from skexit.runtime import EarlyExitModel, OnnxEarlyExit, export_onnx
 from skexit.utils._threads import one_torch_thread
 
 #: Number of test digits that are timed one by one, and number of timed runs, of which the median is reported.
-_N_ALONE, _N_RUNS = 50, 7
+_N_ALONE, _N_RUNS = 20, 7
 
 
 def run_live(

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import skexit.cli._demo
-from skexit import FeatureCache, __version__
+from skexit import FeatureCache, __version__, recommended_pipeline
 from skexit.cli import main
 from skexit.cli._demo import run_demo
 
@@ -43,14 +43,23 @@ def test_demo(tmp_path):
     assert pipeline.score(test.X, test.y) == pytest.approx(recommended["accuracy"][0.2])
 
 
+def recommended_with_few_epochs(**parameters):
+    return recommended_pipeline(**parameters).set_params(ensemble__heads__max_epochs=2)
+
+
 @pytest.mark.slow
 def test_demo_of_few_digits(tmp_path, monkeypatch):
+    import skexit.cli._demo_live as demo_live
+    import skexit.cli._demo_methods as demo_methods
     import skexit.cli._digits_network as digits
 
     split = digits.split_digits
     monkeypatch.setattr(
         digits, "split_digits", lambda seed: [digits.Digits(rows.images[:150], rows.y[:150]) for rows in split(seed)]
     )
+    monkeypatch.setattr(demo_live, "_N_ALONE", 2)
+    monkeypatch.setattr(demo_live, "_N_RUNS", 1)
+    monkeypatch.setattr(demo_methods, "recommended_pipeline", recommended_with_few_epochs)
     printed = []
     results = run_demo(tmp_path, report=printed.append)
     assert "150 of 150 test digits have the exit" in "".join(printed)
