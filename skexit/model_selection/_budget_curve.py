@@ -94,7 +94,7 @@ def budget_curve(
     >>> from skexit import ThresholdPolicy
     >>> from skexit.model_selection import budget_curve
     >>> X, y = load_digits(return_X_y=True)
-    >>> curve = budget_curve(ThresholdPolicy(layout=2), X, y, [0.5, 0.7, 0.9])
+    >>> curve = budget_curve(ThresholdPolicy(layout=2), X, y, [0.5, 0.7, 0.9], cv=2)
     >>> curve.costs.mean(axis=1).round(1), curve.accuracies.mean(axis=1).round(1)
     (array([0.5, 0.7, 0.9]), array([0.8, 0.8, 0.8]))
     """

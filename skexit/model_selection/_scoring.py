@@ -51,7 +51,7 @@ def accuracy_and_cost(lam: float = 0.0) -> Callable[[Any, Any, ArrayLike], dict[
     >>> from skexit import ThresholdPolicy
     >>> from skexit.model_selection import accuracy_and_cost
     >>> X, y = load_digits(return_X_y=True)
-    >>> results = cross_validate(ThresholdPolicy(budget=0.6, layout=2), X, y, scoring=accuracy_and_cost(lam=0.1))
+    >>> results = cross_validate(ThresholdPolicy(budget=0.6, layout=2), X, y, scoring=accuracy_and_cost(lam=0.1), cv=2)
     >>> results["test_mean_cost"].mean().round(1), results["test_accuracy"].mean().round(1)
     (np.float64(0.6), np.float64(0.8))
     """

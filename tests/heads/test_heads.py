@@ -486,7 +486,7 @@ class TestDropout:
 
 class TestCalibrate:
     @pytest.mark.parametrize(
-        "options", [{}, {"hidden_layer_sizes": (32,), "cascade": True, "max_epochs": 15, "l2": 0}], ids=str
+        "options", [{}, {"hidden_layer_sizes": (32,), "cascade": True, "max_epochs": 5, "l2": 0}], ids=str
     )
     def test_divides_by_the_temperature_of_cross_fitted_logits(self, options):
         X, y = make_features(own_logits=False)
