@@ -9,6 +9,7 @@ from skexit import (
     EENetPolicy,
     EMExitAssigner,
     ExitHeads,
+    JEIGatedEnsemble,
     OptimalStoppingPolicy,
     RiskControlledPolicy,
     ThresholdPolicy,
@@ -110,3 +111,16 @@ def test_cascades_read_no_features_that_no_head_sees(data, heads):
     hands_on = not heads.hidden_layer_sizes
     assert [fitted.uses_features(k) for k in range(3)] == [True, hands_on, True]
     assert [len(fitted.earlier_exits(k)) for k in range(3)] == [0, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "needs_first"), [({}, False), ({"decision": "sampled"}, True), ({"gate_reading": "exit"}, True)]
+)
+def test_gates_read_earlier_exits_only_if_their_scores_depend_on_them(data, parameters, needs_first):
+    policy = JEIGatedEnsemble(budget=0.6, random_state=0, **parameters).fit(*data)
+    policy.thresholds_[0] = np.inf
+    decision = ExitDecision(policy)
+    assert decision.is_observed == [needs_first, True, True]
+    exits = policy.predict_exit(data[0])
+    scores = policy.exit_scores(data[0])
+    np.testing.assert_array_equal(exits, np.where(scores[:, 1] >= policy.thresholds_[1], 1, 2))
