@@ -84,7 +84,7 @@ def test_return_X_y_as_frame():
 @pytest.mark.parametrize("as_frame", [False, True])
 def test_search_over_a_pipeline(as_frame):
     X, y = load_cifar10_resnet56(return_X_y=True, as_frame=as_frame)
-    X, y = X[:600], y[:600]
+    X, y = X[:300], y[:300]
     pipeline = Pipeline([("heads", ExitHeads(random_state=0)), ("policy", ThresholdPolicy())])
     grid = {"policy__budget": [0.5, 0.75]}
     search = GridSearchCV(pipeline, grid, scoring=accuracy_and_cost(), refit=best_within(0.9), cv=2).fit(X, y)
