@@ -58,7 +58,9 @@ class ConvHeadTrainer:
 
     def _train_linear(self, k: int) -> DenseNetwork:
         shared = {field.name: getattr(self.settings, field.name) for field in fields(TrainingSettings)}
-        settings = HeadTraining(**shared, hidden_layer_sizes=(), cascade=False, training="separate", solver="auto")
+        settings = HeadTraining(
+            **shared, hidden_layer_sizes=(), cascade=False, training="separate", solver="auto", overfits=False
+        )
         trainer = HeadTrainer(
             self.X, self.labels, self.weight, self.n_classes, settings, self.random_state, self.distillation
         )

@@ -14,6 +14,7 @@ from skexit.data import ExitArray
 from skexit.data._arrays import enough_rows
 from skexit.data._labels import UNLABELLED
 from skexit.data._validation import read_features
+from skexit.heads._held_out import exceeds_zero, numbered, some_rows
 from skexit.heads._teacher_folds import Splits, teacher_splits
 
 #: Rows with labels, and rows without, that are enough for a trial.
@@ -36,7 +37,7 @@ def teaching_helps(X: ExitArray, labels: Integers, weight: Floats, groups: Integ
     """
     rows = _enough_rows(X, labels)
     labels, weight = labels[rows], weight[rows]
-    groups = None if groups is None else _numbered(groups[rows])
+    groups = None if groups is None else numbered(groups[rows])
     halves = _halves(labels, weight, groups)
     if not halves:
         return False
@@ -49,16 +50,14 @@ def teaching_helps(X: ExitArray, labels: Integers, weight: Floats, groups: Integ
             gains[half.test] += half.gains(features, predictions, shares[k]) / len(pupils)
     measured = labels != UNLABELLED
     groups = np.arange(len(rows)) if groups is None else groups
-    return all(_is_clearly_positive(of_rows[measured], weight[measured], groups[measured]) for of_rows in gains.T)
+    return all(exceeds_zero(of_rows[measured], weight[measured], groups[measured], 2) for of_rows in gains.T)
 
 
 def _enough_rows(X: ExitArray, labels: Integers) -> Rows:
     """Some of the rows with labels, and some of the others, at random."""
     layout = X.layout
     most = min(_ENOUGH_ROWS, len(enough_rows(len(labels), max(*layout.n_features, labels.max() + 1))))
-    mixed = np.random.RandomState(0).permutation(len(labels))
-    labelled = labels[mixed] != UNLABELLED
-    return np.sort(np.concatenate([mixed[labelled][:most], mixed[~labelled][:most]]))
+    return some_rows(labels, most)
 
 
 @dataclass(frozen=True)
@@ -112,14 +111,9 @@ def _halves(labels: Integers, weight: Floats, groups: Integers | None) -> list[_
     halves = []
     for _, test in teacher_splits(labels, groups, 2):
         train = np.setdiff1d(np.arange(len(labels)), test)
-        folds = teacher_splits(labels[train], None if groups is None else _numbered(groups[train]))
+        folds = teacher_splits(labels[train], None if groups is None else numbered(groups[train]))
         halves.append(_Half(targets, is_labelled, weight, train, test, folds))
     return halves if all(half.folds for half in halves) else []
-
-
-def _numbered(groups: Integers) -> Integers:
-    """The same groups, with numbers from 0 without gaps."""
-    return np.unique(groups, return_inverse=True)[1]
 
 
 def _least_squares(features: Floats, targets: Floats, weight: Floats) -> Callable[[Floats], Floats]:
@@ -127,11 +121,3 @@ def _least_squares(features: Floats, targets: Floats, weight: Floats) -> Callabl
     scaler = StandardScaler().fit(features, sample_weight=weight)
     model = Ridge(alpha=_L2 * weight.sum()).fit(scaler.transform(features), targets, sample_weight=weight)
     return lambda new: model.predict(scaler.transform(new))
-
-
-def _is_clearly_positive(values: Floats, weight: Floats, groups: Integers) -> bool:
-    """Whether the weighted mean exceeds zero by two standard errors, if groups are independent."""
-    share = weight / weight.sum()
-    mean = share @ values
-    deviations = np.bincount(groups, share * (values - mean))
-    return bool(mean > 2 * np.sqrt((deviations**2).sum()))

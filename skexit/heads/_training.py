@@ -23,16 +23,30 @@ from skexit.heads._settings import TrainingSettings
 
 #: Up to this many bytes of features and logits, a linear head is solved for in memory, which takes a few times as many.
 _IN_MEMORY_BYTES = 2**28
+#: Factors of the penalty and of the dropout of heads that overfit.
+_STRONG_PENALTY, _STRONG_DROPOUT = 10, 1.75
 
 
 @dataclass(frozen=True)
 class HeadTraining(TrainingSettings):
-    """The parameters of ExitHeads that say how heads are trained."""
+    """The parameters of ExitHeads that say how heads are trained.
+
+    `overfits` tells whether heads overfit with the usual values of ``"auto"``. These are then stronger.
+    """
 
     hidden_layer_sizes: tuple[int, ...]
     cascade: bool
     training: str
     solver: str
+    overfits: bool
+
+    def penalty(self, n_rows: int) -> float:
+        is_strong = self.overfits and self.l2 == "auto"
+        return super().penalty(n_rows) * (_STRONG_PENALTY if is_strong else 1)
+
+    def dropout_share(self, n_rows: int) -> float:
+        is_strong = self.overfits and self.dropout == "auto"
+        return super().dropout_share(n_rows) * (_STRONG_DROPOUT if is_strong else 1)
 
     def check(self) -> None:
         """Raise a ValueError where parameters contradict each other."""

@@ -9,7 +9,8 @@ from tasks import COSTS, memorable_task, noisy_task, overfitted_task
 from skexit import stack_exits
 from skexit.heads import _teaching_trial
 from skexit.heads._deepest_head import shares_by_exit
-from skexit.heads._teaching_trial import _Half, _halves, _is_clearly_positive, _least_squares, teaching_helps
+from skexit.heads._held_out import exceeds_zero
+from skexit.heads._teaching_trial import _Half, _halves, _least_squares, teaching_helps
 
 
 def helps(X, y, weight=None, groups=None):
@@ -123,8 +124,8 @@ class TestParts:
         repeats = weight.astype(int)
         rows = np.arange(len(gains))
         copies = np.repeat(rows, repeats)
-        decision = _is_clearly_positive(gains[copies], np.ones(len(copies)), copies)
+        decision = exceeds_zero(gains[copies], np.ones(len(copies)), copies, 2)
         mean = weight @ gains / weight.sum()
         error = np.sqrt(((weight * (gains - mean)) ** 2).sum()) / weight.sum()
         if abs(mean - 2 * error) > 1e-9:
-            assert _is_clearly_positive(gains, weight, rows) == decision == (mean > 2 * error)
+            assert exceeds_zero(gains, weight, rows, 2) == decision == (mean > 2 * error)
