@@ -144,12 +144,11 @@ def test_a_network_that_is_not_divided(network, policy):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the mean cost on the fitting data", "ignore:no budget qualifies")
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: str(policy).replace("\n", "")[:60])
-def test_decisions_are_compiled_with_the_stages(policy, backend):
+def test_decisions_are_compiled_with_the_stages(policy):
     live, x = make_live(clone(policy))
     expected = live(x)
-    output = live.compile_stages((64,), backend=backend)(x)
+    output = live.compile_stages((64,), backend="aot_eager")(x)  # records as "eager" does, and then goes on
     assert output.labels.equal(expected.labels)
     assert output.exits.equal(expected.exits)
     torch.testing.assert_close(output.probabilities, expected.probabilities, rtol=1e-5, atol=1e-6)
