@@ -39,14 +39,14 @@ def check_gives_batches(loader: Any) -> None:
 def _check_is_not_one_batch(loader: Sequence[Any]) -> None:
     """Raise a ValueError for inputs and their labels that are in no list."""
     *inputs, labels = loader
-    n_rows = len(inputs[0]) if isinstance(inputs[0], Sized) else 0
-    if not all(isinstance(part, Sized) and len(part) == n_rows and _has_columns(part) for part in inputs):
+    n_rows = _n_rows(inputs[0])
+    if not all(_n_rows(part) == n_rows and _has_columns(part) for part in inputs):
         return
     if labels is None and len(inputs) == 1:
         raise ValueError(
             f"loader is one batch of {n_rows} rows. Pass a list of batches, such as [{_as_tensor(inputs[0])}]."
         )
-    if isinstance(labels, Sized) and len(labels) == n_rows and _is_column(labels):
+    if _n_rows(labels) == n_rows and _is_column(labels):
         names = ["x"] if len(inputs) == 1 else [f"x{i}" for i in range(len(inputs))]
         parts = ", ".join(_as_tensor(part, name) for part, name in zip(inputs, names, strict=True))
         raise ValueError(
@@ -56,6 +56,11 @@ def _check_is_not_one_batch(loader: Sequence[Any]) -> None:
 
 def _is_frame(given: Any) -> bool:
     return hasattr(given, "columns") and hasattr(given, "to_numpy")
+
+
+def _n_rows(given: Any) -> int | None:
+    """Length of something, None if it has none: tensors of no dimension are sized, but have no length."""
+    return len(given) if isinstance(given, Sized) and getattr(given, "ndim", 1) > 0 else None
 
 
 def _has_columns(given: Any) -> bool:
@@ -77,7 +82,7 @@ def _as_tensor(given: Any, name: str = "x") -> str:
     if isinstance(given, np.ndarray):
         return f"torch.from_numpy({name}){'.float()' if given.dtype == np.float64 else ''}"
     if _is_frame(given):
-        return f"torch.from_numpy({name}.to_numpy(dtype='float32'))"
+        return f"torch.tensor({name}.to_numpy(dtype='float32'))"
     if isinstance(given, list | tuple):
         stacked = f"numpy.stack({name})" if isinstance(given[0], np.ndarray) else f"torch.stack(tuple({name}))"
         return _as_tensor(given[0], stacked)

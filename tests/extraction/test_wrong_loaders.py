@@ -41,7 +41,7 @@ def extract(network, loader, path):
         (x, "x"),
         (array, "torch.from_numpy(x)"),
         (array.astype(np.float64), "torch.from_numpy(x).float()"),
-        (frame, "torch.from_numpy(x.to_numpy(dtype='float32'))"),
+        (frame, "torch.tensor(x.to_numpy(dtype='float32'))"),
         (rows, "torch.from_numpy(numpy.stack(x))"),
         ([row.astype(np.float64) for row in rows], "torch.from_numpy(numpy.stack(x)).float()"),
         (list(x), "torch.stack(tuple(x))"),
@@ -72,7 +72,7 @@ def test_inputs_and_labels_in_no_list(network, inputs, code, kind, tmp_path):
         (
             frame,
             "loader is a DataFrame. Pass a list of batches of tensors, such as "
-            "[torch.from_numpy(x.to_numpy(dtype='float32'))].",
+            "[torch.tensor(x.to_numpy(dtype='float32'))].",
         ),
         ((x, None), "loader is one batch of 12 rows. Pass a list of batches, such as [x]."),
         ((array, None), "loader is one batch of 12 rows. Pass a list of batches, such as [torch.from_numpy(x)]."),

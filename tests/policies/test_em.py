@@ -13,7 +13,7 @@ from sklearn.base import clone
 
 from skexit import EMExitAssigner, ExitArray, ThresholdPolicy, stack_exits
 from skexit.data._walk import correct_exits
-from skexit.exceptions import RoutersUnusedWarning
+from skexit.exceptions import RoutersUnusedWarning, UnusedParameterWarning
 from skexit.policies.em._assignment import expectation, fit_exit_prior, group_patterns
 
 FAST = {"max_epochs": 2, "router_hidden_layer_sizes": (), "random_state": 0}
@@ -406,6 +406,7 @@ class TestUnusedRouters:
     def test_nobody_is_warned_of_what_was_asked_for(self, told_by_features):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            warnings.simplefilter("ignore", UnusedParameterWarning)  # settings of routers
             policy = EMExitAssigner(budget=0.7, confidence_weight=np.inf, **ON_FEATURES).fit(*told_by_features)
             one_exit = EMExitAssigner(budget=1.0, **ON_FEATURES).fit(*make_exits(30, 1, 2, 0))
         assert not policy.uses_routers_

@@ -37,7 +37,7 @@ _ERRORS = {
     "from skexit.runtime import PreparedNetwork": "skexit.runtime.PreparedNetwork needs torch{torch}",
     "from skexit.runtime import LoaderOutput": "skexit.runtime.LoaderOutput needs torch{torch}",
     "from skexit.runtime import export_onnx": "skexit.runtime.export_onnx needs torch{onnx-export}",
-    "from skexit.runtime import measure_onnx_latency": "skexit.backbone reads networks of torch{torch}",
+    "from skexit.runtime import measure_onnx_latency": "skexit.runtime.measure_onnx_latency needs torch{onnx-export}",
     "EENetPolicy().fit(X, y)": "EENetPolicy trains its networks with torch{torch}",
     "EMExitAssigner().fit(X, y)": "EMExitAssigner trains its routers with torch{torch}",
     "JEIGatedEnsemble().fit(features, y)": "JEIGatedEnsemble trains classifiers and gates jointly with torch{torch}",
