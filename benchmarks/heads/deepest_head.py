@@ -229,8 +229,8 @@ def write_tables(folder: Path) -> None:
         table.to_csv(folder / f"{name}.csv", index=False)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", choices=list(DATA))
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True, help="folder for features")
@@ -238,7 +238,11 @@ def main() -> None:
     parser.add_argument("--minilm", type=Path, help="folder of the encoder of texts")
     parser.add_argument("--rows", type=int, default=8000, help="training rows of a draw")
     parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2])
-    options = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    options = argument_parser(__doc__).parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     run(options)
     write_tables(options.out)
