@@ -79,7 +79,7 @@ def test_what_all_exits_take_is_shared_out(monkeypatch):
 @pytest.mark.slow
 def test_costs_rise_whatever_the_noise(monkeypatch):
     rng = np.random.default_rng(0)
-    monkeypatch.setattr("skexit.runtime._onnx_latency._time", lambda call: rng.lognormal(sigma=1.5))
+    monkeypatch.setattr("skexit.runtime._onnx_latency._time", lambda call, clock: rng.lognormal(sigma=1.5))
     live, x = make_live(ThresholdPolicy(budget=0.8))
     sizes = range(1, 101)
     latency = measure_onnx_latency(live, sizes, example_input=x[:1], n_repeats=1)
