@@ -105,7 +105,7 @@ def test_a_warning_names_both_and_the_parameter_has_no_effect(estimator, name, v
 def test_the_text():
     message = (
         "lam=2.0, threshold=0.7 of EMExitAssigner have no effect with budget=0.8. fit finds the price and the thresholds "
-        "that meet the budget. Leave them out, or set budget=None."
+        "that meet the budget. Keep the defaults, or set budget=None."
     )
     with pytest.warns(UnusedParameterWarning, match=f"^{re.escape(message)}$"):
         EMExitAssigner(2.0, threshold=0.7, budget=0.8, **QUICK).fit(X, y)

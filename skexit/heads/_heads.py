@@ -185,7 +185,7 @@ class ExitHeads(CrossFittedHeads):
             ("learning_rate", "max_epochs", "batch_size"),
             "solver",
             lambda heads: heads.solver == "lbfgs",
-            "They are settings of 'adam'. Leave them out, or set solver='adam'.",
+            "Only 'adam' has such settings. Keep the defaults, or set solver='adam'.",
         ),
     )
 

@@ -176,7 +176,7 @@ class EENetPolicy(BudgetedPolicy):
             ),
             "learn_distribution",
             lambda policy: not policy.learn_distribution and not policy._learns_scores(),
-            "Neither scores nor shares are learned. Leave them out, or set learn_distribution=True.",
+            "Neither scores nor shares are learned. Keep the defaults, or set learn_distribution=True.",
         ),
     )
 

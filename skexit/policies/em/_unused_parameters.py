@@ -11,13 +11,13 @@ UNUSED_PARAMETERS = (
         ("lam", "threshold"),
         "budget",
         lambda policy: policy.budget is not None,
-        "fit finds the price and the thresholds that meet the budget. Leave them out, or set budget=None.",
+        "fit finds the price and the thresholds that meet the budget. Keep the defaults, or set budget=None.",
     ),
     Unused(
         ("router_hidden_layer_sizes", "router_input", "learning_rate", "l2", "max_epochs", "batch_size"),
         "confidence_weight",
         lambda policy: policy.confidence_weight == np.inf,
-        "The confidence decides alone, so that no routers are trained. Leave them out, or give a finite weight.",
+        "The confidence decides alone, so that no routers are trained. Keep the defaults, or give a finite weight.",
     ),
     Unused(
         ("cv",),

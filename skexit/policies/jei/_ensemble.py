@@ -208,7 +208,7 @@ class JEIGatedEnsemble(BudgetedPolicy):
             ),
             "joint",
             lambda policy: not policy.joint,
-            "They are settings of the joint training. Leave them out, set joint=True, or set up the heads by heads=.",
+            "Only the joint training has such settings. Keep the defaults, set joint=True, or set up heads by heads=.",
         ),
         Unused(
             ("patience",),
