@@ -231,6 +231,30 @@ def test_evidence_by_hand():
     np.testing.assert_allclose(evidence, expected)
 
 
+@given(seed=st.integers(0, 999), n_exits=st.integers(2, 5), n_classes=st.sampled_from([2, 3, 40]))
+def test_evidence_is_what_it_says(seed, n_exits, n_classes):
+    """Row by row, at the last exit, from the probabilities of all exits."""
+    probabilities = np.random.default_rng(seed).dirichlet(np.ones(n_classes), size=(n_exits, 7))
+    memory = {}
+    for k in range(n_exits):
+        found = exit_evidence(k, np.log(probabilities[k]), memory)
+    for row in range(7):
+        *earlier, last = probabilities[:, row]
+        second, largest = np.sort(last)[-2:]
+        predicted = last.argmax()
+        chances = [
+            1 - largest,
+            -(last * np.log(last)).sum() / np.log(n_classes),
+            second,
+            1 - earlier[-1][predicted],
+            1 - np.mean([of_exit[predicted] for of_exit in earlier]),
+            1 - earlier[-1].max(),
+        ]
+        agreeing = np.mean([of_exit.argmax() == predicted for of_exit in earlier])
+        expected = [*np.log(np.maximum(chances, 1e-6)), largest, largest - second, agreeing]
+        np.testing.assert_allclose(found[row], expected, rtol=1e-6, atol=1e-9)
+
+
 def test_bad_estimator():
     X, y = make_exits(50, 2, 2, 0)
     with pytest.raises(ValueError, match="The 'estimator' parameter of OptimalStoppingPolicy must be"):
