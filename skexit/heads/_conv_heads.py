@@ -14,10 +14,9 @@ from sklearn.utils import check_random_state
 from skexit._nn._conv import ConvNetwork
 from skexit._nn._dense import DenseNetwork
 from skexit.data import ExitArray, ExitLayout
-from skexit.data._unused_parameters import Unused
 from skexit.heads._conv_training import ConvHeadTrainer, ConvTraining
 from skexit.heads._cross_fitting import CrossFittedHeads
-from skexit.heads._distillation import Distillation
+from skexit.heads._distillation import UNUSED_TEMPERATURE, Distillation
 from skexit.utils._checks import is_integer
 from skexit.utils._module_names import set_module
 from skexit.utils._sklearn import Interval, StrOptions
@@ -127,14 +126,7 @@ class ConvExitHeads(CrossFittedHeads):
         "verbose": ["verbose"],
     }
 
-    _unused_parameters: ClassVar[tuple[Unused, ...]] = (
-        Unused(
-            ("temperature",),
-            "distillation",
-            lambda heads: heads.distillation == 0,
-            "It is the temperature of the teacher's logits. Leave it out, or set distillation above 0.",
-        ),
-    )
+    _unused_parameters: ClassVar = (UNUSED_TEMPERATURE,)
 
     def __init__(
         self,

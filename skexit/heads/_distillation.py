@@ -12,6 +12,7 @@ from scipy.special import log_softmax, softmax
 from skexit._nn._mini_batches import ReadRows, keep_in_memory
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._labels import UNLABELLED
+from skexit.data._unused_parameters import Unused
 from skexit.data._validation import read_logits
 from skexit.heads._least_squares import TwoHalves
 
@@ -19,6 +20,13 @@ if TYPE_CHECKING:
     import torch
 
 Floats = NDArray[np.float64]
+
+UNUSED_TEMPERATURE = Unused(
+    ("temperature",),
+    "distillation",
+    lambda heads: heads.distillation == 0,
+    "It is the temperature of the teacher's logits. Leave it out, or set distillation above 0.",
+)
 
 #: ``distillation="auto"``, where it is on.
 _SHARE = 0.9

@@ -20,7 +20,7 @@ from skexit.data._unused_parameters import Unused
 from skexit.data._validation import validate_partial_data
 from skexit.heads._boosting import PREDICTION_REWEIGHTING
 from skexit.heads._cross_fitting import CrossFittedHeads, check_two_classes
-from skexit.heads._distillation import Distillation, network_teaches, resolve_share_of_network
+from skexit.heads._distillation import UNUSED_TEMPERATURE, Distillation, network_teaches, resolve_share_of_network
 from skexit.heads._overfitting_trial import TrialRows, heads_overfit
 from skexit.heads._partial_fit import PartialFit, train_further
 from skexit.heads._training import HeadTrainer, HeadTraining
@@ -169,12 +169,7 @@ class ExitHeads(CrossFittedHeads):
     }
 
     _unused_parameters: ClassVar[tuple[Unused, ...]] = (
-        Unused(
-            ("temperature",),
-            "distillation",
-            lambda heads: heads.distillation == 0,
-            "It is the temperature of the teacher's logits. Leave it out, or set distillation above 0.",
-        ),
+        UNUSED_TEMPERATURE,
         Unused(
             ("dropout",),
             "hidden_layer_sizes",
