@@ -110,9 +110,6 @@ class ExitLayout:
 
     #: The part that is a default, not given by X: ``"exits"``, or ``"costs"`` (costs and classes); None if X gave all.
     _guessed: str | None = None
-    #: Layouts that were saved by an earlier version do not have them.
-    exit_names: tuple[str, ...] | None = None
-    pools: tuple[str | None, ...] | None = None
 
     def __init__(
         self,

@@ -41,7 +41,7 @@ def check_same_pools(own: ExitLayout, fitted: ExitLayout, estimator: str) -> Non
     if own.pools is None or fitted.pools is None:
         return
     for k, (found, expected) in enumerate(zip(own.pools, fitted.pools, strict=True)):
-        if found is not None and expected is not None and not is_same_pool(found, expected):
+        if expected is not None and not is_same_pool(found, expected):
             raise ValueError(
                 f"the features of {name_of_exit(own, k)} in X were pooled by {found!r}, but {estimator} was fitted on "
                 f"features that were pooled by {expected!r}. Extract X with {pool_cure(expected)}, or fit "
