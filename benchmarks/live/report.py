@@ -15,13 +15,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+FLOOR = "floor (no decisions)"
 PLOTTED = [
     *("static", "maximum probability", "EENet", "EM", "JEI", "optimal stopping", "recommended"),
-    *("recommended, fitted for ms", "empty decisions"),
+    *("recommended, fitted for ms", FLOOR),
 ]
 MARKERS = "sovD^PpX*"
-FLOOR = "empty decisions"
-#: Of the columns of a runtime, which must be narrow.
+#: Lines of what is not a policy; the others have the colours of matplotlib.
+STYLES = {"static": {"color": "0.4", "linestyle": "--"}, FLOOR: {"color": "0.4", "linestyle": ":"}}
+#: Names of the runtimes in columns, which must be narrow.
 HEADINGS = {"torch": "torch", "onnxruntime": "ONNX"}
 
 
@@ -34,7 +36,7 @@ def tabulate(rows: pd.DataFrame) -> pd.DataFrame:
     accuracies = rows.groupby("method")["accuracy"].agg(["min", "max"])
     table.insert(0, "accuracy", [_range(*accuracies.loc[method]) for method in table.index])
     table = table.loc[methods, ["accuracy", *dict.fromkeys(columns)]].fillna("")
-    return table.rename(index={"plain": "plain, in ms", FLOOR: "floor"}).rename_axis(columns=None).reset_index()
+    return table.rename(index={"plain": "plain, in ms"}).rename_axis(columns=None).reset_index()
 
 
 def _range(lowest: float, highest: float) -> str:
@@ -56,10 +58,9 @@ def draw(rows: pd.DataFrame, path: Path) -> None:
     for axis, runtime in zip(axes, ["torch", "onnxruntime"], strict=True):
         for method, marker in zip(PLOTTED, MARKERS, strict=True):
             own = rows[(rows["method"] == method) & (rows["runtime"] == runtime)]
-            style = {"color": "0.4", "linestyle": "--"} if method in ("static", "empty decisions") else {}
-            axis.plot(own["batch size"], own["time / plain"], marker=marker, label=method, **style)
+            axis.plot(own["batch size"], own["time / plain"], marker=marker, label=method, **STYLES.get(method, {}))
         axis.axhline(1, color="black", linewidth=1)
-        axis.set(xscale="log", ylabel="time / plain network's")
+        axis.set(xscale="log", ylabel="time / plain")
         axis.set_title(runtime, fontsize="medium")
         axis.set_xticks(sorted(rows["batch size"].unique()), sorted(rows["batch size"].unique()))
         axis.minorticks_off()

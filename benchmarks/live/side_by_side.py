@@ -21,10 +21,10 @@ accuracy
     on the 1,000 further rows.
 
 `recommended, fitted for ms` is the recommended pipeline on costs in milliseconds of the runtime and batch size, without
-the exits that do not pay, with a mean of `--cost` of the plain network's time. `empty decisions` is the floor: rows
-leave where maximum probability says, but nothing is pooled or scored. `static` is
-a ResNet-38 for ResNet-56 (its time only: it is not trained) and else the network that ends at the exit nearest to the
-cost. `earlyon` is that package, if it is installed, with heads and thresholds of maximum probability.
+the exits that do not pay, with a mean of `--cost` of the plain network's time. In `floor (no decisions)`, rows leave at
+the same exits as with maximum probability, but nothing is pooled or scored. `static` is a ResNet-38 for ResNet-56 (its
+time only: it is not trained), and for other networks the network that ends at the exit nearest to the cost. `earlyon`
+is that package, if it is installed, with heads and thresholds of maximum probability.
 
 By `--clock cpu`, time is that of the thread alone, which other programs lengthen less; for one thread. Costs in
 milliseconds are measured by the same clock.
@@ -75,7 +75,7 @@ TARGET_BATCH = 64
 N_TOKENS = 32
 #: Batches of each size.
 N_RUNS = {1: 100, 8: 10, 64: 5, 256: 3}
-FLOOR, FOR_MS = "empty decisions", "recommended, fitted for ms"
+FLOOR, FOR_MS = "floor (no decisions)", "recommended, fitted for ms"
 
 #: Answers some inputs; a live network gives the exits, too.
 Network = Callable[[Any], Any]
