@@ -4,7 +4,9 @@ import importlib
 import inspect
 import pkgutil
 import sys
+from operator import attrgetter
 
+from numpydoc.docscrape import NumpyDocString
 from numpydoc.validate import validate
 
 import skexit
@@ -34,6 +36,13 @@ def is_documented_here(kind, name):
     return is_method and not name.startswith("_") and not inherits
 
 
+def undescribed(name):
+    """Names and types of attributes and results without a description, which numpydoc does not check."""
+    docstring = NumpyDocString(inspect.getdoc(attrgetter(name.removeprefix("skexit."))(skexit)) or "")
+    entries = [entry for section in ("Attributes", "Returns", "Yields") for entry in docstring[section]]
+    return [" ".join([entry.name, entry.type]).strip() for entry in entries if not any(entry.desc)]
+
+
 def main():
     """Print what is wrong, and give the number of errors as exit status."""
     errors = {
@@ -42,6 +51,7 @@ def main():
         for code, message in validate(name)["errors"]
         if code not in LEFT_OUT
     }
+    errors |= {(name, "no description:", entry) for name in public_names() for entry in undescribed(name)}
     for name, code, message in sorted(errors):
         print(f"{name}: {code} {message}")
     return min(len(errors), 1)

@@ -153,6 +153,7 @@ class MultiExitNetwork(nn.Module):
     Attributes
     ----------
     network : torch.nn.Module
+        As given.
     heads : torch.nn.ModuleList
         One per exit, except the last. A head may be replaced by any module that takes pooled features of
         shape (n_samples, n_features) and returns logits.
@@ -161,6 +162,7 @@ class MultiExitNetwork(nn.Module):
     head : list of str
         Name of the head of each exit, or ``"output"``, for the `head` parameter of these classes.
     pool : str, sequence of str or callable
+        As given.
 
     Raises
     ------

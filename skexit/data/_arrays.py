@@ -90,6 +90,7 @@ class ExitArray:
         Returns
         -------
         ExitArray
+            X with this layout. The values are not copied.
         """
         if isinstance(X, ExitArray) and layout is None:
             return X
@@ -126,6 +127,7 @@ class ExitArray:
         Returns
         -------
         ExitArray
+            The values of the DataFrame, without its index.
         """
         return cls.from_array(frame, layout)
 
@@ -246,6 +248,7 @@ class ExitArray:
         Yields
         ------
         slice
+            Numbers of the rows of a batch.
         """
         if batch_size is not None:
             check_positive("batch_size", batch_size)

@@ -311,6 +311,7 @@ class ExitLayout:
         Returns
         -------
         ExitLayout
+            A layout that equals the one that was described.
         """
         return cls(**description)
 
@@ -328,6 +329,7 @@ class ExitLayout:
         Returns
         -------
         ExitLayout
+            Features of the same width at each exit, and no logits.
 
         Raises
         ------
@@ -354,6 +356,7 @@ class ExitLayout:
         Returns
         -------
         ExitLayout or None
+            The layout, without costs and classes.
 
         Raises
         ------

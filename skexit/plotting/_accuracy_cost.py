@@ -55,8 +55,11 @@ class AccuracyCostDisplay:
     error_bars_ : dict of str to matplotlib ErrorbarContainer
         Deviations of each method that has them.
     oracle_, network_ : matplotlib Line2D or None
+        The star of the oracle and the line of the plain network's accuracy; None if they are not drawn.
     ax_ : matplotlib Axes
+        The axes that were drawn on.
     figure_ : matplotlib Figure
+        The figure of the axes.
 
     See Also
     --------

@@ -35,12 +35,15 @@ class CoverageDisplay:
     Attributes
     ----------
     alphas : ndarray of shape (n_alphas,)
+        As given.
     coverages, sizes : dict of str to ndarray of shape (n_alphas,)
+        As given.
     coverage_lines_, size_lines_ : dict of str to matplotlib Line2D
         Lines of each method.
     axes_ : ndarray of shape (2,) of matplotlib Axes
         Axes of the coverages and axes of the sizes.
     figure_ : matplotlib Figure
+        The figure of the axes.
 
     See Also
     --------

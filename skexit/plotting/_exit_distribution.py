@@ -38,11 +38,15 @@ class ExitDistributionDisplay:
     Attributes
     ----------
     shares : ndarray of shape (n_bars, n_exits)
+        As given.
     names : list of str
+        As given.
     bars_ : list of matplotlib BarContainer
         Parts of all bars, one container per exit.
     ax_ : matplotlib Axes
+        The axes that were drawn on.
     figure_ : matplotlib Figure
+        The figure of the axes.
 
     See Also
     --------

@@ -54,7 +54,9 @@ class ExitScoreDisplay:
     lines_ : list of matplotlib Line2D or None
         Threshold of each exit; None if it is infinite.
     axes_ : ndarray of shape (n_exits,) of matplotlib Axes
+        The axes of each exit.
     figure_ : matplotlib Figure
+        The figure of the axes.
 
     References
     ----------

@@ -33,7 +33,9 @@ class MonitorDisplay:
     lines_ : dict of str to matplotlib Line2D
         One for each quantity that was monitored.
     ax_ : matplotlib Axes
+        The axes that were drawn on.
     figure_ : matplotlib Figure
+        The figure of the axes.
 
     Examples
     --------

@@ -48,7 +48,9 @@ class ReliabilityDisplay:
     bars_ : list of matplotlib BarContainer
         Share of the samples in each bin, for each exit.
     axes_ : ndarray of shape (n_exits,) of matplotlib Axes
+        The axes of each exit.
     figure_ : matplotlib Figure
+        The figure of the axes.
 
     See Also
     --------

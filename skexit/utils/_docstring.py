@@ -65,7 +65,8 @@ sample_weight : array-like of shape (n_samples,), default=None
 
 Returns
 -------
-%(class)s""",
+%(class)s
+    The display, which has been drawn.""",
     "display": """Returns
 -------
 %(class)s
