@@ -1,7 +1,11 @@
 """Configuration of the documentation."""
 
 import csv
+import importlib
+import inspect
 import os
+import re
+from operator import attrgetter
 from pathlib import Path
 
 from docutils import nodes
@@ -61,12 +65,7 @@ numpydoc_validation_exclude = {
     r"\.(fit_transform|get_metadata_routing|set_output)$",
     r"\.fit_state_$",
     r"\.(named_steps|train)$",
-    # What policies and heads write is documented in their base classes.
-    r"^skexit\.\w+\.(apply_budget|choose_thresholds|earlier_exits|exit_logits|fit_policy|fitted_scores|new_logits)$",
-    r"^skexit\.\w+\.(score_exit|uses_features)$",
     r"^skexit\.policies\.BudgetedPolicy\.fit_policy$",
-    # Python documents the fields of named tuples.
-    r"\.(ExitOutput|ExitStep|LoaderOutput|OracleRegret|PartialOutput)\.\w+$",
 }
 
 sphinx_gallery_conf = {
@@ -100,8 +99,36 @@ with (Path(__file__).parent / "benchmarks" / "figures.csv").open(encoding="utf-8
 nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(sklearn|torch|numpy|pandas|matplotlib|skops|joblib|scipy)\..*")]
 
-# scikit-learn's inherited docstrings refer to its own user guide.
-suppress_warnings = ["ref.ref"]
+#: Methods of scikit-learn's Pipeline that no pipeline has whose last step is a policy.
+NO_METHODS_OF_POLICIES = {
+    *("decision_function", "fit_predict", "fit_transform", "get_feature_names_out", "inverse_transform"),
+    *("predict_log_proba", "score_samples", "set_output", "transform"),
+}
+
+
+def leave_out_members(app, what, name, member, skip, options):
+    """Leave out the fields of named tuples, which are documented as parameters, and methods that no policy has."""
+    is_field = type(member).__name__ == "_tuplegetter"
+    is_unavailable = name in NO_METHODS_OF_POLICIES and getattr(member, "__qualname__", "") == f"Pipeline.{name}"
+    return skip or is_field or is_unavailable
+
+
+def leave_out_versions(app, what, name, member, options, lines):
+    """Leave out scikit-learn's versions, and references to its user guide, from methods that are inherited from it."""
+    if not str(getattr(member, "__module__", "")).startswith("sklearn."):
+        return
+    text = "\n".join(lines)
+    text = re.sub(r"^( *)\.\. version(added|changed)::.*\n(\1 +\S.*\n|\s*\n)*", "\n", text, flags=re.MULTILINE)
+    text = re.sub(r"^ *(See|Refer to)\b[^.]*:ref:[^.]*(\.py[^.]*)?\.$", "", text, flags=re.MULTILINE)
+    lines[:] = text.split("\n")
+
+
+def find_source(app, module, name):
+    """The module with the code of a class or function, which may be saved under the name of its package."""
+    value = attrgetter(name)(importlib.import_module(module))
+    values = [value, *(vars(value).values() if inspect.isclass(value) else ())]
+    functions = [inspect.unwrap(each) for each in values if inspect.isfunction(each)]
+    return next((each.__module__ for each in functions if each.__qualname__.startswith(name)), None)
 
 
 def keep_intervals_whole(app, doctree):
@@ -125,6 +152,10 @@ def name_start_page(app, pagename, templatename, context, doctree):
 
 
 def setup(app):
+    app.connect("autodoc-skip-member", leave_out_members)
+    # Before numpydoc reads the sections.
+    app.connect("autodoc-process-docstring", leave_out_versions, priority=400)
+    app.connect("viewcode-follow-imported", find_source)
     app.connect("html-page-context", name_start_page)
     app.connect("doctree-read", keep_intervals_whole)
     app.connect("doctree-read", mark_sentences)
