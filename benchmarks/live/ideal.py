@@ -6,9 +6,9 @@ CIFAR-10 through a ResNet-56; `--data-root` and `--weights` are those of ``paper
 are fitted on 2,000 test images for a mean cost of `--budget`, in operations; others are run.
 
 The ideal is the sum over the stages of the plain stage's time for as many images as reach it, without exits. With
-``--compiled`` its stages are compiled, too, for the same batch sizes. `floor` is the time of an empty decision at each
-exit: nothing is pooled or scored, and samples leave where the policy says. `decision` is the live network's. Both are
-medians, over batches, of the ratio to the ideal of the same batch, as all three run one after the other on each batch.
+``--compiled`` its stages are compiled, too, for the same batch sizes. `floor` is the time without decisions: nothing is
+pooled or scored, and samples leave where the policy says. `decision` is the live network's. Both are medians, over
+batches, of the ratio to the ideal of the same batch, as all three run one after the other on each batch.
 
 By `--clock cpu`, time is that of the thread alone, which other programs lengthen less; for one thread.
 """

@@ -34,15 +34,15 @@ def tabulate(rows: pd.DataFrame) -> pd.DataFrame:
     cells = rows.assign(column=columns, cell=[_cell(row) for _, row in rows.iterrows()])
     table = cells.pivot_table(index="method", columns="column", values="cell", aggfunc="first")
     accuracies = rows.groupby("method")["accuracy"].agg(["min", "max"])
-    table.insert(0, "accuracy", [_range(*accuracies.loc[method]) for method in table.index])
-    table = table.loc[methods, ["accuracy", *dict.fromkeys(columns)]].fillna("")
+    table.insert(0, "accuracy (%)", [_range(*accuracies.loc[method]) for method in table.index])
+    table = table.loc[methods, ["accuracy (%)", *dict.fromkeys(columns)]].fillna("")
     return table.rename(index={"plain": "plain, in ms"}).rename_axis(columns=None).reset_index()
 
 
 def _range(lowest: float, highest: float) -> str:
     if np.isnan(lowest):
         return ""
-    first, last = f"{lowest:.2f}", f"{highest:.2f}"
+    first, last = f"{100 * lowest:.0f}", f"{100 * highest:.0f}"
     return first if first == last else f"{first} to {last}"
 
 

@@ -37,7 +37,7 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.shared.intervals import half_width, write
+from benchmarks.shared.intervals import half_width, percent, write
 from benchmarks.shared.routing import argument_parser, extract, half_rows
 from skexit import (
     ExitArray,
@@ -209,18 +209,24 @@ def control(name: str, fitted: BudgetedPolicy, X: ExitArray, y: np.ndarray, seed
 
 def tables(at_budgets: pd.DataFrame, controlled: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Means over the splits with 95 % intervals; gains over the baseline are paired."""
-    accuracy = at_budgets.pivot(index=["method", "split"], columns="budget", values="accuracy")
+    accuracy = at_budgets.pivot(index=["method", "split"], columns="budget", values="accuracy").rename(columns=percent)
     order = at_budgets["method"].unique()
     gain = 100 * (accuracy - accuracy.loc[BASELINE].reindex(accuracy.index, level="split"))
     groups = gain.groupby("method")
     gains = groups.mean().round(1).astype(str) + " ± " + half_width(groups).round(1).astype(str)
-    means = accuracy.groupby("method").mean().round(3)
+    means = (100 * accuracy.groupby("method").mean()).round(1)
     eefp = at_budgets[at_budgets["budget"] == 0.5].groupby("method")["EEFP"].mean().round(3)
-    costs = at_budgets.pivot_table(index="method", columns="budget", values="cost").round(3)
-    parts = [means.add_prefix("accuracy at "), gains.add_prefix("gain at "), costs.add_prefix("cost at "), eefp]
+    costs = at_budgets.pivot_table(index="method", columns="budget", values="cost").rename(columns=percent)
+    parts = [
+        means.add_prefix("accuracy (%) at "),
+        gains.add_prefix("gain (points) at "),
+        (100 * costs).round(1).add_prefix("cost (%) at "),
+        eefp,
+    ]
     budgets = pd.concat(parts, axis=1)
     settings = ["method", "loss", "alpha"]
-    risks = write(controlled.groupby(settings, sort=False)[["cost", "lost"]], 3)
+    in_percent = controlled.assign(**{"cost (%)": 100 * controlled["cost"], "lost (points)": 100 * controlled["lost"]})
+    risks = write(in_percent.groupby(settings, sort=False)[["cost (%)", "lost (points)"]], 1)
     return {"anchors": budgets.loc[order], "controlled": risks}
 
 

@@ -1,10 +1,10 @@
-"""Every figure of the papers that our runs can be held against, in one table.
+"""Every result of the papers that our runs can be compared with, in one table.
 
     python -m benchmarks.papers.beside_papers --results docs/benchmarks
 
 The folder has the results of ``eenet_tables.py``, ``eenet_figure.py`` and ``jei_paper.py`` in ``eenet`` and ``jei``;
 ``papers.csv`` is written beside them, of those that are there. Nothing is measured. Intervals are 95 % t-intervals
-over five splits, of paired differences. The EM paper has no figures.
+over five splits, of paired differences. The EM paper reports no results.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.papers.eenet_report import PAPER, summarize
-from benchmarks.shared.intervals import gain_at_same_cost, half_width
+from benchmarks.shared.intervals import gain_at_same_cost, half_width, percent
 
 EENET_NETWORKS = {
     "CIFAR-10": "ResNet-56, 3 exits; trained together / frozen",
@@ -37,7 +37,7 @@ Row = tuple[str, str, str, str]
 
 
 def eenet_rows(folder: Path) -> Iterator[Row]:
-    """Table 1: EENet's gain over the best of BranchyNet, MSDNet and PABEE. Table 2: what it adds. Figure 5."""
+    """Table 1: EENet's gain over the best of BranchyNet, MSDNet and PABEE. Table 2: its size. Figure 5: its parts."""
     summary = summarize(pd.read_csv(folder / "results.csv")).set_index("policy").loc["EENet"]
     for name, of_data in summary.groupby("setting", sort=False):
         for published, (budget, units) in zip(PAPER[name], of_data.groupby("budget"), strict=True):
@@ -46,17 +46,17 @@ def eenet_rows(folder: Path) -> Iterator[Row]:
                 for _, row in units.iterrows()
             ]
             gain = published[-1] - max(published[:-1])
-            what = f"Table 1, {name}, {budget:.0%} of the cost: EENet's gain in points"
+            what = f"Table 1, {name}: EENet's gain at {percent(budget)} of the cost, in points"
             yield what, f"{gain:+.2f} by ms", ", ".join(ours), EENET_NETWORKS[name]
     sizes = pd.read_csv(folder / "sizes.csv")
     for name, rows in sizes.groupby("setting", sort=False):
         share = (rows["EENet's FLOPs"] / rows["FLOPs"]).max()
         numbers = rows["EENet's parameters"]
         yield (
-            f"Table 2, {name}: what EENet adds at an exit",
+            f"Table 2, {name}: size of EENet at an exit",
             {"CIFAR-10": "70 to 110", "CIFAR-100": "5,250 to 5,570"}.get(name, "under 200")
-            + " parameters, under .5 % of FLOPs",
-            f"{numbers.min():,} to {numbers.max():,} parameters, {100 * share:.1g} % of FLOPs",
+            + " parameters, under 0.5 % of FLOPs",
+            f"{numbers.min():,} to {numbers.max():,} parameters, at most {100 * share:.1g} % of FLOPs",
             EENET_NETWORKS[name],
         )
     ablation = pd.read_csv(folder / "ablation.csv")
@@ -65,21 +65,18 @@ def eenet_rows(folder: Path) -> Iterator[Row]:
         for part in ("scores", "distribution"):
             difference = accuracy["EENet"] - accuracy[f"EENet without learned {part}"]
             yield (
-                f"Figure 5, {name}: what learned {part} bring, in points",
-                "more at every budget",
+                f"Figure 5, {name}: gain of the learned {part}, in points",
+                "a gain at every budget",
                 describe(100 * difference),
                 EENET_NETWORKS[name],
             )
 
 
 def describe(differences: pd.DataFrame) -> str:
-    """Where columns differ from zero outside their interval, and how far the means go."""
+    """Range of the means, and the number of columns whose interval excludes zero."""
     mean, error = differences.mean(), half_width(differences)
     above, below = int((mean > error).sum()), int((mean < -error).sum())
-    return (
-        f"{mean.min():+.2f} to {mean.max():+.2f}: of {len(mean)} budgets more at {above}, less at {below}, "
-        f"level at {len(mean) - above - below}"
-    )
+    return f"{mean.min():+.2f} to {mean.max():+.2f}; a gain at {above} of {len(mean)} budgets, a loss at {below}"
 
 
 def with_interval(mean: float, error: float) -> str:
@@ -94,31 +91,36 @@ def jei_rows(folder: Path) -> Iterator[Row]:
         points = pd.read_csv(folder / f"{data}-splits.csv")
         exits = pd.read_csv(folder / f"{data}-exits.csv")
         for column, scale, what, paper in (
-            ("accuracy", 100, "Figure 2 or 11, {}: JEI-DNN's accuracy over {}'s at the same cost, in points", "above"),
-            ("ECE", 100, "Figure 5a or 12, {}: JEI-DNN's calibration error less {}'s, in points", "below"),
-            ("gated size", 1, "Figure 5b or 13, {}: JEI-DNN's labels in a set less {}'s", "below"),
+            (
+                "accuracy",
+                100,
+                "Figure 2 or 11, {}: accuracy of JEI-DNN minus that of {} at the same cost, in points",
+                "above 0",
+            ),
+            ("ECE", 100, "Figure 5a or 12, {}: calibration error of JEI-DNN minus that of {}, in points", "below 0"),
+            ("gated size", 1, "Figure 5b or 13, {}: labels in a set of JEI-DNN minus those of {}", "below 0"),
         ):
             for baseline in BASELINES:
                 difference = scale * at_same_cost(points, JEI, baseline, column)
                 yield what.format(name, baseline), paper, at_prices(difference), networks
         yield (
-            f"Figure 3, {name}: where samples leave",
-            "neither first nor last exits",
+            f"Figure 3, {name}: exits at which samples leave",
+            "neither the first nor the last exits",
             where_they_leave(exits),
             networks,
         )
         errors = exits[exits["method"].isin(BASELINES)].groupby("exit")["ECE"].mean()
         yield (
-            f"Figure 4, {name}: calibration error of modules with depth",
-            "falls",
-            f"{errors.iloc[0]:.3f} at the first, {errors.iloc[-1]:.3f} at the last; rank correlation "
-            f"{np.corrcoef(errors.rank(), errors.index)[0, 1]:+.2f}",
+            f"Figure 4, {name}: calibration error of the modules of the baselines",
+            "falls with depth",
+            f"{percent(errors.iloc[0], 1)} at the first, {percent(errors.iloc[-1], 1)} at the last; rank correlation "
+            f"with depth {np.corrcoef(errors.rank(), errors.index)[0, 1]:+.2f}",
             networks,
         )
         joint = 100 * at_same_cost(points, "JEI-DNN", "JEI-DNN, joint=False", "accuracy")
         yield (
-            f"Figure 9, {name}: what training modules with gates brings (our defaults), in points",
-            "more",
+            f"Figure 9, {name}: gain of training modules with gates (our defaults), in points",
+            "above 0",
             describe(joint.unstack("setting")),
             networks,
         )
@@ -143,18 +145,16 @@ def where_they_leave(exits: pd.DataFrame) -> str:
     """Shares that leave in the first and the last quarter of the exits."""
     shares = exits[exits["method"] == JEI].groupby(["setting", "exit"])["share"].mean().unstack("exit")
     quarter = shares.shape[1] // 4
-    parts = [
-        f"{shares.loc[lam].iloc[:quarter].sum():.0%} and {shares.loc[lam].iloc[-quarter:].sum():.0%} (λ = {lam:g})"
-        for lam in shares.index
-    ]
-    return "first and last quarter of exits: " + ", ".join(parts)
+    first, last = shares.iloc[:, :quarter].sum(axis=1), shares.iloc[:, -quarter:].sum(axis=1)
+    parts = [f"{percent(first[lam])} and {percent(last[lam])} (λ = {lam:g})" for lam in shares.index]
+    return "in the first and the last quarter of the exits: " + ", ".join(parts)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, required=True, help="folder with the results of the other scripts")
     options = parser.parse_args()
-    columns = ["where and what", "paper", "ours", "networks: paper's / ours"]
+    columns = ["result", "paper", "skexit", "networks: paper's / ours"]
     found = {"EENet": ("eenet", eenet_rows), "JEI-DNN": ("jei", jei_rows)}
     rows = [
         (f"{paper}: {what}", *others)

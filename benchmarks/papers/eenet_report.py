@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks.shared.intervals import half_width
+from benchmarks.shared.intervals import half_width, percent
 
 BASELINES = ["BranchyNet", "MSDNet", "PABEE"]
 
@@ -36,15 +36,15 @@ def summarize(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def table_1(summary: pd.DataFrame, unit: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Accuracies in %, the best baseline in bold, and gains over it in points; one row a budget."""
+    """Accuracies in %, the best baseline in bold, and gains over it in points; one row per budget."""
     accuracies, gains = [], []
     of_unit = summary[summary["unit"] == unit]
     for (setting, budget), part in of_unit.groupby(["setting", "budget"], sort=False):
         part = part.set_index("policy")
         best = part["best baseline"].iloc[0]
-        row = {"data": setting, "budget": f"{budget:.2f}"}
-        percent = {policy: f"{100 * accuracy:.2f}" for policy, accuracy in part["accuracy"].items()}
-        accuracies.append(row | percent | {best: f"**{percent[best]}**"})
+        row = {"data": setting, "budget": percent(budget)}
+        written = {policy: f"{100 * accuracy:.2f}" for policy, accuracy in part["accuracy"].items()}
+        accuracies.append(row | written | {best: f"**{written[best]}**"})
         others = part.drop(BASELINES)
         gained = zip(100 * others["gain"], 100 * others["half width"], strict=True)
         cells = [f"{gain:+.2f} ± {error:.2f}" for gain, error in gained]
@@ -53,12 +53,12 @@ def table_1(summary: pd.DataFrame, unit: str) -> tuple[pd.DataFrame, pd.DataFram
 
 
 def table_of_costs(summary: pd.DataFrame, unit: str) -> pd.DataFrame:
-    """What each policy spends on new rows, as a fraction of the network's cost."""
+    """What each policy spends on new rows, in % of the network's cost."""
     of_unit = summary[summary["unit"] == unit]
     table = of_unit.pivot(index=["setting", "budget"], columns="policy", values="cost")
     table = table.loc[of_unit[["setting", "budget"]].drop_duplicates().apply(tuple, axis=1), of_unit["policy"].unique()]
-    table = table.map("{:.3f}".format).reset_index().rename(columns={"setting": "data"})
-    table["budget"] = table["budget"].map("{:.2f}".format)
+    table = (100 * table).map("{:.1f}".format).reset_index().rename(columns={"setting": "data"})
+    table["budget"] = table["budget"].map(percent)
     return table
 
 
@@ -75,7 +75,7 @@ def beside_paper(summary: pd.DataFrame, unit: str) -> pd.DataFrame:
             rows.append(
                 {
                     "data": setting,
-                    "budget": f"{budget:.2f}",
+                    "budget": percent(budget),
                     "paper: best baseline": f"{max(baselines):.2f}",
                     "paper: EENet": f"{eenet:.2f}",
                     "paper: gain": f"{eenet - max(baselines):+.2f}",

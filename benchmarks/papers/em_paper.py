@@ -15,12 +15,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from benchmarks.papers.em_ablation import BY, ablate
-from benchmarks.shared.intervals import draw_line, gain_at_same_cost, new_axes, save, write
+from benchmarks.shared.intervals import (
+    draw_line,
+    gain_at_same_cost,
+    half_width,
+    new_axes,
+    percent,
+    save,
+    with_error,
+    write,
+)
 from benchmarks.shared.routing import argument_parser, extract, split
 from skexit import EMExitAssigner, ExitArray, OptimalStoppingPolicy, RandomExit, StaticExit, ThresholdPolicy, oracle
 from skexit.metrics import exit_distribution_by_class
@@ -31,7 +41,7 @@ from skexit.policies import ExitPolicy
 EXITS = ["layer1.6", "layer2.4", "layer3.1", "layer3.8"]
 BUDGETS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 CLASS_BUDGET = 0.5
-#: Prices of the paper, .1 to 1, and beyond.
+#: Prices of the paper, 0.1 to 1, and larger ones.
 PRICES = (0.1, 0.3, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0)
 PAPERS_SETTINGS = {
     "assignment": "hard",
@@ -47,6 +57,8 @@ ROUTERS, DEFAULT, OPTIMAL = "EM, routers alone", "EM, default", "optimal stoppin
 STATIC, RANDOM, UNIFORM, ORACLE = "one exit for all", "random", "random, uniform", "oracle"
 #: Methods that can be given a budget.
 METHODS = [ENTROPY, CONFIDENCE, ROUTERS, DEFAULT, OPTIMAL, RANDOM]
+#: Columns of the tables that are written in % or points.
+UNITS = {"accuracy": "accuracy (%)", "cost": "cost (%)", "gain": "gain (points)", "last exit": "last exit (%)"}
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 STYLES = {
@@ -120,16 +132,29 @@ def shares_table(method: str, shares: np.ndarray, seed: int) -> pd.DataFrame:
 def within_budgets(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Accuracy, cost and gain of the methods that can be given a budget, one column a budget."""
     rows = results[results["method"].isin(METHODS) & results["setting"].isin(BUDGETS)]
-    points = write(rows.groupby(["method", "setting"])[["accuracy", "cost", "gain"]], digits=3).reset_index()
+    points = in_percent(rows.groupby(["method", "setting"])[["accuracy", "cost", "gain"]])
+    points = points.assign(setting=points["setting"].map(percent))
     return {
-        name: points.pivot(index="method", columns="setting", values=name).loc[METHODS].reset_index()
+        name: points.pivot(index="method", columns="setting", values=UNITS[name]).loc[METHODS].reset_index()
         for name in ("accuracy", "cost", "gain")
     }
 
 
 def points_table(results: pd.DataFrame) -> pd.DataFrame:
     groups = results.groupby(["method", "setting"], sort=False)[["cost", "accuracy", "gain"]]
-    return write(groups, digits=3).reset_index()
+    return in_percent(groups)
+
+
+def in_percent(groups: Any) -> pd.DataFrame:
+    """Means and intervals; those of shares in % or points."""
+    mean, error = groups.mean(), half_width(groups)
+    columns = {
+        UNITS.get(name, name): with_error(100 * mean[name], 100 * error[name], 1)
+        if name in UNITS
+        else with_error(mean[name], error[name], 3)
+        for name in mean
+    }
+    return pd.DataFrame(columns).reset_index()
 
 
 def class_table(classes: pd.DataFrame) -> pd.DataFrame:
@@ -192,11 +217,12 @@ def ablation_tables(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         "iterations": ["log-likelihood", "last exit", "cost", "accuracy", "gain"],
         "routers": ["accuracy", "gain"],
     }
-    written = {name: write(tables[name].groupby(BY[name])[columns[name]], digits=3).reset_index() for name in columns}
+    written = {name: in_percent(tables[name].groupby(BY[name])[columns[name]]) for name in columns}
     routers = written["routers"]
+    routers["budget"] = routers["budget"].map(percent)
     routers["confidence"] = routers["confidence_weight"].map({"0": "none (the paper's)", "auto": "chosen (default)"})
     by = ["confidence", "assignment", "router_hidden_layer_sizes"]
-    written["routers"] = routers.pivot(index=by, columns="budget", values="gain").reset_index()
+    written["routers"] = routers.pivot(index=by, columns="budget", values=UNITS["gain"]).reset_index()
     return written
 
 

@@ -36,7 +36,7 @@ from benchmarks.papers.jei_ablation import PAPERS_SETTINGS
 from benchmarks.papers.jei_figures import draw
 from benchmarks.papers.weighted_heads import WeightedHeads
 from benchmarks.shared.data import load_cifar100, long_tail_rows
-from benchmarks.shared.intervals import gain_at_same_cost, write
+from benchmarks.shared.intervals import gain_at_same_cost, percent, write
 from benchmarks.shared.networks import extract_cifar100
 from benchmarks.shared.routing import argument_parser, extract
 from skexit import (
@@ -241,12 +241,15 @@ def tables_of_differences(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
             of_budgets[of_budgets["method"] != BASELINE].groupby(["method", "setting"], sort=False)[name], digits=2
         )
         baseline = of_budgets[of_budgets["method"] == BASELINE].groupby("setting")[column].mean()
-        baseline = baseline.map(("{:.2f}" if name == "size difference" else "{:.4f}").format)
-        table = pd.concat([baseline.to_frame(BASELINE).T, differences.unstack("setting")])
+        baseline = (baseline if name == "size difference" else 100 * baseline).map("{:.2f}".format)
+        table = pd.concat([baseline.to_frame(BASELINE).T, differences.unstack("setting")]).rename(columns=percent)
         tables[name.split()[0].lower()] = table.rename_axis("method").reset_index()
     columns = ["cost", "accuracy", *DIFFERENCES, "gated coverage"]
-    by_price = results[results["method"] == PAPER].groupby("setting")[columns]
-    return tables | {"paper": write(by_price, digits=3).reset_index().rename(columns={"setting": "λ"})}
+    shares = ["cost", "accuracy", "gated coverage"]
+    in_percent = results.assign(**{name: 100 * results[name] for name in shares})
+    by_price = in_percent[in_percent["method"] == PAPER].groupby("setting")[columns]
+    names = {"setting": "λ"} | {name: f"{name} (%)" for name in shares}
+    return tables | {"paper": write(by_price, digits=1).reset_index().rename(columns=names)}
 
 
 def exits_table(exits: pd.DataFrame) -> pd.DataFrame:

@@ -42,7 +42,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.shared.data import load_images
-from benchmarks.shared.intervals import write
+from benchmarks.shared.intervals import percent, write
 from benchmarks.shared.networks import ResNetCIFAR
 from skexit import ExitArray, ExitHeads, OptimalStoppingPolicy, ThresholdPolicy
 from skexit.extraction import ExitExtractor
@@ -221,11 +221,12 @@ def summarize(results: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
         if method == FROZEN:
             continue
         difference = 100 * (accuracy[method] - accuracy[FROZEN])
-        table[f"{method}: points more"] = write(difference.groupby(level=keys, sort=False), digits=1)
+        table[f"gain (points), {method}"] = write(difference.groupby(level=keys, sort=False), digits=1)
     for method in methods:
         for value in groups.columns.levels[0]:
-            table[f"{value}, {method}"] = groups[value, method].round(4)
-    return pd.DataFrame(table).reset_index()
+            table[f"{value} (%), {method}"] = (100 * groups[value, method]).round(1)
+    named = pd.DataFrame(table).reset_index()
+    return named.assign(budget=named["budget"].map(percent)) if "budget" in keys else named
 
 
 def draw(at_exits: pd.DataFrame, at_budgets: pd.DataFrame) -> object:

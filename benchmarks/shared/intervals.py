@@ -35,13 +35,19 @@ def write(groups: Any, digits: int = 4) -> Any:
     """Mean and half its 95 % interval of each group, as text: ``0.9314 ± 0.0012``."""
     mean, error = groups.mean(), half_width(groups)
     if isinstance(mean, pd.DataFrame):
-        return pd.DataFrame({name: _with_error(mean[name], error[name], digits) for name in mean})
-    return _with_error(mean, error, digits)
+        return pd.DataFrame({name: with_error(mean[name], error[name], digits) for name in mean})
+    return with_error(mean, error, digits)
 
 
-def _with_error(mean: pd.Series, error: pd.Series, digits: int) -> pd.Series:
+def with_error(mean: pd.Series, error: pd.Series, digits: int) -> pd.Series:
+    """Means and halves of their intervals as text, empty for means that are missing."""
     pairs = zip(mean, error, strict=True)
     return pd.Series(["" if np.isnan(m) else f"{m:.{digits}f} ± {e:.{digits}f}" for m, e in pairs], index=mean.index)
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """A share in %, such as ``93.4 %``."""
+    return f"{100 * share:.{digits}f} %"
 
 
 def new_axes(xlabel: str, ylabel: str) -> Axes:
