@@ -58,7 +58,8 @@ class ExitPipeline(Pipeline):
     the first step takes. ``decide`` takes the logits and features of the network. Otherwise these are the methods of
     the policy. ``thresholds_``, ``costs_``, ``exit_distribution_``, ``layout_`` and ``temperatures_`` are attributes of
     the policy. The pipeline has only the methods that the policy has: :class:`StaticExit` has no ``with_budget``.
-    All else is as in scikit-learn's pipeline. A search over such pipelines has an ExitPipeline as ``best_estimator_``.
+    Everything else is as in scikit-learn's pipeline. A search over such pipelines has an ExitPipeline as
+    ``best_estimator_``.
 
     Parameters
     ----------

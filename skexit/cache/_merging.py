@@ -35,7 +35,7 @@ def merge_caches(
     its files are second names of the files of the sources (hard links) and take no place; elsewhere they are copies. In
     either case the sources can be deleted.
 
-    A merge that was stopped goes on where it was when it is called again.
+    A merge that was stopped continues when it is called again.
 
     Parameters
     ----------

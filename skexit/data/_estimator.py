@@ -45,7 +45,7 @@ class ExitEstimator(BaseEstimator):
 
     @property
     def layout_fingerprint_(self) -> str:
-        """Fingerprint of the layout of the X in ``fit``, the one of ``X.layout``."""
+        """Fingerprint of the layout of X in ``fit``: ``X.layout.fingerprint``."""
         check_is_fitted(self)
         return self._layout_in.fingerprint
 
@@ -54,7 +54,7 @@ class ExitEstimator(BaseEstimator):
         shared_docs(cls)
 
     def without_fit_state(self) -> Self:
-        """A fitted copy that gives the same predictions and holds no data of single rows: the one to ship.
+        """A fitted copy that gives the same predictions and holds no data of single rows, for deployment.
 
         Its size does not depend on the number of rows. ``with_budget`` and ``predict_set`` need rows: choose the budget
         first, and calibrate the copy if it should predict sets. Heads and policies inside it lose their rows, too.

@@ -70,7 +70,7 @@ class ExitLayout:
     pools : sequence of str or None, one per exit, default=None
         How the features of each exit are computed from the output of its module: the parameter `pool` of the
         extraction, for outputs of this shape, such as ``"avg+max+grid2"``. None if an exit is not pooled, or this is
-        not known. Features that are pooled differently are refused where both poolings are known.
+        not known. If both poolings are known and differ, heads and policies raise an error.
 
     Attributes
     ----------

@@ -105,7 +105,7 @@ class ExitExtractor:
 
     See Also
     --------
-    skexit.backbone.exit_points : Exit points of well-known backbones.
+    skexit.backbone.exit_points : Finds the exits of a network.
     skexit.backbone.exit_costs : Measures the cost of each exit.
 
     Notes
@@ -117,8 +117,8 @@ class ExitExtractor:
     ``"cov"`` averages the products of any two channels a and b over places or tokens. Features are the signed square
     roots ``m / sqrt(|m| + 1e-4)`` of these means m for a ≤ b: C (C + 1) / 2 numbers. More than 64 channels, or more
     than the number in the name, are first replaced by that many sums of channels with fixed random signs, divided by
-    the square root of C. With R channels after that and P places, the R² P multiply-adds, and C R P for the sums, are
-    in the ``head_costs`` of the layout, for exits without logits of their own.
+    the square root of C. With R channels after this step and P places, this takes R² P multiply-adds, and C R P for the
+    sums. They are part of the ``head_costs`` of the layout, for exits without logits of their own.
 
     If a network makes fewer tokens than its attention mask has positions, as audio networks do, each token stands for
     an equal share of the positions, and counts if one of them does. If a Hugging Face network has the method
@@ -204,9 +204,9 @@ class ExitExtractor:
             Number of rows after which a part of the cache is on disk and survives a crash. By default
             as many as take about 64 MiB.
         worker : "torchrun" or tuple of two int, default=None
-            If several processes extract into the same folder, each some of the rows: this process as
-            ``(rank, n_workers)``, or ``"torchrun"`` for the ``RANK`` and ``WORLD_SIZE`` that torchrun sets. Each
-            process returns when the whole cache is complete. By default there is one process.
+            Required if several processes extract into the same folder, each a part of the rows. ``(rank, n_workers)``
+            of this process, or ``"torchrun"`` for the ``RANK`` and ``WORLD_SIZE`` that torchrun sets. Each process
+            returns when the whole cache is complete. By default there is one process.
         check_data : bool, default=True
             Whether all cached rows are compared with those of the loader, by their labels and by checksums of
             their inputs. This reads the loader but does not run the network. With False, a complete cache with

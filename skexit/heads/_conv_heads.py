@@ -32,10 +32,10 @@ class ConvExitHeads(CrossFittedHeads):
     followed by a linear layer. The inputs of the linear layer are all outputs of the last convolution, and the features
     of the exit that are not part of the map. An exit without a map gets the linear head of :class:`~skexit.ExitHeads`.
 
-    In all else, these heads work like :class:`~skexit.ExitHeads`: they also learn from the network's own logits or from
-    the deepest head, and from rows without a label, an exit that has logits keeps them, and ``fit_transform`` returns
-    cross-fitted logits. :doc:`/guide/heads` shows their cost, and :doc:`/benchmarks/heads` compares them with hidden
-    layers.
+    In all other respects, these heads work like :class:`~skexit.ExitHeads`: they also learn from the network's own
+    logits or from the deepest head, and from rows without a label, an exit that has logits keeps them, and
+    ``fit_transform`` returns cross-fitted logits. :doc:`/guide/heads` shows their cost, and :doc:`/benchmarks/heads`
+    compares them with hidden layers.
 
     Parameters
     ----------

@@ -37,8 +37,8 @@ def bootstrap_interval(
     The metric is computed on `n_resamples` draws of as many rows as there are, with replacement. The
     same rows are drawn from all arrays.
 
-    The interval covers other samples to measure on, not other samples to fit on. If an entry depends on a part of the
-    samples, as the accuracy of an exit does, and is 0 or 1 in all draws, it is treated as depending on all samples:
+    The interval is for measuring on other samples, not for fitting on other samples. If an entry depends on a part of
+    the samples, as the accuracy of an exit does, and is 0 or 1 in all draws, it is treated as depending on all samples:
     measure that part alone.
 
     Parameters
@@ -75,9 +75,9 @@ def bootstrap_interval(
     Raises
     ------
     ValueError
-        If the arrays have different lengths or none is given, a parameter is not as above, the
-        values are outside the range of `method`, or the metric gives another shape on a resample than
-        on all samples. What the metric raises on a resample is raised.
+        If the arrays have different lengths or none is given, a parameter is not as above, the values are outside the
+        range of `method`, or the metric gives another shape on a resample than on all samples. Errors of the metric on
+        a resample are raised unchanged.
 
     References
     ----------

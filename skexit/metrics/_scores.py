@@ -47,12 +47,12 @@ def exit_auroc(correct: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
 
 
 def early_exit_failure_prediction(correct: ArrayLike, scores: ArrayLike) -> NDArray[np.float64]:
-    """Area under the ROC curve of each exit's scores, as a test of whether a sample should stop there [1]_.
+    """Area under the ROC curve of each exit's scores, as a test of whether a sample should stop there.
 
-    A sample should stop at an exit that predicts its class, and also if no later exit predicts its class, since more
-    compute would not help. :func:`exit_auroc` considers only the first case, so that it rewards low scores for
-    samples that no exit predicts correctly. All samples count at every exit, also those that a policy would stop
-    earlier.
+    The metric is from [1]_. A sample should stop at an exit that predicts its class, and also if no later exit
+    predicts its class, since more compute would not help. :func:`exit_auroc` considers only the first case, so that
+    it rewards low scores for samples that no exit predicts correctly. All samples count at every exit, also those
+    that a policy would stop earlier.
 
     Parameters
     ----------

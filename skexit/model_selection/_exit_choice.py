@@ -74,7 +74,7 @@ def choose_exits(
         of the network. For costs in ms, give it the layout that :meth:`skexit.runtime.ExitLatency.layout` makes of
         times measured with all exits.
     y : array-like of shape (n_samples,)
-        Class labels; rows without one, -1, are left out.
+        Class labels. Rows with the label -1 are left out.
     n_exits : int, default=None
         Number of exits to choose, the last one counted. By default the smallest number whose accuracy is at most one
         standard error below the best.

@@ -11,7 +11,7 @@ from skexit.utils._optional import optional_import
 
 
 def prometheus_collector(monitor: ExitMonitor, controller: BudgetController | None = None) -> Any:
-    """A collector for ``prometheus_client``: ``REGISTRY.register(prometheus_collector(monitor))``.
+    """Export a monitor to Prometheus: ``REGISTRY.register(prometheus_collector(monitor))``.
 
     Parameters
     ----------

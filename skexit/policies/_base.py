@@ -151,7 +151,7 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         sample_weight : array-like of shape (n_samples,), default=None
             Weight of each sample; equal by default.
         groups : array-like of shape (n_samples,), default=None
-            Group of each sample, such as the scene in a picture. Whenever rows are split, the rows
+            Group of each sample, such as the scene of an image. Whenever rows are split, the rows
             of a group stay together.
 
         Returns
@@ -228,7 +228,7 @@ class ExitPolicy(CalibrationMixin, ClassifierMixin, ExitEstimator):
         ----------
         %(X)s
         y : array-like of shape (n_samples,)
-            Class labels. Rows without one, -1, are left out, unless -1 is a class.
+            Class labels. Rows with the label -1 are left out, unless -1 is a class.
         sample_weight : array-like of shape (n_samples,), default=None
             Weight of each sample; all count alike by default.
 

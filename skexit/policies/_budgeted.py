@@ -152,7 +152,7 @@ class BudgetedPolicy(ExitPolicy):
         Parameters
         ----------
         X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
-            Current rows; some hundred or more.
+            Current rows, at least some hundred.
 
         Returns
         -------

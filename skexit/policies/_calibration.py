@@ -49,10 +49,9 @@ class CalibrationMixin:
     def calibrate(self, X: Any, y: ArrayLike, *, temperature: bool = True) -> Self:
         """Calibrate probabilities and prediction sets on rows that were not used in fitting.
 
-        This changes the policy itself; to keep it, calibrate a copy: ``copy.deepcopy(policy).calibrate(X, y)``. Each
-        call replaces the scores of an earlier call, and its temperatures if they are fitted again: rows of two calls
-        are not joined.
-        A temperature is fitted for each exit, on the rows that leave there. ``predict_proba`` and
+        This changes the policy itself; to keep it, calibrate a copy: ``copy.deepcopy(policy).calibrate(X, y)``. A
+        second call replaces the conformal scores of the first, and also its temperatures unless `temperature` is
+        False. A temperature is fitted for each exit, on the rows that leave there. ``predict_proba`` and
         ``predict_set`` then divide the logits of the exit by it. The fewer rows leave at an exit, the nearer its
         temperature is to the temperature of all rows; the fewer rows there are, the nearer that is to 1: see
         :func:`~skexit.uncertainty.fit_temperature`. The conformal scores of the rows are stored for
@@ -62,7 +61,7 @@ class CalibrationMixin:
         ----------
         %(X)s
         y : array-like of shape (n_samples,)
-            Class labels. Rows without one, -1, are left out, unless -1 is a class.
+            Class labels. Rows with the label -1 are left out, unless -1 is a class.
         temperature : bool, default=True
             Whether to fit temperatures. False keeps those of an earlier call, or 1. Prediction sets have
             their exact guarantee only if temperatures are fitted on other rows than the sets:

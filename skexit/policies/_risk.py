@@ -111,7 +111,8 @@ class RiskControlledPolicy(ExitPolicy):
     budget_ : float or None
         The lowest budget that passed. None if no budget passed; all samples then go to the last exit.
     policy_ : policy
-        The fitted policy for `budget_`. If there are several, the one with the lowest cost on the calibration rows.
+        The fitted policy for `budget_`. If there are several, the policy with the lowest cost on the calibration
+        rows.
     budgets_ : ndarray of shape (n_budgets,) or (n_policies, n_budgets)
         The budgets, from the highest to the lowest; one row per policy if `policy` is a list.
     p_values_ : ndarray of the shape of `budgets_`

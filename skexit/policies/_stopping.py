@@ -38,24 +38,24 @@ _ITERATIONS = 3
 
 @set_module("skexit")
 class OptimalStoppingPolicy(BudgetedPolicy):
-    r"""Go on while the expected gain in accuracy is worth its price.
+    r"""Continue while the expected gain in accuracy is worth its cost.
 
-    At a price :math:`\lambda` of the whole network, in units of accuracy, it pays to go on from
-    exit k if there is a rule for stopping later, at an exit :math:`\tau > k`, with
+    Let :math:`\lambda` be the price of running the whole network, in units of accuracy. It pays to continue from exit k
+    if a rule that stops later, at an exit :math:`\tau > k`, has
 
     .. math:: E[r_\tau - r_k \mid z_k] > \lambda \, E[c_\tau - c_k \mid z_k],
 
-    where r is 1 if an exit is correct and 0 if not, c is its cost, and z is the evidence so far. The price of a
-    sample at an exit is the highest price at which it pays to go on. It is an index like that of Gittins [1]_,
+    where r is 1 if an exit is correct and 0 if not, c is its cost, and z is the evidence so far. The price of a sample
+    at an exit is the highest :math:`\lambda` at which it pays to continue. It is an index like that of Gittins [1]_,
 
     .. math:: m_k(z_k) = \max_\tau \frac{E[r_\tau - r_k \mid z_k]}{E[c_\tau - c_k \mid z_k]},
 
-    and is reached by going on until the price at a later exit is no higher. A sample stops at the first
-    exit where its price is at most :math:`\lambda`. The prices do not depend on :math:`\lambda`, so that
-    one fit serves every budget. If samples that go on for longer are clearly wrong more often, the budget
-    is not spent beyond the best mean gain, and a warning is raised.
+    and the best rule continues until the price at a later exit is no higher. A sample stops at the first exit where its
+    price is at most :math:`\lambda`. The prices do not depend on :math:`\lambda`, so that one fit serves every budget.
+    If later exits are clearly less accurate, the policy spends only as much of the budget as gives the highest
+    accuracy, and a warning is raised.
 
-    Prices are learned backwards, from the last exit but one to the first. The realised gains of going on, divided by
+    Prices are learned backwards, from the last exit but one to the first. The realised gains of continuing, divided by
     the realised costs, are regressed on the evidence of the exit, with the realised costs as weights. The prices that
     decide where a row stops later come from models that were trained without the row.
 

@@ -28,18 +28,18 @@ Floats = NDArray[np.float64]
 class ThresholdPolicy(BudgetedPolicy):
     """Stop at the first exit that is confident enough, within a budget.
 
-    With the geometric schedule, these are the baselines of the EENet paper: BranchyNet with
-    ``criterion="entropy"``, MSDNet with ``criterion="max_prob"``, PABEE with ``criterion="vote"``.
+    With the geometric schedule, these are the baselines of the EENet paper: BranchyNet [1]_ with
+    ``criterion="entropy"``, MSDNet [2]_ with ``criterion="max_prob"``, and PABEE [3]_ with ``criterion="vote"``.
 
     Parameters
     ----------
     criterion : {"max_prob", "entropy", "margin", "vote"} or policy, default="max_prob"
         Score by which samples leave: the largest probability (EENet, eq. 5), one minus the normalised entropy (eq. 6),
         the largest probability minus the second largest, or the share of the exits so far that agree (eq. 7); see
-        Notes. ``"vote"`` has few values, so that it cannot meet every budget; a warning tells the difference. A policy
-        gives its ``exit_scores``: a copy of it is fitted to the same data; in a
-        :class:`sklearn.frozen.FrozenEstimator`, it is used without fitting. It scores the logits of this policy's
-        predictions: pass `heads` to this policy, not to the other.
+        Notes. ``"vote"`` has few values, so that it cannot meet every budget; a warning names the budget and the mean
+        cost. With another policy, samples leave by the ``exit_scores`` of this policy. A copy of it is fitted to the
+        same data, unless it is in a :class:`sklearn.frozen.FrozenEstimator`. Both policies use the same logits, so pass
+        `heads` to the outer policy only.
     schedule : {"geometric", "shared"}, default="geometric"
         ``"geometric"``: the share of samples that leave at exit k is proportional to ``q ** k``, with the
         q that meets the budget. ``"shared"``: the same threshold at every exit.
@@ -58,9 +58,10 @@ class ThresholdPolicy(BudgetedPolicy):
 
     Notes
     -----
-    Probabilities near 1 differ by less than rounding. Scores and thresholds t are therefore on a scale without an upper
-    limit: ``scipy.special.expit(t)`` is the largest probability, ``1 - numpy.exp(-t)`` is one minus the normalised
-    entropy, and ``numpy.tanh(t / 2)`` is the margin. Votes are shares.
+    Probabilities near 1 differ by less than rounding. Scores and thresholds t are therefore on a scale without an
+    upper limit: ``scipy.special.expit(t)`` is the largest probability, ``1 - numpy.exp(-t)`` is one minus the
+    normalised entropy, and ``numpy.tanh(t / 2)`` is the margin. The score of ``"vote"`` is the share of exits
+    itself.
 
     References
     ----------

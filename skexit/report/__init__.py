@@ -51,7 +51,7 @@ def write_report(
     X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
         Rows that neither the network nor the policies were fitted on.
     y : array-like of shape (n_samples,)
-        Class labels. Rows without one, -1, are left out, unless -1 is a class.
+        Class labels. Rows with the label -1 are left out, unless -1 is a class.
     policies : dict of str to ExitPolicy or Pipeline
         Fitted policies, or fitted Pipelines that end in a policy.
     out : str or path-like

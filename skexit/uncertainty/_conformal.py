@@ -106,7 +106,7 @@ _METHODS = ("general", "ims", "strict", "gated")
 
 
 def coverage_score(y_true: ArrayLike, y_set: ArrayLike, *, labels: ArrayLike | None = None) -> float:
-    """Share of the samples whose true class is in the set (JEI-DNN, eq. 2).
+    """Share of the samples whose true class is in the set (JEI-DNN, equation 2).
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ def coverage_score(y_true: ArrayLike, y_set: ArrayLike, *, labels: ArrayLike | N
 
 
 def inefficiency_score(y_set: ArrayLike) -> float:
-    """Mean number of classes in a set (JEI-DNN, eq. 2).
+    """Mean number of classes in a set (JEI-DNN, equation 2).
 
     Parameters
     ----------

@@ -18,10 +18,11 @@ _BIAS_PENALTY = 1e-4
 def fit_mixture(
     log_probabilities: Floats, labels: NDArray[np.int64], sample_weight: Floats | None = None
 ) -> tuple[Floats, Floats]:
-    """Fit the weights of a product of classifiers to labels [1]_.
+    """Fit the weights of a product of classifiers to labels.
 
-    The probability of class c is proportional to ``exp(b_c) * prod_j p_jc ** w_j``, with weights w_j
-    of at least 0. The mean cross-entropy is minimised; it is convex in weights and biases.
+    This is the ensemble of Zero Time Waste [1]_. The probability of class c is proportional to ``exp(b_c) * prod_j
+    p_jc ** w_j``, with weights w_j of at least 0. The mean cross-entropy is minimised; it is convex in weights and
+    biases.
 
     Parameters
     ----------

@@ -61,7 +61,7 @@ def log_softmax(logits: Array) -> Array:
 
 @shared_docs
 def max_probability(probabilities: Array) -> Array:
-    """Largest probability (EENet, eq. 5).
+    """Largest probability (EENet, equation 5).
 
     %(probabilities)s
         Between 0 and 1.
@@ -71,7 +71,7 @@ def max_probability(probabilities: Array) -> Array:
 
 @shared_docs
 def normalized_entropy(probabilities: Array) -> Array:
-    """One minus the normalised entropy, which is ``entropy / log(n_classes)`` (EENet, eq. 6).
+    """One minus the normalised entropy, which is ``entropy / log(n_classes)`` (EENet, equation 6).
 
     %(probabilities)s
         1 for a certain prediction, 0 for a uniform one.
@@ -126,7 +126,7 @@ def second_and_largest(probabilities: Array) -> Array:
 
 
 def vote(counts: Array) -> Array:
-    """Share of the exits so far that agree on the most frequent class (EENet, eq. 7).
+    """Share of the exits so far that agree on the most frequent class (EENet, equation 7).
 
     Parameters
     ----------

@@ -27,12 +27,13 @@ _PENALTY = 3.0
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike, sample_weight: ArrayLike | None = None) -> float:
-    """Fit the temperature of ``softmax(logits / temperature)`` to labels [1]_; near 1 if there are few rows.
+    """Fit the temperature of ``softmax(logits / temperature)`` to labels; near 1 if there are few rows.
 
-    Minimises the cross-entropy of the n rows and of m additional rows, whose labels follow the probabilities
-    of the logits: a prior at temperature 1. m is ``max(20, n / (Q - 3))``, where Q is the squared score of
-    temperature 1 divided by its variance; Q is near 1 if the logits are calibrated. If Q is at most 3, the
-    temperature is 1. With this prior, calibration on few rows does no harm on new rows, on average.
+    Temperature scaling [1]_ minimises the cross-entropy. This function minimises the cross-entropy of the n rows and
+    of m additional rows, whose labels follow the probabilities of the logits: a prior at temperature 1. m is
+    ``max(20, n / (Q - 3))``, where Q is the squared score of temperature 1 divided by its variance; Q is near 1 if
+    the logits are calibrated. If Q is at most 3, the temperature is 1. With this prior, calibration on few rows does
+    no harm on new rows, on average.
 
     Parameters
     ----------

@@ -11,11 +11,11 @@ Documented = TypeVar("Documented", bound=Any)
 #: Text by name. It replaces a line of a docstring that is only ``%(name)s``.
 SHARED = {
     "heads": """heads : ExitHeads, default=None
-    Heads that are fitted if exits have no logits; by default ``ExitHeads()`` with this `random_state`, or
-    0 if there is none.""",
+    Heads that are fitted if exits have no logits. By default ``ExitHeads()``, with the `random_state` of this
+    policy, or 0 if it has none.""",
     "layout": """layout : ExitLayout or int, default=None
-    Layout of X, or a number of exits among which the columns, all of them features, are divided evenly.
-    By default that of an ExitArray or of the column names; otherwise X is one exit with features.""",
+    Layout of X. A number of exits divides the columns evenly among them, as features. By default, an ExitArray
+    has a layout, and so has a DataFrame with the names of the columns; any other X is one exit with features.""",
     "use_most_confident": """use_most_confident : bool, default=False
     Predict with the most confident exit so far, rather than with the last exit that ran.""",
     "columns": """n_features_in_ : int
@@ -39,15 +39,15 @@ heads_ : ExitHeads or None
     The heads that were fitted.
 %(columns)s""",
     "head_attributes": """distillation_ : float
-    The share of the loss that compares heads with their teacher, at an exit of no cost if this is the deepest head:
-    `distillation`, or the value of ``"auto"`` for these rows.
+    Share of the loss that compares a head with its teacher: `distillation`, or the value that ``"auto"`` chose. If the
+    deepest head teaches, the share falls with the cost of the exit, and this is its value at a cost of 0.
 classes_ : ndarray of shape (n_classes,)
     Class labels, in the order of the logits.
 layout_ : ExitLayout
     Layout of the X that was fitted, its classes sorted.
 layout_out_ : ExitLayout
-    Layout of the X that ``transform`` returns. If costs are in FLOPs or MACs, each exit's
-    include the heads up to it, and ``head_costs`` are their part.
+    Layout of the X that ``transform`` returns. If costs are in FLOPs or MACs, the cost of each exit includes the heads
+    up to it, and ``head_costs`` has their part.
 %(columns)s""",
     "estimator_X_y": """estimator : ExitPolicy or Pipeline
     A fitted policy, or a fitted Pipeline that ends in a policy.
@@ -86,14 +86,14 @@ random_state : int, RandomState instance or None, default=None
 oracle : OracleResult, default=None
     The bound for every policy, from :func:`skexit.oracle`.""",
     "settings": """y_true : array-like of shape (n_samples,)
-    Class labels. Rows without one, -1, are left out where there is a class 0 and no answer is -1.
+    Class labels. Rows with the label -1 are left out if there is a class 0 and no prediction is -1.
 y_pred : array-like of shape (n_samples, n_points) or (n_samples,)
     Predictions under each setting, such as a budget; one dimension is one setting.
 sample_costs : array-like of the shape of `y_pred`
     Cost of each sample under each setting, as a fraction of the network's cost:
     ``policy.costs_[policy.predict_exit(X)]``.""",
     "answers": """y_true : array-like of shape (n_samples,)
-    Class labels. Rows without one, -1, are left out where there is a class 0 and no answer is -1.
+    Class labels. Rows with the label -1 are left out if there is a class 0 and no prediction is -1.
 y_pred : array-like of shape (n_samples, n_exits)
     Predictions of every exit, as in ``policy.predict_at_exits(X)``.
 exits : array-like of shape (n_samples,) of int
