@@ -131,18 +131,29 @@ def find_source(app, module, name):
     return next((each.__module__ for each in functions if each.__qualname__.startswith(name)), None)
 
 
-def keep_intervals_whole(app, doctree):
-    """A number and its interval stay on one line of a table, also on a phone."""
+def set_numbers(app, doctree):
+    """Numbers in tables have a minus and separate thousands. On a phone, they stay in a line with an interval or %."""
     for cell in doctree.findall(nodes.entry):
-        for text in list(cell.findall(nodes.Text)):
-            text.parent.replace(text, nodes.Text(text.replace(" ± ", "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}")))
+        for text in [text for text in cell.findall(nodes.Text) if not isinstance(text.parent, nodes.literal)]:
+            number = re.sub(r"^\d{5,}$", lambda match: f"{int(match[0]):,}", text.astext())
+            number = re.sub(r" (± |%)", "\N{NO-BREAK SPACE}\\1", number).replace("± ", "±\N{NO-BREAK SPACE}")
+            number = re.sub(r"-(0(\.0+)?)(?![\d.])", r"\1", number)
+            text.parent.replace(text, nodes.Text(re.sub(r"(?<![\w-])-(?=\d)", "\N{MINUS SIGN}", number)))
+
+
+def break_signatures(app, doctree):
+    """Signatures in lists of names may be broken at spaces, as on a phone."""
+    for table in doctree.findall(nodes.table):
+        for text in list(table.findall(nodes.Text)) if "autosummary" in table["classes"] else []:
+            text.parent.replace(text, nodes.Text(text.replace("\N{NO-BREAK SPACE}", " ")))
 
 
 def mark_sentences(app, doctree):
     """Cells with more than a few words get a class, so that they are not squeezed on a phone."""
     for cell in doctree.findall(nodes.entry):
-        if len(cell.astext()) > 40:
-            cell["classes"].append("sentence")
+        length = len(cell.astext())
+        if length > 40:
+            cell["classes"].append("sentence" if length <= 160 else "paragraph")
 
 
 def name_start_page(app, pagename, templatename, context, doctree):
@@ -157,5 +168,6 @@ def setup(app):
     app.connect("autodoc-process-docstring", leave_out_versions, priority=400)
     app.connect("viewcode-follow-imported", find_source)
     app.connect("html-page-context", name_start_page)
-    app.connect("doctree-read", keep_intervals_whole)
+    app.connect("doctree-read", set_numbers)
+    app.connect("doctree-read", break_signatures)
     app.connect("doctree-read", mark_sentences)
