@@ -142,10 +142,11 @@ def set_numbers(app, doctree):
 
 
 def break_signatures(app, doctree):
-    """Signatures in lists of names may be broken at spaces, as on a phone."""
+    """Signatures in lists of names may be broken at spaces: autosummary joins the words of texts, not of inlines."""
     for table in doctree.findall(nodes.table):
         for text in list(table.findall(nodes.Text)) if "autosummary" in table["classes"] else []:
-            text.parent.replace(text, nodes.Text(text.replace("\N{NO-BREAK SPACE}", " ")))
+            if isinstance(text.parent, nodes.paragraph):
+                text.parent.replace(text, nodes.inline("", text))
 
 
 def mark_sentences(app, doctree):

@@ -113,11 +113,11 @@ def main() -> None:
         "classes": args.classes,
         "features": args.features,
         "gigabytes": round(n_bytes / 1e9, 2),
-        "plain_mb_per_second": round(plain / 1e6),
-        "cache_mb_per_second": round(n_bytes / elapsed / 1e6),
+        "plain_MB_per_second": round(plain / 1e6),
+        "cache_MB_per_second": round(n_bytes / elapsed / 1e6),
         "share_of_plain": round(n_bytes / elapsed / plain, 2),
-        "cache_mb_per_processor_second": round(n_bytes / busy / 1e6),
-        "peak_mb": round((peak_memory() - before) / 1024),
+        "cache_MB_per_processor_second": round(n_bytes / busy / 1e6),
+        "peak_MB": round((peak_memory() - before) / 1024),
     }
     for name, value in line.items():
         print(f"{name:30} {value}")

@@ -149,7 +149,7 @@ def run(folder: Path, n_rows: int, n_predicted: int, name: str, how: str) -> dic
     results = ours.recv()
     process.join()
     anonymous, resident = peak - before
-    return results | {"anonymous_mb": anonymous, "resident_mb": resident}
+    return results | {"anonymous_MB": anonymous, "resident_MB": resident}
 
 
 def main() -> None:
@@ -164,7 +164,7 @@ def main() -> None:
 
     cache = FeatureCache(args.folder)
     columns = [f"{what}{unit}" for what in ("fit", "predict") for unit in ("_seconds", "_processor_seconds")]
-    columns += ["anonymous_mb", "resident_mb", "cost"]
+    columns += ["anonymous_MB", "resident_MB", "cost"]
     for name in args.only:
         times = []
         for n_rows in args.rows or [cache.n_rows]:

@@ -85,7 +85,7 @@ class ExitArray:
             Values of all columns; in three dimensions, the logits of every exit.
         layout : ExitLayout or int, default=None
             Columns of the exits, or the number of exits into which they split evenly. By default
-            that of X, where it knows one; else X is one exit of features.
+            the layout of X, if it has one; otherwise X is one exit with features.
 
         Returns
         -------

@@ -120,7 +120,7 @@ def exit_distribution_by_class(
     Parameters
     ----------
     y_true : array-like of shape (n_samples,)
-        Class labels. Rows without one, -1, are left out if `labels` are given and do not contain -1.
+        Class labels. Rows with the label -1 are left out if `labels` are given and do not contain -1.
     exits : array-like of shape (n_samples,) of int
         Exit at which each sample stops, as returned by ``policy.predict_exit(X)``.
     n_exits : int

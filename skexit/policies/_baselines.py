@@ -185,7 +185,7 @@ def oracle(X: Any, y: ArrayLike, *, layout: ExitLayout | int | None = None) -> O
     X : ExitArray, DataFrame or array-like of shape (n_samples, n_columns)
         Rows with logits at every exit: of the network, or from :class:`ExitHeads`.
     y : array-like of shape (n_samples,)
-        Class labels. Rows without one, -1, are left out.
+        Class labels. Rows with the label -1 are left out.
     layout : ExitLayout or int, default=None
         Layout of X, if X does not have one.
 

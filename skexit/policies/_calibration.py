@@ -51,11 +51,13 @@ class CalibrationMixin:
 
         This changes the policy itself; to keep it, calibrate a copy: ``copy.deepcopy(policy).calibrate(X, y)``. A
         second call replaces the conformal scores of the first, and also its temperatures unless `temperature` is
-        False. A temperature is fitted for each exit, on the rows that leave there. ``predict_proba`` and
-        ``predict_set`` then divide the logits of the exit by it. The fewer rows leave at an exit, the nearer its
-        temperature is to the temperature of all rows; the fewer rows there are, the nearer that is to 1: see
-        :func:`~skexit.uncertainty.fit_temperature`. The conformal scores of the rows are stored for
-        ``predict_set``. Calibration does not change ``exit_scores``, ``predict_exit`` and ``predict``.
+        False.
+
+        A temperature is fitted for each exit, on the rows that leave there. ``predict_proba`` and ``predict_set``
+        then divide the logits of the exit by it. The fewer rows leave at an exit, the nearer its temperature is to
+        the temperature of all rows; the fewer rows there are, the nearer that is to 1: see
+        :func:`~skexit.uncertainty.fit_temperature`. The conformal scores of the rows are stored for ``predict_set``.
+        Calibration does not change ``exit_scores``, ``predict_exit`` and ``predict``.
 
         Parameters
         ----------

@@ -197,7 +197,7 @@ class RiskControlledPolicy(ExitPolicy):
         ----------
         %(X)s
         y : array-like of shape (n_samples,), default=None
-            Class labels. Rows without one, -1, are left out. If all policies are frozen and the loss needs no labels,
+            Class labels. Rows with the label -1 are left out. If all policies are frozen and the loss needs no labels,
             `y` is not used, and may be None.
         groups : array-like of shape (n_samples,), default=None
             Group of each sample. All rows of a group are used for fitting, or all for tests.

@@ -20,18 +20,16 @@ def expected_calibration_error(
     strategy: str = "quantile",
     labels: ArrayLike | None = None,
 ) -> float:
-    """Mean absolute difference between confidence and accuracy, over bins of the confidence.
+    r"""Mean absolute difference between confidence and accuracy, over bins of the confidence.
 
-    Each row is put into a bin by its largest probability p. With N rows,
+    Each row is put into a bin :math:`Q_b` by its largest probability p. With N rows, the error is (JEI-DNN, eq. 19)
 
-        ``ECE = sum over bins b of |bin b| / N * |accuracy of b - mean p of b|``
-
-    (JEI-DNN, eq. 19).
+    .. math:: \sum_{b=1}^B \frac{|Q_b|}{N} \left|\mathrm{accuracy}(Q_b) - \bar{p}(Q_b)\right|.
 
     Parameters
     ----------
     y_true : array-like of shape (n_samples,)
-        Class labels. Rows without one, -1, are left out where `labels` are given and -1 is none of them.
+        Class labels. Rows with the label -1 are left out if `labels` are given and do not contain -1.
     y_prob : array-like of shape (n_samples, n_classes)
         Class probabilities, as returned by ``predict_proba``.
     n_bins : int, default=15

@@ -111,7 +111,7 @@ def coverage_score(y_true: ArrayLike, y_set: ArrayLike, *, labels: ArrayLike | N
     Parameters
     ----------
     y_true : array-like of shape (n_samples,)
-        Class labels. Rows without one, -1, are left out where `labels` are given and -1 is none of them.
+        Class labels. Rows with the label -1 are left out if `labels` are given and do not contain -1.
     y_set : array-like of shape (n_samples, n_classes) of bool
         Which classes are in the set of each sample, as returned by ``predict_set``.
     labels : array-like of shape (n_classes,), default=None

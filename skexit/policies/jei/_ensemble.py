@@ -67,8 +67,9 @@ class JEIGatedEnsemble(BudgetedPolicy):
         finds the price at which the gates come nearest to this cost, and moves the threshold that all
         gates share from even odds to the value that meets the budget.
     targets : {"exit_if_min", "exit_subsequent"}, default="exit_if_min"
-        Targets of the gates, from the cross-entropy plus the price of each exit. ``"exit_if_min"``: open if no later
-        exit has less (section 9.15). ``"exit_subsequent"``: open from the smallest on (eq. 31), as in the paper.
+        Targets of the gates, from the cross-entropy plus the price of each exit. ``"exit_if_min"``: 1 if no later exit
+        has a smaller sum (section 9.15). ``"exit_subsequent"``: 1 at the exit with the smallest sum and at all later
+        exits (eq. 31), as in the paper.
     gate_reading : {"stop", "exit"}, default="stop"
         What the probability of a gate means. ``"stop"``: that a sample that reaches the exit should
         stop there, as in the targets. ``"exit"``: that this is the exit of the sample, P(G = l), as in
