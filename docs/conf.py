@@ -27,7 +27,7 @@ extensions = [
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
 ]
-# References to other projects need their inventories, and so a network: set INTERSPHINX=1 to link them.
+# References to projects other than scikit-learn need their inventories, and so a network: set INTERSPHINX=1.
 if os.environ.get("INTERSPHINX"):
     extensions.append("sphinx.ext.intersphinx")
 intersphinx_mapping = {
@@ -131,6 +131,15 @@ def find_source(app, module, name):
     return next((each.__module__ for each in functions if each.__qualname__.startswith(name)), None)
 
 
+def link_to_sklearn(app, env, node, contnode):
+    """Names of scikit-learn have pages of known addresses, so that they are linked without its inventory."""
+    name = node["reftarget"]
+    if node.get("refdomain") != "py" or not name.startswith("sklearn."):
+        return None
+    page = f"api/{name}" if node["reftype"] == "mod" else f"modules/generated/{name}"
+    return nodes.reference("", "", contnode, refuri=f"https://scikit-learn.org/stable/{page}.html", internal=False)
+
+
 def set_numbers(app, doctree):
     """Numbers in tables have a minus and separate thousands. On a phone, they stay in a line with an interval or %."""
     for cell in doctree.findall(nodes.entry):
@@ -169,6 +178,7 @@ def setup(app):
     app.connect("autodoc-process-docstring", leave_out_versions, priority=400)
     app.connect("viewcode-follow-imported", find_source)
     app.connect("html-page-context", name_start_page)
+    app.connect("missing-reference", link_to_sklearn)
     app.connect("doctree-read", set_numbers)
     app.connect("doctree-read", break_signatures)
     app.connect("doctree-read", mark_sentences)

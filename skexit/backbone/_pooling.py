@@ -1,4 +1,4 @@
-"""What is kept of a module's output: a few numbers a sample instead of a whole feature map."""
+"""Pooling: a few numbers per sample from a module's output, instead of a whole feature map."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def grid_size(name: Any) -> int:
 def pooled_map(pool: Pool, shape: Sequence[int], channels: str | None = None) -> tuple[int, int, int, int] | None:
     """Where the pooled features of an output hold a map: the first one, and the map's channels, height and width.
 
-    `shape` is that of the output, with the samples. Of several grids, the finest is the map; None where there is none.
+    `shape` is that of the output, with the samples. The map is the finest grid; None if there is no grid.
     """
     if callable(pool) or len(shape) != 4:
         return None
