@@ -24,10 +24,22 @@ from sklearn.model_selection import (
 )
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.semi_supervised import SelfTrainingClassifier
 from sklearn.utils import estimator_html_repr
 
-from skexit import EMExitAssigner, ExitArray, ExitHeads, FeatureCache, ThresholdPolicy, stack_exits
+import skexit.data._lazy
+from skexit import (
+    ConvExitHeads,
+    EMExitAssigner,
+    ExitArray,
+    ExitEnsemble,
+    ExitHeads,
+    ExitTransformer,
+    FeatureCache,
+    ThresholdPolicy,
+    stack_exits,
+)
 from skexit.cache import CacheWriter
 from skexit.model_selection import accuracy_and_cost, utility_scorer
 
@@ -167,6 +179,44 @@ class TestPipeline:
             assert "ExitHeads" in html
             assert "EMExitAssigner" in html
             assert estimator._repr_html_()
+
+
+class TestRefit:
+    """What a transformer has returned stays the same, also if its columns are computed when they are read."""
+
+    @pytest.mark.parametrize("lazily", [False, True])
+    @pytest.mark.parametrize(
+        "transformer",
+        [
+            ExitTransformer(StandardScaler()),
+            ExitHeads(cv=2),
+            ExitHeads((4,), cascade=True, max_epochs=1, cv=2),
+            ExitHeads(training="boosted", cv=2),
+            ConvExitHeads((3,), (1,), max_epochs=1, cv=2),
+            ExitEnsemble(ExitHeads(cv=2)),
+        ],
+        ids=["transformer", "linear", "hidden", "boosted", "convolutional", "ensemble"],
+    )
+    def test_results_stay(self, data, transformer, lazily, monkeypatch):
+        if lazily:
+            monkeypatch.setattr(skexit.data._lazy, "LARGEST_BYTES", 0)
+        (X, y), transformer = data, clone(transformer)
+        X = X.with_layout(X.layout.replace(feature_maps=[(0, 1, 2, 2)] * N_EXITS))
+        X, new, other = X[:100], X[100:110], X[100:]
+        results = [transformer.fit_transform(X, y[:100]), transformer.transform(new)]
+        found = [np.asarray(result).copy() for result in results]
+        transformer.fit(other, y[100:])
+        for result, values in zip(results, found, strict=True):
+            np.testing.assert_array_equal(np.asarray(result), values)
+        assert not np.array_equal(np.asarray(transformer.transform(new)), found[1])
+
+    def test_partial_fit(self, data):
+        X, y = data
+        heads = ExitHeads(random_state=0).partial_fit(X, y)
+        result = heads.transform(X)
+        found = np.asarray(result).copy()
+        heads.partial_fit(X, y)
+        np.testing.assert_array_equal(np.asarray(result), found)
 
 
 class TestSampleWeight:

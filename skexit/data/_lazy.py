@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -48,7 +49,7 @@ class TransformedLogits(OverlaidSource):
 
     def __init__(self, base: ExitArray, transformer: GivesLogits) -> None:
         super().__init__(base, np.dtype(np.float64))
-        self.transformer = transformer
+        self.transformer = copy.copy(transformer)  # a later fit must not change these logits
 
     def read_logits(self, k: int, rows: Any) -> NDArray[Any]:
         if k not in self.transformer.new_logits():

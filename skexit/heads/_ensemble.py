@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -147,7 +148,8 @@ class ExitEnsemble(LogitsTransformer):
         """
         with_logits = self._fit(X, y, sample_weight, groups)
         new = validate_new_data(self, X)
-        mixed = answer_from_exits(with_logits, len(self.classes_), self._mix)
+        # The logits may be computed later, and a later fit must not change them.
+        mixed = answer_from_exits(with_logits, len(self.classes_), copy.copy(self)._mix)
         if len(with_logits) == len(new):
             return self._output(mixed, X)
         is_used = np.asarray(sample_weight) > 0

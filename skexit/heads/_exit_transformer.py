@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -189,7 +190,7 @@ class _TransformedFeatures(OverlaidSource):
 
     def __init__(self, base: ExitArray, transformer: ExitTransformer) -> None:
         super().__init__(base, np.dtype(np.float64))
-        self.transformer = transformer
+        self.transformer = copy.copy(transformer)  # a later fit must not change these features
 
     def read(self, layout: ExitLayout, k: int, part: str, rows: Any) -> NDArray[Any]:
         if part == "logits":

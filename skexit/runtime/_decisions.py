@@ -29,7 +29,8 @@ class Decisions(NetworkDecision):
     """
 
     def __init__(self, policy: Any, heads: Any = None) -> None:
-        self.steps: list[Any] = [*([] if heads is None else [heads]), *steps_of(policy)]
+        given = [*([] if heads is None else [heads]), *steps_of(policy)]
+        self.steps: list[Any] = [copy.copy(step) for step in given]  # a later fit must not change some of them
         last = self.steps[-1]
         if not isinstance(last, ExitPolicy):
             raise ValueError(f"policy={policy!r} must be a fitted exit policy, or a pipeline that ends with one.")

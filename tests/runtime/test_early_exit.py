@@ -121,6 +121,17 @@ def test_pipelines_heads_and_calibration(network, images, cache):
     assert (policy.temperatures_ != 1).any()
 
 
+def test_a_later_fit_changes_nothing(network, images, cache):
+    """Also before the network has been divided, at the first input."""
+    heads, policy = ExitHeads(random_state=0).fit(cache.X, cache.y), ThresholdPolicy(budget=0.6)
+    policy.fit(heads.transform(cache.X), cache.y)
+    live, expected = EarlyExitModel(network, EXITS, policy, heads=heads), policy.predict(heads.transform(cache.X))
+    heads.fit(cache.X[:80], (cache.y[:80] + 1) % 3)
+    policy.fit(heads.transform(cache.X[:80]), (cache.y[:80] + 1) % 3)
+    labels, _, _ = live(images[0])
+    assert np.mean(labels.numpy() == expected) > 0.99
+
+
 @settings(deadline=None, max_examples=25)
 @given(rows=st.lists(st.integers(0, 239), min_size=1, max_size=40))
 def test_any_batch_in_the_order_of_the_inputs(network, images, cache, rows):
