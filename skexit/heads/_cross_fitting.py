@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import abstractmethod
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_random_state
 
 from skexit._nn._mini_batches import ReadRows
 from skexit.data import ExitArray, ExitLayout
@@ -24,16 +28,20 @@ from skexit.heads._teacher_folds import Splits, teacher_splits
 from skexit.heads._transformer import LogitsTransformer
 from skexit.uncertainty import fit_temperature
 from skexit.uncertainty._temperature import match_confidence, temperature_within_bounds
-from skexit.utils._checks import check_sample_weight
+from skexit.utils._checks import check_sample_weight, is_integer
 from skexit.utils._html import exit_table
 from skexit.utils._sklearn import _fit_context
+from skexit.utils._threads import run_side_by_side
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Rows = NDArray[np.intp]
 
 #: With fewer rows than this, the confidence of heads with hidden layers changes less than in proportion to the
 #: logarithm of the number of rows.
 _ROWS_OF_WHOLE_CHANGE = 600
+#: Heads are trained on parts of the rows at the same time, as long as so many bytes hold the features of all parts.
+_BYTES_SIDE_BY_SIDE = 2**32
 
 
 class CrossFittedHeads(LogitsTransformer):
@@ -57,6 +65,11 @@ class CrossFittedHeads(LogitsTransformer):
     def _has_hidden_layers(self) -> bool:
         """Whether the heads have hidden layers."""
         return True
+
+    @property
+    def _trains_in_one_thread(self) -> bool:
+        """Whether torch trains the heads in one thread, so that other heads may be trained at the same time."""
+        return False
 
     @abstractmethod
     def _train(self, X: ExitArray, labels: Integers, weight: Floats, distillation: Distillation | None) -> list[Any]:
@@ -91,10 +104,11 @@ class CrossFittedHeads(LogitsTransformer):
             row has a label; or there are fewer groups than folds.
         """
         used, labels, weight, numbers, _ = self._validate(X, y, sample_weight, groups)
-        self._fit(used, labels, weight, numbers)
         if self.temperature_scaling:
             folds, fold_of_row = self._cross_fit(used, labels, weight, numbers)
             self._calibrate(folds, fold_of_row, used, labels, weight)
+        else:
+            self._fit(used, labels, weight, numbers)
         return self
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -121,7 +135,6 @@ class CrossFittedHeads(LogitsTransformer):
         used, labels, weight, numbers, rows = self._validate(X, y, sample_weight, groups)
         if used.layout.n_exits == 1:  # no decision will be learned from the logits
             return self.fit(X, y, sample_weight, groups).transform(X)
-        self._fit(used, labels, weight, numbers)
         folds, fold_of_row = self._cross_fit(used, labels, weight, numbers)
         if self.temperature_scaling:
             self._calibrate(folds, fold_of_row, used, labels, weight)
@@ -145,7 +158,7 @@ class CrossFittedHeads(LogitsTransformer):
 
     def _validate(
         self, X: Any, y: Any, sample_weight: Any, groups: Any
-    ) -> tuple[ExitArray, Integers, Floats, Integers | None, NDArray[np.intp]]:
+    ) -> tuple[ExitArray, Integers, Floats, Integers | None, Rows]:
         """X, labels, weights and groups of the rows that heads learn from, and the indices of these rows."""
         used, self.classes_, labels, weight = validate_training_data(self, X, y, sample_weight)
         check_two_classes(self.classes_)
@@ -160,9 +173,39 @@ class CrossFittedHeads(LogitsTransformer):
             used, labels, weight, numbers = only_labelled(used, labels, weight, numbers)
         return used, labels, weight, numbers, rows
 
-    def _fit(self, X: ExitArray, labels: Integers, weight: Floats, groups: Integers | None) -> None:
-        self._keep(X, self.classes_, self._train(X, labels, weight, self._distil(X, labels, weight, groups)))
+    def _fit(
+        self, X: ExitArray, labels: Integers, weight: Floats, groups: Integers | None, parts: Sequence[Rows] = ()
+    ) -> list[Self]:
+        """Train the heads on all rows, and copies on parts of the rows, which are returned."""
+        networks, *of_parts = self._train_each([slice(None), *parts], X, labels, weight, groups)
+        self._keep(X, self.classes_, networks)
         self._undo_softening(X, labels, weight)
+        trained = [copy.copy(self) for _ in parts]
+        for heads, part, networks in zip(trained, parts, of_parts, strict=True):
+            heads._set_networks(networks)
+            heads._undo_softening(X[part], labels[part], weight[part])
+        return trained
+
+    def _train_each(
+        self, parts: Sequence[Rows | slice], X: ExitArray, labels: Integers, weight: Floats, groups: Integers | None
+    ) -> list[list[Any]]:
+        """Train heads on each part of the rows."""
+
+        def train(heads: Self, rows: Rows | slice) -> list[Any]:
+            of_rows = X[rows], labels[rows], weight[rows]
+            return heads._train(*of_rows, heads._distil(*of_rows, None if groups is None else groups[rows]))
+
+        tasks = [partial(train, self._seeded(), rows) for rows in parts]
+        if not self._trains_in_one_thread:
+            return [task() for task in tasks]
+        return run_side_by_side(tasks, at_most=_BYTES_SIDE_BY_SIDE // (4 * math.prod(X.shape)))
+
+    def _seeded(self) -> Self:
+        """A copy whose result does not depend on what else draws from the random state at the same time."""
+        heads = copy.copy(self)
+        if not is_integer(self.random_state):
+            heads.random_state = int(check_random_state(self.random_state).randint(2**31 - 1))
+        return heads
 
     def _keep(self, X: ExitArray, classes: NDArray[Any], networks: list[Any]) -> None:
         self.layout_, self.classes_ = X.layout, classes
@@ -191,29 +234,24 @@ class CrossFittedHeads(LogitsTransformer):
 
     def _cross_fit(
         self, X: ExitArray, labels: Integers, weight: Floats, groups: Integers | None
-    ) -> tuple[list[Self], NDArray[np.intp]]:
-        """Heads of each fold, and the fold of each row.
+    ) -> tuple[list[Self], Rows]:
+        """Train the heads on all rows and on folds; return the heads of each fold, and the fold of each row.
 
         The heads of a fold are trained without its rows. With three folds or more, they are made as confident as heads
         of all rows.
         """
-        folds: list[Self] = []
+        splits = cross_validation_splits(self.cv, labels, self.random_state, groups)
         fold_of_row = np.empty(len(X), dtype=np.intp)
-        for train_rows, test_rows in cross_validation_splits(self.cv, labels, self.random_state, groups):
-            fold_of_row[test_rows] = len(folds)
-            folds.append(self._trained_on(train_rows, X, labels, weight, groups))
-        self._match_confidence(folds, fold_of_row, X, labels, weight, groups)
+        for number, (_, test_rows) in enumerate(splits):
+            fold_of_row[test_rows] = number
+        parts, n_folds = [train_rows for train_rows, _ in splits], len(splits)
+        smaller = np.flatnonzero(fold_of_row >= max(2 * n_folds // 5, 2))
+        # With two folds, a smaller part has too few rows to extrapolate from its confidence.
+        if n_folds == 2 or len(smaller) < 2:
+            return self._fit(X, labels, weight, groups, parts), fold_of_row
+        *folds, of_smaller = self._fit(X, labels, weight, groups, [*parts, smaller])
+        self._match_confidence(folds, fold_of_row, of_smaller, smaller, X, weight)
         return folds, fold_of_row
-
-    def _trained_on(
-        self, rows: NDArray[np.intp], X: ExitArray, labels: Integers, weight: Floats, groups: Integers | None
-    ) -> Self:
-        X, labels, weight = X[rows], labels[rows], weight[rows]
-        heads = copy.copy(self)
-        distillation = self._distil(X, labels, weight, None if groups is None else groups[rows])
-        heads._set_networks(self._train(X, labels, weight, distillation))
-        heads._undo_softening(X, labels, weight)
-        return heads
 
     def _distil(self, X: ExitArray, labels: Integers, weight: Floats, groups: Integers | None) -> Distillation | None:
         """How the heads of these rows learn from their teacher; None if they learn from labels alone."""
@@ -258,40 +296,27 @@ class CrossFittedHeads(LogitsTransformer):
             self._divide_logits(k, float(self._softness[k]))
 
     def _match_confidence(
-        self,
-        folds: list[Self],
-        fold_of_row: NDArray[np.intp],
-        X: ExitArray,
-        labels: Integers,
-        weight: Floats,
-        groups: Integers | None,
+        self, folds: list[Self], fold_of_row: Rows, of_smaller: Self, smaller: Rows, X: ExitArray, weight: Floats
     ) -> None:
         """Divide the logits of the folds' heads by temperatures, so that they are as confident as heads of all rows.
 
-        The confidence of heads on new rows depends on the number of rows that they learned from. The change from heads
-        of fewer rows to the heads of the folds is measured, and extrapolated to all rows in proportion to the logarithm
-        of the number of rows.
+        The confidence of heads on new rows depends on the number of rows that they learned from. The change from the
+        heads `of_smaller`, trained on the rows `smaller`, to the heads of the folds is measured, and extrapolated to
+        all rows in proportion to the logarithm of the number of rows.
         """
-        n_folds = len(folds)
-        n_left_out = max(2 * n_folds // 5, 2)
-        others, part = np.flatnonzero(fold_of_row < n_left_out), np.flatnonzero(fold_of_row >= n_left_out)
-        if n_folds == 2 or len(part) < 2:  # with two folds, a smaller part has too few rows for an extrapolation
-            return
-        n_fold = len(X) * (1 - 1 / n_folds)
-        smaller = self._trained_on(part, X, labels, weight, groups)
+        n_fold = len(X) * (1 - 1 / len(folds))
+        others = np.setdiff1d(np.arange(len(X)), smaller)
         rows = others[enough_rows(len(others), X.layout.n_exits * len(self.classes_))]
-        exponent = np.log(len(X) / n_fold) / np.log(n_fold / len(part))
+        exponent = np.log(len(X) / n_fold) / np.log(n_fold / len(smaller))
         if self._has_hidden_layers:
             exponent *= min(1.0, len(X) / _ROWS_OF_WHOLE_CHANGE)
-        of_smaller = smaller._logits(X[rows])
+        logits_of_smaller = of_smaller._logits(X[rows])
         for k, logits in self._held_out_logits(folds, fold_of_row, X, rows).items():
-            temperature = match_confidence(of_smaller[k], logits, weight[rows]) ** exponent
+            temperature = match_confidence(logits_of_smaller[k], logits, weight[rows]) ** exponent
             for fold in folds:
                 fold._divide_logits(k, temperature)
 
-    def _held_out_logits(
-        self, folds: list[Self], fold_of_row: NDArray[np.intp], X: ExitArray, rows: NDArray[np.intp]
-    ) -> dict[int, Floats]:
+    def _held_out_logits(self, folds: list[Self], fold_of_row: Rows, X: ExitArray, rows: Rows) -> dict[int, Floats]:
         """Cross-fitted logits of some rows, by exit."""
         logits = {k: np.empty((len(rows), len(self.classes_))) for k in self.new_logits()}
         for number, fold in enumerate(folds):
@@ -300,9 +325,7 @@ class CrossFittedHeads(LogitsTransformer):
                 logits[k][here] = values
         return logits
 
-    def _calibrate(
-        self, folds: list[Self], fold_of_row: NDArray[np.intp], X: ExitArray, labels: Integers, weight: Floats
-    ) -> None:
+    def _calibrate(self, folds: list[Self], fold_of_row: Rows, X: ExitArray, labels: Integers, weight: Floats) -> None:
         """Divide the logits of all heads of an exit by the temperature that fits its cross-fitted logits best."""
         rows = enough_labelled_rows(labels, X.layout.n_exits * len(self.classes_))
         for k, logits in self._held_out_logits(folds, fold_of_row, X, rows).items():

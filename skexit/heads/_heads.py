@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,7 +18,7 @@ from skexit.data._labels import UNLABELLED_ROWS, only_labelled
 from skexit.data._unused_parameters import Unused
 from skexit.data._validation import validate_partial_data
 from skexit.heads._boosting import PREDICTION_REWEIGHTING
-from skexit.heads._cross_fitting import CrossFittedHeads, check_two_classes
+from skexit.heads._cross_fitting import CrossFittedHeads, Rows, check_two_classes
 from skexit.heads._distillation import UNUSED_TEMPERATURE, Distillation, network_teaches, resolve_share_of_network
 from skexit.heads._overfitting_trial import TrialRows, heads_overfit
 from skexit.heads._partial_fit import PartialFit, train_further
@@ -338,12 +337,18 @@ class ExitHeads(CrossFittedHeads):
     def _has_hidden_layers(self) -> bool:
         return len(self.hidden_layer_sizes) > 0
 
-    def _fit(self, X: ExitArray, labels: Integers, weight: Floats, groups: Integers | None) -> None:
+    @property
+    def _trains_in_one_thread(self) -> bool:
+        return self._has_hidden_layers
+
+    def _fit(
+        self, X: ExitArray, labels: Integers, weight: Floats, groups: Integers | None, parts: Sequence[Rows] = ()
+    ) -> list[Self]:
         self.fit_state_ = None
         self.overfits_ = self._needs_trial(X.layout) and heads_overfit(
             self._train_in_trial, TrialRows(*only_labelled(X, labels, weight, groups))
         )
-        super()._fit(X, labels, weight, groups)
+        return super()._fit(X, labels, weight, groups, parts)
 
     def _needs_trial(self, layout: ExitLayout) -> bool:
         """Whether a trial decides how strongly heads are regularised."""
@@ -354,11 +359,11 @@ class ExitHeads(CrossFittedHeads):
 
     def _train_in_trial(self, rows: TrialRows, strong: bool) -> Callable[[ExitArray], dict[int, Floats]]:
         """Train heads, strongly regularised or not, and return a function that gives their logits by exit."""
-        heads = copy.copy(self)
+        heads = self._seeded()
         heads.overfits_ = strong
         heads.distillation_ = 0.0  # the deepest head as a teacher would take as long again
-        everything = np.arange(len(rows.labels))
-        return heads._trained_on(everything, rows.X, rows.labels, rows.weight, rows.groups)._logits
+        heads._set_networks(heads._train(rows.X, rows.labels, rows.weight, None))
+        return heads._logits
 
     def _set_networks(self, networks: list[DenseNetwork | None]) -> None:
         super()._set_networks(networks)

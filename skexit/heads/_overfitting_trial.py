@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from skexit.data._validation import cross_validation_splits
 from skexit.heads._held_out import exceeds_zero, numbered, some_rows
 from skexit.uncertainty._scores import log_softmax
 from skexit.uncertainty._temperature import temperature_within_bounds
+from skexit.utils._threads import run_side_by_side
 
 #: Rows that are enough for a trial.
 _ENOUGH_ROWS = 8000
@@ -67,7 +69,8 @@ def heads_overfit(train: Train, rows: TrialRows) -> bool:
     rows = TrialRows(rows.X.select_exits(_some_exits(rows.X.layout)), rows.labels, rows.weight, rows.groups)
     fitted, held_out = cross_validation_splits(_PARTS, rows.labels, 0, rows.groups)[0]
     measured = rows.take(held_out)
-    usual, strong = (_scores(train(rows.take(fitted), strong)(measured.X), measured) for strong in (False, True))
+    tasks = [partial(train, rows.take(fitted), strong) for strong in (False, True)]
+    usual, strong = (_scores(logits(measured.X), measured) for logits in run_side_by_side(tasks))
     less_loss, more_correct = (strong - usual).T
     is_as_accurate = bool(measured.weight @ more_correct >= 0)
     return is_as_accurate and exceeds_zero(less_loss, measured.weight, measured.independent, _ERRORS)

@@ -7,12 +7,16 @@ that it found, the last would restore the limit that the first has set. So only 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import copy_context
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
+from sklearn.utils.parallel import Parallel, delayed
 from threadpoolctl import ThreadpoolController
+
+Result = TypeVar("Result")
 
 
 class _Limit:
@@ -75,3 +79,30 @@ def one_torch_thread() -> Iterator[None]:
             _depth.torch = depth
             if depth == 0:
                 torch.set_num_threads(_TORCH.found)
+
+
+def run_side_by_side(tasks: Sequence[Callable[[], Result]], at_most: int = 2**31) -> list[Result]:
+    """Results of tasks that each run torch in one thread.
+
+    As many tasks run at a time as torch has threads, and no more than `at_most`. They run one after another inside of
+    `one_torch_thread`, in a thread of joblib, and without torch.
+    """
+    n_threads = min(_threads_of_torch(), len(tasks), at_most)
+    if n_threads < 2:
+        return [task() for task in tasks]
+    with one_torch_thread():
+        # A thread has its own context, such as whether warnings are silenced, unless it gets one.
+        calls = (delayed(copy_context().run)(task) for task in tasks)
+        results: list[Result] = Parallel(n_threads, require="sharedmem")(calls)
+    return results
+
+
+def _threads_of_torch() -> int:
+    """Number of threads that torch may use here."""
+    if getattr(_depth, "torch", 0):
+        return 1
+    try:
+        import torch
+    except ImportError:
+        return 1
+    return int(torch.get_num_threads())

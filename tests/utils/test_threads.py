@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from skexit.utils._threads import one_blas_thread, one_torch_thread
+from skexit.utils._threads import one_blas_thread, one_torch_thread, run_side_by_side
+from skexit.utils._warnings import silenced, warn
 
 
 def blas_threads():
@@ -68,3 +69,51 @@ def test_threads_that_overlap(limit):
         assert futures[1].result() == {2}
         futures[0].result()
     assert numbers() == {2}
+
+
+@pytest.fixture
+def two_torch_threads():
+    torch = pytest.importorskip("torch")
+    found = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(found)
+
+
+class Task:
+    """Waits a moment for another task, and returns its number, whether the other came, and the threads of torch."""
+
+    def __init__(self, number, meeting):
+        self.number, self.meeting = number, meeting
+
+    def __call__(self):
+        warn("a task warns")
+        try:
+            self.meeting.wait(0.1 if self.meeting.broken else 2)
+        except threading.BrokenBarrierError:
+            return self.number, False, torch_threads()
+        return self.number, True, torch_threads()
+
+
+def run_tasks(**limits):
+    meeting = threading.Barrier(2)
+    with silenced():
+        return run_side_by_side([Task(number, meeting) for number in range(4)], **limits)
+
+
+def test_tasks_run_at_the_same_time(two_torch_threads):
+    assert run_tasks() == [(number, True, {1}) for number in range(4)]
+    assert torch_threads() == {2}
+
+
+@pytest.mark.slow
+def test_tasks_run_one_after_another(two_torch_threads):
+    assert run_tasks(at_most=1) == [(number, False, {2}) for number in range(4)]
+    with one_torch_thread():
+        assert run_tasks() == [(number, False, {1}) for number in range(4)]
+
+
+def test_error_of_a_task(two_torch_threads):
+    with pytest.raises(ZeroDivisionError):
+        run_side_by_side([lambda: 1, lambda: 1 / 0])
+    assert torch_threads() == {2}
