@@ -15,9 +15,9 @@ from tqdm import tqdm
 from skexit.utils._threads import one_torch_thread
 
 #: Channels, stride and number of blocks of each stage.
-_STAGES = [(8, 1, 1), (12, 1, 2), (32, 2, 4), (40, 1, 9)]
+_STAGES = [(8, 1, 1), (12, 1, 1), (32, 2, 2), (40, 1, 9)]
 EXITS = ["stage1", "stage2", "stage3", "stage4"]
-_BATCH_SIZE = 40
+_BATCH_SIZE = 60
 #: The network is trained on so many copies of each image, at different places.
 _N_PLACES = 60
 #: Height and width of the inputs, in pixels.
