@@ -26,6 +26,7 @@ from skexit.runtime._prepared import PreparedNetwork, map_stages, prepare_networ
 from skexit.runtime._pruning import warn_of_exits_that_do_not_pay
 from skexit.runtime._thresholds import check_thresholds
 from skexit.runtime._throughput import LoaderOutput, predict_loader
+from skexit.utils._threads import one_recording
 
 if TYPE_CHECKING:
     from skexit.runtime._exit_latency import ExitLatency
@@ -424,7 +425,10 @@ class EarlyExitModel(EvaluationModule):
         """The prepared network. If it is not prepared, `inputs` prepare it now."""
         if self.model.training:
             raise RuntimeError("the network is in training mode; call model.eval() on it.")
-        return self._prepare(inputs, "x") if self._network is None else self._network
+        if self._network is not None:
+            return self._network
+        with one_recording():  # another thread may have prepared it meanwhile
+            return self._prepare(inputs, "x") if self._network is None else self._network
 
     def _prepare(self, inputs: Inputs, name: str) -> PreparedNetwork:
         """Prepare the network with an input, which errors call `name`."""

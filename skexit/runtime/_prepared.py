@@ -33,6 +33,7 @@ from skexit.runtime._decisions import Decisions
 from skexit.runtime._exit_latency import ExitLatency
 from skexit.runtime._other_costs import warn_of_other_costs
 from skexit.runtime._runner import StageRunner
+from skexit.utils._threads import one_recording
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class PreparedNetwork:
     device: torch.device
 
 
+@one_recording()
 @torch.no_grad()
 def prepare_network(
     model: nn.Module,

@@ -30,6 +30,7 @@ class _Limit:
 
 _BLAS, _TORCH = _Limit(), _Limit()
 _depth = threading.local()
+_recorder = threading.RLock()
 
 
 @contextmanager
@@ -79,6 +80,13 @@ def one_torch_thread() -> Iterator[None]:
             _depth.torch = depth
             if depth == 0:
                 torch.set_num_threads(_TORCH.found)
+
+
+@contextmanager
+def one_recording() -> Iterator[None]:
+    """Record networks with torch in one thread at a time: torch's recorder fails in several."""
+    with _recorder:
+        yield
 
 
 def run_side_by_side(tasks: Sequence[Callable[[], Result]], at_most: int = 2**31) -> list[Result]:

@@ -1,6 +1,8 @@
 """The live network answers as the policy does on the cache, and stops where it says."""
 
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count, pairwise
 
 import joblib
@@ -130,6 +132,23 @@ def test_a_later_fit_changes_nothing(network, images, cache):
     policy.fit(heads.transform(cache.X[:80]), (cache.y[:80] + 1) % 3)
     labels, _, _ = live(images[0])
     assert np.mean(labels.numpy() == expected) > 0.99
+
+
+def test_first_inputs_in_several_threads(network, images, cache):
+    """As in a service that answers each request in a thread: networks are divided one after another."""
+    policy = ThresholdPolicy(budget=0.6).fit(ExitHeads(random_state=0).fit_transform(cache.X, cache.y), cache.y)
+    heads = ExitHeads(random_state=0).fit(cache.X, cache.y)
+    lives = [EarlyExitModel(model, EXITS, policy, heads=heads) for model in (network, make_network(1))]
+    expected = [EarlyExitModel(live.model, EXITS, policy, heads=heads)(images[0]).exits for live in lives]
+    start = threading.Barrier(6)
+
+    def answer(number):
+        start.wait(10)
+        return lives[number % 2](images[0]).exits
+
+    with ThreadPoolExecutor(6) as threads:
+        for number, exits in enumerate(threads.map(answer, range(6))):
+            assert (exits == expected[number % 2]).all()
 
 
 @settings(deadline=None, max_examples=25)
