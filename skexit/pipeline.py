@@ -235,7 +235,8 @@ def recommended_heads(random_state: int | np.random.RandomState | None = None) -
     depend on the number of rows. A trial on held-out rows makes penalty and dropout stronger where heads overfit, as
     with wrong labels or wide features of few rows. A fit on 50,000 rows of nine exits with 5,000 features in total
     takes about a minute, on 5,000 rows about fifteen seconds. If the network's own logits teach, there is
-    no trial. Otherwise, the trial takes up to twice as long again with three exits or fewer, and less with more.
+    no trial. Otherwise, the trial takes up to twice as long again with three exits or fewer, and less with more. With
+    two threads of torch, it takes half of that.
 
     Parameters
     ----------
