@@ -105,7 +105,7 @@ def convolve(maps: Any, kernel: Any, bias: Any, stride: int) -> Any:
         import torch
 
         # Copies of kernel and bias, which may be read-only.
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
             tensors = torch.from_numpy(maps), torch.tensor(kernel), torch.tensor(bias)
             return _convolve_by_torch(*tensors, stride).numpy()
     n_rows = max(1, _WINDOW_NUMBERS // (KERNEL_SIZE**2 * prod(maps.shape[1:])))

@@ -134,12 +134,13 @@ def torch_generator(random_state: np.random.RandomState) -> torch.Generator:
 
 def build(sizes: Sequence[int], generator: torch.Generator, negative_slope: float = 0.0) -> torch.nn.Sequential:
     """A torch network of the given widths, with random weights and biases of 0."""
+    import torch
     from torch import nn
 
     layers: list[nn.Module] = []
     for n_inputs, n_outputs in pairwise(sizes):
         # Without skip_init, the default initialisation draws from torch's global generator.
-        layer = nn.utils.skip_init(nn.Linear, n_inputs, n_outputs)
+        layer = nn.utils.skip_init(nn.Linear, n_inputs, n_outputs, dtype=torch.float32)
         nn.init.kaiming_uniform_(layer.weight, a=5**0.5, generator=generator)
         nn.init.zeros_(layer.bias)
         layers += [layer, nn.LeakyReLU(negative_slope)]
@@ -168,11 +169,11 @@ def kept_units(shapes: Sequence[Sequence[int]], dropout: float, generator: torch
     import torch
 
     if not dropout:
-        return [torch.ones(*shape) for shape in shapes]
+        return [torch.ones(*shape, dtype=torch.float32) for shape in shapes]
     sizes = [math.prod(shape) for shape in shapes]
     # Each draw of 64 bits gives four numbers of 16 bits, because the draws take most of the time of dropout.
     draws = torch.empty(-(-sum(sizes) // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
-    kept = (draws.view(torch.int16)[: sum(sizes)] >= round(dropout * 2**16) - 2**15) / (1 - dropout)
+    kept = (draws.view(torch.int16)[: sum(sizes)] >= round(dropout * 2**16) - 2**15).float() / (1 - dropout)
     return [part.view(*shape) for part, shape in zip(kept.split(sizes), shapes, strict=True)]
 
 

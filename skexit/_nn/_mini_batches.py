@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from skexit._nn._dense import DenseNetwork, build, to_dense, torch_generator, weighted_scaling
+from skexit._nn._plain_torch import plain_torch
 from skexit.utils._threads import one_torch_thread
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class Training:
         return replace(self, batch_size=min(self.batch_size, -(-n_rows // _FEWEST_STEPS)))
 
 
+@plain_torch()
 def train(
     read: ReadRows,
     targets: NDArray[Any],

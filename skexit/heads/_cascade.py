@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from skexit._nn._dense import DenseNetwork, build, kept_units, torch_generator
 from skexit._nn._mini_batches import ReadRows, Training, add_offset, keep_in_memory, minimize, scaling
+from skexit._nn._plain_torch import plain_torch
 from skexit.heads._distillation import HeadLoss
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _LARGEST = 1e4
 
 
+@plain_torch()
 def train_cascade(
     read: ReadRows,
     loss: HeadLoss,

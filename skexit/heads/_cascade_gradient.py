@@ -48,7 +48,7 @@ class CascadeLogits(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_logits: torch.Tensor) -> tuple[Any, ...]:
-        of_weights, of_biases = (torch.empty(size) for size in ctx.sizes)
+        of_weights, of_biases = (torch.empty(size, dtype=torch.float32) for size in ctx.sizes)
         of_heads = parts(ctx.heads, of_weights, of_biases)
         of_hidden: torch.Tensor | None = None  # gradient that comes from the next head
         for k in reversed(range(len(ctx.heads))):

@@ -43,15 +43,14 @@ class ConvModel(nn.Module):
         n_read, sides = place[1], place[2:]
         for n_kernels, stride in zip(channels, strides, strict=True):
             # Without skip_init, the default initialisation draws from torch's global generator.
-            convolution = nn.utils.skip_init(
-                nn.Conv2d, n_read, n_kernels, KERNEL_SIZE, stride, padding=KERNEL_SIZE // 2, bias=False
-            )
+            sizes = {"padding": KERNEL_SIZE // 2, "bias": False, "dtype": torch.float32}
+            convolution = nn.utils.skip_init(nn.Conv2d, n_read, n_kernels, KERNEL_SIZE, stride, **sizes)
             nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu", generator=generator)
             self.convolutions.append(convolution)
-            self.norms.append(nn.BatchNorm2d(n_kernels))
+            self.norms.append(nn.BatchNorm2d(n_kernels, dtype=torch.float32))
             n_read, sides = n_kernels, output_sides(sides, stride)
         n_seen = n_read * prod(sides) + width - prod(place[1:])
-        self.linear = nn.utils.skip_init(nn.Linear, n_seen, n_classes)
+        self.linear = nn.utils.skip_init(nn.Linear, n_seen, n_classes, dtype=torch.float32)
         nn.init.kaiming_uniform_(self.linear.weight, a=5**0.5, generator=generator)
         nn.init.zeros_(self.linear.bias)
 

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from skexit._nn._conv import ConvNetwork
 from skexit._nn._dense import DenseNetwork, torch_generator
 from skexit._nn._mini_batches import keep_in_memory, minimize
+from skexit._nn._plain_torch import plain_torch
 from skexit.data import ExitArray
 from skexit.data._layout_checks import FeatureMap
 from skexit.data._validation import read_features
@@ -66,6 +67,7 @@ class ConvHeadTrainer:
         )
         return trainer.train_linear(k)
 
+    @plain_torch()
     def _train_convolutions(self, k: int, place: FeatureMap) -> ConvNetwork:
         n_rows, n_features = len(self.X), self.X.layout.n_features[k]
         training = self.settings.by_mini_batches(n_rows, "ConvExitHeads").with_enough_steps(n_rows)

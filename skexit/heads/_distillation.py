@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax, softmax
 
 from skexit._nn._mini_batches import ReadRows, keep_in_memory
+from skexit._nn._plain_torch import plain_torch
 from skexit.data import ExitArray, ExitLayout
 from skexit.data._labels import UNLABELLED
 from skexit.data._unused_parameters import Unused
@@ -141,7 +142,8 @@ class HeadLoss:
     def __init__(self, labels: NDArray[np.int64], n_classes: int, distillation: Distillation | None) -> None:
         self._labels, self._distillation = labels, distillation
         if distillation is not None:
-            self._soft_targets = keep_in_memory(distillation.soft_tensors, len(labels), n_classes)
+            with plain_torch():
+                self._soft_targets = keep_in_memory(distillation.soft_tensors, len(labels), n_classes)
 
     def __call__(self, logits: torch.Tensor, rows: NDArray[np.int64]) -> torch.Tensor:
         import torch

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from skexit._nn._dense import DenseNetwork, Moments, build, hidden_units, to_dense, torch_generator
 from skexit._nn._mini_batches import adam_groups, batches, weights_and_biases
+from skexit._nn._plain_torch import plain_torch
 from skexit.data import ExitArray
 from skexit.data._validation import read_features
 from skexit.heads._cascade import Cascade
@@ -196,6 +197,7 @@ class SeparateNetworks:
         ]
 
 
+@plain_torch()
 def train_further(
     X: ExitArray,
     labels: NDArray[np.int64],

@@ -50,4 +50,4 @@ def _reserve() -> torch.Tensor | None:
 
 
 def _allocate(n_bytes: int) -> torch.Tensor:
-    return torch.empty(n_bytes, dtype=torch.uint8)
+    return torch.empty(n_bytes, dtype=torch.uint8, device="cpu")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from skexit import _version
+from skexit._nn._plain_torch import plain_torch
 from skexit.backbone._inputs import Inputs, named_tensors, tensors_of
 from skexit.backbone._probe import random_inputs
 from skexit.runtime._decision_graph import DecisionGraph
@@ -46,6 +47,7 @@ _MOST_NESTED = 30
 _TOLERANCE, _NOTHING = 1e-3, 1e-12
 
 
+@plain_torch()
 def export_onnx(live: EarlyExitModel, path: str | Path, *, thresholds_as_input: bool = False) -> Path:
     """Write a live network as one ONNX file, which includes the heads and the decisions of the policy.
 

@@ -293,8 +293,8 @@ class _StageQueues:
 
     def _batches_of(self, rows: torch.Tensor) -> torch.Tensor:
         """The numbers of the loader's batches that rows of the output are from."""
-        lengths = torch.tensor([len(own) for own in self._rows.values()])
-        return torch.tensor(list(self._rows)).repeat_interleave(lengths).to(rows.device)[rows]
+        lengths = [len(own) for own in self._rows.values()]
+        return torch.from_numpy(np.repeat(list(self._rows), lengths)).to(rows.device)[rows]
 
 
 def _find_legs(decisions: Decisions) -> list[range]:

@@ -113,7 +113,7 @@ def divide(output: PartialOutput, lengths: Sequence[int]) -> list[Begun]:
 
 def _positions(rows: torch.Tensor, ends: Sequence[int]) -> list[int]:
     """Position of the first row of each request in a sorted tensor of rows."""
-    return torch.searchsorted(rows.cpu(), torch.tensor(ends)).tolist()
+    return torch.searchsorted(rows.cpu(), torch.tensor(ends, device="cpu")).tolist()
 
 
 def _slice(rest: Activations, rows: slice, start: int) -> Activations:

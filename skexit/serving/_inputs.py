@@ -33,7 +33,7 @@ class InputArray:
         dtype = torch.float32 if example.dtype == torch.bfloat16 else example.dtype
         is_sequence = not example.is_floating_point() and example.ndim == 2
         row_shape = None if is_sequence else tuple(example.shape[1:])
-        return cls(name, torch.empty(0, dtype=dtype).numpy().dtype, row_shape)
+        return cls(name, torch.empty(0, dtype=dtype, device="cpu").numpy().dtype, row_shape)
 
     def array(self, values: Any) -> NDArray[Any]:
         """The values as an array with one row per sample; raises a ValueError if they do not fit the network."""

@@ -13,6 +13,7 @@ from sklearn.utils import gen_batches
 
 from skexit._nn._dense import DenseNetwork, build, to_dense, torch_generator
 from skexit._nn._mini_batches import ReadRows, Training, enough_in_order, keep_in_memory, minimize, scaling, split_rows
+from skexit._nn._plain_torch import plain_torch
 from skexit.policies._quotas import tilted_distribution
 from skexit.uncertainty import max_probability, softmax
 from skexit.uncertainty._scores import sum_of_plogp
@@ -214,6 +215,7 @@ def _logistic_regression(confidence: Floats, correct: NDArray[np.bool_], sample_
     return max(float(fitted.coef_[0, 0]), _SMALLEST_SLOPE), float(fitted.intercept_[0])
 
 
+@plain_torch()
 def train_scheduler(
     read: ReadRows,
     correct: NDArray[np.bool_],

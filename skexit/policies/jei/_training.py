@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from skexit._nn._dense import DenseNetwork, weighted_scaling
 from skexit._nn._mini_batches import adam_groups, keep_in_memory, one_cycle
+from skexit._nn._plain_torch import plain_torch
 from skexit.data import ExitArray
 from skexit.data._validation import read_features, read_logits
 from skexit.policies.jei._gates import N_STATISTICS, balanced_weight, exit_probabilities, gate_statistics, gate_targets
@@ -54,6 +55,7 @@ class JointTrainer:
     An exit that has logits keeps them, divided by its temperature. A linear module is trained at every other exit.
     """
 
+    @plain_torch()
     def __init__(
         self,
         X: ExitArray,
@@ -83,9 +85,12 @@ class JointTrainer:
         self.modules = self._initial_modules()
         n_gates = X.layout.n_exits - 1
         #: Weights of each gate for the statistics of its exit, and biases.
-        self.gates = [torch.zeros(n_gates, N_STATISTICS, requires_grad=True), torch.zeros(n_gates, requires_grad=True)]
+        self.gates = [
+            torch.zeros(size, dtype=torch.float32, requires_grad=True) for size in ((n_gates, N_STATISTICS), n_gates)
+        ]
         self._warm_up()
 
+    @plain_torch()
     @one_torch_thread()
     def fit(self, prices: Floats) -> int:
         """Train from the end of the warm-up or of the training for other prices; returns the number of epochs kept.
@@ -109,6 +114,7 @@ class JointTrainer:
             tensor.data.copy_(value)
         return best_epoch
 
+    @plain_torch()
     def start_gates(self, gates: list[DenseNetwork]) -> None:
         """Start from gates that were fitted to the current modules."""
         import torch
@@ -145,8 +151,8 @@ class JointTrainer:
         n_classes, widths = cast(int, self.X.layout.n_classes), self.X.layout.n_features
         return {
             k: [
-                torch.zeros(self.n_copies, widths[k], n_classes, requires_grad=True),
-                torch.zeros(self.n_copies, 1, n_classes, requires_grad=True),
+                torch.zeros(self.n_copies, widths[k], n_classes, dtype=torch.float32, requires_grad=True),
+                torch.zeros(self.n_copies, 1, n_classes, dtype=torch.float32, requires_grad=True),
             ]
             for k in self.trained
         }
