@@ -193,9 +193,16 @@ def _source(value: ir.Value) -> ir.Value:
 
 
 def _name_sizes(value: ir.Value, prefix: str) -> None:
-    """Prefix the names of dynamic sizes, because other parts use the same names for other sizes."""
+    """Prefix the names of dynamic sizes, because other parts use the same names for other sizes.
+
+    Sizes without a name get none: onnxruntime takes sizes of one name for equal, and their values may share memory.
+    """
     if value.shape is not None:
-        value.shape = ir.Shape([size if isinstance(size, int) else f"{prefix}/{size}" for size in value.shape])
+        value.shape = ir.Shape([_with_prefix(size, prefix) for size in value.shape])
+
+
+def _with_prefix(size: int | ir.SymbolicDim, prefix: str) -> int | str | None:
+    return size if isinstance(size, int) else None if size.value is None else f"{prefix}/{size}"
 
 
 def _name_rows(inputs: Sequence[ir.Value]) -> None:
