@@ -13,8 +13,23 @@ _PLAIN = {torch.Tensor, nn.Parameter, nn.Buffer}
 
 
 def logits_in(output: Any) -> Any:
-    """The ``logits`` of a network's output, or the output itself if it has none; None for a dict without logits."""
-    return output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    """The ``logits`` of a network's output, or the output itself if it has none; None for a dict without logits.
+
+    In a tuple without names, such as (logits, loss) or (logits, hidden states), the logits are the first tensor, if
+    it is a matrix and no other tensor has its shape.
+    """
+    if isinstance(output, Mapping):
+        return output.get("logits")
+    if isinstance(output, list | tuple) and not hasattr(output, "logits") and _begins_with_logits(output):
+        return output[0]
+    return getattr(output, "logits", output)
+
+
+def _begins_with_logits(output: Sequence[Any]) -> bool:
+    first, others = output[:1], tensors_in(list(output[1:]))
+    return all(
+        isinstance(tensor, torch.Tensor) and tensor.ndim == 2 and tensor.is_floating_point() for tensor in first
+    ) and all(tensor.shape != first[0].shape for tensor in others)
 
 
 def two_logits(logits: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ Place = tuple[int, tuple[int, int] | None]
 
 #: Largest share of the FLOPs between two exits that the logits of the first exit may need.
 _MAX_TWICE = 0.25
+#: Largest number of times that the network's last classifier may need the FLOPs of another classifier of its exit.
+_MAX_TIMES = 4
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ def find_own_logits(model: nn.Module, exits: Sequence[str], example_input: Input
 
     Logits belong to the last exit from which they are computed. If they need much of the computation between it and a
     later exit, they belong to the later one, so that nothing is computed twice. The network's last logits belong to the
-    last exit from which they are computed, unless that exit has other logits.
+    last exit from which they are computed, unless that exit has other logits, which need far fewer FLOPs: then more of
+    the network follows.
     """
     traced = trace(model, example_input)
     first_names = [with_first_name(model, name) for name in exits]
@@ -96,7 +99,7 @@ class _Claim:
 def _claims(traced: Trace, calls: Sequence[ModuleCall | None]) -> Iterator[_Claim]:
     values, candidates = traced.values, logits_among(traced)
     made_by = [values.operations_before(value) for value, _ in candidates]
-    end = max(range(len(candidates)), key=lambda number: len(made_by[number]), default=0)
+    end = _last_logits(values, made_by)
     for number, (value, place) in enumerate(candidates):
         operations = made_by[number]
         follows = [
@@ -112,9 +115,30 @@ def _claims(traced: Trace, calls: Sequence[ModuleCall | None]) -> Iterator[_Clai
             continue
         last = _exit_for(traced, calls, exit, operations & made_by[end])
         if last is not None:
-            is_own = last == exit and len(operations) < len(made_by[end])
+            is_beside = values.made[value] not in made_by[end] and _follow_closely(
+                values, calls[exit], operations, made_by[end]
+            )
+            is_own = last == exit and len(operations) < len(made_by[end]) and not is_beside
             rank = (2, -len(operations)) if is_own else (0, len(operations))
             yield _Claim(last, place, operations, False, rank)
+
+
+def _last_logits(values: Values, made_by: Sequence[set[int]]) -> int:
+    """The logits that need most operations, and of these most FLOPs; of equal ones, the last of an ascending list."""
+    is_ascending = bool(made_by) and len(made_by[0]) < len(made_by[-1])
+
+    def rank(number: int) -> tuple[int, float, int]:
+        flops = sum(values.flops[operation] for operation in made_by[number])
+        return len(made_by[number]), flops, number if is_ascending else -number
+
+    return max(range(len(made_by)), key=rank, default=0)
+
+
+def _follow_closely(values: Values, exit: ModuleCall | None, operations: set[int], end: set[int]) -> bool:
+    """Whether the network's last logits need few FLOPs after an exit, as other logits of this exit do."""
+    first = 0 if exit is None else exit.end
+    own, last = (sum(values.flops[one] for one in needed if one >= first) for needed in (operations, end))
+    return 0 < last <= _MAX_TIMES * own
 
 
 def _exit_for(traced: Trace, calls: Sequence[ModuleCall | None], exit: int, shared: set[int]) -> int | None:
@@ -132,9 +156,12 @@ def logits_among(traced: Trace) -> list[tuple[int, Place]]:
     tensors = [tensor if tensor.is_floating_point() else tensor.new_empty(()) for tensor in tensors_in(traced.output)]
     named = logits_in(traced.output)
     joined = {n: parts for n, tensor in enumerate(tensors) if (parts := _joined(traced, n, tensor))}
-    tables = [n for n, tensor in enumerate(tensors) if tensor.ndim in (1, 2) and n not in joined]
+    matrices = [n for n, tensor in enumerate(tensors) if tensor.ndim in (1, 2) and n not in joined]
+    tables = matrices if _has_name(traced.output) else _logits_of_matrices(traced, matrices, tensors)
     stacked = [part for parts in joined.values() for part in parts]
-    if len(tables) == 1 and named is not tensors[tables[0]] and not stacked:
+    if isinstance(named, torch.Tensor) and any(named is tensors[n] for n in set(matrices) - set(tables)):
+        named = tensors[tables[0]]
+    if len(tables) == 1 == len(matrices) and named is not tensors[tables[0]] and not stacked:
         return []  # such as the pooled output of a network without a classifier
     widths = Counter(tensors[n].shape[1:] for n in tables)
     width = named.shape[1:] if isinstance(named, torch.Tensor) else max(widths, key=widths.__getitem__, default=None)
@@ -144,6 +171,25 @@ def logits_among(traced: Trace) -> list[tuple[int, Place]]:
         (value, (n, None)) for n in tables if tensors[n].shape[1:] == width and (value := traced.outputs[n]) is not None
     ]
     return found + [(value, place) for value, place in stacked if _at(tensors, place).shape[1:] == _two_wide(width)]
+
+
+def _has_name(output: Any) -> bool:
+    return (isinstance(output, Mapping) and "logits" in output) or hasattr(output, "logits")
+
+
+def _logits_of_matrices(traced: Trace, matrices: list[int], tensors: Sequence[torch.Tensor]) -> list[int]:
+    """The matrices that may be logits: not features of other matrices, and not probabilities of them."""
+    values = traced.values
+    value_of = {n: value for n in matrices if (value := traced.outputs[n]) is not None}
+    before = {n: values.operations_before(value) for n, value in value_of.items()}
+    dropped = set[int]()
+    for earlier, value in value_of.items():
+        for later in [n for n in value_of if n != earlier and values.made[value] in before[n]]:
+            if tensors[earlier].shape[1:] != tensors[later].shape[1:]:
+                dropped.add(earlier)
+            elif not any(values.flops[operation] for operation in before[later] - before[earlier]):
+                dropped.add(later)
+    return [n for n in matrices if n not in dropped] or matrices
 
 
 def _two_wide(width: Any) -> Any:

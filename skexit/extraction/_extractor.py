@@ -476,5 +476,6 @@ def _as_logits(output: Any, source: str) -> torch.Tensor:
     return as_logits(
         output,
         f"head: {source}",
-        ". Pass head=None for a network without a classifier, or a list with the name of the head of each exit.",
+        ". Pass head=None for a network without a classifier, or the names of the modules that give logits, as a list "
+        "with one per exit or a dict by exit, such as head={exits[-1]: 'classifier'}.",
     )
