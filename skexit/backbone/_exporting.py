@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import fx, nn
 
+from skexit.backbone._counting import attributes_as_found
 from skexit.backbone._inputs import Inputs, call, with_tensors
 from skexit.backbone._outputs import logits_in
 from skexit.backbone._own_logits import OwnLogits
@@ -26,6 +27,24 @@ def without_cache(model: nn.Module) -> Iterator[None]:
     finally:
         for config in changed:
             config.use_cache = True
+
+
+class _Unseen(list[Any]):
+    """A list that torch.export does not search."""
+
+
+@contextmanager
+def hidden_weights(model: nn.Module) -> Iterator[None]:
+    """Hide the second list of weights that recurrent layers have, of which torch.export would warn."""
+    layers = [module for module in model.modules() if isinstance(module, nn.RNNBase)]
+    weights = [layer._flat_weights for layer in layers]
+    for layer, own in zip(layers, weights, strict=True):
+        layer.__dict__["_flat_weights"] = _Unseen(own)
+    try:
+        yield
+    finally:
+        for layer, own in zip(layers, weights, strict=True):
+            layer.__dict__["_flat_weights"] = own
 
 
 def is_sequence(tensor: torch.Tensor) -> bool:
@@ -65,7 +84,9 @@ class WithFlatInputs(nn.Module):
         self._own, self._uses_output = own, uses_output
 
     def forward(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        output = call(self.model, with_tensors(self._example, tensors))
+        # A network that keeps tensors in attributes gets back its own: torch would warn of those of the recording.
+        with attributes_as_found(self.model):
+            output = call(self.model, with_tensors(self._example, tensors))
         if not self._uses_output:
             return []
         if self._own is not None:

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from skexit.backbone._costs import check_forward_order
 from skexit.backbone._counting import attributes_as_found, left_as_found
-from skexit.backbone._exporting import WithFlatInputs, export, is_in_place, is_sequence, without_cache
+from skexit.backbone._exporting import WithFlatInputs, export, hidden_weights, is_in_place, is_sequence, without_cache
 from skexit.backbone._inputs import Inputs, call, map_tensors, tensors_of, with_tensors
 from skexit.backbone._merging import merge
 from skexit.backbone._modules import check_called_once, check_no_torchscript, own_heads, split_call, with_first_name
@@ -83,7 +83,8 @@ def record(
         tensors = [with_rows(tensor, n_rows) for tensor in tensors_of(inputs)]
         outputs = {} if open_axes else _outputs_of_modules(model, with_tensors(inputs, tensors))
         recorder = _Recorder(model, exits, heads, opened, outputs)
-        with attributes_as_found(model), recorder.in_place_of_modules(with_hooks), without_cache(model):
+        replaced = recorder.in_place_of_modules(with_hooks)
+        with attributes_as_found(model), hidden_weights(model), replaced, without_cache(model):
             return export(network, tensors, open_axes), recorder
 
     # Some networks take sequences of one length only, and some read the number of rows as a plain number.
@@ -177,10 +178,6 @@ class _Recorder:
             stack.callback(_RECORDERS.pop)
             for module in self._modules.values():
                 _replace_hooks(stack, module, with_hooks)
-                if isinstance(module, nn.RNNBase):
-                    weights = module._flat_weights
-                    module.__dict__["_flat_weights"] = _Unseen(weights)
-                    stack.callback(module.__dict__.__setitem__, "_flat_weights", weights)
             for name in self._closed_modules():
                 self._replace_forward(stack, name, is_marker=False)
             for name in self._marked:
@@ -264,10 +261,6 @@ class _Recorder:
         return pytree.tree_unflatten(
             [next(results) if isinstance(leaf, torch.Tensor) else leaf for leaf in outputs], output_structure
         )
-
-
-class _Unseen(list[Any]):
-    """A list that torch.export does not search: it would warn of weights that recurrent layers have twice."""
 
 
 #: The active recorders, the innermost last.

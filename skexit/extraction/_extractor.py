@@ -236,8 +236,8 @@ class ExitExtractor:
         if (n_workers > 1 or found_parts(folder)) and not is_complete(folder):
             self._read_example(loader)
             options: dict[str, Any] = {"classes": classes, "shard_rows": shard_rows, "check_data": check_data}
-            options["progress"] = progress
-            return extract_as_worker(partial(self._extract_part, **options), loader, folder, rank, n_workers)
+            part = partial(self._extract_part, progress=progress, **options)
+            return extract_as_worker(part, loader, folder, rank, n_workers)
         check_loader(loader)
         batches = read_batches(loader, None if classes is None else np.asarray(classes))
         first = next(batches, None)
@@ -476,6 +476,5 @@ def _as_logits(output: Any, source: str) -> torch.Tensor:
     return as_logits(
         output,
         f"head: {source}",
-        ". Pass head=None for a network without a classifier, or the names of the modules that give logits, as a list "
-        "with one per exit or a dict by exit, such as head={exits[-1]: 'classifier'}.",
+        ". Pass head=None for a network without a classifier, or name modules: head={exits[-1]: 'classifier'}.",
     )

@@ -35,6 +35,7 @@ from skexit.runtime._onnx_parts import (
     flat,
 )
 from skexit.runtime._onnx_policy import EXITS_IN_USE, LAYOUT, PROBE, probe
+from skexit.runtime._onnx_rows import with_open_rows
 from skexit.runtime._onnx_session import METADATA, make_session
 from skexit.utils._files import refuse_folder
 from skexit.utils._optional import optional_import
@@ -96,7 +97,8 @@ def export_onnx(live: EarlyExitModel, path: str | Path, *, thresholds_as_input: 
 
     Notes
     -----
-    As in :class:`EarlyExitModel`, inputs may have any number of rows, and sequences of integers any length. Rounding
+    As in :class:`EarlyExitModel`, inputs may have any number of rows, and sequences of integers any length, if
+    torch can record the network for any length. Rounding
     differs between torch and onnxruntime. A sample whose score differs from a threshold by rounding only may therefore
     leave at another exit.
 
@@ -191,35 +193,65 @@ class _Parts:
 
     def to_onnx(self) -> ir.Model:
         """One model of all stages and decisions. Its outputs are compared with torch."""
-        # One export takes half the time of two, because torch first makes a table of all operations that it translates.
-        parts = self._stages | self._exits
         try:
-            program = parts.side_by_side().to_onnx()
+            program = self._side_by_side().to_onnx()
+        except RecordingError:
+            self._open_sizes()
+            program = self._with_open_sizes()
+        _compare(program, flat(self._parts().inputs), flat(self._parts().outputs), self._names)
+        return program.model
+
+    def _parts(self) -> _PartsByName:
+        return self._stages | self._exits
+
+    def _side_by_side(self) -> PartsSideBySide:
+        # One export takes half the time of two, because torch first makes a table of all operations that it translates.
+        return self._parts().side_by_side()
+
+    def _with_open_sizes(self) -> torch.onnx.ONNXProgram:
+        try:
+            return self._side_by_side().to_onnx()
         except RecordingError as error:
-            self._check_stages()
             raise ValueError(
                 f"the decision of {self._decisions.steps} at an exit cannot be written as ONNX, because torch cannot "
                 "record it. Use estimators of skexit in place of those of scikit-learn. Own estimators must compute "
                 "with functions of the array API."
             ) from error
-        _compare(program, flat(parts.inputs), flat(parts.outputs), self._names)
-        return program.model
 
-    def _check_stages(self) -> None:
-        """Raise a ValueError if torch cannot record the stages."""
+    def _open_sizes(self) -> None:
+        """Replace the stages that torch cannot record for any number of rows, if need be with lengths that are fixed.
+
+        The length of a mask, for example, is that of the sound to which it belongs.
+
+        Raises a ValueError if one of them cannot be recorded at all.
+        """
         try:
-            self._stages.side_by_side().record()
-        except RecordingError as error:
-            raise ValueError(
-                "the network between two exits cannot be written as ONNX, because torch cannot record it for inputs "
-                f"with any number of rows and any length: {_first_line(error)} Export a live network with one input, "
-                "without an attention mask for example, or run it in torch."
-            ) from error
+            self._open_rows()
+        except ValueError:
+            if not self._stages.fix_lengths():
+                raise
+            self._open_rows()
+
+    def _open_rows(self) -> None:
+        for name in list(self._stages.parts):
+            try:
+                self._stages.only(name).side_by_side().record()
+            except RecordingError as error:
+                try:
+                    self._stages.parts[name] = with_open_rows(self._stages.parts[name], self._stages.inputs[name])
+                    self._stages.only(name).side_by_side().record()
+                except Exception as reason:  # torch may raise any exception
+                    raise ValueError(
+                        f"the network up to exit {self._names[int(name.removeprefix('stage'))]!r} cannot be written as "
+                        f"ONNX, because torch cannot record it for any number of rows: {_first_line(reason)} Run the "
+                        "live network in torch."
+                    ) from error
 
 
 def _first_line(error: Exception) -> str:
-    """First line of the torch error that caused `error`."""
-    return str(error.__cause__).strip().partition("\n")[0].rstrip(".") + "."
+    """First line of an error, or of the torch error that caused it."""
+    cause = error.__cause__ if isinstance(error, RecordingError) else error
+    return str(cause).strip().partition("\n")[0].rstrip(".") + "."
 
 
 def _scaling(decisions: Decisions, k: int, n_features: int) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -255,6 +287,21 @@ class _PartsByName:
         self.outputs[name] = outputs
         return outputs
 
+    def fix_lengths(self) -> bool:
+        """Give all sizes but the numbers of rows the values that they have in the inputs; whether one was open."""
+        changed = False
+        for part, shapes in self.shapes.items():
+            for name, shape in shapes.items():
+                changed |= None in shape[1:]
+                shape[1:] = self.inputs[part][name].shape[1:]
+        return changed
+
+    def only(self, name: str) -> _PartsByName:
+        """One of the parts."""
+        return _PartsByName(
+            {name: self.parts[name]}, {name: self.inputs[name]}, {name: self.outputs[name]}, {name: self.shapes[name]}
+        )
+
     def __or__(self, others: _PartsByName) -> _PartsByName:
         return _PartsByName(
             self.parts | others.parts,
@@ -272,10 +319,8 @@ def _compare(program: torch.onnx.ONNXProgram, inputs: Tensors, outputs: Tensors,
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "parts.onnx"
         program.save(path, external_data=_size_of(program.model) > _LARGEST_FILE)
-        session = make_session(path)
-        names = {value.name for value in session.get_inputs()}
-        given = {name: _to_numpy(tensor[:1], "an input") for name, tensor in inputs.items() if name in names}
-        values = session.run([f"{OUTPUT}{name}" for name in outputs], given)
+        given = {name: _to_numpy(tensor[:1], "an input") for name, tensor in inputs.items()}
+        values = _run(path, given, [f"{OUTPUT}{name}" for name in outputs])
     for (name, tensor), value in zip(outputs.items(), values, strict=True):
         expected = _to_numpy(tensor[:1], name)
         # Relative to the largest value of all rows: a tiny value may be 0 in torch and a rounding error in onnxruntime.
@@ -287,6 +332,21 @@ def _compare(program: torch.onnx.ONNXProgram, inputs: Tensors, outputs: Tensors,
                 "there, because torch.onnx translates one of its operations differently. Use another operation, or run "
                 "the live network in torch."
             )
+
+
+def _run(path: Path, inputs: dict[str, NDArray[Any]], outputs: list[str]) -> list[Any]:
+    """The outputs of a file in onnxruntime; a ValueError if it cannot run the file."""
+    try:
+        session = make_session(path)
+        names = {value.name for value in session.get_inputs()}
+        values: list[Any] = session.run(outputs, {name: array for name, array in inputs.items() if name in names})
+    except Exception as error:  # those of onnxruntime have no common class
+        is_double = any(array.dtype == np.float64 for name, array in inputs.items() if name.startswith("stage"))
+        to_single = "Convert the network and its inputs to float32 by float(), or run" if is_double else "Run"
+        raise ValueError(
+            f"onnxruntime cannot run the network: {_first_line(error)} {to_single} the live network in torch."
+        ) from error
+    return values
 
 
 def _size_of(model: ir.Model) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,8 @@ import torch
 from torch import nn
 from torch.export import Dim
 
+from skexit.backbone._counting import attributes_as_found
+from skexit.backbone._exporting import hidden_weights
 from skexit.runtime._compiled import PlainStage, placeholders
 from skexit.runtime._decision_graph import DecisionGraph, Notes
 from skexit.runtime._onnx_functions import TRANSLATIONS
@@ -99,7 +102,9 @@ class PartsSideBySide(nn.Module):
         self._inputs, self._outputs, self._shapes = inputs, outputs, shapes
 
     def forward(self, inputs: dict[str, Tensors]) -> dict[str, Tensors]:
-        return {name: part(inputs[name]) for name, part in self.parts.items()}
+        # A network that keeps tensors in attributes gets back its own: torch would warn of those of the recording.
+        with attributes_as_found(self):
+            return {name: part(inputs[name]) for name, part in self.parts.items()}
 
     @one_recording()
     def record(self) -> torch.export.ExportedProgram:
@@ -110,7 +115,7 @@ class PartsSideBySide(nn.Module):
             }
             for part, own in self._shapes.items()
         }
-        with torch.no_grad():
+        with torch.no_grad(), hidden_weights(self):
             try:
                 return torch.export.export(self, (self._inputs,), dynamic_shapes=(dynamic,))
             except Exception as error:  # torch may raise any exception
@@ -123,7 +128,7 @@ class PartsSideBySide(nn.Module):
         Inputs are named ``part/name``, and outputs ``output/part/name``.
         """
         recorded = self.record()
-        with _without_torchvision():
+        with _without_torchvision(), _naming_operation(recorded):
             program = torch.onnx.export(
                 recorded,
                 dynamo=True,
@@ -148,6 +153,34 @@ def _numbered(name: str, tensors: Any) -> Tensors:
 
 def _as_notes(notes: Notes) -> Tensors:
     return {f"note/{name}": tensor for name, tensor in notes.items()}
+
+
+@contextmanager
+def _naming_operation(recorded: torch.export.ExportedProgram) -> Iterator[None]:
+    """Turn an error of torch.onnx into a ValueError that names the operation that it cannot translate."""
+    try:
+        yield
+    except torch.onnx.errors.OnnxExporterError as error:
+        found = re.search(r"OpOverload\(op='([^']+)'", str(error))
+        operation = "one of its operations" if found is None else f"the operation {found[1]!r}"
+        module = "" if found is None else _module_of(recorded, found[1])
+        where = f" in the module {module!r}" if module else ""
+        parent, _, parametrized = module.partition(".parametrizations.")
+        own = f"network.{parent}, {parametrized.partition('.')[0]!r}"
+        cure = f" torch.nn.utils.parametrize.remove_parametrizations({own}) leaves it out." if parametrized else ""
+        raise ValueError(
+            f"the network cannot be written as ONNX, because torch.onnx has no translation for {operation}{where}."
+            f"{cure or ' Use another operation, or run the live network in torch.'}"
+        ) from error
+
+
+def _module_of(recorded: torch.export.ExportedProgram, operation: str) -> str:
+    """The name in the network of the innermost module that calls an operation; empty if it is not known."""
+    for node in recorded.run_decompositions().graph.nodes:  # torch.onnx translates these operations
+        if str(node.target).startswith(operation):
+            names = [name for name, _ in node.meta.get("nn_module_stack", {}).values()]
+            return names[-1].rpartition("_stage.network.")[2] if names else ""
+    return ""
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def test_last_logits_after_more_layers_are_not_those_of_an_exit_before(tmp_path)
 
 def test_a_dict_without_logits_names_what_helps(tmp_path):
     model, x, y = Network(lambda z, h, net: {"out": z[-1]}).eval(), torch.randn(60, 8), torch.arange(60) % N_CLASSES
-    with pytest.raises(ValueError, match=r"has no logits of shape .* a dict by exit"):
+    with pytest.raises(ValueError, match=r"has no logits of shape .* or name modules: head="):
         ExitExtractor(model, EXITS).extract([(x, y)], tmp_path / "cache")
     head = {"blocks.2": "classifiers.2"}
     cache = ExitExtractor(model, EXITS, head=head).extract([(x, y)], tmp_path / "cache")

@@ -390,7 +390,7 @@ def test_stages_that_cannot_be_recorded_are_told_from_decisions(tmp_path, monkey
 
     live, _ = make_live(ThresholdPolicy(budget=0.6))
     monkeypatch.setattr(torch.export, "export", refuse)
-    with pytest.raises(ValueError, match=r"^the network between two exits .*: Constraints violated\. Export a live"):
+    with pytest.raises(ValueError, match=r"^the network up to exit 'blocks.0' .*: Constraints violated\. Run the live"):
         export_onnx(live, tmp_path / "network.onnx")
 
 
