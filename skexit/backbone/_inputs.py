@@ -106,6 +106,11 @@ def positional_names(model: nn.Module) -> list[str]:
     return [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
 
 
+def parameter_names(model: nn.Module) -> list[str]:
+    """Names of all parameters of the network's ``forward``."""
+    return list(inspect.signature(model.forward).parameters)
+
+
 def attention_mask_in(model: nn.Module, inputs: Inputs) -> int | None:
     """Index of the attention mask among the tensors of an input, by its parameter's name; None if there is none."""
     if isinstance(inputs, torch.Tensor):
@@ -126,6 +131,7 @@ def check_rows(inputs: Inputs, device: torch.device) -> None:
     """Raise a ValueError unless all tensors are on the device and have the same number of rows, at least one."""
     tensors = named_tensors(inputs)
     for name, tensor in tensors.items():
+        check_dense(tensor, name)
         if tensor.device != device:
             raise ValueError(f"{name} is on {tensor.device}, but the network on {device}. Move one of them.")
     lengths = {name: len(tensor) for name, tensor in tensors.items()}
@@ -133,6 +139,14 @@ def check_rows(inputs: Inputs, device: torch.device) -> None:
         raise ValueError(f"the inputs have different numbers of rows: {lengths}. Pass the same rows of each.")
     if not all(lengths.values()):
         raise ValueError("the inputs have no rows; pass at least one.")
+
+
+def check_dense(tensor: torch.Tensor, name: str) -> None:
+    """Raise a ValueError if a tensor is sparse or nested, so that its rows cannot be selected."""
+    if tensor.is_nested:
+        raise ValueError(f"{name} is a nested tensor. Pad it by torch.nested.to_padded_tensor(x, 0.0).")
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{name} is a sparse tensor, {tensor.layout}. Pass x.to_dense().")
 
 
 def is_like(inputs: Inputs, example: Inputs) -> bool:
@@ -143,6 +157,7 @@ def is_like(inputs: Inputs, example: Inputs) -> bool:
         and inputs.shape[1:] == example.shape[1:]
         and inputs.dtype == example.dtype
         and inputs.device == example.device
+        and inputs.layout == example.layout
         and len(inputs) > 0
     )
 
@@ -152,16 +167,20 @@ def is_sequence(tensor: torch.Tensor) -> bool:
     return not tensor.is_floating_point() and tensor.ndim == 2
 
 
-def like_example(inputs: Inputs, example: Inputs) -> Inputs:
-    """The inputs, with those by name in the order of the example.
+def like_example(inputs: Inputs, example: Inputs, names: Sequence[str] = ()) -> Inputs:
+    """The inputs in the form and the order of the example.
 
-    Raises a ValueError if they differ from the example in more than rows and lengths of sequences.
+    `names` are those of the network's positional parameters: inputs by name may stand for an example by position, and
+    the other way round. Raises a ValueError if the inputs differ from the example in more than rows and lengths of
+    sequences.
     """
+    inputs = _by_name_or_position(inputs, example, names)
     given, expected = named_tensors(inputs), named_tensors(example)
     if set(given) != set(expected) or isinstance(inputs, Mapping) != isinstance(example, Mapping):
-        are_by_name = isinstance(inputs, Mapping) or isinstance(example, Mapping)
-        cure = PREPARE_AGAIN if are_by_name else cure_of_parts(given, expected)
-        raise ValueError(f"the network was prepared for the inputs {list(expected)}, but got {list(given)}. {cure}")
+        raise ValueError(
+            f"the network was prepared for the inputs {list(expected)}{_form(example)}, but got "
+            f"{list(given)}{_form(inputs)}. {_cure_of_names(inputs, example)}"
+        )
     for name, tensor in given.items():
         like = expected[name]
         if tensor.dtype != like.dtype:
@@ -176,6 +195,31 @@ def like_example(inputs: Inputs, example: Inputs) -> Inputs:
                 f"{cure_of_shape(name, tensor, like)}"
             )
     return {name: inputs[name] for name in expected} if isinstance(inputs, Mapping) else inputs
+
+
+def _by_name_or_position(inputs: Inputs, example: Inputs, names: Sequence[str]) -> Inputs:
+    """Inputs by name instead of by position, or by position instead of by name, as in the example, if names tell."""
+    first = names[: len(tensors_of(example))]
+    if isinstance(inputs, Mapping) and not isinstance(example, Mapping) and set(inputs) == set(first):
+        by_position = tuple(inputs[name] for name in first)
+        return by_position[0] if isinstance(example, torch.Tensor) else by_position
+    if isinstance(example, Mapping) and not isinstance(inputs, Mapping) and set(example) == set(first):
+        tensors = tensors_of(inputs)
+        return dict(zip(first, tensors, strict=True)) if len(tensors) == len(first) else inputs
+    return inputs
+
+
+def _form(inputs: Inputs) -> str:
+    return " by name" if isinstance(inputs, Mapping) else ""
+
+
+def _cure_of_names(inputs: Inputs, example: Inputs) -> str:
+    given, expected = named_tensors(inputs), named_tensors(example)
+    if not isinstance(inputs, Mapping) and not isinstance(example, Mapping):
+        return cure_of_parts(given, expected)
+    if isinstance(inputs, Mapping) and set(expected) < set(given):
+        return f"Leave out {[name for name in given if name not in expected]}."
+    return PREPARE_AGAIN
 
 
 #: One input of a network: a tensor, several positional tensors, or tensors by keyword.

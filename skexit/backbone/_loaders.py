@@ -10,7 +10,16 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from skexit.backbone._inputs import LABEL_NAMES, Inputs, describe_given, fields_of, in_form, tensors_of
+from skexit.backbone._inputs import (
+    LABEL_NAMES,
+    Inputs,
+    check_dense,
+    describe_given,
+    fields_of,
+    in_form,
+    named_tensors,
+    tensors_of,
+)
 
 
 def check_gives_batches(loader: Any) -> None:
@@ -103,6 +112,10 @@ def read_item(number: int, item: Any) -> tuple[Inputs, Any]:
         labels = next((fields[name] for name in LABEL_NAMES if name in fields), None)
     inputs = in_form(inputs, f"loader: batch {number}: the network")
     first = tensors_of(inputs)[0]
+    for name, tensor in named_tensors(inputs).items():
+        check_dense(tensor, f"loader: {name} of batch {number}")
+    if first.is_meta:
+        raise ValueError(f"loader: batch {number} is on the device 'meta', which has shapes only. Give real inputs.")
     if isinstance(labels, torch.Tensor) and first.ndim > 1 and labels.shape == first.shape:
         raise ValueError(
             f"loader: the last part of batch {number}, which is y, has the shape {tuple(labels.shape)} of an input. "

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from skexit.backbone._counting import left_as_found
-from skexit.backbone._inputs import Inputs, call, map_tensors
+from skexit.backbone._inputs import Inputs, call, map_tensors, parameter_names
 from skexit.backbone._modules import device_of, evaluating
 from skexit.backbone._wrong_inputs import are_labels, cure_of_type
 
@@ -44,7 +44,12 @@ def _other_forms(model: nn.Module, inputs: Inputs, name: str) -> Iterator[tuple[
         if dtype != inputs.dtype:
             fault = f"has the type {inputs.dtype}, but the network {dtype}."
             yield fault, cure_of_type(inputs, dtype), inputs.to(dtype)
-    elif isinstance(inputs, tuple):
+    elif isinstance(inputs, Mapping):
+        taken = {name: tensor for name, tensor in inputs.items() if name in parameter_names(model)}
+        if taken and len(taken) < len(inputs):
+            fault = f"has the parts {[name for name in inputs if name not in taken]}, which the network does not take."
+            yield fault, "Leave them out, and name labels 'labels' or 'label'.", taken
+    else:
         first, *others = inputs
         if are_labels(inputs[-1]):
             fewer = first if len(others) == 1 else inputs[:-1]

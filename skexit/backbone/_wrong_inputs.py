@@ -29,6 +29,9 @@ def cure_of_form(given: Any) -> str:
     wrong = next((part for part in parts if not isinstance(part, torch.Tensor)), None)
     if isinstance(wrong, np.ndarray):
         return _cure_of_arrays(given, wrong)
+    if isinstance(given, Mapping) and isinstance(wrong, list | tuple) and all(isinstance(one, str) for one in wrong):
+        names = [name for name, part in given.items() if part is wrong]
+        return f"Leave out {names}, or make tensors of texts by a tokenizer."
     if isinstance(wrong, list | tuple) and isinstance(given, Mapping):
         return "A tokenizer returns tensors with tokenizer(texts, padding=True, return_tensors='pt')."
     if isinstance(wrong, str | bytes | PurePath) or type(wrong).__module__.partition(".")[0] == "PIL":

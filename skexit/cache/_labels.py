@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 #: Labels of one kind can be joined without a change to any of them.
 _KINDS = {"U": "strings", "f": "floats", "b": "integers", "i": "integers", "u": "integers"}
+#: How to make labels of arrays of other kinds.
+_CURES = {"S": "numpy.asarray(labels).astype(str) of bytes"}
 
 
 def check_labels(y: Any) -> NDArray[Any]:
@@ -28,7 +30,7 @@ def check_labels(y: Any) -> NDArray[Any]:
     if labels.ndim != 1 or labels.dtype.kind not in _KINDS:
         raise ValueError(
             f"labels have shape {labels.shape} and dtype {labels.dtype}; give one number or string for each row, "
-            "such as labels.argmax(1) if the rows are one-hot."
+            f"such as {_CURES.get(labels.dtype.kind, 'labels.argmax(1) if the rows are one-hot')}."
         )
     if labels.dtype == np.uint64:  # joined with int64, these would become floats
         if (labels >= 2**63).any():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -145,7 +145,12 @@ def _read_batch(number: int, item: Any, classes: NDArray[Any] | None) -> Batch:
 
 
 def _check_labels(number: int, y: Any) -> None:
-    """Raise a ValueError if the labels of a batch are a single label."""
+    """Raise a ValueError if the labels of a batch are a single label, or a dict."""
+    if isinstance(y, Mapping):
+        raise ValueError(
+            f"loader: the last part of batch {number}, which is y, is a dict with the keys {list(y)}. Give one label "
+            f"per row, such as [(x, y[{next(iter(y), 'label')!r}]) for x, y in loader]."
+        )
     is_scalar = isinstance(y, Number | str) or (isinstance(y, np.ndarray | np.generic | torch.Tensor) and y.ndim == 0)
     if is_scalar:
         label = y.item() if hasattr(y, "item") else y

@@ -20,6 +20,7 @@ from skexit.backbone._inputs import (
     like_example,
     main_first,
     map_tensors,
+    positional_names,
     tensors_of,
 )
 from skexit.backbone._masks import count_tokens
@@ -52,12 +53,15 @@ class PreparedNetwork:
         One input, on the device of the network.
     device : torch.device
         The device of the network.
+    names : list of str
+        Names of the network's positional parameters.
     """
 
     all_exits: StageRunner
     used_exits: StageRunner
     example: Inputs
     device: torch.device
+    names: list[str]
 
 
 @one_recording()
@@ -98,14 +102,15 @@ def prepare_network(
     _prepare_runner(runner, example)
     observed = np.flatnonzero(runner.decisions.is_observed).tolist()
     # At exits that no decision reads, the network is not divided.
-    return PreparedNetwork(runner, replace(runner, stages=network.divide(observed)), example, device)
+    used = replace(runner, stages=network.divide(observed))
+    return PreparedNetwork(runner, used, example, device, positional_names(model))
 
 
 def start(network: PreparedNetwork, inputs: Inputs) -> Batch:
     """The batch before the first stage of ``used_exits``; a ValueError if the network cannot take the inputs."""
     if not is_like(inputs, network.example):
         check_rows(inputs, network.device)
-        inputs = like_example(inputs, network.example)
+        inputs = like_example(inputs, network.example, network.names)
     return first_batch(network.used_exits, inputs)
 
 

@@ -102,7 +102,7 @@ def _read_batches(
         if inputs is not None:
             # Errors are raised here, because a network that cannot be divided would fail with every batch.
             network = prepared(inputs)
-            inputs, error = _attempt(like_example, inputs, network.example)
+            inputs, error = _attempt(like_example, inputs, network.example, network.names)
         if error is not None:
             failures[number] = error
         elif inputs is not None:

@@ -125,3 +125,39 @@ def test_what_is_right_stays_so(network, tmp_path):
         start=1,
     ):
         np.testing.assert_allclose(extract(network, loader, tmp_path / str(number)).X, expected, rtol=1e-4, atol=1e-5)
+
+
+class Named(nn.Sequential):
+    """A network whose input has a name."""
+
+    def forward(self, x):
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("part", ["y", "target", "index"])
+def test_parts_by_name_that_the_network_does_not_take(network, part, tmp_path):
+    named = Named(*network)
+    message = (
+        f"x of batch 0 of the loader has the parts ['{part}'], which the network does not take. Leave them out, and "
+        "name labels 'labels' or 'label'."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        extract(named, [{"x": x, part: torch.tensor(y)}], tmp_path / "wrong")
+    found = extract(named, [{"x": x, "labels": torch.tensor(y)}], tmp_path / "cured")
+    np.testing.assert_array_equal(found.y, y)
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ((x, {"label": y}), "is a dict with the keys ['label']. Give one label per row, such as [(x, y['label']) for"),
+        ((x.to_sparse(), y), "x of batch 0 is a sparse tensor, torch.sparse_coo. Pass x.to_dense()."),
+        ((torch.nested.nested_tensor(list(x), layout=torch.jagged), y), "x of batch 0 is a nested tensor. Pad it by"),
+        ((x.to("meta"), y), "batch 0 is on the device 'meta', which has shapes only. Give real inputs."),
+        ({"x": x, "labels": y, "path": ["a"] * 12}, "Leave out ['path'], or make tensors of texts by a tokenizer."),
+        ((x, np.array([b"a", b"b", b"c"])[y]), "such as numpy.asarray(labels).astype(str) of bytes."),
+    ],
+)
+def test_batches_of_other_kinds(network, batch, message, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        extract(Named(*network), [batch], tmp_path / "wrong")
