@@ -196,8 +196,8 @@ class _Parts:
         try:
             program = self._side_by_side().to_onnx()
         except RecordingError:
-            self._open_sizes()
-            program = self._with_open_sizes()
+            self._open_rows()
+            program = self._with_open_rows()
         _compare(program, flat(self._parts().inputs), flat(self._parts().outputs), self._names)
         return program.model
 
@@ -208,7 +208,7 @@ class _Parts:
         # One export takes half the time of two, because torch first makes a table of all operations that it translates.
         return self._parts().side_by_side()
 
-    def _with_open_sizes(self) -> torch.onnx.ONNXProgram:
+    def _with_open_rows(self) -> torch.onnx.ONNXProgram:
         try:
             return self._side_by_side().to_onnx()
         except RecordingError as error:
@@ -218,21 +218,11 @@ class _Parts:
                 "with functions of the array API."
             ) from error
 
-    def _open_sizes(self) -> None:
-        """Replace the stages that torch cannot record for any number of rows, if need be with lengths that are fixed.
-
-        The length of a mask, for example, is that of the sound to which it belongs.
+    def _open_rows(self) -> None:
+        """Replace the stages that torch cannot record for any number of rows.
 
         Raises a ValueError if one of them cannot be recorded at all.
         """
-        try:
-            self._open_rows()
-        except ValueError:
-            if not self._stages.fix_lengths():
-                raise
-            self._open_rows()
-
-    def _open_rows(self) -> None:
         for name in list(self._stages.parts):
             try:
                 self._stages.only(name).side_by_side().record()
@@ -286,15 +276,6 @@ class _PartsByName:
         outputs: Tensors = part(inputs)
         self.outputs[name] = outputs
         return outputs
-
-    def fix_lengths(self) -> bool:
-        """Give all sizes but the numbers of rows the values that they have in the inputs; whether one was open."""
-        changed = False
-        for part, shapes in self.shapes.items():
-            for name, shape in shapes.items():
-                changed |= None in shape[1:]
-                shape[1:] = self.inputs[part][name].shape[1:]
-        return changed
 
     def only(self, name: str) -> _PartsByName:
         """One of the parts."""

@@ -201,29 +201,28 @@ def test_tensors_in_attributes_cause_no_warning_and_stay(tmp_path):
     assert len(network.last) == len(x)
 
 
-class Masked(nn.Module):
-    """Means over the steps that a mask counts, of what the module `first` makes of the input."""
-
-    def __init__(self, first):
-        super().__init__()
-        self.first = first
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(3))
-        self.classifier = nn.Linear(8, N_CLASSES)
-
-    def forward(self, x, attention_mask):
-        weights = attention_mask[:, :, None] / attention_mask.sum(1)[:, None, None]
-        x = (self.first(x) * weights).sum(1)
-        for block in self.blocks:
-            x = block(x)
-        return self.classifier(x)
-
-
-def test_the_length_of_a_mask_may_be_that_of_a_sound(tmp_path):
+@pytest.mark.filterwarnings("ignore:Attribute type is ambiguous")
+def test_a_network_of_sounds_with_a_mask(tmp_path):
+    """The network counts the frames of each sound, and writes a mask of frames by these numbers."""
+    transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    x, mask, y = torch.randn(60, 6, 8), torch.ones(60, 6).long(), torch.arange(60) % N_CLASSES
-    network, exits = Masked(nn.Linear(8, 8)), ["blocks.0", "blocks.1", "blocks.2"]
-    cache = ExitExtractor(network, exits).extract([(x, mask, y)], tmp_path / "cache", progress=False)
+    config = transformers.Wav2Vec2Config(
+        **{"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8},
+        **{"conv_dim": (8, 8), "conv_kernel": (10, 4), "conv_stride": (5, 4), "num_feat_extract_layers": 2},
+        **{"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "classifier_proj_size": 8},
+        **{"num_labels": N_CLASSES, "layerdrop": 0.0},
+    )
+    network = transformers.Wav2Vec2ForSequenceClassification(config).eval()
+    mask = (torch.arange(400) < torch.randint(200, 401, (60, 1))).long()
+    sounds = {"input_values": torch.randn(60, 400) * mask, "attention_mask": mask}
+    exits = ["wav2vec2.encoder.layers.0", "wav2vec2.encoder.layers.1"]
+    loader = [sounds | {"labels": torch.arange(60) % N_CLASSES}]
+    cache = ExitExtractor(network, exits).extract(loader, tmp_path / "cache", progress=False)
     policy = make_exit_pipeline(ExitHeads(random_state=0), ThresholdPolicy(budget=0.8)).fit(cache.X, cache.y)
-    live = EarlyExitModel(network, exits, policy, example_input=(x[:2], mask[:2]))
+    example = {name: tensor[:2] for name, tensor in sounds.items()}
+    live = EarlyExitModel(network, exits, policy, example_input=example)
     session = OnnxEarlyExit(export_onnx(live, tmp_path / "network.onnx"))
-    np.testing.assert_array_equal(session.predict(x.numpy(), mask.numpy()).exits, live(x, mask).exits)
+    found = session.predict(**{name: tensor.numpy() for name, tensor in sounds.items()})
+    expected = live(**sounds)
+    np.testing.assert_array_equal(found.exits, expected.exits)
+    np.testing.assert_array_equal(found.labels, expected.labels)
