@@ -56,8 +56,14 @@ def export(network: nn.Module, tensors: list[torch.Tensor], open_axes: Sequence[
     axes = [[axis for axis in open_axes if axis == 0 or is_sequence(tensor)] for tensor in tensors]
     shapes = {"tensors": [dict.fromkeys(own, torch.export.Dim.DYNAMIC) for own in axes]}
     exported = torch.export.export(network, (tensors,), dynamic_shapes=shapes if open_axes else None, strict=False)
-    # A change through a view also changes the tensor for its other readers; decomposition makes this explicit.
-    return exported.run_decompositions({}) if any(map(_changes_view, exported.graph.nodes)) else exported
+    # A change through a view also changes the tensor for its other readers; decomposition makes this explicit. It also
+    # writes out what is within blocks of autocast or of gradients.
+    implicit = any(_changes_view(node) or node.target in _BLOCKS for node in exported.graph.nodes)
+    return exported.run_decompositions({}) if implicit else exported
+
+
+#: Operations that run a graph of their own with other settings.
+_BLOCKS = (torch.ops.higher_order.wrap_with_autocast, torch.ops.higher_order.wrap_with_set_grad_enabled)
 
 
 def _changes_view(node: fx.Node) -> bool:

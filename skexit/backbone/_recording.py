@@ -18,12 +18,20 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
+from skexit.backbone._autocast import Autocast, mark
 from skexit.backbone._costs import check_forward_order
 from skexit.backbone._counting import attributes_as_found, left_as_found
 from skexit.backbone._exporting import WithFlatInputs, export, hidden_weights, is_in_place, is_sequence, without_cache
 from skexit.backbone._inputs import Inputs, call, map_tensors, tensors_of, with_tensors
 from skexit.backbone._merging import merge
-from skexit.backbone._modules import check_called_once, check_no_torchscript, own_heads, split_call, with_first_name
+from skexit.backbone._modules import (
+    check_called_once,
+    check_no_torchscript,
+    device_of,
+    own_heads,
+    split_call,
+    with_first_name,
+)
 from skexit.backbone._outputs import tensors_in
 from skexit.backbone._own_logits import OwnLogits
 from skexit.backbone._refusals import refusal
@@ -146,6 +154,8 @@ class _Call:
     marks: list[str]
     """Names of the exits and heads at this call."""
     is_marker: bool
+    autocast: Autocast | None
+    """The setting of autocast, if the network itself has changed it."""
 
 
 class _Recorder:
@@ -160,6 +170,7 @@ class _Recorder:
         outputs: dict[str, list[Any]],
     ) -> None:
         self._known_outputs = outputs
+        self._autocast = Autocast.current(device_of(model).type)
         modules = dict(model.named_modules())
         #: The module and the call of each exit and head.
         self._marks = {mark: split_call(with_first_name(model, mark)) for mark in [*exits, *own_heads(heads).values()]}
@@ -194,7 +205,7 @@ class _Recorder:
                 name = f"{parent}.{child}" if parent else child
                 if id(submodule) in seen:
                     continue
-                if type(submodule).forward is nn.Module.forward:
+                if type(submodule).forward is nn.Module.forward and "forward" not in vars(submodule):
                     waiting.append((name, submodule))
                 else:
                     seen.add(id(submodule))
@@ -256,7 +267,9 @@ class _Recorder:
         given = [leaf for leaf in outputs if isinstance(leaf, torch.Tensor)]
         number = sum(call.name == name for call in self.calls)
         marks = [mark for mark, (module, call) in self._marks.items() if module == name and call in (None, number)]
-        self.calls.append(_Call(name, kept, structure, given, paths, marks, is_marker))
+        setting = Autocast.current(self._autocast.device_type)
+        setting_of_call = None if setting == self._autocast else setting
+        self.calls.append(_Call(name, kept, structure, given, paths, marks, is_marker, setting_of_call))
         results = iter(torch.ops.skexit.call_module(len(self.calls) - 1, tensors, sizes))
         return pytree.tree_unflatten(
             [next(results) if isinstance(leaf, torch.Tensor) else leaf for leaf in outputs], output_structure
@@ -390,6 +403,7 @@ class _Reader:
         ]
         args, kwargs = pytree.tree_unflatten(leaves, call.structure)
         output = self._graph.call_module(call.name, args, kwargs)
+        mark(output, call.autocast)
         values = []
         for path, tensor in zip(call.paths, node.meta["val"], strict=True):
             value = output

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from skexit.backbone._autocast import apply_settings
 from skexit.backbone._inputs import Inputs
 from skexit.backbone._modules import Head, find_modules, resolve_heads
 from skexit.backbone._outputs import two_logits
@@ -179,7 +180,7 @@ class _Part:
         for node in self._needed(targets if isinstance(targets, list) else [targets]):
             self._copies[node] = self._copy(node)
         self._graph.output(fx.node.map_arg(targets, self._with_rows_first))
-        return fx.GraphModule(_with_constants(self._model, self._recording.constants), self._graph)
+        return apply_settings(fx.GraphModule(_with_constants(self._model, self._recording.constants), self._graph))
 
     def _with_rows_first(self, node: fx.Node) -> fx.Node:
         copy = self._copies[node]

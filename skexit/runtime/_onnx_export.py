@@ -372,6 +372,7 @@ def _to_numpy(tensor: torch.Tensor, what: str) -> NDArray[Any]:
         array: NDArray[Any] = tensor.numpy(force=True)
     except TypeError as error:
         raise ValueError(
-            f"{what} has the type {tensor.dtype}, which NumPy does not have. Convert the network to float32 or float16."
+            f"{what} has the type {tensor.dtype}, which NumPy does not have. Convert the network to float32 or "
+            "float16, and leave out torch.autocast in its code."
         ) from error
     return array
