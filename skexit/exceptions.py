@@ -131,7 +131,10 @@ class UncountedWorkWarning(UserWarning):
         modules: dict[str, list[str]] = {}
         for operator, module in self.operators:
             modules.setdefault(operator, []).append(module)
-        work = "; ".join(f"{operator!r} in the module {_some(names)}" for operator, names in modules.items())
+        work = "; ".join(
+            f"{operator!r} in the " + (f"module {_some(names)}" if any(names) else "network's own code")
+            for operator, names in modules.items()
+        )
         return (
             f"costs do not count {work}, whose FLOPs are not known. Decorate a function of the shapes of its arguments "
             "with torch.utils.flop_counter.register_flop_formula(torch.ops."

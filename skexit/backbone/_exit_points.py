@@ -100,8 +100,9 @@ def exit_points(
     places = choose_places(trace_modules(model, in_form(example_input, "example_input")), n_exits or _DEFAULT_N_EXITS)
     if not places:
         raise ValueError(
-            f"{type(model).__name__} has no module that gives a tensor of floats with one row per sample, so that it "
-            "has no place for an exit. Divide its computation into modules."
+            f"{type(model).__name__} has no module that gives a tensor of floats with one row per sample, computed "
+            "from the input by operations of torch, so that it has no place for an exit. Divide its computation into "
+            "modules, and do not convert tensors to NumPy and back in it."
         )
     if len(places) == 1 and n_exits != 1:
         warn(

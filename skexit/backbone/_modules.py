@@ -104,6 +104,17 @@ def check_no_torchscript(model: nn.Module) -> None:
             )
 
 
+def check_independent_rows(model: nn.Module) -> None:
+    """Raise a ValueError if a module of a network in evaluation mode computes with the statistics of the batch."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
+            raise ValueError(
+                f"{name!r} normalizes by the mean of the batch, also in evaluation mode, so that samples depend on one "
+                "another and cannot stop one by one. Use running statistics (track_running_stats=True), "
+                "and let model.eval() reach this module."
+            )
+
+
 def watched_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """All modules with their names, except those of TorchScript, which take no hooks."""
     for name, module in model.named_modules():
@@ -225,3 +236,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def evaluating_rows(model: nn.Module) -> Iterator[None]:
+    """As `evaluating`, for a network whose samples must not depend on one another; a ValueError if they do."""
+    with evaluating(model):
+        check_independent_rows(model)
+        yield

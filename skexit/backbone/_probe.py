@@ -56,8 +56,8 @@ def check_against_plain_network(
 def _not_divided(part: str) -> ValueError:
     return ValueError(
         f"the network cannot be divided at its exits: on random inputs, {part} gives other values than the plain "
-        "network. A tensor goes around an exit, or the samples of a batch depend on one another. Name exits through "
-        "which all tensors pass."
+        "network. A tensor goes around an exit, the samples of a batch depend on one another, or the network draws "
+        "random numbers. Name exits through which all tensors pass."
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 from torch._guards import detect_fake_mode
 from torch.export.graph_signature import InputKind
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
@@ -226,7 +226,7 @@ class _Recorder:
                 return original(*args, **kwargs)  # equal for all samples
             # Containers are copied: some modules change the lists that they are given.
             copied, named = pytree.tree_unflatten(leaves, structure)
-            with disable_proxy_modes_tracing(), attributes_as_found(module):
+            with _left_modules(), disable_proxy_modes_tracing(), attributes_as_found(module):
                 output = self._output_of(name, original, copied, named)
             return self._note(name, args, kwargs, output)
 
@@ -254,6 +254,8 @@ class _Recorder:
         )
 
     def _note(self, name: str, args: Any, kwargs: Any, output: Any, *, is_marker: bool = False) -> Any:
+        if any(isinstance(value, nn.utils.rnn.PackedSequence) for value in (*args, *kwargs.values(), output)):
+            raise ValueError(f"{name!r} takes or gives a PackedSequence, which must stay within one module")
         leaves, structure = pytree.tree_flatten((args, kwargs))
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
         sizes = [leaf for leaf in leaves if isinstance(leaf, torch.SymInt)]
@@ -274,6 +276,18 @@ class _Recorder:
         return pytree.tree_unflatten(
             [next(results) if isinstance(leaf, torch.Tensor) else leaf for leaf in outputs], output_structure
         )
+
+
+@contextmanager
+def _left_modules() -> Iterator[None]:
+    """Tell torch.export that all modules called within have ended: it does not notice if an error ends them."""
+    entered = getattr(getattr(get_proxy_mode(), "tracer", None), "module_stack", {})
+    n_entered = len(entered)
+    try:
+        yield
+    finally:
+        while len(entered) > n_entered:
+            entered.popitem()
 
 
 #: The active recorders, the innermost last.

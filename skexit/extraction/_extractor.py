@@ -29,7 +29,7 @@ from skexit.backbone._modules import (
     Head,
     check_called_once,
     device_of,
-    evaluating,
+    evaluating_rows,
     hook_calls,
     names_of_exits,
     own_heads,
@@ -252,7 +252,7 @@ class ExitExtractor:
             return found
         if found is not None and self._has_example_input and self.cost_unit != "ms":
             check_costs(found, self._with_costs(found.layout, origin["model"]))
-        with evaluating(self.model):
+        with evaluating_rows(self.model):
             own = self._find_own_logits(origin["model"])
             outputs = self._run_all(skip_cached_rows(chain([first], batches), found, check_data), own)
             # One batch runs before the folder is made, so that an error leaves no cache behind.

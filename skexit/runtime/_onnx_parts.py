@@ -160,7 +160,7 @@ def _naming_operation(recorded: torch.export.ExportedProgram) -> Iterator[None]:
     """Turn an error of torch.onnx into a ValueError that names the operation that it cannot translate."""
     try:
         yield
-    except torch.onnx.errors.OnnxExporterError as error:
+    except Exception as error:  # torch.onnx and its passes may raise any exception
         found = re.search(r"OpOverload\(op='([^']+)'", str(error))
         operation = "one of its operations" if found is None else f"the operation {found[1]!r}"
         module = "" if found is None else _module_of(recorded, found[1])

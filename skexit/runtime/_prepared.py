@@ -24,7 +24,7 @@ from skexit.backbone._inputs import (
     tensors_of,
 )
 from skexit.backbone._masks import count_tokens
-from skexit.backbone._modules import Head, device_of
+from skexit.backbone._modules import Head, check_independent_rows, device_of
 from skexit.backbone._other_forms import naming_other_form
 from skexit.backbone._pooling import Pool
 from skexit.backbone._probe import check_against_plain_network
@@ -86,6 +86,7 @@ def prepare_network(
     device = device_of(model)
     example_input = main_first(model, in_form(example_input, input_name))
     check_rows(example_input, device)
+    check_independent_rows(model)
     with naming_other_form(model, example_input, input_name):
         network = RecordedNetwork(model, exits, example_input, head)
     stages = network.divide(range(len(exits)))
