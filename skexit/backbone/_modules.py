@@ -94,14 +94,24 @@ def find_modules(model: nn.Module, names: Sequence[str], parameter: str) -> list
     return found
 
 
-def check_no_torchscript(model: nn.Module) -> None:
-    """Raise a ValueError if a module of the network is one of TorchScript, which torch.export cannot record."""
+def check_can_be_recorded(model: nn.Module) -> None:
+    """Raise a ValueError if a module is of TorchScript or quantized, which torch.export cannot record."""
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(
                 f"the network cannot be divided at its exits: {name!r} is a TorchScript module, which cannot be "
                 "recorded. Replace it by the torch.nn.Module that it was made from, or call it before the network."
             )
+        if type(module).__module__.startswith(_QUANTIZED):
+            raise ValueError(
+                f"the network cannot be divided at its exits: {name!r} is quantized by torch.ao, which torch.export "
+                "cannot record. If it is quantized dynamically, its rounding also depends on the other samples of a "
+                "batch. Extract with the network before its quantization, and divide that one."
+            )
+
+
+#: Modules of quantized layers.
+_QUANTIZED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 
 
 def check_independent_rows(model: nn.Module) -> None:

@@ -26,7 +26,7 @@ from skexit.backbone._inputs import Inputs, call, map_tensors, tensors_of, with_
 from skexit.backbone._merging import merge
 from skexit.backbone._modules import (
     check_called_once,
-    check_no_torchscript,
+    check_can_be_recorded,
     device_of,
     own_heads,
     split_call,
@@ -84,7 +84,7 @@ def record(
     Raises a ValueError if the network does not call an exit or head exactly once, calls exits in another order, or
     has modules of TorchScript or operations that depend on the values of its inputs.
     """
-    check_no_torchscript(model)
+    check_can_be_recorded(model)
     network = WithFlatInputs(model, inputs, own, "output" in heads)
 
     def run(n_rows: int, open_axes: Sequence[int], with_hooks: bool) -> tuple[Any, _Recorder]:

@@ -125,3 +125,15 @@ def test_a_module_within_a_module_may_read_values(tmp_path):
 
     torch.manual_seed(0)
     assert_agrees(Network(Outer(nn.Linear(8, 8), Outer(Reads()))), (torch.randn(60, 8),), tmp_path / "cache")
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_quantized_layers(tmp_path):
+    torch.manual_seed(0)
+    network, inputs = Network().eval(), (torch.randn(60, 8),)
+    quantized = torch.ao.quantization.quantize_dynamic(network, {nn.Linear}, dtype=torch.qint8)
+    message = r"'blocks\.0\.0' is quantized by torch\.ao, .* Extract with the network before its quantization"
+    with pytest.raises(ValueError, match=message):
+        make_live(quantized, inputs, tmp_path / "wrong")
+    assert_agrees(network, inputs, tmp_path / "cured")
