@@ -25,6 +25,7 @@ from skexit.heads._partial_fit import PartialFit, train_further
 from skexit.heads._training import HeadTrainer, HeadTraining
 from skexit.utils._array_api import side_by_side
 from skexit.utils._module_names import set_module
+from skexit.utils._optional import check_torch
 from skexit.utils._sklearn import Interval, StrOptions, _fit_context
 
 Floats = NDArray[np.float64]
@@ -294,6 +295,7 @@ class ExitHeads(CrossFittedHeads):
             used, labels, weight, _ = only_labelled(used, labels, weight)
         state = (self.fit_state_ or PartialFit.start(check_random_state(self.random_state))).next_call(weight)
         distillation = Distillation.from_network(used, self.distillation_, self.temperature)
+        check_torch("ExitHeads.partial_fit trains with")
         self.fit_state_, networks = train_further(
             used, labels, weight, state, len(known), self._head_training(), distillation
         )

@@ -18,7 +18,6 @@ from skexit.heads._cascade import Cascade
 from skexit.heads._distillation import Distillation, HeadLoss, distillation_of
 from skexit.heads._training import HeadTraining
 from skexit.utils._module_names import set_module
-from skexit.utils._optional import optional_import
 from skexit.utils._threads import one_torch_thread
 
 if TYPE_CHECKING:
@@ -208,8 +207,7 @@ def train_further(
     distillation: Distillation | None,
 ) -> tuple[PartialFit, list[DenseNetwork | None]]:
     """Train the heads of all exits without logits in one pass over these rows; return the new state and the heads."""
-    with optional_import("ExitHeads.partial_fit trains with", "torch"):
-        import torch
+    import torch
 
     networks: list[DenseNetwork | None] = [None] * X.layout.n_exits
     trained = [k for k in range(X.layout.n_exits) if not X.layout.has_logits(k)]
