@@ -92,9 +92,13 @@ def attributes_as_found(model: nn.Module) -> Iterator[None]:
     attributes = [vars(module) for module in model.modules()]
     containers = [value for own in attributes for value in own.values() if isinstance(value, dict | list | set)]
     found = [(container, container.copy()) for container in (*attributes, *containers)]
+    # TorchScript keeps the mode of a module elsewhere.
+    modes = [(module, module.training) for module in model.modules() if isinstance(module, torch.jit.ScriptModule)]
     try:
         yield
     finally:
+        for module, training in modes:
+            module.training = training
         for container, content in found:
             container.clear()
             (container.extend if isinstance(container, list) else container.update)(content)

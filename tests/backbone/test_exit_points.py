@@ -288,3 +288,13 @@ def test_one_sample_as_the_example():
     ):
         exit_points(model, example_input=torch.zeros(3, 8, 8), n_exits=1)
     assert exit_points(model, example_input=torch.zeros(3, 8, 8)[None], n_exits=1)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_modules_of_torchscript_keep_their_mode():
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)))
+    network = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), scripted, nn.Linear(4, 3)).train()
+    list(scripted.children())[1].eval()
+    modes = [module.training for module in network.modules()]
+    exit_points(network, example_input=torch.randn(2, 4), n_exits=1)
+    assert [module.training for module in network.modules()] == modes
