@@ -26,10 +26,10 @@ def logits_in(output: Any) -> Any:
 
 
 def _begins_with_logits(output: Sequence[Any]) -> bool:
-    first, others = output[:1], tensors_in(list(output[1:]))
-    return all(
-        isinstance(tensor, torch.Tensor) and tensor.ndim == 2 and tensor.is_floating_point() for tensor in first
-    ) and all(tensor.shape != first[0].shape for tensor in others)
+    first, *others = output or [None]
+    if not isinstance(first, torch.Tensor) or first.ndim != 2 or not first.is_floating_point():
+        return False
+    return all(tensor.shape != first.shape for tensor in tensors_in(others))
 
 
 def two_logits(logits: Any) -> Any:

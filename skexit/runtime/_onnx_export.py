@@ -39,6 +39,7 @@ from skexit.runtime._onnx_rows import with_open_rows
 from skexit.runtime._onnx_session import METADATA, make_session
 from skexit.utils._files import refuse_folder
 from skexit.utils._optional import optional_import
+from skexit.utils._threads import one_recording
 
 #: An ONNX file must be smaller than 2 GiB. The weights of larger networks are written to a second file.
 _LARGEST_FILE = 2**31 - 2**24
@@ -48,6 +49,7 @@ _MOST_NESTED = 30
 _TOLERANCE, _NOTHING = 1e-3, 1e-12
 
 
+@one_recording()
 @plain_torch()
 def export_onnx(live: EarlyExitModel, path: str | Path, *, thresholds_as_input: bool = False) -> Path:
     """Write a live network as one ONNX file, which includes the heads and the decisions of the policy.
