@@ -270,9 +270,9 @@ def _average_grids(maps: torch.Tensor, sizes: set[int]) -> dict[int, torch.Tenso
     grids = {}
     finest = maps = _summable(maps) if sizes else maps
     for size in sorted(sizes, reverse=True):
-        grid = _average_grid(finest, size)
-        grids[size] = grid.flatten(1)
         # The average of cells of equal size is the average of their averages.
+        grid = _average_grid(finest if _divides(size, finest) else maps, size)
+        grids[size] = grid.flatten(1)
         if _divides(size, maps):
             finest = grid
     return grids
