@@ -154,7 +154,9 @@ from skexit.cache import CacheWriter
 
 writer = CacheWriter(sys.argv[2], LAYOUT, origin=ORIGIN)
 child = os.fork()
-print(child or os.getpid(), flush=True)
+if child:
+    time.sleep(1)  # the child runs, and drops the lock that it inherited
+    print(child, flush=True)
 time.sleep(60)
 """
 
@@ -168,7 +170,6 @@ def test_a_child_that_outlives_a_killed_process_holds_no_lock(tmp_path):
         text=True,
     )
     child = int(process.stdout.readline())
-    process.stdout.readline()  # both processes run, so the child has dropped the lock that it inherited
     try:
         with pytest.raises(RuntimeError, match="is writing into"):
             CacheWriter(tmp_path, LAYOUT, origin=ORIGIN)
