@@ -105,9 +105,9 @@ def convolve(maps: Any, kernel: Any, bias: Any, stride: int) -> Any:
         import torch
 
         # Copies of kernel and bias, which may be read-only.
-        with torch.inference_mode(), torch.autocast("cpu", enabled=False), torch.device("cpu"):
-            tensors = torch.from_numpy(maps), torch.tensor(kernel), torch.tensor(bias)
-            return _convolve_by_torch(*tensors, stride).numpy()
+        with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+            kernel, bias = (torch.tensor(values, device="cpu") for values in (kernel, bias))
+            return _convolve_by_torch(torch.from_numpy(maps), kernel, bias, stride).numpy()
     n_rows = max(1, _WINDOW_NUMBERS // (KERNEL_SIZE**2 * prod(maps.shape[1:])))
     starts = range(0, max(len(maps), 1), n_rows)
     parts = [_convolve_windows(maps[start : start + n_rows], kernel, bias, stride) for start in starts]
