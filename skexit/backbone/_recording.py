@@ -37,7 +37,6 @@ from skexit.backbone._own_logits import OwnLogits
 from skexit.backbone._refusals import refusal
 from skexit.backbone._rows import with_rows
 from skexit.backbone._shapes import FILLED, filled
-from skexit.utils._threads import one_recording
 
 _OPERATORS = torch.library.Library("skexit", "DEF")
 # For the recorder, the call of a module is one operation, with the number of the call.
@@ -65,7 +64,6 @@ class Recording:
     """Modules with an argument that is neither a tensor nor a plain value, such as a cache that they change."""
 
 
-@one_recording()
 def record(
     model: nn.Module,
     exits: Sequence[str],

@@ -99,10 +99,9 @@ def export_onnx(live: EarlyExitModel, path: str | Path, *, thresholds_as_input: 
 
     Notes
     -----
-    As in :class:`EarlyExitModel`, inputs may have any number of rows, and sequences of integers any length, if
-    torch can record the network for any length. Rounding
-    differs between torch and onnxruntime. A sample whose score differs from a threshold by rounding only may therefore
-    leave at another exit.
+    As in :class:`EarlyExitModel`, inputs may have any number of rows, and sequences of integers any length, if torch
+    can record the network for any length. Rounding differs between torch and onnxruntime. A sample whose score differs
+    from a threshold by rounding only may therefore leave at another exit.
 
     Examples
     --------

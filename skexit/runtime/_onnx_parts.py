@@ -19,7 +19,6 @@ from skexit.runtime._decision_graph import DecisionGraph, Notes
 from skexit.runtime._onnx_functions import TRANSLATIONS
 from skexit.runtime._onnx_simplify import drop_copies
 from skexit.runtime._runner import StageRunner
-from skexit.utils._threads import one_recording
 
 #: Values by their names in a part: ``tensor0``, ``side0``, ``features``, ``logits``, ``stays``, ``note/0.votes``.
 Tensors = dict[str, torch.Tensor]
@@ -106,7 +105,6 @@ class PartsSideBySide(nn.Module):
         with attributes_as_found(self):
             return {name: part(inputs[name]) for name, part in self.parts.items()}
 
-    @one_recording()
     def record(self) -> torch.export.ExportedProgram:
         """All parts as one graph of torch; a RecordingError if torch cannot record a part."""
         dynamic = {
@@ -121,7 +119,6 @@ class PartsSideBySide(nn.Module):
             except Exception as error:  # torch may raise any exception
                 raise RecordingError from error
 
-    @one_recording()
     def to_onnx(self) -> torch.onnx.ONNXProgram:
         """All parts as one ONNX model; a RecordingError if torch cannot record a part.
 
