@@ -153,10 +153,13 @@ from caches import LAYOUT, ORIGIN
 from skexit.cache import CacheWriter
 
 writer = CacheWriter(sys.argv[2], LAYOUT, origin=ORIGIN)
+reading, writing = os.pipe()
 child = os.fork()
 if child:
-    time.sleep(1)  # the child runs, and drops the lock that it inherited
+    os.read(reading, 1)  # the child runs, so it has dropped the lock that it inherited
     print(child, flush=True)
+else:
+    os.write(writing, b".")
 time.sleep(60)
 """
 
